@@ -1,0 +1,269 @@
+"""Train one of the four tiny diffusion transformers: `python -m ditbench.zoo.models dit-tiny|pixart-tiny|flux-tiny|wan-tiny`.
+
+The pipelines, transformers, text encoders, autoencoders and schedulers are diffusers' and transformers' own classes; only sizes are
+ours. Text encoders are trained together with their transformer. Needs the codec of `train.py` first. Writes a pipeline folder.
+
+B batch, N tokens, D width. Noise prediction (DiT, PixArt): x_t = sqrt(a) x_0 + sqrt(1 - a) e, the model gives e (Ho et al. 2020, eq. 14).
+Rectified flow (FLUX, Wan): x_s = (1 - s) x_0 + s e, the model gives e - x_0 (Liu et al. 2022; Esser et al. 2024).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ditbench import shapes
+from ditbench.zoo import parts
+from ditbench.zoo.fit import fit
+from ditbench.zoo.train import note, pictures
+
+WORLD = {"dit-tiny": "class", "pixart-tiny": "scene", "flux-tiny": "scene", "wan-tiny": "video"}
+EXAMPLES = {"class": 16384, "scene": 32768, "video": 8192}
+SHAPE: dict[str, Any] = dict(num_attention_heads=4, attention_head_dim=32)
+DROP = 0.1
+"""Share of captions or labels dropped in training, for classifier-free guidance."""
+
+
+def build(name: str, parts_folder: Path) -> Any:
+    """The pipeline of a tiny model with a trained codec and everything else freshly initialised."""
+    torch.manual_seed(0)
+    transformer: Any
+    if name == "wan-tiny":
+        return WanPipeline(
+            tokenizer=parts.tokenizer(),
+            text_encoder=parts.t5(multilingual=True),
+            vae=AutoencoderKLWan.from_pretrained(parts_folder / "video-codec" / "weights"),
+            scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0),
+            transformer=WanTransformer3DModel(
+                **SHAPE, patch_size=(1, 2, 2), in_channels=4, out_channels=4, text_dim=parts.TEXT_WIDTH, freq_dim=64,
+                ffn_dim=512, num_layers=5, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+            ),
+        )  # fmt: skip
+    vae = AutoencoderKL.from_pretrained(parts_folder / "codec" / "weights")
+    if name == "dit-tiny":
+        transformer = DiTTransformer2DModel(
+            **SHAPE, in_channels=4, out_channels=4, num_layers=6, sample_size=16, patch_size=2, num_embeds_ada_norm=1000
+        )
+        names = dict(enumerate(shapes.CLASSES))
+        return DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False), id2label=names)
+    if name == "pixart-tiny":
+        transformer = PixArtTransformer2DModel(
+            **SHAPE, in_channels=4, out_channels=4, num_layers=6, cross_attention_dim=128, sample_size=16, patch_size=2,
+            caption_channels=parts.TEXT_WIDTH, use_additional_conditions=False,
+        )  # fmt: skip
+        return PixArtAlphaPipeline(parts.tokenizer(), parts.t5(), vae, transformer, DPMSolverMultistepScheduler())
+    if name == "flux-tiny":
+        vae.register_to_config(shift_factor=0.0)
+        transformer = FluxTransformer2DModel(
+            **SHAPE, patch_size=1, in_channels=16, num_layers=2, num_single_layers=3, joint_attention_dim=parts.TEXT_WIDTH,
+            pooled_projection_dim=parts.TEXT_WIDTH, axes_dims_rope=(8, 12, 12), guidance_embeds=True,
+        )  # fmt: skip
+        tokenizer, scheduler = parts.tokenizer(), FlowMatchEulerDiscreteScheduler()
+        return FluxPipeline(scheduler, vae, parts.clip(), tokenizer, parts.t5(), tokenizer, transformer)
+    raise ValueError(f"no tiny model {name!r}; there are {', '.join(WORLD)}")
+
+
+@torch.no_grad()
+def latents(world: str, codec: Any, folder: Path) -> tuple[Tensor, list[str], Tensor]:
+    """Normalised latents of the training pictures, made once per folder, with their captions and class labels."""
+    path, n, chunk = folder / f"latents-{world}.safetensors", EXAMPLES[world], 256
+    found = load_file(path)["latents"] if path.exists() else None
+    texts: list[str] = []
+    labels, made = [], []
+    for seed in range(n // chunk):
+        scenes = shapes.draw(world, chunk, split="train", seed=seed)
+        texts += shapes.captions(scenes)
+        labels.append(scenes.labels)
+        if found is None:
+            pixels = pictures(world, chunk, "train", seed)[1] * 2 - 1
+            made += [codec.encode(part).latent_dist.mean.half() for part in pixels.split(16)]
+    if found is None:
+        found = torch.cat(made).contiguous()
+        save_file({"latents": found}, path)
+    found = found.float()
+    if world == "video":
+        mean, std = (torch.tensor(getattr(codec.config, f"latents_{k}")).view(1, -1, 1, 1, 1) for k in ("mean", "std"))
+        return (found - mean) / std, texts, torch.cat(labels)
+    return found * codec.config.scaling_factor, texts, torch.cat(labels)
+
+
+class Trained(nn.Module):
+    """What is optimised of a pipeline: the transformer and, where there are any, the text encoders."""
+
+    transformer: Any
+    text_encoder: Any
+    text_encoder_2: Any
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__()
+        self.transformer = pipe.transformer
+        for part in ("text_encoder", "text_encoder_2"):
+            if isinstance(getattr(pipe, part, None), nn.Module):
+                setattr(self, part, getattr(pipe, part))
+
+
+Predict = Callable[[Trained, Tensor, Tensor, Any, Tensor | None], Tensor]
+"""(parts, noisy latents, timestep in 0..1000, conditioning rows, guidance [B] or None) -> prediction shaped as the latents."""
+
+
+def predict_dit(m: Trained, x: Tensor, t: Tensor, labels: Tensor, guidance: Tensor | None) -> Tensor:
+    """DiT: class-conditional noise prediction."""
+    out: Tensor = m.transformer(x, timestep=t, class_labels=labels).sample
+    return out
+
+
+def predict_pixart(m: Trained, x: Tensor, t: Tensor, ids: Tensor, guidance: Tensor | None) -> Tensor:
+    """PixArt: noise prediction with cross-attention to the caption."""
+    mask = (ids != 0).long()
+    text = m.text_encoder(ids, attention_mask=mask)[0]
+    no_size = {"resolution": None, "aspect_ratio": None}
+    out: Tensor = m.transformer(
+        x, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=t, added_cond_kwargs=no_size
+    ).sample
+    return out
+
+
+def predict_wan(m: Trained, x: Tensor, t: Tensor, ids: Tensor, guidance: Tensor | None) -> Tensor:
+    """Wan: flow velocity of a video."""
+    mask = (ids != 0).long()
+    text = m.text_encoder(ids, attention_mask=mask)[0] * mask[:, :, None]  # the pipeline pads with zeros
+    out: Tensor = m.transformer(x, timestep=t, encoder_hidden_states=text).sample
+    return out
+
+
+def predict_flux(m: Trained, x: Tensor, t: Tensor, ids: Tensor, guidance: Tensor | None) -> Tensor:
+    """FLUX: flow velocity on packed latents, guidance scale embedded."""
+    b, c, h, w = x.shape
+    pooled = m.text_encoder(ids).pooler_output
+    text = m.text_encoder_2(ids)[0]
+    out = m.transformer(
+        hidden_states=FluxPipeline._pack_latents(x, b, c, h, w),
+        timestep=t / 1000, guidance=torch.ones(b) if guidance is None else guidance,
+        pooled_projections=pooled, encoder_hidden_states=text, txt_ids=torch.zeros(ids.shape[1], 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, x.dtype),
+    ).sample  # fmt: skip
+    unpacked: Tensor = (
+        out.unflatten(1, (h // 2, w // 2)).unflatten(3, (c, 2, 2)).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+    )
+    return unpacked
+
+
+PREDICT: dict[str, Predict] = {
+    "dit-tiny": predict_dit,
+    "pixart-tiny": predict_pixart,
+    "flux-tiny": predict_flux,
+    "wan-tiny": predict_wan,
+}
+
+
+def train(name: str, parts_folder: Path, out: Path, steps: int, batch: int, lr: float) -> None:
+    """Train a tiny model and save its pipeline folder (fp16) under `out/name`."""
+    pipe = build(name, parts_folder)
+    world, folder = WORLD[name], out / f"train-{name}"
+    x0, texts, labels = latents(world, pipe.vae, parts_folder)
+    model, predict, flow = Trained(pipe), PREDICT[name], name in ("flux-tiny", "wan-tiny")
+    model.eval()  # there is no dropout to turn on, and DiT's label dropout would draw afresh in every block
+    cond = labels if world == "class" else pipe.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+    empty = (
+        torch.tensor(1000)
+        if world == "class"
+        else pipe.tokenizer([""], padding="max_length", return_tensors="pt").input_ids
+    )
+    ddim: Any = DDIMScheduler()
+    alpha = ddim.alphas_cumprod
+
+    def examples(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Clean latents, noise, timestep, noisy latents, conditioning."""
+        g = torch.Generator().manual_seed(step)
+        rows = torch.randint(len(x0), (batch,), generator=g)
+        clean, c, noise = x0[rows], cond[rows], torch.randn(batch, *x0.shape[1:], generator=g)
+        if flow:
+            s = torch.sigmoid(torch.randn(batch, generator=g))
+            s = 2 * s / (1 + s) if name == "wan-tiny" else s  # trained where its shifted sampler looks
+            wide = s.view(-1, *[1] * (clean.dim() - 1))
+            return clean, noise, s * 1000, (1 - wide) * clean + wide * noise, c
+        t = torch.randint(1000, (batch,), generator=g)
+        a = alpha[t].view(-1, 1, 1, 1)
+        return clean, noise, t, a.sqrt() * clean + (1 - a).sqrt() * noise, c
+
+    def loss_of(step: int) -> Tensor:
+        clean, noise, t, x, c = examples(step)
+        drop = torch.rand(batch, generator=torch.Generator().manual_seed(step + 10_000_000)) < DROP
+        c = torch.where(drop.view(-1, *[1] * (c.dim() - 1)), empty, c)
+        return nn.functional.mse_loss(predict(model, x, t, c, None), noise - clean if flow else noise)
+
+    spent = fit(model, loss_of, steps=steps, lr=lr, folder=folder)
+    if name == "flux-tiny":
+        spent += distil_guidance(model, examples, empty, folder, steps // 5, lr / 2)
+    save(pipe, out / name)
+    note(
+        folder, model=name, world=world, examples=len(x0), steps=steps, batch=batch, lr=lr, seed=0, seconds=round(spent)
+    )
+
+
+def distil_guidance(model: Trained, examples: Any, empty: Tensor, folder: Path, steps: int, lr: float) -> float:
+    """Teach the guidance embedding what classifier-free guidance of that scale gives, as FLUX.1-dev was (Meng et al. 2023, eq. 3)."""
+    teacher = copy.deepcopy(model).requires_grad_(False)
+
+    def loss_of(step: int) -> Tensor:
+        _, _, t, x, c = examples(20_000_000 + step)
+        scale = 1 + 4 * torch.rand(len(x), generator=torch.Generator().manual_seed(step))
+        with torch.no_grad():
+            with_text, without = (
+                predict_flux(teacher, x, t, c, None),
+                predict_flux(teacher, x, t, empty.expand_as(c), None),
+            )
+            target = without + scale.view(-1, 1, 1, 1) * (with_text - without)
+        return nn.functional.mse_loss(predict_flux(model, x, t, c, scale), target)
+
+    return fit(model, loss_of, steps=steps, lr=lr, folder=folder.with_name(folder.name + "-guidance"))
+
+
+def save(pipe: Any, folder: Path) -> None:
+    """The pipeline in an ordinary diffusers folder, weights in fp16."""
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.half()
+    pipe.save_pretrained(folder)
+
+
+def main() -> None:
+    """Train the model named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=tuple(WORLD))
+    parser.add_argument("--parts", type=Path, required=True, help="folder train.py wrote its codecs to")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    train(args.name, args.parts, args.out, args.steps, args.batch, args.lr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Make a part of the embedded world again: `python -m ditbench.zoo.train judge|video-judge|codec|video-codec`.
+
+Each prints its held-out score and writes weights (fp16 safetensors), a loss curve and notes under `--out`. See `models.py` in this
+folder for the four diffusion models themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ditbench import shapes
+from ditbench.zoo import parts
+from ditbench.zoo.fit import fit
+from ditbench.zoo.judge import Judge
+
+ZOO = Path(__file__).parent
+
+
+def pictures(world: str, n: int, split: str, seed: int) -> tuple[shapes.Scenes, Tensor]:
+    """n fresh scenes and their pictures, 0..1."""
+    scenes = shapes.draw(world, n, split=split, seed=seed)
+    return scenes, shapes.render(scenes, world, split=split, seed=seed)
+
+
+def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors in float16, the rest as they are."""
+    return {k: v.half().contiguous() if v.is_floating_point() else v.contiguous() for k, v in tensors.items()}
+
+
+def note(folder: Path, **facts: Any) -> None:
+    """What a card needs to know of a training, as `notes.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts |= dict(
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        processor=platform.machine(),
+        day=time.strftime("%Y-%m-%d"),
+    )
+    (folder / "notes.json").write_text(json.dumps(facts, indent=1))
+
+
+def train_judge(world: str, out: Path, steps: int) -> None:
+    """The judge of still pictures (trained on both still worlds) or of video."""
+    torch.manual_seed(0)
+    judge = Judge(world)
+    worlds = ("video",) if world == "video" else ("scene", "scene", "class")
+
+    def loss_of(step: int) -> Tensor:
+        scenes, pixels = pictures(worlds[step % len(worlds)], 64, "train", 1_000_000 + step)
+        pixels = _weather(pixels, step)
+        pooled = judge.pool(pixels)
+        quadrant, whole = judge.logits(pooled)
+        loss = _reading_loss(quadrant, whole, scenes)
+        told = judge.read_embedding(F.relu(judge.embed(pooled.flatten(1))))
+        inner, outer = told.split([4 * sum(judge.quadrant_out), sum(judge.whole_out)], dim=1)
+        inner = inner.unflatten(1, (4, -1)).split(judge.quadrant_out, dim=2)
+        return loss + 0.5 * _reading_loss(list(inner), list(outer.split(judge.whole_out, dim=1)), scenes)
+
+    judge.train()
+    folder = out / f"judge-{'video' if world == 'video' else 'still'}"
+    spent = fit(judge, loss_of, steps=steps, lr=2e-3, folder=folder, average=0.99)
+    _settle_batchnorm(judge, worlds)
+    scores = {w: score_judge(judge.eval(), w) for w in set(worlds)}
+    print(json.dumps(scores, indent=1))
+    (out / "judge").mkdir(exist_ok=True)
+    save_file(
+        half(judge.state_dict()), out / "judge" / ("video.safetensors" if world == "video" else "still.safetensors")
+    )
+    note(folder, part="judge", world=world, steps=steps, batch=64, seconds=round(spent), accuracy=scores)
+
+
+def score_judge(judge: Judge, world: str, n: int = 4096) -> dict[str, float]:
+    """Held-out accuracy of every attribute read by quadrant (of objects that are there)."""
+    right: dict[str, list[Tensor]] = {}
+    for seed in range(n // 256):
+        truth, pixels = pictures(world, 256, "test", 5000 + seed)
+        seen, there = judge.read(pixels), truth.shape >= 0
+        right.setdefault("position", []).append(((seen.shape >= 0) == there).flatten())
+        for name in ("shape", "colour", "size"):
+            right.setdefault(name, []).append((getattr(seen, name) == getattr(truth, name))[there])
+        for name in ("background", "texture") + (("motion",) if judge.moving else ()):
+            right.setdefault(name, []).append(getattr(seen, name) == getattr(truth, name))
+    return {name: round(torch.cat(v).double().mean().item(), 4) for name, v in right.items()}
+
+
+def _reading_loss(quadrant: list[Tensor], whole: list[Tensor], scenes: shapes.Scenes) -> Tensor:
+    loss = F.cross_entropy(quadrant[0].flatten(0, 1), (scenes.shape + 1).flatten())
+    for logits, truth in zip(quadrant[1:], (scenes.colour, scenes.size), strict=True):
+        loss = loss + F.cross_entropy(logits.flatten(0, 1), truth.flatten(), ignore_index=-1)
+    for logits, truth in zip(whole, (scenes.background, scenes.texture, scenes.motion), strict=False):
+        loss = loss + F.cross_entropy(logits, truth)
+    return loss
+
+
+def _weather(pixels: Tensor, step: int) -> Tensor:
+    """Blur and noise, so that the judge does not lean on crispness that a decoder cannot give."""
+    g = torch.Generator().manual_seed(step)
+    strength = torch.rand(len(pixels), *[1] * (pixels.dim() - 1), generator=g)
+    flat = pixels.flatten(1, -3) if pixels.dim() == 5 else pixels
+    blurred = F.avg_pool2d(F.pad(flat, (1, 1, 1, 1), mode="replicate"), 3, 1).view_as(pixels)
+    noise = (
+        0.08 * torch.rand(len(pixels), *[1] * (pixels.dim() - 1), generator=g) * torch.randn(pixels.shape, generator=g)
+    )
+    return (pixels + strength * (blurred - pixels) + noise).clamp(0, 1)
+
+
+@torch.no_grad()
+def _settle_batchnorm(judge: Judge, worlds: tuple[str, ...]) -> None:
+    """Running statistics of the averaged weights, over fresh batches."""
+    for m in judge.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.reset_running_stats()
+            m.momentum = None
+    for seed in range(30):
+        judge.pool(_weather(pictures(worlds[seed % len(worlds)], 64, "train", 2_000_000 + seed)[1], seed))
+
+
+def train_codec(video: bool, out: Path, steps: int) -> None:
+    """The autoencoder of still pictures (both still worlds) or of video; latents scaled to unit spread."""
+    torch.manual_seed(0)
+    codec: Any = parts.video_codec() if video else parts.image_codec().to(memory_format=torch.channels_last)
+    worlds, batch = (("video",), 4) if video else (("scene", "scene", "class"), 8)
+
+    def loss_of(step: int) -> Tensor:
+        x = pictures(worlds[step % len(worlds)], batch, "train", 3_000_000 + step)[1] * 2 - 1
+        posterior = codec.encode(x).latent_dist
+        y = codec.decode(posterior.sample()).sample
+        edges = (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean() + (y.diff(dim=-2) - x.diff(dim=-2)).abs().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        # The square leads, not the absolute error: it makes small bright objects count against wide backgrounds.
+        return 10 * (y - x).square().mean() + (y - x).abs().mean() + 0.5 * edges + 1e-5 * kl
+
+    folder = out / ("video-codec" if video else "codec")
+    spent = fit(codec, loss_of, steps=steps, lr=2e-3, folder=folder, average=0.99)
+    codec.eval()
+    x = pictures(worlds[0], 64 if video else 256, "test", 7000)[1] * 2 - 1
+    with torch.no_grad():
+        z = torch.cat([codec.encode(part).latent_dist.mean for part in x.split(16)])
+        y = torch.cat([codec.decode(part).sample for part in z.split(16)]).clamp(-1, 1)
+    psnr = -10 * torch.log10(((y - x) / 2).square().flatten(1).mean(1)).mean().item()
+    print(f"reconstruction {psnr:.2f} dB, latent std {z.std().item():.3f} mean {z.mean().item():.3f}")
+    dims = tuple(d for d in range(z.dim()) if d != 1)
+    if video:
+        codec.register_to_config(latents_mean=z.mean(dims).tolist(), latents_std=z.std(dims).tolist())
+    else:
+        codec.register_to_config(scaling_factor=1 / z.std().item(), shift_factor=None)
+    codec.half().save_pretrained(folder / "weights")
+    note(folder, part="codec", world=worlds[0], steps=steps, batch=batch, seconds=round(spent), psnr_db=round(psnr, 2))
+
+
+def main() -> None:
+    """Train the part named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("judge", "video-judge", "codec", "video-codec"))
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--out", type=Path, default=ZOO)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if "judge" in args.part:
+        train_judge("video" if args.part == "video-judge" else "scene", args.out, args.steps)
+    else:
+        train_codec(args.part == "video-codec", args.out, args.steps)
+
+
+if __name__ == "__main__":
+    main()
