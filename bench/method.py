@@ -1,0 +1,299 @@
+"""What a method is, and the Attachment it installs itself through.
+
+A method is a class of knobs with `attach(pipeline, at)`, declared with `@method(...)`. Everything it changes it changes through `at`,
+which takes it back, last in first out, also after a failure half way: there is no detach to write. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import keyword
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from hashlib import sha256
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform
+
+from ditbench.knobs import build, check, knob, knobs, suggest, values
+
+if TYPE_CHECKING:
+    from ditbench.anatomy import Route, Sublayer
+    from ditbench.workload import Sampling
+
+__all__ = [
+    "CLAIMS",
+    "METHODS",
+    "Attachment",
+    "Method",
+    "Now",
+    "Stage",
+    "Traits",
+    "build",
+    "find",
+    "knob",
+    "knobs",
+    "load_plugin",
+    "method",
+    "names",
+    "values",
+]
+
+
+class Stage(IntEnum):
+    """When a method attaches. Lower stages attach first and detach last."""
+
+    WEIGHTS = 10
+    """Replaces or merges parameters: distillation, LoRA, pruning."""
+    PRECISION = 20
+    """Changes how parameters are stored or multiplied: quantisation."""
+    OPERATOR = 30
+    """Changes one operation inside a block: sparse attention, token merging."""
+    SCHEDULE = 40
+    """Decides which steps, blocks or tokens run at all: caching, skipping."""
+    COMPILE = 90
+    """Sees the final graph."""
+
+
+CLAIMS: dict[str, str] = {
+    "weights": "replaces the transformer's parameters by others of the same meaning, as a distilled student does",
+    "linear-precision": "decides the number format linear layers are stored and multiplied in",
+    "num-steps": "decides how many sampler steps are taken",
+    "guidance": "decides the guidance scale, or whether there is a second guidance pass",
+    "scheduler": "replaces the sampler",
+    "block-schedule": "decides which blocks, sub-layers or tokens are computed at a step",
+    "attention-operator": "replaces the attention operation itself",
+    "compile": "compiles the transformer",
+}
+"""The parts of a pipeline a method can own alone. Two methods mix when their claims are disjoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """The facts about a method that decide where it may run and with what."""
+
+    family: str
+    """What it is for the reader of a table: `cache`, `quantisation`, `control`, `distillation`, `sparsity`..."""
+    stage: Stage
+    claims: frozenset[str]
+    needs: frozenset[str]
+    """`cuda`, `sm>=89`, `package:NAME`, `package:NAME>=2.1`, `model:FAMILY` (one of those named)."""
+    conflicts: frozenset[str]
+    """Methods known not to mix although their claims are disjoint, by name."""
+    reversible: bool
+    """False: the pipeline must be loaded again after it."""
+    decides_per_batch: bool
+    """True: one decision is taken for the whole batch, so that a sample depends on its companions."""
+    paper: str
+
+
+@dataclass(kw_only=True)
+class Now:
+    """Where the generation is. Told, not guessed: a method never counts calls itself."""
+
+    step: int = 0
+    """Sampler step, from 0."""
+    branch: int = 0
+    """Which transformer call of this step: 0, and 1 for a separate guidance pass."""
+    num_steps: int = 0
+    """Sampler steps of this generation."""
+
+
+_MISSING = object()
+
+
+class Attachment:
+    """One method's hold on one pipeline: what it changed, and how to take it back."""
+
+    def __init__(self, pipeline: Any, now: Now, stack: ExitStack) -> None:
+        self.now = now
+        self.counters: dict[str, int] = {}
+        """Events since the stack was attached, by name."""
+        self.engaged = False
+        """Whether any counted event was the method at work (`count(..., idle=True)` is not)."""
+        self.starts: list[Callable[[], object]] = []
+        self.held: list[Callable[[], Iterable[Any]]] = []
+        self._pipeline = pipeline
+        self._stack = stack
+
+    @cached_property
+    def sublayers(self) -> list[Sublayer]:
+        """The transformer's sub-layers, in the order they run."""
+        from ditbench.anatomy import sublayers
+
+        found: list[Sublayer] = sublayers(self._pipeline.transformer)
+        return found
+
+    def patch(self, owner: Any, name: str, value: Any) -> Any:
+        """Set `owner.name` until detached, and return what it was (None when there was nothing)."""
+        if name.startswith("__"):
+            raise ValueError(f"{name} on an instance is never called: Python looks dunder methods up on the class")
+        inside = [vars(owner), *(vars(owner).get(store, {}) for store in ("_parameters", "_buffers", "_modules"))]
+        before = next((store[name] for store in inside if name in store), _MISSING)
+        previous = getattr(owner, name, None)
+        if before is _MISSING:
+            self.undo(lambda: vars(owner).pop(name, None))
+        else:
+            self.undo(setattr, owner, name, before)
+        setattr(owner, name, value)
+        return previous
+
+    def reroute(self, sublayer: Sublayer, route: Route) -> None:
+        """Send the sub-layer's calls through `route(run, hidden)` until detached (see `anatomy`)."""
+        sublayer.reroute(route, self.patch)
+
+    def undo(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call `callback(*args)` when detached; the last registered is called first."""
+        self._stack.callback(callback, *args)
+
+    def on_start(self, reset: Callable[[], object]) -> None:
+        """Call `reset` before every generation, so that nothing leaks from one to the next."""
+        self.starts.append(reset)
+
+    def count(self, event: str, by: int = 1, *, idle: bool = False) -> None:
+        """Count an event. `idle` events are bookkeeping: they do not show that the method did anything."""
+        self.counters[event] = self.counters.get(event, 0) + by
+        self.engaged |= by > 0 and not idle
+
+    def holds(self, tensors: Callable[[], Iterable[Any]]) -> None:
+        """Name the tensors the method keeps from step to step (tuples of tensors will do): they enter the memory ledger."""
+        self.held.append(tensors)
+
+
+class Method(Protocol):
+    """A method with its knobs set. Only one of `attach` and `adapt` has to be written; `@method` adds what is missing."""
+
+    name: str
+    traits: Traits
+
+    def attach(self, pipeline: Any, at: Attachment) -> None:
+        """Install the method on a pipeline, through `at` alone."""
+
+    def adapt(self, sampling: Sampling) -> Sampling:
+        """The sampling the method wants, such as fewer steps."""
+
+    def check(self, pipeline: Any) -> str | None:
+        """Why this pipeline cannot take the method, in one sentence; None when it can."""
+
+
+METHODS: dict[str, Any] = {}
+"""Method classes met so far, by name."""
+
+Cls = TypeVar("Cls", bound=type)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(knob,))
+def method(
+    name: str,
+    *,
+    family: str,
+    stage: Stage,
+    claims: Iterable[str] = (),
+    needs: Iterable[str] = (),
+    conflicts: Iterable[str] = (),
+    reversible: bool = True,
+    decides_per_batch: bool = False,
+    paper: str = "",
+) -> Callable[[Cls], Cls]:
+    """Declare a class of knobs as a method, under a lower-case name without hyphens.
+
+    The class becomes a frozen, keyword-only dataclass whose knobs are checked when it is made.
+    """
+    if not name.isidentifier() or name != name.lower() or keyword.iskeyword(name) or name == "none":
+        raise ValueError(
+            f"{name!r} is no name for a method: lower-case letters, digits and underscores, and not 'none'"
+        )
+    for claim in (claims := frozenset(claims)) - CLAIMS.keys():
+        raise ValueError(f"method {name} claims {claim!r}, which is no part of a pipeline; {suggest(claim, CLAIMS)}")
+    traits = Traits(
+        family=family, stage=stage, claims=claims, needs=frozenset(needs), conflicts=frozenset(conflicts),
+        reversible=reversible, decides_per_batch=decides_per_batch, paper=paper,
+    )  # fmt: skip
+
+    def register(cls: Cls) -> Cls:
+        if not {"attach", "adapt"} & vars(cls).keys():
+            raise ValueError(f"method {name} does nothing: write attach(pipeline, at), adapt(sampling), or both")
+        if (owner := _owner(name)) not in (None, cls.__module__):
+            raise ValueError(f"method {name!r} is already there, from {owner}; choose another name")
+        missing = {"attach": lambda self, pipeline, at: None, "adapt": lambda self, sampling: sampling}
+        missing["check"] = lambda self, pipeline: None
+        for part, nothing in missing.items():
+            if not hasattr(cls, part):
+                setattr(cls, part, nothing)
+        settle = vars(cls).get("__post_init__", lambda self: None)
+
+        def __post_init__(self: Any) -> None:
+            check(self)
+            settle(self)
+
+        made: Any = cls
+        made.name, made.traits, made.__post_init__ = name, traits, __post_init__
+        METHODS[name] = dataclass(frozen=True, kw_only=True)(made)
+        return cls  # dataclass changes the class in place
+
+    return register
+
+
+def names() -> list[str]:
+    """Every method there is: ours, installed packages' and loaded plug-ins'."""
+    return sorted(_table().keys() | METHODS.keys())
+
+
+def find(name: str) -> Any:
+    """The method class of that name; ValueError with the nearest names when there is none."""
+    if name not in METHODS:
+        table = _table()
+        if name not in table:
+            raise ValueError(f"no method {name!r}; {suggest(name, names())}")
+        importlib.import_module(table[name].partition(":")[0])
+        if name not in METHODS:
+            raise ValueError(f"{table[name]} is listed as method {name!r}, but declares no method of that name")
+    return METHODS[name]
+
+
+def load_plugin(path: str | Path) -> list[str]:
+    """Run a Python file that declares methods, and return their names; ValueError when it cannot be run or declares none."""
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise ValueError(f"plug-in {path} is not a file")
+    name = f"ditbench_plugin_{sha256(str(path).encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"plug-in {path} is not a Python file")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except Exception as error:
+            del sys.modules[name]
+            for half in [n for n, cls in METHODS.items() if cls.__module__ == name]:
+                del METHODS[half]
+            raise ValueError(f"plug-in {path} failed: {type(error).__name__}: {error}") from error
+    if not (found := [n for n, cls in METHODS.items() if cls.__module__ == name]):
+        del sys.modules[name]
+        raise ValueError(f"plug-in {path} declares no method: put @method(...) on a class")
+    return found
+
+
+def _table() -> dict[str, str]:
+    """Name -> "module:Class" of the methods that can be imported."""
+    from ditbench.methods import BUILT_IN
+
+    table: dict[str, str] = dict(_installed()) | BUILT_IN
+    return table
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    return ((entry.name, entry.value) for entry in entry_points(group="ditbench.methods"))
+
+
+def _owner(name: str) -> str | None:
+    """The module a method name belongs to, if any."""
+    if name in METHODS:
+        return str(METHODS[name].__module__)
+    return _table()[name].partition(":")[0] if name in _table() else None

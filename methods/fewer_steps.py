@@ -1,0 +1,38 @@
+"""Fewer sampler steps, and nothing else: the control that every accelerator has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from ditbench.method import Stage, knob, method
+from ditbench.workload import Sampling
+
+
+@method("fewer_steps", family="control", stage=Stage.SCHEDULE, claims={"num-steps"})
+class FewerSteps:
+    """Take fewer sampler steps with the un-accelerated model: any accelerator must be better at the same time."""
+
+    steps: int | None = knob(None, low=1)
+    """Sampler steps to take; None: `share` of the model's own. Never more than the model's own."""
+    share: float = knob(0.5, above=0, high=1)
+    """Share of the model's own steps, rounded, at least one; 1 changes nothing. Not together with `steps`."""
+    off: ClassVar[dict[str, object]] = {"share": 1.0}
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.share != 0.5:
+            raise ValueError(
+                f"fewer_steps takes steps or share, not both, but was given steps={self.steps} and share={self.share}"
+            )
+
+    def adapt(self, sampling: Sampling) -> Sampling:
+        """The sampling with fewer steps."""
+        wanted = max(1, round(self.share * sampling.steps)) if self.steps is None else self.steps
+        return replace(sampling, steps=min(wanted, sampling.steps))
+
+    def check(self, pipeline: Any) -> str | None:
+        """One step is refused where diffusers' PixArt pipelines would take their special one-step path, which only LCM's sampler serves."""
+        scheduler = type(pipeline.scheduler).__name__
+        if self.steps == 1 and type(pipeline).__name__.startswith("PixArt") and scheduler != "LCMScheduler":
+            return f"diffusers' {type(pipeline).__name__} cannot take a single step with {scheduler}"
+        return None

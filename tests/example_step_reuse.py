@@ -1,0 +1,29 @@
+"""A complete method: copy this file, change it, and try it with `--plugin FILE.py`."""
+
+from typing import Any, ClassVar
+
+from ditbench.method import Attachment, Stage, knob, method
+
+
+@method("step_reuse", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="none")
+class StepReuse:
+    """Run the transformer at every `every`-th step and return its last output in between."""
+
+    every: int = knob(2, low=1)
+    """Steps for each real run of the transformer; 1 changes nothing."""
+    off: ClassVar[dict[str, object]] = {"every": 1}
+
+    def attach(self, pipeline: Any, at: Attachment) -> None:
+        """Patch the transformer's forward; everything done through `at` is taken back by itself."""
+        kept: dict[int, Any] = {}  # by guidance pass
+        at.on_start(kept.clear)  # nothing leaks into the next generation
+        at.holds(kept.values)  # counted as the method's memory
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if at.now.step % self.every and at.now.branch in kept:
+                at.count("passes_reused")  # a method that counts nothing and changes nothing is reported as inert
+                return kept[at.now.branch]
+            kept[at.now.branch] = run(*args, **kwargs)
+            return kept[at.now.branch]
+
+        run = at.patch(pipeline.transformer, "forward", forward)

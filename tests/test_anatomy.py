@@ -1,0 +1,202 @@
+"""The anatomy finds every sub-layer, and rerouting them changes nothing unless the route does."""
+
+from contextlib import ExitStack
+from functools import cache
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ditbench.anatomy import family_of, put, sublayers, take
+from ditbench.method import Attachment, Now
+from ditbench.testing import KINDS, tiny
+
+TOKENS = {"dit": 16, "pixart": 24, "flux": 24, "wan": 48}
+TEXT = {"dit": 0, "pixart": 16, "flux": 16, "wan": 16}
+
+
+@cache
+def subject(kind):
+    return tiny(kind, steps=2)
+
+
+@cache
+def transformer_call(kind):
+    """The transformer of a tiny pipeline, and the arguments of its first call for a batch of two."""
+    calls = []
+    transformer = subject(kind).pipeline.transformer
+    hook = transformer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    subject(kind).generate(subject(kind).sampling, [0, 1])
+    hook.remove()
+    return transformer, *calls[0]
+
+
+@torch.no_grad()
+def run(kind, route):
+    """The transformer's output with every sub-layer going through `route(sublayer)`."""
+    transformer, args, kwargs = transformer_call(kind)
+    with ExitStack() as undo:
+        at = Attachment(subject(kind).pipeline, Now(), undo)
+        for sublayer in at.sublayers:
+            at.reroute(sublayer, route(sublayer))
+        return transformer(*args, **kwargs)[0]
+
+
+def plain(kind):
+    transformer, args, kwargs = transformer_call(kind)
+    with torch.no_grad():
+        return transformer(*args, **kwargs)[0]
+
+
+def some_rows(hidden, share, seed=0):
+    """Different rows for each sample, in no order: [B,K]."""
+    g = torch.Generator().manual_seed(seed)
+    count = max(1, int(share * hidden.shape[1]))
+    return torch.stack([torch.randperm(hidden.shape[1], generator=g)[:count] for _ in range(len(hidden))])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_running_every_sublayer_through_a_route_is_bit_identical(kind):
+    tried, (pipeline, sampling) = subject(kind), (subject(kind).pipeline, subject(kind).sampling)
+    before, calls = tried.generate(sampling, [0, 1]), []
+    with ExitStack() as undo:
+        at = Attachment(pipeline, Now(), undo)
+        for sublayer in at.sublayers:
+            at.reroute(sublayer, lambda run, hidden, i=sublayer.index: (calls.append(i), run())[1])
+        routed = tried.generate(sampling, [0, 1])
+    assert torch.equal(before, routed)
+    passes = sampling.steps * (2 if kind == "wan" else 1)
+    assert calls == list(range(len(at.sublayers))) * passes  # each once a pass, in the order of the list
+    assert torch.equal(before, tried.generate(sampling, [0, 1]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sublayer_matters_to_the_output(kind):
+    before = plain(kind)
+
+    def halve(out):
+        return tuple(0.5 * o for o in out) if isinstance(out, tuple) else 0.5 * out
+
+    for chosen in sublayers(transformer_call(kind)[0]):
+        changed = run(kind, lambda s, chosen=chosen: lambda run, _: halve(run()) if s.index == chosen.index else run())
+        assert not torch.equal(before, changed), chosen.name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_rows_in_any_order_give_the_dense_output(kind):
+    def route(_sublayer):
+        def shuffled(run, hidden):
+            rows = some_rows(hidden, 1.0)
+            out = run(rows)
+            if isinstance(out, tuple):
+                return put(torch.full_like(out[0], torch.nan), rows, out[0]), out[1]
+            return put(torch.full_like(out, torch.nan), rows, out)
+
+        return shuffled
+
+    torch.testing.assert_close(run(kind, route), plain(kind), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_a_subset_of_rows_equals_those_rows_of_the_dense_output(kind, share):
+    seen = []
+
+    def route(sublayer):
+        def compare(run, hidden):
+            dense, rows = run(), some_rows(hidden, share, seed=sublayer.index)
+            part = run(rows)
+            if sublayer.kind == "joint":
+                torch.testing.assert_close(part[1], dense[1], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(part[0], take(dense[0], rows), rtol=1e-4, atol=1e-5)
+            else:
+                torch.testing.assert_close(part, take(dense, rows), rtol=1e-4, atol=1e-5)
+            seen.append(sublayer.index)
+            return dense
+
+        return compare
+
+    assert torch.equal(run(kind, route), plain(kind))
+    assert len(seen) == len(sublayers(transformer_call(kind)[0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_macs_are_what_a_flop_counter_counts(kind):
+    def counted(call):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            call()
+        ops = {op.__name__.split(".")[0]: flops for op, flops in counter.get_flop_counts()["Global"].items()}
+        assert ops.keys() <= {"mm", "addmm", "bmm", "baddbmm"}, ops
+        return ops.get("mm", 0) + ops.get("addmm", 0), ops.get("bmm", 0) + ops.get("baddbmm", 0)
+
+    def route(sublayer):
+        def compare(run, hidden):
+            rows = some_rows(hidden, 0.4)
+            for kept, call in ((None, run), (rows.shape[1], lambda: run(rows))):
+                macs = sublayer.macs(TOKENS[kind], kept, TEXT[kind])
+                flops = counted(call)
+                assert flops == (2 * len(hidden) * macs.linear, 2 * len(hidden) * macs.attention), (sublayer.name, kept)
+            return run()
+
+        return compare
+
+    run(kind, route)
+
+
+def test_macs_of_nothing_are_nothing_and_of_too_much_an_error():
+    first = sublayers(subject("pixart").pipeline.transformer)[0]
+    assert first.macs(24, 0, 16).total == 0
+    assert first.macs(24, None, 16) == first.macs(24, 24, 16)
+    with pytest.raises(ValueError, match=r"0\.self has 24 rows, so 25 cannot be kept"):
+        first.macs(24, 25, 16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("dit", ["0.self", "0.mlp", "1.self", "1.mlp"]),
+        ("pixart", ["0.self", "0.cross", "0.mlp", "1.self", "1.cross", "1.mlp"]),
+        ("wan", ["0.self", "0.cross", "0.mlp", "1.self", "1.cross", "1.mlp"]),
+        ("flux", ["0.joint", "0.mlp", "0.context_mlp", "1.joint", "1.mlp", "1.context_mlp", "2.single", "3.single"]),
+    ],
+)
+def test_sublayers_are_listed_in_the_order_they_run(kind, expected):
+    found = sublayers(subject(kind).pipeline.transformer)
+    assert [s.name for s in found] == expected
+    assert [s.index for s in found] == list(range(len(expected)))
+    assert family_of(subject(kind).pipeline.transformer) == kind
+    text = {s.kind: s.stream for s in found if s.stream != "image"}
+    assert text == ({"joint": "both", "context_mlp": "text", "single": "both"} if kind == "flux" else {})
+
+
+def test_the_hidden_state_of_a_route_has_the_rows_of_its_stream():
+    shapes = {}
+    run("flux", lambda s: lambda run, hidden: (shapes.update({s.kind: tuple(hidden.shape)}), run())[1])
+    assert shapes == {"joint": (2, 24, 128), "mlp": (2, 24, 128), "context_mlp": (2, 16, 128), "single": (2, 40, 128)}
+
+
+def test_a_stranger_is_refused_by_name():
+    with pytest.raises(ValueError, match="Linear has no anatomy; there is one for DiTTransformer2DModel, Flux"):
+        sublayers(torch.nn.Linear(1, 1))
+
+
+def test_rows_of_masked_joint_attention_are_refused():
+    transformer, args, kwargs = transformer_call("flux")
+    kwargs = kwargs | {"joint_attention_kwargs": {"attention_mask": torch.ones(2, 1, 1, 40, dtype=torch.bool)}}
+    with ExitStack() as undo, torch.no_grad():
+        at = Attachment(subject("flux").pipeline, Now(), undo)
+        at.reroute(at.sublayers[0], lambda run, hidden: run(some_rows(hidden, 0.5)))
+        with pytest.raises(ValueError, match="cannot be computed; run all of them"):
+            transformer(*args, **kwargs)
+
+
+def test_take_and_put_are_loops_over_samples():
+    x, rows = torch.randn(2, 5, 3), torch.tensor([[4, 0], [1, 2]])
+    expected = torch.stack([x[b][rows[b]] for b in range(2)])
+    assert torch.equal(take(x, rows), expected)
+    filled, before = put(x, rows, torch.zeros(2, 2, 3)), x.clone()
+    assert torch.equal(x, before)
+    for b in range(2):
+        for n in range(5):
+            assert torch.equal(filled[b, n], torch.zeros(3) if n in rows[b] else x[b, n])

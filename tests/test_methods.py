@@ -1,0 +1,206 @@
+"""The built-in methods do what their papers and their knobs say."""
+
+import logging
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from test_stack import TESTS
+from torch import nn
+
+from ditbench.anatomy import sublayers
+from ditbench.method import find
+from ditbench.methods.int8 import share_of_linear_macs
+from ditbench.stack import Stack
+from ditbench.testing import KINDS, tiny
+
+
+@cache
+def subject(kind):
+    return tiny(kind, steps=5)
+
+
+def generate(text, kind, which=(0,), counters=None):
+    stack, tried = Stack.parse(text), subject(kind)
+    sampling = stack.adapt(tried.sampling)
+    with stack.attached(tried.pipeline) as attached:
+        attached.start(sampling.steps)
+        samples = tried.generate(sampling, which)
+        if counters is not None:
+            counters |= attached.counters() | {"cache_bytes": attached.cache_bytes()}
+    return samples
+
+
+# fewer_steps
+
+
+@pytest.mark.parametrize(
+    ("knobs", "steps", "expected"),
+    [({}, 20, 10), ({}, 5, 2), ({}, 1, 1), ({"share": 0.2}, 20, 4), ({"share": 0.01}, 20, 1), ({"share": 1}, 7, 7)]
+    + [({"steps": 4}, 20, 4), ({"steps": 50}, 20, 20)],
+)
+def test_fewer_steps_takes_its_share_or_its_number(knobs, steps, expected):
+    sampling = replace(subject("dit").sampling, steps=steps)
+    assert find("fewer_steps")(**knobs).adapt(sampling) == replace(sampling, steps=expected)
+
+
+def test_fewer_steps_is_the_plain_pipeline_with_fewer_steps():
+    tried = subject("pixart")
+    assert torch.equal(
+        generate("fewer_steps(steps=2)", "pixart"), tried.generate(replace(tried.sampling, steps=2), [0])
+    )
+
+
+# fora
+
+
+def slow_fora(kind, interval):
+    """FORA once more, by forward hooks that count their own calls: a module's output is replaced by the one kept for its pass."""
+    tried = subject(kind)
+    passes = 2 if kind == "wan" else 1
+    with ExitStack() as undo:
+        for sublayer in sublayers(tried.pipeline.transformer):
+            calls, kept = [0], {}
+
+            def reuse(_module, _inputs, out, calls=calls, kept=kept):
+                step, branch = divmod(calls[0], passes)
+                calls[0] += 1
+                if step % interval == 0:
+                    kept[branch] = out
+                return kept[branch]
+
+            undo.callback(
+                sublayer.modules[-1].register_forward_hook(reuse).remove
+            )  # a single block ends in its projection
+        return tried.generate(tried.sampling, [0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("interval", [2, 3])
+def test_fora_equals_a_slow_version_made_of_hooks(kind, interval):
+    fast, slow = generate(f"fora(interval={interval})", kind), slow_fora(kind, interval)
+    assert torch.equal(fast, slow)
+    assert not torch.equal(fast, subject(kind).generate(subject(kind).sampling, [0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fora_computes_at_every_interval_th_step_and_reuses_in_between(kind):
+    tried, computed, step = subject(kind), [], []
+    with Stack.parse("fora(interval=3)").attached(tried.pipeline) as attached, ExitStack() as undo:
+        inner = sublayers(tried.pipeline.transformer)[0].linears[0]
+        undo.callback(inner.register_forward_pre_hook(lambda *_: computed.append(attached.now.step)).remove)
+        every = tried.pipeline.transformer.register_forward_pre_hook(lambda *_: step.append(attached.now.step))
+        undo.callback(every.remove)
+        attached.start(5)
+        tried.generate(tried.sampling, [0])
+        num, passes = len(sublayers(tried.pipeline.transformer)), 2 if kind == "wan" else 1
+        assert sorted(set(step)) == [0, 1, 2, 3, 4]
+        assert computed == [0] * passes + [3] * passes
+        assert attached.counters() == {"fora.computed": 2 * passes * num, "fora.reused": 3 * passes * num}
+
+
+def test_foras_cache_is_counted_in_bytes():
+    counters = {}
+    generate("fora", "dit", which=(0, 1), counters=counters)
+    batch_with_guidance, tokens, width, layers = 4, 16, 128, 4
+    assert counters["cache_bytes"] == layers * batch_with_guidance * tokens * width * 4
+    generate("fora(interval=1)", "dit", counters=(off := {}))
+    assert off["cache_bytes"] == 0
+
+
+# int8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_covers_most_linear_multiplications_at_a_small_error(kind):
+    tried = subject(kind)
+    share = share_of_linear_macs(tried.pipeline, lambda: tried.generate(tried.sampling, [0]))
+    assert 0.8 <= share < 1
+    calls = []
+    transformer = tried.pipeline.transformer
+    hook = transformer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    tried.generate(tried.sampling, [0])
+    hook.remove()
+    args, kwargs = calls[2]
+    with torch.no_grad():
+        exact = transformer(*args, **kwargs)[0]
+        with Stack.parse("int8").attached(tried.pipeline):
+            rounded = transformer(*args, **kwargs)[0]
+            assert share == share_of_linear_macs(tried.pipeline, lambda: tried.generate(tried.sampling, [0]))
+    error = float((exact - rounded).norm() / exact.norm())
+    assert 1e-5 < error < 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_leaves_embedders_modulation_and_the_last_projection_alone(kind):
+    pipeline = subject(kind).pipeline
+    linears = {name: m for name, m in pipeline.transformer.named_modules() if isinstance(m, nn.Linear)}
+    originals = {name: m.weight for name, m in linears.items()}
+    with Stack.parse("int8").attached(pipeline) as attached:
+        quantised = {name for name, m in linears.items() if type(m.weight.data).__name__ == "Int8Tensor"}
+        assert attached.counters() == {"int8.linears": len(quantised)}
+        assert all(linears[name].weight.qdata.dtype == torch.int8 for name in quantised)
+    spared = linears.keys() - quantised
+    assert all(
+        "embed" in n or "norm" in n or "adaln" in n or "caption" in n or n.startswith(("proj_out", "condition"))
+        for n in spared
+    )
+    assert not [n for n in quantised if "embed" in n or "norm" in n]
+    assert sum(n.startswith(("proj_out", "proj_out_1")) for n in spared) >= 1
+    assert all(m.weight is originals[name] for name, m in linears.items())
+
+
+def test_torchaos_import_says_nothing_and_changes_no_setting():
+    code = "import torch; from ditbench.quiet import quiet\nwith quiet():\n    import torchao.quantization"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import run_bench; {code}"], cwd=TESTS.parent, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    before = logging.root.manager.disable, torch.get_float32_matmul_precision()
+    generate("int8", "dit")
+    assert (logging.root.manager.disable, torch.get_float32_matmul_precision()) == before
+
+
+# firstblock
+
+
+@pytest.mark.parametrize("kind", ["flux", "wan"])
+def test_firstblock_skips_the_other_blocks_when_little_has_changed(kind):
+    tried, ran = subject(kind), {"first": 0, "last": 0}
+    found = sublayers(tried.pipeline.transformer)
+
+    def seen(name):
+        return lambda *_: ran.update({name: ran[name] + 1})
+
+    with Stack.parse("firstblock(threshold=0.9)").attached(tried.pipeline) as attached, ExitStack() as undo:
+        undo.callback(found[0].modules[0].register_forward_pre_hook(seen("first")).remove)
+        undo.callback(found[-1].linears[0].register_forward_pre_hook(seen("last")).remove)
+        attached.start(5)
+        tried.generate(tried.sampling, [0])
+        counters, passes = attached.counters(), 10 if kind == "wan" else 5
+        assert ran == {"first": passes, "last": counters["firstblock.passes_computed"]}
+        assert counters["firstblock.passes_computed"] + counters["firstblock.passes_reused"] == passes
+        assert attached.cache_bytes() > 0
+
+
+def test_firstblock_skips_more_at_a_higher_threshold_and_nothing_at_zero():
+    reused = []
+    for threshold in (0.0, 0.05, 0.9):
+        counters = {}
+        generate(f"firstblock(threshold={threshold})", "wan", counters=counters)
+        reused.append(counters.get("firstblock.passes_reused", 0))
+    assert reused == sorted(reused)
+    assert reused[0] == 0 < reused[-1]
+
+
+@pytest.mark.parametrize("kind", ["flux", "wan"])
+def test_firstblock_that_never_skips_is_idle(kind):
+    stack, tried = Stack.parse("firstblock(threshold=0.0)"), subject(kind)
+    with stack.attached(tried.pipeline) as attached:
+        attached.start(5)
+        tried.generate(tried.sampling, [0])
+        assert stack.idle(tried.sampling, attached) == ["firstblock"]
