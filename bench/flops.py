@@ -1,0 +1,217 @@
+"""FLOPs of a pipeline's real sampler loop: measured while it runs, or counted on the meta device at any size without weights.
+
+FLOPs = 2 MACs. Attention and every guidance pass are included; text encoder and decoder are told beside, not in it. What is counted
+and how is in `counter.py`. Imports torch only inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ditbench.workload import Sampling, sampling_of
+
+if TYPE_CHECKING:
+    from ditbench.counter import Counter
+    from ditbench.models import Model
+    from ditbench.stack import Stack
+
+TRANSFORMER, TEXT, DECODER, ELSEWHERE = "transformer", "text", "decoder", "elsewhere"
+SAME_EVERY_CALL = frozenset({"weights", "linear-precision", "num-steps", "guidance", "scheduler"})
+"""Claims of methods that leave every transformer call of a generation alike, so that one of a kind is counted for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """What one generation costs: all steps and guidance passes of the transformer, and the parts around it beside it."""
+
+    flops: int
+    """Of the transformer: 2 x (linear + attention + conv MACs)."""
+    linear_macs: int
+    attention_macs: int
+    """Attention products alone; the projections around them are linear."""
+    conv_macs: int
+    forwards: int
+    """Transformer calls that computed anything."""
+    passes: int
+    """Rows of the batch summed over those calls: two for a call with both guidance passes of one sample."""
+    text_flops: int
+    """Of the text encoders; not in `flops`."""
+    decoder_flops: int
+    """Of the autoencoder; not in `flops`."""
+    uncounted: dict[str, int]
+    """Product-like operations without a formula, by name: how often they ran. Prefixed with the part when not the transformer's."""
+
+
+def count_generation(pipe: Any, call: Callable[[], object], *, allow_uncounted: bool = False) -> Flops:
+    """FLOPs of `call()`, which runs the pipeline once, by what is really executed: skipped and partial work counts as it is.
+
+    Never time it: counting is slow. Raises ValueError when the transformer ran a product that has no formula, unless allowed.
+    """
+    from ditbench.counter import Counter
+
+    counter = Counter()
+    with counter.following(pipe), counter.counting():
+        call()
+    found: Flops = counter.result()
+    if not allow_uncounted:
+        refuse_uncounted(found)
+    return found
+
+
+def refuse_uncounted(found: Flops) -> None:
+    """Raise ValueError when the transformer ran a product that has no formula."""
+    if mine := {name: n for name, n in found.uncounted.items() if not name.startswith((TEXT, DECODER, ELSEWHERE))}:
+        told = ", ".join(f"{name} ({n} times)" for name, n in mine.items())
+        raise ValueError(f"the FLOPs are not complete: no formula is known for {told}")
+
+
+def count_model(
+    model: Model,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    text_tokens: int | None = None,
+    stack: Stack | None = None,
+    changes: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """FLOPs of one sample of `model` under `stack`, as a row: the real pipeline runs its real sampler loop on the meta device.
+
+    None means the model's own size. `frames` matters to video and `text_tokens` to text models only. `changes` overrides sizes of
+    the architecture, as `part.key`. Calls that are alike are run once and counted each time, which a stack that schedules its work
+    forbids: then all are run. A stack that refuses the model, or decides by values (there are none on the meta device), is a row
+    without numbers and with the reason as its note. Raises ValueError for a size the model cannot make.
+    """
+    from ditbench.stack import Stack
+
+    stack = stack or Stack()
+    asked = {"height": height, "width": width, "frames": frames if model.frames > 1 else None, "steps": steps}
+    asked["text_tokens"] = text_tokens if model.text_tokens else None
+    sampling = stack.adapt(replace(sampling_of(model), **{k: v for k, v in asked.items() if v is not None}))
+    size = f"{sampling.height}x{sampling.width}" + (f"x{sampling.frames}" if sampling.frames > 1 else "")
+    row = {"model": model.name, "stack": str(stack), "size": size}
+    row |= {"steps": sampling.steps, "text_tokens": sampling.text_tokens}
+    try:
+        found = _count_on_meta(model, sampling, stack, changes)
+    except _CannotSay as reason:
+        return row | dict.fromkeys(_NUMBERS) | {"not_counted": "", "note": str(reason)}
+    row |= {"forwards": found.forwards, "passes": found.passes, "flops": found.flops}
+    row |= {f"macs_{kind}": getattr(found, f"{kind}_macs") for kind in ("linear", "attention", "conv")}
+    row["macs_per_pass"] = found.flops // 2 // found.passes
+    told = "; ".join(f"{name} x{n}" for name, n in found.uncounted.items())
+    return row | {"not_counted": told or "text encoder, decoder", "note": ""}
+
+
+_NUMBERS = ("forwards", "passes", "flops", "macs_linear", "macs_attention", "macs_conv", "macs_per_pass")
+
+
+def count_table(models: Sequence[Model], stacks: Sequence[Stack], **sizes: Any) -> list[dict[str, Any]]:
+    """A row of `count_model` for every model and stack, in that order; `sizes` as there."""
+    from ditbench.quiet import quiet
+
+    with quiet():
+        return [count_model(model, stack=stack, **sizes) for model in models for stack in stacks]
+
+
+class _CannotSay(Exception):
+    """A stack whose FLOPs the meta device cannot tell, and why."""
+
+
+def _count_on_meta(model: Model, sampling: Sampling, stack: Stack, changes: dict[str, Any] | None) -> Flops:
+    import torch
+
+    from ditbench.architecture import build
+    from ditbench.counter import Counter
+
+    changes = _resized(model, sampling, changes)
+    pipe = build(model, device="meta", parts=("transformer", "vae", "scheduler"), changes=changes)
+    if reason := stack.refusal(pipe):
+        raise _CannotSay(reason)
+    alike = all(m.traits.claims <= SAME_EVERY_CALL for m in stack.methods)
+    counter = Counter()
+    with torch.inference_mode(), stack.attached(pipe) as attached:
+        attached.start(sampling.steps)
+        once = _run_once(pipe.transformer, counter) if alike else nullcontext()
+        with counter.following(pipe), once, counter.counting():
+            try:
+                pipe(**_call_on_meta(model, sampling, pipe))
+            except (NotImplementedError, RuntimeError) as error:
+                if not stack.methods:
+                    raise
+                told = str(error).strip().splitlines()[0]
+                why = f"it decides by values, or does what has no meta kernel ({told}): count it in a run"
+                raise _CannotSay(why) from error
+    found: Flops = counter.result()
+    refuse_uncounted(found)
+    return found
+
+
+def _resized(model: Model, sampling: Sampling, changes: dict[str, Any] | None) -> dict[str, Any]:
+    """`changes`, and the sample size of a DiT, which has no other way of being told; ValueError for a size that cannot be made."""
+    from ditbench.architecture import describe
+
+    described = describe(model, changes)
+    vae, patch = described["vae"], described["transformer"].get("patch_size", 1)
+    down = vae.get("scale_factor_spatial", 8) if model.family == "wan" else 2 ** (len(vae["block_out_channels"]) - 1)
+    cell = down * (2 if model.family == "flux" else patch[-1] if isinstance(patch, (list, tuple)) else patch)
+    for name, length in (("height", sampling.height), ("width", sampling.width)):
+        if length % cell:
+            raise ValueError(f"{name}: {model.name} makes multiples of {cell} pixels, not {length}")
+    if model.family == "wan" and (sampling.frames - 1) % (period := vae.get("scale_factor_temporal", 4)):
+        raise ValueError(f"frames: {model.name} makes a multiple of {period} and one, not {sampling.frames}")
+    if model.family != "dit":
+        return changes or {}
+    if sampling.height != sampling.width:
+        raise ValueError(f"width: {model.name} makes square pictures, not {sampling.height}x{sampling.width}")
+    return {**(changes or {}), "transformer.sample_size": sampling.height // down}
+
+
+def _call_on_meta(model: Model, sampling: Sampling, pipe: Any) -> dict[str, Any]:
+    """Call arguments of one sample with a prompt that is encoded already."""
+    import torch
+
+    def empty(*shape: int) -> Any:
+        return torch.empty(1, *shape, device="meta")
+
+    call: dict[str, Any] = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance}
+    sizes = pipe.transformer.config
+    if model.family == "dit":
+        return call | {"class_labels": [0], "output_type": "pt"}
+    call |= {"height": sampling.height, "width": sampling.width, "output_type": "latent"}
+    tokens = sampling.text_tokens
+    if model.family == "pixart":
+        for sign in ("", "negative_"):
+            call[f"{sign}prompt_embeds"] = empty(tokens, sizes.caption_channels)
+            call[f"{sign}prompt_attention_mask"] = empty(tokens)
+        return call | {"negative_prompt": None, "use_resolution_binning": False}
+    if model.family == "flux":
+        text = empty(tokens, sizes.joint_attention_dim)
+        return call | {"prompt_embeds": text, "pooled_prompt_embeds": empty(sizes.pooled_projection_dim)}
+    text = empty(tokens, sizes.text_dim)
+    return call | {"prompt_embeds": text, "negative_prompt_embeds": text, "num_frames": sampling.frames}
+
+
+@contextmanager
+def _run_once(transformer: Any, counter: Counter) -> Iterator[None]:
+    """Run the transformer once for inputs of the same shapes, and count it every time."""
+    forward, seen = transformer.forward, {}
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        key = str([getattr(x, "shape", None) for x in (*args, *kwargs.values())])
+        if key not in seen:
+            before = counter.flops.copy()
+            seen[key] = forward(*args, **kwargs), counter.flops - before
+            return seen[key][0]
+        out, flops = seen[key]
+        counter.flops += flops
+        return out
+
+    transformer.forward = counted
+    try:
+        yield
+    finally:
+        del transformer.forward

@@ -1,0 +1,270 @@
+"""FLOPs: published figures, closed forms, PyTorch's own counter, and what must never be counted as nothing."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from narrow import NAMES, generate, narrow
+from torch import nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ditbench import flops
+from ditbench.architecture import build
+from ditbench.counter import Counter, looks_like_a_product
+from ditbench.models import select
+from ditbench.quiet import quiet
+from ditbench.stack import Stack
+
+GOLDEN = {  # GMACs of one pass, batch 1 (DiT's authors: 118.64 and 524.60, cache-dit for FLUX 3726.87 TFLOPs in 50 steps)
+    "dit-xl-2-256": 118.67,
+    "dit-xl-2-512": 524.58,
+    "pixart-alpha-256": 149.05,
+    "pixart-alpha-512": 617.99,
+    "flux-1-dev": 74385 / 2,
+    "wan-2.1-1.3b": 283.0e3 / 2,
+    "wan-2.1-14b": 1678.4e3 / 2,
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_full_size_models_cost_what_is_published(name):
+    steps = 50 if name == "dit-xl-2-256" else 2
+    row = flops.count_table(select(name), [Stack()], steps=steps)[0]
+    assert row["macs_per_pass"] / 1e9 == pytest.approx(GOLDEN[name], rel=2e-3)
+    passes = steps if name.startswith("flux") else 2 * steps  # guidance but for FLUX
+    assert row["passes"] == passes and row["forwards"] == (passes if name.startswith("wan") else steps)
+    assert (
+        row["flops"]
+        == 2 * passes * row["macs_per_pass"]
+        == 2 * sum(row[f"macs_{k}"] for k in ("linear", "attention", "conv"))
+    )
+    if name == "dit-xl-2-256":
+        assert row["flops"] / 1e12 == pytest.approx(
+            23.74, rel=2e-3
+        )  # what the caching papers give for 50 steps with guidance
+    if name == "pixart-alpha-256":
+        assert row["macs_linear"] / passes / 1e9 == pytest.approx(142.84, rel=2e-3)
+
+
+def test_dit_agrees_with_its_closed_form_at_any_size():
+    for side in (128, 384):
+        row = flops.count_model(
+            select("dit-xl-2-256")[0], height=side, width=side, steps=1, changes={"transformer.num_layers": 4}
+        )
+        n, d = (side // 16) ** 2, 1152
+        embed = 256 * d + d**2  # of the time step: in every block, and once more before the last projection
+        blocks = 4 * (12 * n * d**2 + 2 * n**2 * d + 6 * d**2 + embed)
+        assert row["macs_per_pass"] == blocks + n * 16 * d + embed + 2 * d**2 + n * 32 * d
+        assert row["macs_attention"] == 2 * 4 * 2 * n**2 * d  # two passes of 4 blocks, exactly
+
+
+def test_wan_agrees_with_its_closed_form_at_any_size():
+    size = {"height": 240, "width": 416, "frames": 17, "steps": 1, "text_tokens": 256}
+    row = flops.count_model(select("wan-2.1-1.3b")[0], **size, changes={"transformer.num_layers": 4})
+    n, d, f, text = 5 * 15 * 26, 1536, 8960, 256
+    assert row["macs_attention"] == 2 * 4 * (2 * n**2 * d + 2 * n * text * d)
+    blocks = 4 * (n * (6 * d**2 + 2 * d * f) + 2 * text * d**2 + 2 * n**2 * d + 2 * n * text * d)
+    embedders = n * 64 * d + text * (4096 * d + d**2) + 256 * d + d**2 + 6 * d**2
+    assert row["macs_per_pass"] == blocks + embedders + n * 64 * d
+
+
+class Block(nn.Module):
+    """A transformer block of width 64 whose linear layers have no bias and get inputs that are not contiguous."""
+
+    def __init__(self, explicit: bool) -> None:
+        super().__init__()
+        self.explicit = explicit
+        self.qkv, self.out, self.up, self.down = (nn.Linear(64, n * 64, bias=False) for n in (3, 1, 4, 1))
+        self.down = nn.Linear(256, 64)
+
+    def forward(self, x):  # [B, N, 64]
+        q, k, v = self.qkv(x.mT.contiguous().mT).view(*x.shape[:2], 3, 4, 16).permute(2, 0, 3, 1, 4)
+        y = (q @ k.mT / 4).softmax(-1) @ v if self.explicit else functional.scaled_dot_product_attention(q, k, v)
+        return self.down(self.up(self.out(y.transpose(1, 2).reshape(x.shape))))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, nullcontext])
+def test_a_block_is_split_into_linear_and_attention_however_it_is_carried_out(batch, explicit, device, mode):
+    x = torch.randn(batch, 32, 64, device=device)
+    block = Block(explicit).to(device)
+    for kernel in (nullcontext(), sdpa_kernel(SDPBackend.MATH)):
+        counter = Counter()
+        with mode(), kernel, counter.counting():
+            block(x)
+        assert counter.of("elsewhere", "linear") == 2 * batch * 32 * 12 * 64**2
+        assert counter.of("elsewhere", "attention") == 2 * batch * 2 * 32**2 * 64
+        assert not counter.uncounted
+
+
+def test_convolutions_and_products_with_vectors_are_counted():
+    counter = Counter()
+    with counter.counting():
+        functional.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(5, 3, 2, 2), stride=2)
+        functional.conv3d(torch.zeros(1, 2, 4, 4, 4), torch.zeros(3, 2, 1, 2, 2))
+        torch.zeros(7, 6) @ torch.zeros(6)
+        torch.addmv(torch.zeros(7), torch.zeros(7, 6), torch.zeros(6))
+        torch.dot(torch.zeros(5), torch.zeros(5))
+        torch.addbmm(torch.zeros(2, 4), torch.zeros(3, 2, 5), torch.zeros(3, 5, 4))
+    assert counter.of("elsewhere", "conv") == 2 * (5 * 3 * 4 * 16 + 3 * 2 * 4 * 4 * 9)
+    assert counter.of("elsewhere") - counter.of("elsewhere", "conv") == 2 * (42 + 42 + 5 + 120)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_real_run_counts_what_the_meta_device_and_pytorch_count(name):
+    model, changes = narrow(name)
+    with quiet():
+        pipe = build(model, device="cpu", changes=changes)
+    found = flops.count_generation(pipe, lambda: generate(pipe, model))
+    row = flops.count_model(model, changes=changes)
+    assert {k: row[k] for k in ("flops", "forwards", "passes")} == {
+        k: getattr(found, k) for k in ("flops", "forwards", "passes")
+    }
+    assert [row[f"macs_{k}"] for k in ("linear", "attention", "conv")] == [
+        found.linear_macs,
+        found.attention_macs,
+        found.conv_macs,
+    ]
+    assert found.decoder_flops > 0 and (found.text_flops > 0) == (model.family != "dit") and not found.uncounted
+    assert found.forwards == model.steps * (2 if model.family == "wan" else 1)
+
+    cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    theirs, forward = [], pipe.transformer.forward
+
+    def counted(*args, **kwargs):
+        with FlopCounterMode(
+            display=False,
+            custom_mapping={cpu_attention: lambda q, k, v, *a, out_shape=None, **kw: sdpa_flop_count(q, k, v)},
+        ) as c:
+            out = forward(*args, **kwargs)
+        theirs.append(c.get_total_flops())
+        return out
+
+    pipe.transformer.forward = counted
+    generate(pipe, model)
+    assert found.flops == sum(theirs)
+
+
+def test_two_samples_cost_twice_one():
+    model, changes = narrow("flux-1-dev")
+    with quiet():
+        pipe = build(model, device="cpu", changes=changes)
+    one, two = (flops.count_generation(pipe, lambda n=n: generate(pipe, model, n)) for n in (1, 2))
+    assert (
+        two.attention_macs == 2 * one.attention_macs and two.forwards == one.forwards and two.passes == 2 * one.passes
+    )
+    assert two.flops == 2 * one.flops
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_int8_multiplies_as_much_as_the_dense_model(name):
+    model, changes = narrow(name)
+    stack = Stack.parse("int8")
+    with quiet():
+        pipe = build(model, device="cpu", changes=changes)
+        dense = flops.count_generation(pipe, lambda: generate(pipe, model))
+        with stack.attached(pipe) as attached:
+            quantised = flops.count_generation(pipe, lambda: generate(pipe, model))
+            assert attached.counters()["int8.linears"] > 0
+        row = flops.count_model(model, stack=stack, changes=changes)
+    assert quantised == dense and row["flops"] == dense.flops and row["note"] == ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reused_work_is_not_counted_in_a_run_nor_on_the_meta_device(name):
+    model, changes = narrow(name)
+    stack = Stack.parse("fora(interval=3)")
+    with quiet():
+        pipe = build(model, device="cpu", changes=changes)
+        dense = flops.count_generation(pipe, lambda: generate(pipe, model))
+        with stack.attached(pipe):
+            reused = flops.count_generation(pipe, lambda: generate(pipe, model))
+        row = flops.count_model(model, stack=stack, changes=changes)
+    assert row["flops"] == reused.flops < 0.6 * dense.flops and reused.attention_macs * 3 == dense.attention_macs
+    assert row["stack"] == "fora" and row["forwards"] == dense.forwards
+
+
+def test_fewer_steps_cost_fewer_forwards():
+    model, changes = narrow("flux-1-dev")
+    none, half = (
+        flops.count_model(model, stack=Stack.parse(text), steps=8, changes=changes) for text in ("none", "fewer_steps")
+    )
+    assert (none["steps"], half["steps"]) == (8, 4) and none["flops"] == 2 * half["flops"]
+
+
+def test_running_alike_calls_once_counts_the_same_as_running_them_all(monkeypatch):
+    model, changes = narrow("wan-2.1-1.3b")
+    quick = flops.count_model(model, changes=changes)
+    monkeypatch.setattr(flops, "_run_once", lambda *_: nullcontext())
+    assert flops.count_model(model, changes=changes) == quick
+
+
+def test_a_stack_that_cannot_be_counted_is_a_row_with_its_reason():
+    model, changes = narrow("flux-1-dev")
+    row = flops.count_model(model, stack=Stack.parse("firstblock"), changes=changes)
+    assert row["flops"] is None and row["forwards"] is None and "decides by values" in row["note"]
+    model, changes = narrow("dit-xl-2-256")
+    row = flops.count_model(model, stack=Stack.parse("firstblock"), changes=changes)
+    assert row["flops"] is None and row["note"].startswith("firstblock: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "complaint"),
+    [
+        ("dit-xl-2-256", {"height": 250}, "height: dit-xl-2-256 makes multiples of 16 pixels, not 250"),
+        ("dit-xl-2-256", {"height": 512}, "makes square pictures, not 512x256"),
+        ("flux-1-dev", {"width": 1000}, "width: flux-1-dev makes multiples of 16 pixels"),
+        ("wan-2.1-1.3b", {"frames": 80}, "frames: wan-2.1-1.3b makes a multiple of 4 and one, not 80"),
+    ],
+)
+def test_a_size_the_model_cannot_make_is_refused(name, size, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        flops.count_model(select(name)[0], **size)
+
+
+def test_a_product_without_a_formula_is_an_error_that_names_it():
+    @torch.library.custom_op("ditbench_test::fancy_matmul", mutates_args=())
+    def fancy_matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x @ w
+
+    model, changes = narrow("dit-xl-2-256")
+    with quiet():
+        pipe = build(model, device="cpu", changes=changes)
+    linear = pipe.transformer.transformer_blocks[0].attn1.to_q
+    linear.forward = lambda x: fancy_matmul(x.flatten(0, 1), linear.weight.detach().mT.contiguous()).unflatten(
+        0, x.shape[:2]
+    )
+    with pytest.raises(ValueError, match=r"no formula is known for ditbench_test\.fancy_matmul \(3 times\)"):
+        flops.count_generation(pipe, lambda: generate(pipe, model))
+    found = flops.count_generation(pipe, lambda: generate(pipe, model), allow_uncounted=True)
+    assert found.uncounted == {"ditbench_test.fancy_matmul": 3}
+    assert not pipe.transformer._forward_hooks and not pipe.transformer._forward_pre_hooks
+
+
+def test_products_are_known_by_the_words_in_their_names():
+    products = "mm bmm _scaled_mm _int_mm _grouped_mm addmm baddbmm matmul _scaled_grouped_mm _weight_int8pack_mm conv3d mkldnn_linear"
+    products += " _cslt_sparse_mm convolution _flash_attention_forward _flash_attn_forward qlinear int_scaled_matmul fp8_gemm einsum"
+    others = "gamma lgamma digamma hamming_window convert_element_type upsample_linear1d upsample_bilinear2d linspace add mul_ sum "
+    others += "comm layer_norm softmax copy_ linalg_solve"
+    assert [n for n in products.split() if not looks_like_a_product(n)] == []
+    assert [n for n in others.split() if looks_like_a_product(n)] == []
+
+
+def test_a_failing_run_leaves_no_hooks_behind():
+    model, changes = narrow("dit-xl-2-256")
+    with quiet():
+        pipe = build(model, device="cpu", changes=changes)
+
+    def fails():
+        generate(pipe, model)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        flops.count_generation(pipe, fails)
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks for part in (pipe.transformer, pipe.vae) for m in part.modules()
+    )
