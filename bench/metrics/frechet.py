@@ -1,0 +1,55 @@
+"""Fréchet distance of judge features to held-out renders: `fd.shapes_v1`. Estimated by `ditbench.distances`."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+import ditbench
+from ditbench.distances import Moments, Reference
+from ditbench.metrics import Metric
+from ditbench.metrics.samples import Sampled
+
+VERSION = "judge embedding 1"
+FEATURE = "feature.shapes_v1"
+
+
+def refuse(cell: Sampled, metric: Metric) -> str:
+    """Why a cell has no features, or ""."""
+    return str(cell.unjudged)
+
+
+def fingerprint(cell: Sampled, metric: Metric) -> str:
+    """Names everything the features depend on besides the samples."""
+    weights = cell.judge_path.read_bytes() if cell.judge_path.is_file() else b""
+    return hashlib.sha256(VERSION.encode() + weights).hexdigest()
+
+
+def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float32]]:
+    """`feature.shapes_v1` [n, 64]."""
+    return {FEATURE: cell.judged[0]}
+
+
+def reference_path(world: str) -> Path:
+    """Where the reference features of a world lie, whether they are there or not."""
+    name = f"shapes_v1-{world}.safetensors"
+    places = [Path(root) / "datasets" / name for root in ditbench.__path__]
+    return next((place for place in places if place.is_file()), places[-1])
+
+
+def reference(world: str, path: Path | None = None) -> Reference:
+    """Reference of a world (features [2048, 64]); ValueError says when the file is missing or damaged."""
+    path = path or reference_path(world)
+    try:
+        return Reference.of(Moments.of(load_file(path)["feature"]))
+    except FileNotFoundError:
+        raise ValueError(
+            f"the reference features are missing ({path.name}; `python -m ditbench.metrics.reference` makes them)"
+        ) from None
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error

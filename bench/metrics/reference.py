@@ -1,0 +1,99 @@
+"""Make the reference features of the shapes worlds again: `python -m ditbench.metrics.reference [--out datasets]
+[--worlds class,scene,video]`.
+
+2048 renders of held-out scenes per world through the judge, rounded to 8 bits as samples are, float16 on disk, and
+their entries in manifest.toml. Minutes on one core; run it whenever the judge's weights change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from ditbench import shapes
+from ditbench.metrics.frechet import reference_path
+from ditbench.zoo import judge as judges
+
+NUM = 2048
+SEED = 50_000_000
+"""First of the test-split seeds; those of requests (1000 x the run's seed + part) and of the judge's own test are far
+below.
+"""
+CHUNK = 64
+
+
+@torch.inference_mode()
+def features(world: str, num: int = NUM, judge_folder: Path | None = None) -> np.ndarray:
+    """Judge features of `num` held-out renders, [num, 64] float16; ValueError when one does not fit float16."""
+    judge, found = judges.load_judge(world, judge_folder), []
+    for start in range(0, num, CHUNK):
+        seed = SEED + start // CHUNK
+        scenes = shapes.draw(world, min(CHUNK, num - start), split="test", seed=seed)
+        pixels = shapes.render(scenes, world, split="test", seed=seed)
+        found.append(judge.features((pixels * 255).round() / 255))
+    wide = torch.cat(found)
+    narrow = wide.half()
+    if not narrow.isfinite().all():
+        raise ValueError(f"the judge's features of {world} do not fit float16 (largest {wide.abs().max():.3g})")
+    return narrow.numpy()
+
+
+def write(world: str, out: Path, num: int = NUM, judge_folder: Path | None = None) -> Path:
+    """Write a world's reference into the folder `out`, enter it in `out/manifest.toml`, and return its path."""
+    path = out / f"shapes_v1-{world}.safetensors"
+    weights = (judge_folder or Path(judges.__file__).parent / "judge") / (
+        "video.safetensors" if world == "video" else "still.safetensors"
+    )
+    partial = path.with_suffix(".partial")
+    save_file({"feature": features(world, num, judge_folder)}, partial)
+    partial.rename(path)
+    enter(
+        out / "manifest.toml",
+        path.name,
+        source="rendered by ditbench.shapes",
+        licence="Apache-2.0",
+        made=f"python -m ditbench.metrics.reference: {num} scenes of the {world} world, split test, seeds from {SEED}",
+        judge_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    return path
+
+
+def enter(manifest: Path, name: str, **facts: str) -> None:
+    """Put an entry in a manifest in place of the one of that name; the others stay, sorted by name. Facts are
+    strings.
+    """
+    entries = tomllib.loads(manifest.read_text()) if manifest.exists() else {}
+    entries[name] = facts
+    head = "# Every data file here: where it is from, its licence, how it was made, and its sha256.\n"
+    tables = [
+        f'["{file}"]\n' + "".join(f"{key} = {_quoted(value)}\n" for key, value in told.items())
+        for file, told in sorted(entries.items())
+    ]
+    manifest.write_text(head + "\n" + "\n".join(tables))
+
+
+def _quoted(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=reference_path("class").parent, help="folder to write to (default: %(default)s)"
+    )
+    parser.add_argument("--worlds", default=",".join(shapes.WORLDS), help="default: %(default)s")
+    args = parser.parse_args()
+    for world in args.worlds.split(","):
+        write(world, args.out)
+
+
+if __name__ == "__main__":
+    main()

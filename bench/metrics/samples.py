@@ -1,0 +1,134 @@
+"""The samples of one cell as the metric families see them: pixels on disk, what was asked for, and the baseline's.
+
+n samples, T frames, H height, W width, Q = 4 quadrants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+if TYPE_CHECKING:
+    import torch
+
+    from ditbench.shapes import Scenes
+    from ditbench.zoo.judge import Judge
+
+CHUNK = 64
+"""Pictures looked at together; a video counts each of its frames."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A samples file, read a chunk at a time; opening raises ValueError naming a damaged one."""
+
+    path: Path
+    shape: tuple[int, ...] = field(init=False)
+    """[n, H, W, 3] or [n, T, H, W, 3]."""
+
+    def __post_init__(self) -> None:
+        try:
+            with safe_open(self.path, "np") as f:
+                found = f.get_slice("samples")
+                shape, dtype = tuple(found.get_shape()), found.get_dtype()
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self.path} is damaged ({error})") from error
+        if dtype != "U8" or len(shape) not in (4, 5) or shape[-1] != 3 or 0 in shape:
+            raise ValueError(
+                f"{self.path} holds {dtype} samples of shape {list(shape)}, not uint8 [n, H, W, 3] or [n, T, H, W, 3]"
+            )
+        object.__setattr__(self, "shape", shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def num_frames(self) -> int:
+        """1 for pictures."""
+        return self.shape[1] if len(self.shape) == 5 else 1
+
+    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+        """Consecutive samples, uint8 [at most CHUNK / T, ...]."""
+        size = max(1, CHUNK // self.num_frames)
+        with safe_open(self.path, "np") as f:
+            found = f.get_slice("samples")
+            for start in range(0, len(self), size):
+                yield found[start : min(start + size, len(self))]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One cell's samples and what they are to be held against."""
+
+    world: str
+    """"class", "scene", "video", or "" for a model of no shapes world."""
+    weights: str
+    """Where the model's weights came from; with "random" no quality is measured."""
+    samples: Samples
+    truths: list[dict[str, Any]] | None
+    """What each sample should show, as `shapes.Scenes.truths` tells it."""
+    baseline: Samples | None
+    """The same requests under `none`."""
+    no_baseline: str = ""
+    """Why there is no baseline."""
+    judge_folder: Path | None = None
+    """Where the judge's weights lie; None: those that ditbench carries."""
+
+    @property
+    def judge_path(self) -> Path:
+        """The weights that judge this world."""
+        from ditbench.zoo import judge
+
+        folder = self.judge_folder or Path(judge.__file__).parent / "judge"
+        return folder / ("video.safetensors" if self.world == "video" else "still.safetensors")
+
+    @property
+    def unjudged(self) -> str:
+        """Why the judge cannot look at these samples, or ""."""
+        if not self.world:
+            return "the judge reads shapes worlds only, and this model paints none"
+        if not self.judge_path.is_file():
+            return f"the judge has no weights ({self.judge_path.name} is missing)"
+        return ""
+
+    @cached_property
+    def judged(self) -> tuple[NDArray[np.float32], Scenes]:
+        """The judge's features [n, 64] and what it sees in each sample; ValueError when its weights are damaged."""
+        import torch
+
+        from ditbench.shapes import Scenes
+
+        judge, features, seen = self._judge(), [], []
+        with torch.inference_mode():
+            for chunk in self.samples.chunks():
+                pixels = to_pixels(chunk)
+                features.append(judge.features(pixels).numpy())
+                seen.extend(judge.read(pixels).truths())
+        return np.concatenate(features), Scenes.of(seen)
+
+    def _judge(self) -> Judge:
+        from ditbench.zoo.judge import load_judge
+
+        try:
+            return load_judge(self.world, self.judge_folder)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{self.judge_path} is damaged ({str(error).splitlines()[0]})") from error
+
+
+def to_pixels(chunk: NDArray[np.uint8]) -> torch.Tensor:
+    """uint8 [n, H, W, 3] or [n, T, H, W, 3] -> float32 in 0..1, [n, 3, H, W] or [n, 3, T, H, W]; TypeError for other
+    dtypes.
+    """
+    import torch
+
+    if chunk.dtype != np.uint8:
+        raise TypeError(f"samples are uint8, got {chunk.dtype}")
+    pixels = torch.from_numpy(np.ascontiguousarray(chunk)).float() / 255
+    return pixels.movedim(-1, 1)

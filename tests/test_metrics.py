@@ -1,0 +1,235 @@
+"""Metric families on pixels whose answers are known."""
+
+import hashlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
+
+from ditbench import shapes
+from ditbench.metrics import Metric, alignment, fidelity, frechet, metrics, select
+from ditbench.metrics import reference as references
+from ditbench.metrics.samples import Sampled, Samples, to_pixels
+from ditbench.zoo.judge import Judge
+
+RESERVED = ("fid", "kid", "is", "fvd", "lpips", "clipscore", "vbench", "imagereward")
+
+
+def samples_at(path, array):
+    save_file({"samples": array}, path)
+    return Samples(path)
+
+
+def cell(samples, **told):
+    return Sampled(
+        **{"world": "class", "weights": "bundled", "samples": samples, "truths": None, "baseline": None} | told
+    )
+
+
+def noise(seed, *shape):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def judge_folder(tmp_path_factory):
+    """Judges that learned nothing: enough to show what is done with what they say."""
+    folder = tmp_path_factory.mktemp("judge")
+    torch.manual_seed(0)
+    for world, name in (("class", "still"), ("video", "video")):
+        save_torch(Judge(world).state_dict(), folder / f"{name}.safetensors")
+    return folder
+
+
+def test_names_belong_to_us_and_every_metric_says_what_it_is():
+    for name, metric in metrics().items():
+        assert not set(name.lower().replace("_", ".").split(".")) & set(RESERVED)
+        assert metric.better in ("higher", "lower") and metric.doc.endswith(".") and metric.needs
+        assert (
+            callable(metric.module.extract) and callable(metric.module.refuse) and callable(metric.module.fingerprint)
+        )
+
+
+def test_the_table_answers_without_torch():
+    code = (
+        "import sys; sys.path.insert(0, '.'); import run_bench\n"
+        "from ditbench import statistics, distances, summary, metrics\n"
+        "assert metrics.metrics()['fd.shapes_v1'].better == 'lower'\n"
+        "assert not {'torch', 'torchmetrics'} & set(sys.modules), 'torch came along'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_an_unknown_metric_is_refused_with_the_nearest_names():
+    with pytest.raises(ValueError, match=r"unknown metric 'psnr.vs_nun'; nearest: psnr.vs_none"):
+        select("align.shapes_v1,psnr.vs_nun")
+    assert [m.name for m in select("ssim.vs_none, align.shapes_v1")] == ["ssim.vs_none", "align.shapes_v1"]
+    assert len(select()) == len(metrics())
+
+
+def test_psnr_of_unrelated_pictures_is_not_flattered_by_uint8_wrapping_round(tmp_path):
+    a, b = noise(0, 4, 32, 32, 3), noise(1, 4, 32, 32, 3)
+    wrapped = 10 * np.log10(255**2 / np.mean((a - b) ** 2))
+    by_hand = [10 * np.log10(1 / np.mean((x / 255.0 - y / 255.0) ** 2)) for x, y in zip(a, b, strict=True)]
+    both = cell(samples_at(tmp_path / "a", a), baseline=samples_at(tmp_path / "b", b))
+    found = fidelity.extract(both, metrics()["psnr.vs_none"])
+    np.testing.assert_allclose(found["psnr.vs_none"], by_hand, rtol=1e-12)
+    assert wrapped > 27 > 10 > found["psnr.vs_none"].max()
+
+
+def test_psnr_is_per_sample_and_capped_where_nothing_changed(tmp_path):
+    a = noise(0, 3, 16, 16, 3)
+    b = a.copy()
+    b[1] = 255 - b[1]
+    both = cell(samples_at(tmp_path / "a", a), baseline=samples_at(tmp_path / "b", b))
+    found = fidelity.extract(both, metrics()["psnr.vs_none"])
+    assert found["psnr.vs_none"][0] == found["psnr.vs_none"][2] == 100
+    assert found["mse.vs_none"][0] == 0 < found["mse.vs_none"][1]
+    similar = fidelity.extract(both, metrics()["ssim.vs_none"])["ssim.vs_none"]
+    assert similar[0] == pytest.approx(1) and similar[1] < 0.2
+
+
+def slow_ssim(x, y):
+    """Wang et al. 2004 with explicit windows; x, y [H, W, 3] in 0..1, borders by reflection."""
+    axis = np.arange(11) - 5
+    g = np.exp(-(axis**2) / (2 * 1.5**2))
+    window = np.outer(g, g) / g.sum() ** 2
+    (height, width, channels), values = x.shape, []
+    x, y = (np.pad(z, ((5, 5), (5, 5), (0, 0)), mode="reflect") for z in (x, y))
+    for i, j, c in np.ndindex(height, width, channels):
+        p, q = (z[i : i + 11, j : j + 11, c] for z in (x, y))
+        mp, mq = np.sum(window * p), np.sum(window * q)
+        vp, vq = np.sum(window * p * p) - mp**2, np.sum(window * q * q) - mq**2
+        shared = np.sum(window * p * q) - mp * mq
+        upper = (2 * mp * mq + 0.01**2) * (2 * shared + 0.03**2)
+        values.append(upper / ((mp**2 + mq**2 + 0.01**2) * (vp + vq + 0.03**2)))
+    return np.mean(values)
+
+
+def test_ssim_is_the_published_one():
+    a = noise(0, 1, 12, 14, 3)
+    b = (0.6 * a + 0.4 * noise(1, 1, 12, 14, 3)).astype(np.uint8)
+    assert fidelity.similarity(a, b)[0] == pytest.approx(slow_ssim(a[0] / 255, b[0] / 255), abs=1e-4)
+
+
+def test_a_video_is_the_mean_of_its_frames(tmp_path):
+    a, b = noise(0, 2, 3, 16, 16, 3), noise(1, 2, 3, 16, 16, 3)
+    b[:, 0] = a[:, 0]
+    video = cell(samples_at(tmp_path / "a", a), baseline=samples_at(tmp_path / "b", b))
+    psnr = fidelity.extract(video, metrics()["psnr.vs_none"])["psnr.vs_none"]
+    ssim = fidelity.extract(video, metrics()["ssim.vs_none"])["ssim.vs_none"]
+    for i in range(2):
+        frames = [cell(samples_at(tmp_path / "x", a[i]), baseline=samples_at(tmp_path / "y", b[i]))]
+        np.testing.assert_allclose(
+            psnr[i], fidelity.extract(frames[0], metrics()["psnr.vs_none"])["psnr.vs_none"].mean()
+        )
+        np.testing.assert_allclose(ssim[i], fidelity.similarity(a[i], b[i]).mean(), rtol=1e-6)
+
+
+def test_a_metric_that_cannot_run_says_why(tmp_path, judge_folder, monkeypatch):
+    table, small, large = (
+        metrics(),
+        samples_at(tmp_path / "s", noise(0, 2, 8, 8, 3)),
+        samples_at(tmp_path / "l", noise(0, 2, 16, 16, 3)),
+    )
+    ssim, psnr = table["ssim.vs_none"], table["psnr.vs_none"]
+    assert fidelity.refuse(cell(small, no_baseline="none of it"), psnr) == "none of it"
+    assert "cannot be held against" in fidelity.refuse(cell(small, baseline=large), psnr)
+    assert "at least 11 pixels" in fidelity.refuse(cell(small, baseline=small), ssim)
+    assert (
+        fidelity.refuse(cell(small, baseline=small), psnr) == fidelity.refuse(cell(large, baseline=large), ssim) == ""
+    )
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    assert "torchmetrics cannot be imported" in fidelity.refuse(cell(large, baseline=large), ssim)
+    align = table["align.shapes_v1"]
+    assert "paints none" in alignment.refuse(cell(large, world=""), align)
+    assert "no weights (video.safetensors" in alignment.refuse(cell(large, world="video", judge_folder=tmp_path), align)
+    assert "no ground truth" in alignment.refuse(cell(large, judge_folder=judge_folder), align)
+    assert frechet.refuse(cell(large, judge_folder=judge_folder), table["fd.shapes_v1"]) == ""
+
+
+@pytest.mark.parametrize("world", ["class", "scene", "video"])
+def test_what_the_judge_reads_is_what_agreement_and_features_say(world, tmp_path, judge_folder):
+    n = 70 if world == "class" else 5  # 70: more than one chunk
+    scenes = shapes.draw(world, n, split="test", seed=3)
+    pixels = (shapes.render(scenes, world, split="test", seed=3) * 255).round().byte()
+    samples = samples_at(tmp_path / "s", np.ascontiguousarray(pixels.movedim(1, -1).numpy()))
+    truths = list(scenes.truths())
+    seen = cell(samples, world=world, truths=truths, judge_folder=judge_folder)
+
+    judge = Judge(world)
+    judge.load_state_dict(_weights(judge_folder, world))
+    judge.eval()
+    whole = pixels.float() / 255
+    np.testing.assert_allclose(
+        frechet.extract(seen, metrics()["fd.shapes_v1"])["feature.shapes_v1"],
+        judge.features(whole).detach().numpy(),
+        atol=1e-5,
+    )
+    found = alignment.extract(seen, metrics()["align.shapes_v1"])
+    read = judge.read(whole)
+    parts = [a for name, a in found.items() if name.count(".") == 2]
+    np.testing.assert_allclose(found["align.shapes_v1"], np.mean(parts, axis=0))
+    if world == "class":
+        one = (read.shape >= 0).sum(1) == 1
+        np.testing.assert_array_equal(found["align.shapes_v1"], ((read.labels == scenes.labels) & one).double())
+    else:
+        background = (read.background == scenes.background).double()
+        np.testing.assert_array_equal(found["align.shapes_v1.background"], background)
+        assert len(parts) == (7 if world == "video" else 6)
+
+
+def _weights(folder, world):
+    from safetensors.torch import load_file as load_torch
+
+    return load_torch(folder / ("video.safetensors" if world == "video" else "still.safetensors"))
+
+
+def test_samples_must_be_bytes(tmp_path):
+    with pytest.raises(TypeError, match="uint8, got float32"):
+        to_pixels(np.zeros((1, 8, 8, 3), np.float32))
+    with pytest.raises(ValueError, match="F32 samples of shape"):
+        samples_at(tmp_path / "f", np.zeros((1, 8, 8, 3), np.float32))
+
+
+def test_the_fingerprint_of_alignment_follows_the_judge_and_the_truths(tmp_path, judge_folder):
+    samples, metric = samples_at(tmp_path / "s", noise(0, 1, 64, 64, 3)), metrics()["align.shapes_v1"]
+    other = tmp_path / "judge"
+    other.mkdir()
+    (other / "still.safetensors").write_bytes(b"another judge")
+    prints = {
+        alignment.fingerprint(cell(samples, judge_folder=judge_folder), metric),
+        alignment.fingerprint(cell(samples, judge_folder=other), metric),
+        alignment.fingerprint(cell(samples, judge_folder=other, truths=[{"shape": [1]}]), metric),
+    }
+    assert len(prints) == 3
+
+
+def test_references_are_made_the_same_twice_and_entered_in_the_manifest(tmp_path, judge_folder):
+    (tmp_path / "manifest.toml").write_text('["prompts.txt"]\nsource = "a \\"quoted\\" page"\n')
+    path = references.write("class", tmp_path, num=80, judge_folder=judge_folder)
+    first = load_file(path)["feature"]
+    assert first.shape == (80, 64) and first.dtype == np.float16
+    references.write("class", tmp_path, num=80, judge_folder=judge_folder)
+    np.testing.assert_array_equal(load_file(path)["feature"], first)
+    manifest = tomllib.loads((tmp_path / "manifest.toml").read_text())
+    assert manifest["prompts.txt"] == {"source": 'a "quoted" page'}
+    assert manifest[path.name]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert frechet.reference("class", path).n == 80
+
+
+def test_a_missing_or_damaged_reference_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"missing \(gone.safetensors"):
+        frechet.reference("class", tmp_path / "gone.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00")
+    with pytest.raises(ValueError, match=r"cut.safetensors is damaged"):
+        frechet.reference("class", tmp_path / "cut.safetensors")
+
+
+def test_a_metric_is_plain_data():
+    assert Metric(name="a.b", family="fidelity", better="higher", unit="", doc="A.", needs="b").module is fidelity
