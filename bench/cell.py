@@ -1,0 +1,107 @@
+"""One cell in one fresh process: load, attach, warm up, time, save. Runs in a child of `execute`; what it finds it writes to files."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ditbench.plan import Cell, rebuild
+from ditbench.record import read_json, write_json
+from ditbench.spec import Spec
+from ditbench.workload import Request, batches, fingerprint, sampling_of
+
+ROUND = "round-{}.json"
+SAMPLES = "samples.safetensors"
+
+
+def read_requests(path: Path) -> list[Request]:
+    """The requests of a model as a run folder keeps them."""
+    return [Request(**told) for told in read_json(path)]
+
+
+def run_round(spec: Spec, model: str, stack: str, round_: int, folder: Path, requests_file: Path) -> None:
+    """Measure one round of the cell (model, stack) and leave `round-N.json` in `folder`; the first round also leaves the samples.
+
+    Whatever goes wrong is written down as the round's status and reason; only a killed process leaves nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    try:
+        found = _measure(rebuild(spec, model, stack), round_, folder, read_requests(requests_file))
+    except BaseException as error:
+        found = {"status": _status(error), "reason": _sentence(error), "traceback": traceback.format_exc()[-6000:]}
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+    write_json(folder / ROUND.format(round_), found | {"round": round_, "seconds": time.monotonic() - started})
+
+
+def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> dict[str, Any]:
+    import torch
+
+    from ditbench import environment, flops, measure, models
+    from ditbench.quiet import quiet
+
+    if cell.spec.device.startswith("cuda") and not torch.cuda.is_available():
+        return {
+            "status": "refused",
+            "reason": f"this machine has no GPU that torch can use, and the device is {cell.spec.device}",
+        }
+    with quiet(), torch.inference_mode():
+        began = time.monotonic()
+        pipe = models.load(cell.model, weights=cell.spec.weights, device=cell.spec.device, dtype=cell.spec.dtype)
+        load_s = time.monotonic() - began
+        if reason := cell.stack.refusal(pipe):
+            return {"status": "refused", "reason": reason}
+        sampling = cell.sampling
+        with cell.stack.attached(pipe) as attached:
+            sampler = measure.Sampler(pipe, cell.model, sampling, attached, cell.spec.device)
+            parts = list(batches(requests, cell.batch_size))
+            _, first = sampler(parts[0])  # warms up with the real batch and the real number of steps
+            timing, pixels = [], []
+            for i, part in enumerate(parts if round_ == 0 else parts[:1]):
+                made, took = sampler(part)
+                pixels.append(made)
+                timing.append({"round": round_, "batch": i, **asdict(took)})
+            idle = cell.stack.idle(sampling_of(cell.model), attached)
+            found: dict[str, Any] = {
+                "status": "inert" if idle else "ok",
+                "reason": f"{' and '.join(idle)} changed nothing and counted no event" if idle else "",
+                "load_s": load_s,
+                "first_call_s": first.call_s,
+                "timing": timing,
+                "counters": attached.counters(),
+                "environment": environment.describe(cell.spec.device),
+                "sampling": asdict(sampling),
+                "requests_sha256": fingerprint(requests),
+                "model_sha256": models.weights_sha256(cell.model, cell.spec.weights),
+            }
+            if round_ == 0:
+                _save_samples(folder / SAMPLES, pixels)
+                found["memory"] = measure.measure_memory(lambda: sampler(parts[0]), pipe, attached, cell.spec.device)
+                found["flops"] = asdict(flops.count_generation(pipe, lambda: sampler(parts[0][:1])))
+    return found
+
+
+def _save_samples(path: Path, pixels: list[Any]) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    save_file({"samples": np.concatenate(pixels)}, partial)
+    partial.rename(path)
+
+
+def _status(error: BaseException) -> str:
+    name = type(error).__name__
+    return "oom" if isinstance(error, MemoryError) or name == "OutOfMemoryError" else "failed"
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of an error, with its type unless it was written for people."""
+    text = str(error).strip().splitlines()
+    line = text[0] if text else ""
+    return line if isinstance(error, ValueError) and line else f"{type(error).__name__}: {line}".rstrip(": ")

@@ -1,0 +1,77 @@
+"""What works on this machine and what is missing, each with what to do about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ditbench.environment import PACKAGES, memory_bytes, processor
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+def examine() -> list[dict[str, Any]]:
+    """Rows of (what, state, note); state is ok, absent (optional) or missing (something does not work without it)."""
+    rows = [_row("python", "ok" if sys.version_info >= (3, 11) else "missing", platform.python_version())]
+    rows.append(_row("machine", "ok", f"{processor()}, {memory_bytes() / 2**30:.0f} GiB"))
+    for name in PACKAGES:
+        try:
+            rows.append(_row(name, "ok", version(name)))
+        except PackageNotFoundError:
+            rows.append(_row(name, "missing", f"pip install -c constraints.txt {name}"))
+    rows += [_gpu(), _torchvision(), *_zoo()]
+    return rows
+
+
+def _row(what: str, state: str, note: str) -> dict[str, Any]:
+    return {"what": what, "state": state, "note": note}
+
+
+def _gpu() -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return _row("gpu", "absent", "none that torch can use; everything runs on the CPU")
+    p = torch.cuda.get_device_properties(0)
+    return _row("gpu", "ok", f"{p.name}, {p.total_memory / 2**30:.0f} GiB, capability {p.major}.{p.minor}")
+
+
+def _torchvision() -> dict[str, Any]:
+    """torchvision is not needed, but one built for another torch breaks `import torchmetrics`."""
+    if importlib.util.find_spec("torchvision") is None:
+        return _row("torchvision", "ok", "not installed, and not needed")
+    try:
+        import torchvision  # noqa: F401
+    except Exception as error:
+        return _row(
+            "torchvision", "missing", f"installed but broken ({type(error).__name__}); pip uninstall torchvision"
+        )
+    return _row("torchvision", "ok", version("torchvision"))
+
+
+def _zoo() -> list[dict[str, Any]]:
+    """The embedded world's weights, whole or not."""
+    from ditbench.models import check_folder, models
+
+    rows = []
+    for model in models().values():
+        if model.group == "tiny":
+            try:
+                check_folder(ZOO / model.name)
+                rows.append(_row(model.name, "ok", "weights whole"))
+            except ValueError as error:
+                rows.append(_row(model.name, "missing", str(error)))
+    for name in ("still", "video"):
+        there = (ZOO / "judge" / f"{name}.safetensors").is_file()
+        rows.append(
+            _row(
+                f"judge ({name})",
+                "ok" if there else "missing",
+                "weights there" if there else "python -m ditbench.zoo.train judge",
+            )
+        )
+    return rows

@@ -1,0 +1,116 @@
+"""A spec becomes cells, one per model and stack; a cell that cannot run is a cell with its reason. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ditbench.method import load_plugin
+from ditbench.models import Model, select
+from ditbench.spec import Spec
+from ditbench.stack import Stack
+from ditbench.workload import Sampling, count_for, sampling_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One model under one stack."""
+
+    model: Model
+    stack: Stack
+    spec: Spec
+    refusal: str
+    """Why it cannot run, empty when it can as far as is known without loading anything."""
+
+    @property
+    def key(self) -> str:
+        """Folder name: readable, and different whenever anything that changes the samples or their timing differs."""
+        told = {"model": self.model.name, "stack": str(self.stack), **self.spec.settings()}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+        slug = re.sub(r"[^a-z0-9]+", "-", str(self.stack).lower()).strip("-")[:60]
+        return f"{self.model.name}--{slug}-{digest}"
+
+    @property
+    def sampling(self) -> Sampling:
+        """The model's sampling as the stack adapts it."""
+        return self.stack.adapt(sampling_of(self.model))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of this cell."""
+        return count_for(self.model, self.spec.num_samples)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a pipeline call."""
+        return min(self.num_samples, count_for(self.model, self.spec.batch_size))
+
+    @property
+    def label(self) -> str:
+        """`model stack`, for people."""
+        return f"{self.model.name} {self.stack}"
+
+
+def plan(spec: Spec) -> list[Cell]:
+    """Every cell of a run in table order, the baseline of each model first.
+
+    Raises ValueError for an unknown model, method or knob, and for a stack that does not parse. A stack that parses but cannot
+    run is a cell with a refusal.
+    """
+    _load_plugins(spec)
+    models = [model for text in spec.models for model in select(text)]
+    stacks = [Stack.parse("none"), *(Stack.parse(text) for text in spec.methods)]
+    cells = [_cell(model, stack, spec) for model in models for stack in stacks]
+    return list({cell.key: cell for cell in cells}.values())
+
+
+def rebuild(spec: Spec, model: str, stack: str) -> Cell:
+    """A cell from its names, as a process of its own is told it."""
+    _load_plugins(spec)
+    return _cell(select(model)[0], Stack.parse(stack), spec)
+
+
+def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
+    return Cell(model=model, stack=stack, spec=spec, refusal=_refusal(model, stack, spec))
+
+
+def _load_plugins(spec: Spec) -> None:
+    for plugin in spec.plugins:
+        load_plugin(plugin)
+
+
+def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
+    """What can be told without loading the model."""
+    if problems := stack.problems():
+        return "; ".join(problems)
+    if spec.weights == "bundled" and model.group != "tiny":
+        return f"{model.name} has no bundled weights; choose --weights hub, random or a folder"
+    needs = {need for m in stack.methods for need in m.traits.needs}
+    if "cuda" in needs and not spec.device.startswith("cuda"):
+        return f"{stack} needs a CUDA GPU and the device is {spec.device}"
+    try:
+        stack.adapt(sampling_of(model))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def describe(cells: list[Cell]) -> list[dict[str, Any]]:
+    """The plan as rows for a table."""
+    return [
+        {
+            "model": cell.model.name,
+            "stack": str(cell.stack),
+            "samples": cell.num_samples,
+            "batch": cell.batch_size,
+            "steps": None if cell.refusal else cell.sampling.steps,
+            "rounds": cell.spec.rounds,
+            "status": "refused" if cell.refusal else "planned",
+            "reason": cell.refusal,
+            "key": cell.key,
+        }
+        for cell in cells
+    ]

@@ -1,0 +1,110 @@
+"""Records: one JSON document per cell, written whole or not at all, and a run folder read back from them. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+"""Version of record.json and spec.json. A reader refuses any other."""
+STATUSES = ("ok", "inert", "refused", "skipped", "failed", "oom")
+MEASURED = ("ok", "inert")
+"""Statuses of cells that ran to the end and have samples and times."""
+
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "key": str, "model": str, "family": str, "stack": str, "methods": list, "status": str, "reason": str, "run": dict,
+    "sampling": dict, "environment": dict, "timing": list, "memory": dict, "flops": dict, "counters": dict,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds."""
+
+    folder: Path
+    spec: dict[str, Any]
+    records: list[dict[str, Any]]
+    """In the order the cells were planned."""
+    damaged: list[str] = field(default_factory=list)
+    """One sentence for each record that could not be read."""
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write `document` so that `path` is either the whole new document or what was there before."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w") as f:
+        json.dump(document, f, indent=1, allow_nan=False)
+        f.flush()
+        os.fsync(f.fileno())
+    partial.rename(path)
+
+
+def read_json(path: Path) -> Any:
+    """The document at `path`; ValueError names a damaged file."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A cell's record; ValueError says what is wrong with the file, and never half of it is returned."""
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged (not a JSON object)")
+    _check_schema(record, path)
+    for key, kind in _REQUIRED.items():
+        if not isinstance(record.get(key), kind):
+            raise ValueError(f"{path} is damaged ({key} is missing or of the wrong type)")
+    if record["status"] not in STATUSES:
+        raise ValueError(f"{path} is damaged (status {record['status']!r} is none of {', '.join(STATUSES)})")
+    return record
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """The spec a run folder was made with; ValueError when it is no run folder or of another schema version."""
+    path = folder / "spec.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is no run folder (it has no spec.json)")
+    spec = read_json(path)
+    if not isinstance(spec, dict):
+        raise ValueError(f"{path} is damaged (not a JSON object)")
+    _check_schema(spec, path)
+    return spec
+
+
+def read_run(folder: Path) -> Run:
+    """Every record of a run, damaged ones named and left out; ValueError when it is no run folder."""
+    spec, records, damaged = read_spec(folder), [], []
+    order = {key: i for i, key in enumerate(spec.get("cells", []))}
+    paths = sorted(
+        folder.glob("cells/*/record.json"), key=lambda p: (order.get(p.parent.name, len(order)), p.parent.name)
+    )
+    for path in paths:
+        try:
+            records.append(read_record(path))
+        except ValueError as error:
+            damaged.append(str(error))
+    return Run(folder, spec, records, damaged)
+
+
+def set_aside(path: Path) -> Path:
+    """Move a damaged file or folder out of the way, keeping it; returns where it went."""
+    for n in range(1, 10_000):
+        aside = path.with_name(f"{path.name}.damaged-{n}")
+        if not aside.exists():
+            shutil.move(path, aside)
+            return aside
+    raise OSError(f"{path.parent} holds too many damaged files")
+
+
+def _check_schema(document: dict[str, Any], path: Path) -> None:
+    found = document.get("schema")
+    if found != SCHEMA:
+        raise ValueError(
+            f"{path} has schema version {found!r} and this ditbench reads {SCHEMA}; use the version that wrote it, or run again"
+        )

@@ -1,0 +1,140 @@
+"""Requests: what a model is asked for. Prompt or class, seed and size; one noise generator per request.
+
+A request's noise depends on its seed alone, never on batch, order or method, so that the same request under two methods starts
+from the same noise. Generators live on the CPU, so it is the same on every device too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ditbench.models import Model
+
+PER_VIDEO = 4
+"""A video counts as this many samples: `--num-samples 64` is 64 pictures or 16 videos, and a batch likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a sample is drawn; a method's `adapt` may return another."""
+
+    steps: int
+    """Sampler steps."""
+    guidance: float
+    """Classifier-free guidance scale, or the embedded scale for FLUX."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    frames: int
+    """1 for pictures."""
+    text_tokens: int
+    """Prompt tokens, padding included; 0 for class-conditional models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One sample asked of a model."""
+
+    id: str
+    seed: int
+    prompt: str | None = None
+    label: int | None = None
+    truth: dict[str, Any] | None = None
+    """What the picture should show, where that is known exactly (`shapes.Scenes`)."""
+
+
+def sampling_of(model: Model) -> Sampling:
+    """A model's default sampling."""
+    return Sampling(
+        steps=model.steps,
+        guidance=model.guidance,
+        height=model.height,
+        width=model.width,
+        frames=model.frames,
+        text_tokens=model.text_tokens,
+    )
+
+
+def count_for(model: Model, num: int) -> int:
+    """How many samples of a model `num` stands for: videos count four."""
+    return num if model.frames == 1 else max(1, num // PER_VIDEO)
+
+
+def make_requests(model: Model, num: int, seed: int) -> list[Request]:
+    """The first `num` requests of the stream `seed`: a longer list begins with the shorter one.
+
+    Tiny models are asked for held-out scenes of their world; full-size ones for the prompts in `datasets/prompts.txt`, or ImageNet
+    classes spread over all thousand.
+    """
+    if model.world:
+        return _scene_requests(model.world, num, seed)
+    if model.family == "dit":
+        return [_request(i, seed, label=_number(seed, i) % 1000) for i in range(num)]
+    prompts = (_datasets() / "prompts.txt").read_text().splitlines()
+    return [_request(i, seed, prompt=prompts[i % len(prompts)]) for i in range(num)]
+
+
+def _scene_requests(world: str, num: int, seed: int) -> list[Request]:
+    from ditbench import shapes
+
+    found: list[Request] = []
+    chunk = 64  # scenes are drawn by the chunk so that the first requests do not depend on how many follow
+    for part in range((num + chunk - 1) // chunk):
+        scenes = shapes.draw(world, chunk, split="test", seed=1000 * seed + part)
+        texts, labels = shapes.captions(scenes), scenes.labels.tolist()
+        for i, truth in enumerate(scenes.truths()):
+            asked = {"label": labels[i]} if world == "class" else {"prompt": texts[i]}
+            found.append(_request(part * chunk + i, seed, truth=truth, **asked))
+    return found[:num]
+
+
+def _request(index: int, seed: int, **asked: Any) -> Request:
+    return Request(id=f"{index:05d}", seed=_number(seed, index), **asked)
+
+
+def _number(seed: int, index: int) -> int:
+    """A 32-bit number (torch's CPU generator keeps no more) that neighbouring seeds and indices do not share."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "big")
+
+
+def _datasets() -> Path:
+    here = Path(__file__).resolve().parent
+    return here.parent / "datasets" if (here.parent / "run_bench.py").is_file() else here / "datasets"
+
+
+def fingerprint(requests: Sequence[Request]) -> str:
+    """sha256 of the requests: two cells with the same one answered the same requests from the same noise."""
+    return hashlib.sha256(json.dumps([asdict(r) for r in requests], sort_keys=True).encode()).hexdigest()
+
+
+def batches(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
+    """Consecutive batches of at most `size` requests."""
+    for start in range(0, len(requests), size):
+        yield list(requests[start : start + size])
+
+
+def call_arguments(model: Model, sampling: Sampling, requests: Sequence[Request]) -> dict[str, Any]:
+    """Keyword arguments that ask `model`'s pipeline for these requests, but for `output_type`."""
+    import torch
+
+    asked: dict[str, Any] = {
+        "num_inference_steps": sampling.steps,
+        "guidance_scale": sampling.guidance,
+        "generator": [torch.Generator("cpu").manual_seed(r.seed) for r in requests],
+    }
+    if model.family == "dit":
+        return asked | {"class_labels": [r.label for r in requests]}
+    asked |= {"prompt": [r.prompt for r in requests], "height": sampling.height, "width": sampling.width}
+    asked["max_sequence_length"] = sampling.text_tokens
+    if model.family == "pixart":
+        asked |= {"use_resolution_binning": False, "clean_caption": False}
+    if model.family == "wan":
+        asked["num_frames"] = sampling.frames
+    return asked

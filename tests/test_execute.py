@@ -1,0 +1,195 @@
+"""The run on a real pipeline: rounds, records, statuses, and going on after being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from ditbench import record
+from ditbench.record import read_json, read_run
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = [
+    "--models",
+    "dit-tiny",
+    "--num-samples",
+    "4",
+    "--batch-size",
+    "2",
+    "--rounds",
+    "2",
+    "--methods",
+    "fewer_steps,fora",
+]
+
+
+def bench(out, *arguments, check=True):
+    command = [sys.executable, str(ROOT / "run_bench.py"), *QUICK, "--out", str(out), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if check:
+        assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def samples(folder):
+    return {p.parent.name: load_file(p)["samples"].tobytes() for p in folder.glob("cells/*/samples.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "whole"
+    bench(out, "--json")
+    return out
+
+
+def test_every_cell_has_a_whole_record_with_raw_times_of_every_round(finished):
+    run = read_run(finished)
+    assert [r["stack"] for r in run.records] == ["none", "fewer_steps", "fora"]
+    assert not run.damaged
+    for r in run.records:
+        assert r["status"] == "ok"
+        assert [(t["round"], t["batch"]) for t in r["timing"]] == [(0, 0), (0, 1), (1, 0)]
+        for t in r["timing"]:
+            assert t["text_s"] + t["denoise_s"] + t["decode_s"] == pytest.approx(t["call_s"], rel=1e-6)
+        assert r["flops"]["flops"] > 0 and not r["flops"]["uncounted"]
+        assert r["memory"]["weights_bytes"] > 1_000_000
+
+
+def test_fora_keeps_tensors_and_the_baseline_does_not(finished):
+    by_stack = {r["stack"]: r for r in read_run(finished).records}
+    assert by_stack["none"]["memory"]["cache_bytes"] == 0
+    # 6 blocks of 2 sub-layers, [2 samples x 2 guidance passes, 64 tokens, 128 wide] float32
+    assert by_stack["fora"]["memory"]["cache_bytes"] == 12 * 4 * 64 * 128 * 4
+    assert by_stack["fora"]["counters"]["fora.reused"] > 0
+
+
+def test_saved_flops_are_those_of_the_steps_left_out(finished):
+    by_stack = {r["stack"]: r for r in read_run(finished).records}
+    steps = by_stack["fewer_steps"]["sampling"]["steps"] / by_stack["none"]["sampling"]["steps"]
+    assert by_stack["fewer_steps"]["flops"]["flops"] / by_stack["none"]["flops"]["flops"] == pytest.approx(
+        steps, rel=1e-9
+    )
+
+
+def test_records_hold_an_allow_list_of_variables_and_no_paths(finished):
+    for path in finished.glob("cells/*/record.json"):
+        text = path.read_text()
+        assert str(Path.home()) not in text and str(ROOT) not in text
+        assert set(read_json(path)["environment"]["variables"]) <= set(
+            __import__("ditbench.environment").environment.VARIABLES
+        )
+
+
+def test_a_second_run_with_the_same_seed_gives_bit_identical_samples(finished, tmp_path):
+    bench(tmp_path / "again")
+    assert samples(tmp_path / "again") == samples(finished)
+
+
+def test_running_again_redoes_nothing(finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.glob("cells/*/*")}
+    bench(finished)
+    assert {p: p.stat().st_mtime_ns for p in finished.glob("cells/*/*")} == before
+
+
+def test_killed_and_run_again_it_redoes_only_what_was_in_flight(finished, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "run_bench.py"), *QUICK, "--out", str(out)]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while len(list(out.glob("cells/*/round-*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    kept = {p: p.stat().st_mtime_ns for p in out.glob("cells/*/round-*.json")}
+    assert 3 <= len(kept) < 6
+    bench(out)
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    assert samples(out) == samples(finished)
+    assert not list(out.rglob("*.partial"))
+
+
+def test_a_damaged_record_and_damaged_samples_are_set_aside_and_redone(finished, tmp_path):
+    out = tmp_path / "damaged"
+    bench(out)
+    whole = samples(out)
+    first, second, _ = (out / "cells" / r["key"] for r in read_run(out).records)
+    (first / "record.json").write_text('{"schema": 1, "key"')
+    data = (second / "samples.safetensors").read_bytes()
+    (second / "samples.safetensors").write_bytes(data[: len(data) // 2])
+    bench(out)
+    assert samples(out) == whole
+    assert (first / "record.json.damaged-1").exists() and (second / "samples.safetensors.damaged-1").exists()
+    assert [r["status"] for r in read_run(out).records] == ["ok"] * 3
+
+
+def test_other_settings_need_another_folder(finished):
+    done = bench(finished, "--seed", "1", check=False)
+    assert done.returncode == 2
+    assert "was made with seed 0, not 1; choose another folder with --out" in done.stderr
+
+
+def test_a_folder_of_another_schema_version_is_refused(tmp_path):
+    record.write_json(tmp_path / "spec.json", {"schema": 99})
+    done = bench(tmp_path, check=False)
+    assert done.returncode == 2 and "schema version 99" in done.stderr
+
+
+BROKEN = '''
+from ditbench.method import Stage, method
+
+@method("broken", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"})
+class Broken:
+    """Fails in the middle of the loop."""
+    def attach(self, pipeline, at):
+        def route(run, hidden):
+            if at.now.step == 2:
+                raise RuntimeError("planted")
+            return run()
+        at.reroute(at.sublayers[0], route)
+
+@method("idle", family="cache", stage=Stage.SCHEDULE, claims={"scheduler"})
+class Idle:
+    """Does nothing."""
+    def attach(self, pipeline, at):
+        pass
+
+@method("suicide", family="cache", stage=Stage.SCHEDULE, claims={"guidance"})
+class Suicide:
+    """Takes its process with it."""
+    def attach(self, pipeline, at):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@method("greedy", family="cache", stage=Stage.SCHEDULE, claims={"weights"})
+class Greedy:
+    """Runs out of memory."""
+    def attach(self, pipeline, at):
+        raise MemoryError("planted")
+'''
+
+
+def test_every_failure_is_a_record_with_its_reason_and_the_rest_runs(tmp_path):
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(BROKEN)
+    done = bench(
+        tmp_path / "run", "--plugin", str(plugin), "--rounds", "1", "--json",
+        "--methods", "broken,idle,suicide,greedy,firstblock,fora+firstblock,fora", check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr[-2000:]
+    records = {r["stack"]: r for r in read_run(tmp_path / "run").records}
+    told = {stack: (r["status"], r["reason"]) for stack, r in records.items()}
+    assert told["broken"] == ("failed", "RuntimeError: planted") and "planted" in records["broken"]["traceback"]
+    assert told["idle"] == ("inert", "idle changed nothing and counted no event")
+    assert told["suicide"] == ("failed", "its process was killed by SIGKILL (out of memory, most often)")
+    assert told["greedy"][0] == "oom"
+    assert told["firstblock"][0] == "refused" and "DiT" in told["firstblock"][1]
+    assert told["fora+firstblock"][0] == "refused" and "block-schedule" in told["fora+firstblock"][1]
+    assert told["none"][0] == told["fora"][0] == "ok"
+    shown = json.loads(done.stdout.splitlines()[-1])
+    assert all(name in json.dumps(shown) for name in ("planted", "SIGKILL"))

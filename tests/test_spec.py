@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from ditbench.spec import Spec, check_writable, from_table, read_toml
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("num_sample = 3", "num_sample: no such key; did you mean num_samples"),
+        ("rounds = 'three'", "rounds: expected a whole number, got 'three'"),
+        ("rounds = true", "rounds: expected a whole number, got True"),
+        ("methods = 'fora'", "methods: expected a list of strings, got 'fora'"),
+        ("methods = ['fora', 3]", r"methods\[1\]: expected a string, got 3"),
+        ("num_samples = 0", "num_samples: 0 is not between 1 and"),
+        ("dtype = 'int3'", "dtype: 'int3' is none of float32"),
+        ("device = 'tpu'", "device: 'tpu' is neither cpu, cuda nor cuda:N"),
+        ("weights = 'nowhere'", "weights: 'nowhere' is none of bundled, hub, random and no folder"),
+        ("rounds = [", "spec.toml: "),
+    ],
+)
+def test_a_wrong_spec_file_names_the_file_and_the_key(tmp_path, text, complaint):
+    path = tmp_path / "spec.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=complaint) as error:
+        read_toml(str(path))
+    assert str(path) in str(error.value)
+
+
+def test_flags_override_a_file_and_a_file_the_defaults(tmp_path):
+    path = tmp_path / "spec.toml"
+    path.write_text("seed = 4\nrounds = 2\n")
+    spec = from_table({"rounds": 5}, read_toml(str(path)))
+    assert (spec.seed, spec.rounds, spec.num_samples) == (4, 5, Spec().num_samples)
+
+
+def test_an_unknown_named_spec_lists_the_known():
+    with pytest.raises(ValueError, match=r"nor a named spec of that name \(there are default"):
+        read_toml("defalt")
+
+
+def test_the_same_command_has_the_same_folder_and_another_command_another():
+    default = read_toml("default")
+    assert default.folder == Path("runs/default")
+    other = from_table({"seed": 1}, default)
+    assert other.folder == from_table({"seed": 1}, default).folder != default.folder
+
+
+def test_a_folder_below_a_file_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file, not a folder"):
+        check_writable(tmp_path / "file" / "run")
+    check_writable(tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
