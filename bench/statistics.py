@@ -130,9 +130,10 @@ def _bca(total: Array, count: Array, value: float, seed: int) -> tuple[float, fl
     """BCa interval of sum(total) / sum(count), groups resampled whole. `total`, `count` [G]."""
     rng, num = np.random.default_rng(seed), len(total)
     drawn = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        rows = rng.integers(0, num, num)
-        drawn[i] = total[rows].sum() / count[rows].sum()
+    at_once = max(1, 2_000_000 // num)
+    for start in range(0, RESAMPLES, at_once):
+        rows = rng.integers(0, num, (min(at_once, RESAMPLES - start), num))
+        drawn[start : start + at_once] = total[rows].sum(1) / count[rows].sum(1)
     below = (np.sum(drawn < value) + np.sum(drawn == value) / 2) / RESAMPLES
     bias = stats.norm.ppf(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
     without = (total.sum() - total) / (count.sum() - count)

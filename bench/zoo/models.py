@@ -194,6 +194,8 @@ def train(name: str, parts_folder: Path, out: Path, steps: int, batch: int, lr: 
     )
     ddim: Any = DDIMScheduler()
     alpha = ddim.alphas_cumprod
+    snr = alpha / (1 - alpha)
+    snr_weight = snr.clamp(max=5) / snr  # Min-SNR-5 (Hang et al. 2023, eq. 8): steps with little noise count less
 
     def examples(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Clean latents, noise, timestep, noisy latents, conditioning."""
@@ -213,7 +215,8 @@ def train(name: str, parts_folder: Path, out: Path, steps: int, batch: int, lr: 
         clean, noise, t, x, c = examples(step)
         drop = torch.rand(batch, generator=torch.Generator().manual_seed(step + 10_000_000)) < DROP
         c = torch.where(drop.view(-1, *[1] * (c.dim() - 1)), empty, c)
-        return nn.functional.mse_loss(predict(model, x, t, c, None), noise - clean if flow else noise)
+        error = (predict(model, x, t, c, None) - (noise - clean if flow else noise)).square().flatten(1).mean(1)
+        return error.mean() if flow else (error * snr_weight[t]).mean()
 
     spent = fit(model, loss_of, steps=steps, lr=lr, folder=folder)
     if name == "flux-tiny":
@@ -258,7 +261,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,0 +1,56 @@
+"""Records and scores -> tables, figures and a page. A pure function of files, and never imports torch.
+
+`build` writes everything, `print_report` shows it on the terminal, `report_json` gives the document behind `--json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ditbench.reports.sections import Report
+
+__all__ = ["build", "print_report", "report_json"]
+
+
+def build(folders: list[Path], out: Path | None = None) -> Report:
+    """Make the report of one or more runs in `out` (default: `report/` in the first run's folder).
+
+    Several runs keep a section, and a folder of files, each: no number of one is ever set against a number of another.
+    A record that cannot be read is named and left out. Raises ValueError when a folder holds no run.
+    """
+    from ditbench.reports.figures import draw_figures
+    from ditbench.reports.grids import draw_grids
+    from ditbench.reports.page import write_page
+    from ditbench.reports.sections import Report, read_sections
+    from ditbench.reports.tables import write_tables
+
+    if not folders:
+        raise ValueError("a report needs at least one run folder")
+    sections = read_sections(folders)
+    out = out or folders[0] / ("report" if len(folders) == 1 else f"report-of-{len(folders)}-runs")
+    files: list[Path] = []
+    pictures: dict[str, dict[str, list[Path]]] = {}
+    for section in sections:
+        at = out if len(sections) == 1 else out / section.name
+        files += write_tables(section, at / "tables")
+        plots, grids = draw_figures(section, at / "plots"), draw_grids(section, at / "grids")
+        files += [path for found in (plots, grids) for paths in found.values() for path in paths]
+        pictures[section.name] = {model: plots.get(model, []) + grids.get(model, []) for model in section.models}
+    page = write_page(sections, pictures, out)
+    return Report(sections=sections, out=out, page=page, files=[*files, page])
+
+
+def print_report(report: Report) -> None:
+    """Print a table per model, with the reasons of what did not run under it, and where the page is."""
+    from ditbench.reports.overview import show
+
+    show(report)
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """What the tables show as one JSON document: rows as `ditbench.summary` describes them, with `notes` added."""
+    from ditbench.reports.tables import document
+
+    return document(report)

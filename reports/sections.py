@@ -1,0 +1,182 @@
+"""A run as the report sees it: rows with only such numbers as may be shown, and in words what was left out and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ditbench.record import read_json, read_run
+from ditbench.reports.wording import count, share
+from ditbench.summary import read_scores, summarise
+
+Row = dict[str, Any]
+
+SHOWN = "ok"
+"""The only status with numbers: an inert method changed nothing, so it has no speed-up to show."""
+TIMES = ("speedup_call", "speedup_denoise", "speedup_predicted", "realised", "realised_call")
+MACHINE = ("device", "processor", "cores", "threads", "capability", "cuda", "tf32", "packages", "variables")
+"""Fields of a record's environment that two times must share before one is divided by the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One run: its rows in table order, `none` first within each model."""
+
+    name: str
+    """Name of the run folder, made unlike those of the other sections."""
+    folder: Path
+    command: str
+    rows: list[Row]
+    records: dict[str, dict[str, Any]]
+    """By cell key."""
+    left_out: list[str]
+    """One sentence for each file that could not be read."""
+
+    @property
+    def models(self) -> dict[str, list[Row]]:
+        """Rows by model, in order of appearance."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row["model"], []).append(row)
+        return found
+
+    def caption(self, model: str) -> str:
+        """Sample count, rounds, batch, precision and hardware of a model's rows."""
+        rows = self.models[model]
+        row = next((r for r in rows if r["status"] == SHOWN), rows[0])
+        told = [f"n = {row['num_samples']} samples", count(row["rounds"], "timed round"), f"batch {row['batch_size']}"]
+        sampling = row["sampling"]
+        if sampling:
+            kind = f"{sampling['frames']} frames of " if sampling["frames"] > 1 else ""
+            told.append(f"{kind}{sampling['width']}x{sampling['height']}, {count(sampling['steps'], 'step')}")
+        told += [
+            row["dtype"],
+            f"{Path(row['weights']).name} weights",
+            hardware(self.records[row["key"]]["environment"]),
+        ]
+        return ", ".join(str(part) for part in told if part)
+
+    def requests(self, model: str) -> list[dict[str, Any]]:
+        """What the model was asked for, in sample order; empty when the file is missing or damaged."""
+        try:
+            found = read_json(self.folder / "requests" / f"{model}.json")
+        except (OSError, ValueError):
+            return []
+        return found if isinstance(found, list) else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `build` made."""
+
+    sections: list[Section]
+    out: Path
+    page: Path
+    files: list[Path]
+    """Every file written, in order of writing."""
+
+
+def read_sections(folders: Sequence[Path]) -> list[Section]:
+    """A section for each run folder; ValueError when one is no run folder."""
+    taken: set[str] = set()
+    found = []
+    for folder in folders:
+        stem = folder.resolve().name
+        name = next(n for i in range(len(folders) + 1) if (n := stem if not i else f"{stem}-{i + 1}") not in taken)
+        taken.add(name)
+        found.append(_section(folder, name))
+    return found
+
+
+def _section(folder: Path, name: str) -> Section:
+    run = read_run(folder)
+    records = {r["key"]: r for r in run.records}
+    scores = read_scores(folder)
+    left_out = [sentence.replace(f"{folder}/", "") for sentence in run.damaged]
+    unread = sorted(p.stem for p in (folder / "scores").glob("*.safetensors") if p.stem not in scores)
+    left_out += [
+        f"scores/{key}.safetensors is damaged or of another version; scoring again makes it anew" for key in unread
+    ]
+    missing = [
+        key
+        for key in run.spec.get("cells", [])
+        if key not in records and not (folder / "cells" / key / "record.json").exists()
+    ]
+    left_out += [
+        f"{key} has no record: the run has not come to it, or stopped while it was in flight" for key in missing
+    ]
+    rows = [_presentable(row, records) for row in summarise(run.records, scores)]
+    order = {model: i for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))}
+    rows.sort(key=lambda row: (order[row["model"]], not row["baseline"]))
+    command = folder / "command.txt"
+    told = command.read_text(errors="replace").strip() if command.is_file() else ""
+    return Section(name=name, folder=folder, command=told, rows=rows, records=records, left_out=left_out)
+
+
+def _presentable(row: Row, records: Mapping[str, dict[str, Any]]) -> Row:
+    """The row without the numbers that would mislead, and with `notes`: sentences that belong beside it."""
+    notes = [f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]] if row["status"] != SHOWN else []
+    if row["status"] != SHOWN:
+        row = row | dict.fromkeys((*TIMES, "speedup_flops", "first_call_s", "load_s"))
+        row |= {
+            "flops": {},
+            "memory": {},
+            "counters": {},
+            "timing": dict.fromkeys(row["timing"]),
+            "share": dict.fromkeys(row["share"]),
+        }
+        row["quality"] = {
+            name: entry
+            | {"value": None, "delta": None, "mde": None, "parts": {}, "reason": f"the cell is {row['status']}"}
+            for name, entry in row["quality"].items()
+        }
+        return row | {"suspect": False, "notes": notes}
+    baseline = records.get(row["baseline_key"] or "")
+    other = differing(records[row["key"]]["environment"], baseline["environment"]) if baseline else []
+    if other:
+        row = row | dict.fromkeys(TIMES)
+        notes.append(
+            f"no measured speed-up: its times and the baseline's come from environments that differ in {', '.join(other)}"
+        )
+    if baseline is None and not row["baseline"]:
+        notes.append("nothing to compare with: the baseline `none` has no usable record in this run")
+    if row["suspect"]:
+        notes.append(
+            f"suspect: the baseline's slowest round took {share(row['drift'])} longer than its fastest; "
+            f"above {share(row['drift_bound'])} the times of this model are not to be trusted"
+        )
+    return row | {"notes": notes}
+
+
+def status(row: Row) -> str:
+    """`suspect` where the times are not to be trusted, else the record's status."""
+    return "suspect" if row["suspect"] else str(row["status"])
+
+
+def file_name(text: str) -> str:
+    """`text` as the name of a file: letters, digits, dots and dashes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".") or "_"
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the environment fields that must agree and do not."""
+    return [name for name in MACHINE if one.get(name) != other.get(name)]
+
+
+def hardware(environment: Mapping[str, Any]) -> str:
+    """The machine in a few words."""
+    if not environment:
+        return ""
+    if environment.get("device", "cpu") != "cpu":
+        return f"{environment['device']}, torch {_packages(environment).get('torch', '?')}"
+    cores = f"{environment.get('processor', 'unknown processor')}, {count(environment.get('cores') or 0, 'core')}"
+    return (
+        f"{cores}, {count(environment.get('threads') or 0, 'thread')}, torch {_packages(environment).get('torch', '?')}"
+    )
+
+
+def _packages(environment: Mapping[str, Any]) -> Mapping[str, Any]:
+    return environment.get("packages") or {}

@@ -1,0 +1,177 @@
+"""Rows -> CSV at full precision, Markdown for people, and the JSON document. Shaped with pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ditbench.reports.sections import Report, Row, Section, status
+from ditbench.reports.wording import DASH, fixed, number, places_of, share, size, spoken, times
+
+DOCUMENT = 1
+"""Version of the JSON document."""
+CONVENTION = (
+    "FLOP = 2 MAC, attention and guidance passes included, whole sampler loop. "
+    "speedup_flops: FLOPs of none / FLOPs of this. "
+    "speedup_predicted: of the whole call, if denoising time followed FLOPs and the other stages stayed. "
+    "speedup_denoise: measured, denoising loop. speedup_call: measured, whole pipeline call. "
+    "realised: speedup_denoise / speedup_flops. Intervals are 95 %."
+)
+WHOLE = (
+    "num_samples",
+    "batch_size",
+    "rounds",
+    "seed",
+    "steps",
+    "height",
+    "width",
+    "frames",
+    "forwards",
+    "cores",
+    "threads",
+)
+"""Columns of whole numbers, with those named after a count or bytes: written without a decimal point also where some are missing."""
+FIDELITY = "psnr.vs_none and ssim.vs_none say how closely a sample repeats the un-accelerated one of the same noise: fidelity, not quality."
+
+
+def write_tables(section: Section, folder: Path) -> list[Path]:
+    """Write speed and quality as .csv and .md into `folder`; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name, frame, text in (
+        ("speed", speed(section), _markdown(section, "Speed and memory", CONVENTION, _speed_cells)),
+        ("quality", quality(section), _markdown(section, "Quality", FIDELITY, _quality_cells)),
+    ):
+        whole = [column for column in frame if column in WHOLE or column.endswith(("_n", "_bytes"))]
+        frame[whole] = frame[whole].astype("Int64")
+        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+        (folder / f"{name}.md").write_text(text)
+        found += [folder / f"{name}.csv", folder / f"{name}.md"]
+    return found
+
+
+def document(report: Report) -> dict[str, Any]:
+    """The report as plain JSON."""
+    runs = []
+    for section in report.sections:
+        models = [
+            {"model": model, "caption": section.caption(model), "rows": rows} for model, rows in section.models.items()
+        ]
+        runs.append({"name": section.name, "command": section.command, "models": models, "left_out": section.left_out})
+    return {"schema": DOCUMENT, "page": str(report.page), "convention": CONVENTION, "runs": runs}
+
+
+def speed(section: Section) -> pd.DataFrame:
+    """One line a cell: times, the four speed-ups under their own names, FLOPs, memory ledger, and what they depend on."""
+    return pd.DataFrame([_speed_line(section, row) for row in section.rows])
+
+
+def _speed_line(section: Section, row: Row) -> dict[str, Any]:
+    environment = section.records[row["key"]]["environment"]
+    line: dict[str, Any] = {"run": section.name} | {
+        name: row[name] for name in ("model", "stack", "status", "reason", "suspect")
+    }
+    for name in ("call_s", "text_s", "denoise_s", "decode_s"):
+        line |= _spread(name, row["timing"][name], counted=name == "call_s")
+    line |= {"share_denoise": row["share"]["denoise"]}
+    line |= {name: row[name] for name in ("speedup_flops", "speedup_predicted")}
+    for name in ("speedup_denoise", "speedup_call"):
+        line |= _spread(name, row[name], counted=True)
+    line |= {"speedup_interval": row["speedup_interval"]}
+    for name in ("realised", "realised_call"):
+        line |= _spread(name, row[name])
+    line |= {
+        name: row["flops"].get(name) for name in ("flops", "linear_macs", "attention_macs", "conv_macs", "forwards")
+    }
+    ledger = ("weights_bytes", "cache_bytes", "peak_bytes", "before_bytes", "reserved_bytes")
+    line |= {name: row["memory"].get(name) for name in ledger} | {"memory_source": row["memory"].get("source")}
+    line |= {name: row[name] for name in ("first_call_s", "load_s", "drift", "drift_bound")}
+    return line | _circumstances(row, environment)
+
+
+def quality(section: Section) -> pd.DataFrame:
+    """One line per cell, metric and part of it (the whole metric has an empty part)."""
+    lines = []
+    for row in section.rows:
+        after = _circumstances(row, section.records[row["key"]]["environment"])
+        for metric, entry in row["quality"].items():
+            parts = {"": entry} | entry["parts"]
+            for part, told in parts.items():
+                line = {"run": section.name} | {name: row[name] for name in ("model", "stack", "status")}
+                line |= {"metric": metric, "part": part} | _spread("value", told["value"], counted=True)
+                line |= _spread("delta", told["delta"], counted=True) | {"mde": told.get("mde")}
+                line |= {name: entry[name] for name in ("better", "unit", "interval", "reason", "delta_reason")}
+                lines.append(line | after)
+    return pd.DataFrame(lines)
+
+
+def _spread(name: str, estimate: Mapping[str, Any] | None, counted: bool = False) -> dict[str, Any]:
+    told = estimate or {}
+    line = {name: told.get("value"), f"{name}_low": told.get("low"), f"{name}_high": told.get("high")}
+    return line | ({f"{name}_n": told.get("n")} if counted else {})
+
+
+def _circumstances(row: Row, environment: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: row[name] for name in ("num_samples", "batch_size", "rounds", "seed", "dtype", "weights")}
+    told |= {name: row["sampling"].get(name) for name in ("steps", "guidance", "height", "width", "frames")}
+    machine = {name: environment.get(name) for name in ("processor", "cores", "threads")}
+    device = environment.get("device") or row["device"]
+    return told | {"device": device} | machine | {"key": row["key"], "baseline_key": row["baseline_key"]}
+
+
+def _speed_cells(row: Row) -> dict[str, str]:
+    return {
+        "s/sample": spoken_time(row["timing"]["call_s"]),
+        "speedup_flops": times(row["speedup_flops"]),
+        "speedup_predicted": times(row["speedup_predicted"]),
+        "speedup_denoise": spoken(row["speedup_denoise"], 2),
+        "speedup_call": spoken(row["speedup_call"], 2),
+        "realised": spoken(row["realised"], 2),
+        "denoise share": share(row["share"]["denoise"]),
+        "GFLOPs": number(row["flops"]["flops"] / 1e9) if row["flops"].get("flops") else DASH,
+        "weights": size(row["memory"].get("weights_bytes")),
+        "cache": size(row["memory"].get("cache_bytes")),
+        "peak": size(row["memory"].get("peak_bytes")),
+        "rounds": str(row["rounds"]),
+    }
+
+
+def _quality_cells(row: Row) -> dict[str, str]:
+    found = {}
+    for name, entry in row["quality"].items():
+        places = places_of(name)
+        found[name] = spoken(entry["value"], places)
+        if not name.endswith(".vs_none"):
+            found[f"{name} minus none"] = spoken(entry["delta"], places, signed=True)
+            found[f"{name} detectable"] = fixed(entry["mde"], places)
+    return found | {"n": str(row["num_samples"])}
+
+
+def spoken_time(estimate: Mapping[str, Any] | None) -> str:
+    """Seconds per sample with their interval."""
+    if estimate is None:
+        return DASH
+    low, high = estimate["low"], estimate["high"]
+    return number(estimate["value"]) + (f" [{number(low)}, {number(high)}]" if low is not None else "")
+
+
+def _markdown(section: Section, title: str, convention: str, cells: Any) -> str:
+    parts = [f"# {title}: {section.name}", "", convention, ""]
+    for model, rows in section.models.items():
+        lines = [{"stack": row["stack"], "status": status(row)} | cells(row) | {"key": row["key"]} for row in rows]
+        heads = list(lines[0])
+        parts += [f"## {model}", "", section.caption(model) + ".", ""]
+        parts += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        parts += ["| " + " | ".join(_escape(line[head]) for head in heads) + " |" for line in lines]
+        parts += (
+            [""] + [f"- `{_escape(row['stack'])}`: {_escape(note)}" for row in rows for note in row["notes"]] + [""]
+        )
+    parts += [f"- left out: {_escape(sentence)}" for sentence in section.left_out]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _escape(text: str) -> str:
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())

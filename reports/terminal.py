@@ -1,0 +1,56 @@
+"""Tables on the terminal: colour where there is a terminal, plain text elsewhere, never wider than the space there is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ditbench.reports.wording import DASH, number
+
+PLAIN_WIDTH = 120
+"""Columns where the output is no terminal and COLUMNS says nothing."""
+
+
+def console() -> Console:
+    """Stdout: as wide as the terminal, or `PLAIN_WIDTH` where there is none."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else PLAIN_WIDTH
+    return Console(highlight=False, width=max(width, 40), no_color=True, force_terminal=False)
+
+
+def print_rows(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
+    """Print rows of any plain table; the first column is never cut or broken."""
+    out = console()
+    if rows:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        heads = list(dict.fromkeys(head for row in rows for head in row))
+        for i, head in enumerate(heads):
+            numeric = all(isinstance(row.get(head), int | float | None) for row in rows)
+            table.add_column(head, justify="right" if numeric else "left", no_wrap=i == 0 or numeric, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(_plain(row.get(head))) for head in heads))
+        out.print(table)
+    if caption:
+        out.print(Text(caption, style="dim"))
+
+
+def _plain(told: Any) -> str:
+    if told is None:
+        return DASH
+    if isinstance(told, bool):
+        return "yes" if told else "no"
+    if isinstance(told, float):
+        return number(told, 5)
+    if isinstance(told, list | tuple):
+        return ", ".join(map(str, told))
+    if isinstance(told, dict):
+        return ", ".join(f"{name} {what}" for name, what in told.items())
+    return str(told)
