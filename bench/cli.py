@@ -114,7 +114,7 @@ def _spec(args: argparse.Namespace) -> Any:
     if args.models is not None:
         table["models"] = [part for part in args.models.split(",") if part]
     if args.methods is not None:
-        table["methods"] = split_stacks(args.methods)
+        table["methods"] = split_stacks(args.methods) if args.methods else []
     if args.plugin:
         table["plugins"] = args.plugin
     return from_table(table, read_toml(args.spec or "default"))
@@ -134,7 +134,7 @@ def _plan(args: argparse.Namespace) -> int:
     from ditbench.plan import describe
 
     cells = _cells(args)
-    _show(describe(cells), args.json, f"{len(cells)} cells, to be kept in {cells[0].spec.folder}")
+    _show(describe(cells), args.json, f"{len(cells)} cells, to be kept in {cells[0].spec.folder}", hide=["key"])
     return OK
 
 
@@ -197,13 +197,18 @@ def _count(args: argparse.Namespace) -> int:
 
     for plugin in args.plugin:
         load_plugin(plugin)
-    models, texts = select(args.models), ["none", *split_stacks(args.methods)]
+    models, texts = select(args.models), ["none", *(split_stacks(args.methods) if args.methods else [])]
     stacks = [Stack.parse(text) for text in dict.fromkeys(texts)]
     sizes = {name: getattr(args, name) for name in ("height", "width", "frames", "steps", "text_tokens")}
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: {value} is less than 1")
-    _show(count_table(models, stacks, **sizes), args.json, "FLOP = 2 MAC; one sample, all steps and guidance passes")
+    rows = count_table(models, stacks, **sizes)
+    left_out = ", ".join(dict.fromkeys(row["not_counted"] for row in rows if row["not_counted"]))
+    caption = "FLOP = 2 MAC; one sample, all steps and guidance passes; macs_per_pass: one of those passes"
+    reasons = [f"{row['model']} {row['stack']}: {row['note']}" for row in rows if row["note"]]
+    lines = "\n".join([f"{caption}; not counted: {left_out}", *reasons])
+    _show(rows, args.json, lines, hide=["size", "text_tokens", "passes", "not_counted", "note"])
     return OK
 
 
@@ -237,9 +242,11 @@ def _doctor(args: argparse.Namespace) -> int:
     return GATE if any(row["state"] == "missing" for row in rows) else OK
 
 
-def _show(rows: list[dict[str, Any]], as_json: bool, caption: str) -> None:
+def _show(rows: list[dict[str, Any]], as_json: bool, caption: str, hide: Sequence[str] = ()) -> None:
+    """Print rows without the columns to `hide` and those that are empty throughout; JSON has them all."""
     from ditbench.reports.terminal import print_rows
 
-    print_rows(rows, caption)
+    heads = [h for h in dict.fromkeys(h for row in rows for h in row) if h not in hide and any(row.get(h) for row in rows)]
+    print_rows([{h: row.get(h) for h in heads} for row in rows], caption)
     if as_json:
         print(json.dumps(rows))

@@ -16,6 +16,8 @@ from ditbench.reports.wording import DASH, number
 
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal and COLUMNS says nothing."""
+WORD = 20
+"""Characters a column of text keeps at least, if it has as many; what is shorter is never broken."""
 
 
 def console() -> Console:
@@ -34,7 +36,11 @@ def print_rows(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
         heads = list(dict.fromkeys(head for row in rows for head in row))
         for i, head in enumerate(heads):
             numeric = all(isinstance(row.get(head), int | float | None) for row in rows)
-            table.add_column(head, justify="right" if numeric else "left", no_wrap=i == 0 or numeric, overflow="fold")
+            widest = max(len(_plain(row.get(head))) for row in rows)
+            whole = i == 0 or numeric or widest <= WORD
+            table.add_column(
+                head, justify="right" if numeric else "left", no_wrap=whole, min_width=min(widest, WORD), overflow="fold"
+            )
         for row in rows:
             table.add_row(*(Text(_plain(row.get(head))) for head in heads))
         out.print(table)
@@ -47,6 +53,9 @@ def _plain(told: Any) -> str:
         return DASH
     if isinstance(told, bool):
         return "yes" if told else "no"
+    if isinstance(told, int) and abs(told) >= 1_000_000:
+        power = min((len(str(abs(told))) - 1) // 3, 5)
+        return f"{told / 1000**power:.5g} {' kMGTP'[power]}"
     if isinstance(told, float):
         return number(told, 5)
     if isinstance(told, list | tuple):

@@ -30,7 +30,7 @@ def told(capsys, *arguments):
         (["--methods", "fora(interval='x')"], "interval"),
         (["--methods", "fora(interval=2"], "fora(interval=2"),
         (["--methods", "fora*int8"], "fora*int8"),
-        (["--methods", "fora+fora"], "twice"),
+        (["--methods", "fora+fora"], "fora appears 2 times"),
         (["--num-samples", "0"], "num_samples: 0 is not between"),
         (["--spec", "no-such-spec.toml"], "no-such-spec.toml"),
         (["--device", "tpu"], "device: 'tpu'"),
@@ -91,7 +91,7 @@ def test_dry_run_prints_the_plan_with_refusals_and_writes_nothing(capsys, tmp_pa
     assert code == 0
     assert [(r["stack"], r["status"]) for r in rows] == [
         ("none", "planned"),
-        ("fora+firstblock", "refused"),
+        ("firstblock+fora", "refused"),
         ("fora", "planned"),
     ]
     assert "block-schedule" in rows[1]["reason"]
