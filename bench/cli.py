@@ -246,7 +246,9 @@ def _show(rows: list[dict[str, Any]], as_json: bool, caption: str, hide: Sequenc
     """Print rows without the columns to `hide` and those that are empty throughout; JSON has them all."""
     from ditbench.reports.terminal import print_rows
 
-    heads = [h for h in dict.fromkeys(h for row in rows for h in row) if h not in hide and any(row.get(h) for row in rows)]
+    heads = [
+        h for h in dict.fromkeys(h for row in rows for h in row) if h not in hide and any(row.get(h) for row in rows)
+    ]
     print_rows([{h: row.get(h) for h in heads} for row in rows], caption)
     if as_json:
         print(json.dumps(rows))

@@ -7,6 +7,7 @@ are put together as `record.json`. Within a round the order of cells is shuffled
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -35,8 +36,7 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
     spec = cells[0].spec
     folder = open_folder(cells, command)
     units = _units(cells, folder)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "ditbench.preload"])
+    context = _forkserver()
     rates = _Rates(units)
     for i, (cell, round_) in enumerate(units):
         if (folder / "cells" / cell.key / "record.json").exists():
@@ -48,6 +48,31 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
         _put_together(cell, folder)
     tell(Step("", len(units), len(units), 0.0))
     return folder
+
+
+def _forkserver() -> Any:
+    """A context whose processes are forked from one that has imported everything already.
+
+    In a bare checkout that process finds the package through `run_bench`, as we did; it is told where by PYTHONPATH, since the
+    forkserver is handed no import path of ours.
+    """
+    from multiprocessing import forkserver
+
+    root = Path(__file__).resolve().parent.parent
+    bare = (root / "run_bench.py").is_file()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*(["run_bench"] if bare else []), "ditbench.preload"])
+    before = os.environ.get("PYTHONPATH")
+    if bare:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if bare:
+            del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    return context
 
 
 def open_folder(cells: Sequence[Cell], command: str) -> Path:
@@ -79,6 +104,8 @@ def open_folder(cells: Sequence[Cell], command: str) -> Path:
             write_json(path, [asdict(r) for r in make_requests(model, count_for(model, spec.num_samples), spec.seed)])
     for cell in cells:
         _take_up(cell, folder / "cells" / cell.key)
+        if not (folder / "cells" / cell.key / "record.json").exists():
+            _put_together(cell, folder)  # all its rounds may be there
     return folder
 
 
@@ -177,7 +204,7 @@ def _put_together(cell: Cell, folder: Path) -> None:
     at = folder / "cells" / cell.key
     rounds = [read_json(path) for path in sorted(at.glob("round-*.json"))]
     wrong = [r for r in rounds if r["status"] not in MEASURED]
-    if wrong or len(rounds) == cell.spec.rounds:
+    if wrong or len(rounds) >= cell.spec.rounds:
         write_json(at / "record.json", _record(cell, wrong[:1] or rounds))
         if wrong:
             (at / SAMPLES).unlink(missing_ok=True)

@@ -39,7 +39,11 @@ def print_rows(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
             widest = max(len(_plain(row.get(head))) for row in rows)
             whole = i == 0 or numeric or widest <= WORD
             table.add_column(
-                head, justify="right" if numeric else "left", no_wrap=whole, min_width=min(widest, WORD), overflow="fold"
+                head,
+                justify="right" if numeric else "left",
+                no_wrap=whole,
+                min_width=min(widest, WORD),
+                overflow="fold",
             )
         for row in rows:
             table.add_row(*(Text(_plain(row.get(head))) for head in heads))

@@ -189,7 +189,7 @@ def test_every_failure_is_a_record_with_its_reason_and_the_rest_runs(tmp_path):
     assert told["suicide"] == ("failed", "its process was killed by SIGKILL (out of memory, most often)")
     assert told["greedy"][0] == "oom"
     assert told["firstblock"][0] == "refused" and "DiT" in told["firstblock"][1]
-    assert told["fora+firstblock"][0] == "refused" and "block-schedule" in told["fora+firstblock"][1]
+    assert told["firstblock+fora"][0] == "refused" and "block-schedule" in told["firstblock+fora"][1]
     assert told["none"][0] == told["fora"][0] == "ok"
     shown = json.loads(done.stdout.splitlines()[-1])
     assert all(name in json.dumps(shown) for name in ("planted", "SIGKILL"))

@@ -179,9 +179,15 @@ PREDICT: dict[str, Predict] = {
 }
 
 
-def train(name: str, parts_folder: Path, out: Path, steps: int, batch: int, lr: float) -> None:
-    """Train a tiny model and save its pipeline folder (fp16) under `out/name`."""
+def train(
+    name: str, parts_folder: Path, out: Path, steps: int, batch: int, lr: float, start: Path | None = None
+) -> None:
+    """Train a tiny model, from the weights of pipeline folder `start` if given, and save its pipeline folder (fp16) under `out/name`."""
     pipe = build(name, parts_folder)
+    if start is not None:
+        for part, module in pipe.components.items():
+            if isinstance(module, nn.Module) and part != "vae":
+                module.load_state_dict(type(module).from_pretrained(start / part).float().state_dict())
     world, folder = WORLD[name], out / f"train-{name}"
     x0, texts, labels = latents(world, pipe.vae, parts_folder)
     model, predict, flow = Trained(pipe), PREDICT[name], name in ("flux-tiny", "wan-tiny")
@@ -262,10 +268,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--start", type=Path, help="pipeline folder whose weights to go on from")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.name, args.parts, args.out, args.steps, args.batch, args.lr)
+    train(args.name, args.parts, args.out, args.steps, args.batch, args.lr, args.start)
 
 
 if __name__ == "__main__":
