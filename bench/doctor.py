@@ -55,13 +55,13 @@ def _torchvision() -> dict[str, Any]:
 
 def _zoo() -> list[dict[str, Any]]:
     """The embedded world's weights, whole or not."""
-    from ditbench.models import check_folder, models
+    from ditbench.models import check_folder, locate, models
 
     rows = []
     for model in models().values():
         if model.group == "tiny":
             try:
-                check_folder(ZOO / model.name)
+                check_folder(locate(model, "bundled"))
                 rows.append(_row(model.name, "ok", "weights whole"))
             except ValueError as error:
                 rows.append(_row(model.name, "missing", str(error)))

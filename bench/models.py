@@ -127,6 +127,10 @@ def locate(model: Model, weights: str, *, download: bool = True) -> Path:
     if weights == "bundled":
         if model.group != "tiny":
             raise ValueError(f"{model.name} has no bundled weights; choose --weights hub, random or a folder")
+        if not (ZOO / model.name).is_dir():
+            raise ValueError(
+                f"{model.name} has not been trained yet; python -m ditbench.zoo.models {model.name} --help says how"
+            )
         return ZOO / model.name
     if weights == "hub":
         return _from_hub(model, download)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ditbench.method import load_plugin
-from ditbench.models import Model, select
+from ditbench.models import Model, check_folder, locate, select
 from ditbench.spec import Spec
 from ditbench.stack import Stack
 from ditbench.workload import Sampling, count_for, sampling_of
@@ -86,8 +86,11 @@ def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
     """What can be told without loading the model."""
     if problems := stack.problems():
         return "; ".join(problems)
-    if spec.weights == "bundled" and model.group != "tiny":
-        return f"{model.name} has no bundled weights; choose --weights hub, random or a folder"
+    if spec.weights not in ("hub", "random"):
+        try:
+            check_folder(locate(model, spec.weights))
+        except ValueError as error:
+            return str(error)
     needs = {need for m in stack.methods for need in m.traits.needs}
     if "cuda" in needs and not spec.device.startswith("cuda"):
         return f"{stack} needs a CUDA GPU and the device is {spec.device}"
