@@ -45,7 +45,7 @@ def write_tables(section: Section, folder: Path) -> list[Path]:
         ("speed", speed(section), _markdown(section, "Speed and memory", CONVENTION, _speed_cells)),
         ("quality", quality(section), _markdown(section, "Quality", FIDELITY, _quality_cells)),
     ):
-        whole = [column for column in frame if column in WHOLE or column.endswith(("_n", "_bytes"))]
+        whole = [column for column in map(str, frame.columns) if column in WHOLE or column.endswith(("_n", "_bytes"))]
         frame[whole] = frame[whole].astype("Int64")
         frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
         (folder / f"{name}.md").write_text(text)

@@ -187,7 +187,8 @@ def train(
     if start is not None:
         for part, module in pipe.components.items():
             if isinstance(module, nn.Module) and part != "vae":
-                module.load_state_dict(type(module).from_pretrained(start / part).float().state_dict())
+                kind: Any = type(module)
+                module.load_state_dict(kind.from_pretrained(start / part).float().state_dict())
     world, folder = WORLD[name], out / f"train-{name}"
     x0, texts, labels = latents(world, pipe.vae, parts_folder)
     model, predict, flow = Trained(pipe), PREDICT[name], name in ("flux-tiny", "wan-tiny")
