@@ -99,12 +99,19 @@ def check_method(text: str, subject: Subject) -> list[Check]:
 def check_models(stack: Stack, models: Sequence[Model]) -> list[dict[str, Any]]:
     """The contract on the bundled models, as rows of a table; `result` is `passed`, `failed` or `refused`.
 
-    ValueError for a model whose weights are not bundled.
+    A model whose weights are absent or damaged is a refused row with that reason, and the others are still tried.
     """
     rows = []
     for model in models:
+        try:
+            subject = _bundled(model)
+        except ValueError as error:
+            rows.append(
+                {"model": model.name, "clause": "its weights are there", "result": "refused", "note": str(error)}
+            )
+            continue
         with quiet():
-            checks = check_method(str(stack), _bundled(model))
+            checks = check_method(str(stack), subject)
         for check in checks:
             result = "failed" if not check.passed else "refused" if check.name == "refused" else "passed"
             clause = "runs on this model" if result == "refused" else check.name

@@ -110,3 +110,14 @@ def test_list_shows_in_json_what_the_table_shows(capsys, what):
     rows = json.loads(out.splitlines()[-1])
     assert code == 0 and len(rows) >= 4
     assert all(next(iter(row.values())) in out for row in rows)
+
+
+def test_a_model_without_weights_is_a_refused_row_of_check_and_not_its_end(capsys, tmp_path, monkeypatch):
+    from ditbench import models
+
+    monkeypatch.setattr(models, "ZOO", tmp_path)
+    code, out, _ = told(capsys, "check", "fora", "--models", "dit-tiny,wan-tiny", "--json")
+    rows = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert [(row["model"], row["result"]) for row in rows] == [("dit-tiny", "refused"), ("wan-tiny", "refused")]
+    assert all("has not been trained yet" in row["note"] for row in rows)

@@ -61,9 +61,9 @@ def image_codec(**more: Any) -> AutoencoderKL:
     )  # fmt: skip
 
 
-def video_codec(mean: list[float] | None = None, std: list[float] | None = None) -> AutoencoderKLWan:
+def video_codec() -> AutoencoderKLWan:
     """Wan's causal video autoencoder, 4 latent channels, 4 pixels and (after the first) 4 frames a latent cell."""
     return AutoencoderKLWan(
         base_dim=8, z_dim=4, dim_mult=[2, 2, 4], num_res_blocks=1, temperal_downsample=[True, True],
-        latents_mean=mean or [0.0] * 4, latents_std=std or [1.0] * 4, scale_factor_temporal=4, scale_factor_spatial=4,
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4, scale_factor_temporal=4, scale_factor_spatial=4,
     )  # fmt: skip
