@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 Array = NDArray[np.float64]
 
@@ -135,13 +135,13 @@ def _bca(total: Array, count: Array, value: float, seed: int) -> tuple[float, fl
         rows = rng.integers(0, num, (min(at_once, RESAMPLES - start), num))
         drawn[start : start + at_once] = total[rows].sum(1) / count[rows].sum(1)
     below = (np.sum(drawn < value) + np.sum(drawn == value) / 2) / RESAMPLES
-    bias = stats.norm.ppf(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
+    bias = special.ndtri(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
     without = (total.sum() - total) / (count.sum() - count)
     bend = without.mean() - without
     spread = np.sum(bend**2) ** 1.5
     acceleration = np.sum(bend**3) / (6 * spread) if spread > 0 else 0.0
-    z = bias + stats.norm.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    low, high = np.quantile(drawn, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    z = bias + special.ndtri(np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    low, high = np.quantile(drawn, special.ndtr(bias + z / (1 - acceleration * z)))
     return float(low), float(high)
 
 

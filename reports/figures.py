@@ -71,7 +71,7 @@ def _figure(section: Section, model: str, panels: Sequence[str], folder: Path, s
         _label(axis, rows, labels, metric)
     _words(figure, model, rows, looks, words, named)
     paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
-    figure.savefig(paths[0], metadata={"Software": None})
+    figure.savefig(paths[0], metadata={"Software": None}, pil_kwargs={"compress_level": 3})
     figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
     return paths
 

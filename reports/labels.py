@@ -80,9 +80,16 @@ def _cheapest(
     shared = _overlap(boxes, taken)
     cost = 6 * shared.sum(1) + 450 * pixel * (shared > 0).sum(1) + 40 * (area - _overlap(boxes, inside).sum(1))
     own = np.concatenate([np.broadcast_to(at, centre.shape), centre], 1)
-    cost += 400 * pixel * _crosses(leaders[None], boxes[:, None]).sum(1)
-    cost += 120 * pixel * _crosses(own[:, None], taken[None]).sum(1) * (radius >= CLEAR)
     cost += 12 * pixel * (radius + 3 * np.abs(way[:, 1]) + 2 * (way[:, 0] < 0))
+    # What lines cost is dear to find and never negative: only places that could still be the cheapest are asked.
+    asked = np.zeros(len(cost), bool)
+    ceiling = np.partition(cost, DIRECTIONS)[DIRECTIONS]
+    while (new := ~asked & (cost <= ceiling)).any():
+        asked |= new
+        cost[new] += 400 * pixel * _crosses(leaders[None], boxes[new, None]).sum(1)
+        cost[new] += 120 * pixel * _crosses(own[new, None], taken[None]).sum(1) * (radius[new] >= CLEAR)
+        ceiling = cost[asked].min()
+    cost[~asked] = np.inf
     best = int(np.argmin(np.round(cost, 6)))
     return boxes[best], float(radius[best])
 

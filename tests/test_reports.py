@@ -2,9 +2,9 @@
 
 import csv
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -396,13 +396,16 @@ def test_a_report_needs_no_torch(tmp_path):
 
 
 def test_a_hundred_cells_take_ten_seconds_at_most(tmp_path):
-    """Seconds of this process's own work, the better of two: other work on the machine can only add."""
+    """The command in a process of its own, in seconds of processor time, the better of two: other work only adds."""
     stacks = [("none", "ok"), *((f"fora(interval={i})", "ok") for i in range(2, 26))]
     run = write_run(tmp_path / "large", models=tuple(WORLDS), stacks=stacks, n=9)
     took = []
     while len(took) < 2 and min(took, default=99) > 10:
-        began = time.process_time()
-        report = reports.build([run])
-        took.append(time.process_time() - began)
-    assert len(report.sections[0].rows) == 100
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, str(ROOT / "run_bench.py"), "report", str(run)], check=True, capture_output=True
+        )
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
+    assert (run / "report" / "index.html").is_file()
     assert min(took) <= 10, took
