@@ -26,6 +26,7 @@ __all__ = [
     "Route",
     "Run",
     "Sublayer",
+    "call_sizes",
     "family_of",
     "put",
     "sublayers",
@@ -203,6 +204,22 @@ def sublayers(transformer: nn.Module) -> list[Sublayer]:
                 )  # fmt: skip
         first += len(modules)
     return found
+
+
+def call_sizes(transformer: nn.Module, args: Any, kwargs: Any) -> tuple[int, tuple[int, int, int], int]:
+    """Rows of the batch, (frames, rows, columns) of image tokens, and text tokens of a call of the transformer with these arguments."""
+    hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    text = kwargs.get("encoder_hidden_states")
+    texts = 0 if text is None else text.shape[1]
+    if family_of(transformer) == "flux":
+        # Places (0, row, column); on the meta device they cannot be read, and a square picture is as good as any.
+        ids, side = kwargs["img_ids"], int(hidden.shape[1] ** 0.5)
+        _, high, wide = (0, side - 1, side - 1) if ids.is_meta else ids.amax(0).long().tolist()
+        return len(hidden), (1, high + 1, wide + 1), texts
+    patch = getattr(transformer.config, "patch_size", 1)
+    frames, high, wide = (1, *hidden.shape[2:])[-3:]
+    deep, tall, broad = patch if isinstance(patch, (tuple, list)) else (1, patch, patch)
+    return len(hidden), (frames // deep, high // tall, wide // broad), texts
 
 
 def _anatomy(transformer: nn.Module) -> Any:

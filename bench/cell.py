@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ditbench.artifact import resolve
 from ditbench.plan import Cell, rebuild
 from ditbench.record import read_json, write_json
 from ditbench.spec import Spec
@@ -57,7 +58,10 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
         if reason := cell.stack.refusal(pipe):
             return {"status": "refused", "reason": reason}
         sampling = cell.sampling
-        with cell.stack.attached(pipe) as attached:
+        prepared = {
+            name: artifact.folder for name, artifact in resolve(cell.model, cell.stack, cell.spec.weights).items()
+        }
+        with cell.stack.attached(pipe, prepared) as attached:
             sampler = measure.Sampler(pipe, cell.model, sampling, attached, cell.spec.device)
             parts = list(batches(requests, cell.batch_size))
             _, first = sampler(parts[0])  # warms up with the real batch and the real number of steps

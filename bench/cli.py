@@ -12,7 +12,7 @@ from typing import Any
 
 OK, GATE, USAGE, SOME_FAILED = 0, 1, 2, 3
 """Exit codes: all well, a gate failed, wrong usage, some cells failed or were inert."""
-COMMANDS = ("run", "plan", "count", "score", "report", "list", "check", "doctor")
+COMMANDS = ("run", "plan", "count", "prepare", "score", "report", "list", "check", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     for flag in ("height", "width", "frames", "steps", "text-tokens"):
         count.add_argument(f"--{flag}", type=int, help="instead of the model's own")
     count.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+
+    prepare = command("prepare", _prepare, "train or calibrate what a method needs beforehand")
+    prepare.add_argument("method", help="a method or stack, knobs included; what is below a method is prepared for")
+    prepare.add_argument("--models", default="tiny")
+    prepare.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
+    prepare.add_argument("--out", type=Path, default=Path("artifacts"), help="folder for what is made")
+    prepare.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
 
     score = command("score", _score, "score the samples of a run again")
     score.add_argument("run", type=Path, metavar="RUN")
@@ -209,6 +216,24 @@ def _count(args: argparse.Namespace) -> int:
     reasons = [f"{row['model']} {row['stack']}: {row['note']}" for row in rows if row["note"]]
     lines = "\n".join([f"{caption}; not counted: {left_out}", *reasons])
     _show(rows, args.json, lines, hide=["size", "text_tokens", "passes", "not_counted", "note"])
+    return OK
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from ditbench.method import load_plugin
+    from ditbench.models import select
+    from ditbench.prepare import prepare
+    from ditbench.progress import counting, progress
+    from ditbench.stack import Stack
+
+    for plugin in args.plugin:
+        load_plugin(plugin)
+    stack, models = Stack.parse(args.method), select(args.models)
+    with progress() as tell:
+        rows = prepare(
+            models, stack, args.weights, lambda need: counting(tell, f"{need.model} {need.method}"), args.out
+        )
+    _show(rows, args.json, "")
     return OK
 
 

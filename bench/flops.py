@@ -131,10 +131,13 @@ def _count_on_meta(model: Model, sampling: Sampling, stack: Stack, changes: dict
     pipe = build(model, device="meta", parts=("transformer", "vae", "scheduler"), changes=changes)
     if reason := stack.refusal(pipe):
         raise _CannotSay(reason)
+    for m in stack.methods:
+        if hasattr(m, "recipe") and m.recipe() is not None:
+            raise _CannotSay(f"{m.name}: nothing is prepared for full-size models; give it a schedule file")
     alike = all(m.traits.claims <= SAME_EVERY_CALL for m in stack.methods)
     counter = Counter()
     with torch.inference_mode(), stack.attached(pipe) as attached:
-        attached.start(sampling.steps)
+        attached.start(sampling.steps, 1)
         once = _run_once(pipe.transformer, counter) if alike else nullcontext()
         with counter.following(pipe), once, counter.counting():
             try:

@@ -74,7 +74,7 @@ class Sampler:
 
     def __call__(self, requests: Sequence[Request]) -> tuple[np.ndarray, Timing]:
         """Samples of a batch, uint8 [n, H, W, 3] or [n, T, H, W, 3], and how long the call took."""
-        self.attached.start(self.sampling.steps)
+        self.attached.start(self.sampling.steps, len(requests))
         clock = Clock(self.device)
         with _stages(self.pipe, clock):
             arguments = call_arguments(self.model, self.sampling, requests)

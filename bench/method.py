@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform
 
 from ditbench.knobs import build, check, knob, knobs, suggest, values
+from ditbench.now import Now
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Route, Sublayer
+    from ditbench.blocks import Block, BlockRoute
     from ditbench.workload import Sampling
 
 __all__ = [
@@ -92,18 +94,6 @@ class Traits:
     paper: str
 
 
-@dataclass(kw_only=True)
-class Now:
-    """Where the generation is. Told, not guessed: a method never counts calls itself."""
-
-    step: int = 0
-    """Sampler step, from 0."""
-    branch: int = 0
-    """Which transformer call of this step: 0, and 1 for a separate guidance pass."""
-    num_steps: int = 0
-    """Sampler steps of this generation."""
-
-
 _MISSING = object()
 
 
@@ -118,6 +108,8 @@ class Attachment:
         """Whether any counted event was the method at work (`count(..., idle=True)` is not)."""
         self.starts: list[Callable[[], object]] = []
         self.held: list[Callable[[], Iterable[Any]]] = []
+        self.artifact: Path | None = None
+        """Folder of what was prepared for this method (see `artifact`)."""
         self._pipeline = pipeline
         self._stack = stack
 
@@ -127,6 +119,14 @@ class Attachment:
         from ditbench.anatomy import sublayers
 
         found: list[Sublayer] = sublayers(self._pipeline.transformer)
+        return found
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """The transformer's blocks, in the order they run."""
+        from ditbench.blocks import blocks
+
+        found: list[Block] = blocks(self._pipeline.transformer)
         return found
 
     def patch(self, owner: Any, name: str, value: Any) -> Any:
@@ -143,9 +143,9 @@ class Attachment:
         setattr(owner, name, value)
         return previous
 
-    def reroute(self, sublayer: Sublayer, route: Route) -> None:
-        """Send the sub-layer's calls through `route(run, hidden)` until detached (see `anatomy`)."""
-        sublayer.reroute(route, self.patch)
+    def reroute(self, part: Sublayer | Block, route: Route | BlockRoute) -> None:
+        """Send the calls of a sub-layer (see `anatomy`) or of a whole block (see `blocks`) through `route` until detached."""
+        part.reroute(route, self.patch)  # type: ignore[arg-type]
 
     def undo(self, callback: Callable[..., object], *args: Any) -> None:
         """Call `callback(*args)` when detached; the last registered is called first."""

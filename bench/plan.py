@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ditbench.artifact import Need, find, needs_of
 from ditbench.method import load_plugin
 from ditbench.models import Model, check_folder, locate, select
 from ditbench.spec import Spec
@@ -24,11 +25,15 @@ class Cell:
     spec: Spec
     refusal: str
     """Why it cannot run, empty when it can as far as is known without loading anything."""
+    needs: tuple[Need, ...] = ()
+    """What its methods must have been prepared for."""
 
     @property
     def key(self) -> str:
         """Folder name: readable, and different whenever anything that changes the samples or their timing differs."""
         told = {"model": self.model.name, "stack": str(self.stack), **self.spec.settings()}
+        if self.needs:
+            told["prepared"] = [need.key for need in self.needs]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
         slug = re.sub(r"[^a-z0-9]+", "-", str(self.stack).lower()).strip("-")[:60]
         return f"{self.model.name}--{slug}-{digest}"
@@ -74,7 +79,15 @@ def rebuild(spec: Spec, model: str, stack: str) -> Cell:
 
 
 def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
-    return Cell(model=model, stack=stack, spec=spec, refusal=_refusal(model, stack, spec))
+    refusal = _refusal(model, stack, spec)
+    needs: tuple[Need, ...] = ()
+    if not refusal:
+        try:
+            needs = tuple(needs_of(model, stack, spec.weights))
+            refusal = next((need.sentence for need in needs if find(need) is None), "")
+        except ValueError as error:
+            refusal = str(error)
+    return Cell(model=model, stack=stack, spec=spec, refusal=refusal, needs=needs)
 
 
 def _load_plugins(spec: Spec) -> None:

@@ -53,6 +53,19 @@ def plain(tell: Callable[[Any], None]) -> Callable[[str, int, int], None]:
     return lambda label, done, of: tell(Step(label, done, of, None))
 
 
+def counting(tell: Callable[[Any], None], label: str) -> Callable[[dict[str, Any]], None]:
+    """`tell` for work that reports rows with `done` and `of`, all units alike: time left by the mean so far."""
+    began = time.monotonic()
+
+    def row(told: dict[str, Any]) -> None:
+        done, of = told["done"], told["of"]
+        left = (time.monotonic() - began) / done * (of - done)
+        seen = [f"{name} {told[name]:.5f}" for name in ("loss", "held_out") if told.get(name) is not None]
+        tell(Step(" ".join([label, *seen]), done, of, left))
+
+    return row
+
+
 def _lines() -> Callable[[Any], None]:
     last = -10.0
 

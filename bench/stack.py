@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.method import Attachment, Method, Now, build, find, values
@@ -102,10 +103,11 @@ class Stack:
         return found
 
     @contextmanager
-    def attached(self, pipeline: Any) -> Iterator[Attached]:
+    def attached(self, pipeline: Any, artifacts: Mapping[str, Path] | None = None) -> Iterator[Attached]:
         """Attach every method in order, and take everything back at the end, last in first out, whatever happens.
 
-        Raises ValueError when the methods cannot be used together. The empty stack leaves the pipeline untouched.
+        `artifacts`: folders of what was prepared, by method. Raises ValueError when the methods cannot be used together. The empty
+        stack leaves the pipeline untouched.
         """
         if problems := self.problems():
             raise ValueError(f"cannot attach {self}: {'; '.join(problems)}")
@@ -114,6 +116,7 @@ class Stack:
             attached = Attached(now, {})
             for m in self.methods:
                 at = attached.attachments[m.name] = Attachment(pipeline, now, undo)
+                at.artifact = (artifacts or {}).get(m.name)
                 m.attach(pipeline, at)
             if self.methods:
                 attached.follow(pipeline, Attachment(pipeline, now, undo))
@@ -129,9 +132,11 @@ class Attached:
         self._calls = 0  # transformer calls so far in this step
         self._cache_bytes = 0
 
-    def start(self, num_steps: int) -> None:
-        """Forget the last generation. A generation begun without it is noticed when the scheduler sets its timesteps."""
-        self.now.step, self.now.branch, self.now.num_steps, self._calls = 0, 0, num_steps, 0
+    def start(self, num_steps: int, samples: int = 0) -> None:
+        """Forget the last generation. A generation begun without it is noticed when the scheduler sets its timesteps; how many
+        `samples` it makes, and so which rows of a batch are guidance passes, is then not known."""
+        now = self.now
+        now.step, now.branch, now.num_steps, now.samples, now.passes, self._calls = 0, 0, num_steps, samples, 1, 0
         for at in self.attachments.values():
             for reset in at.starts:
                 reset()
@@ -149,8 +154,14 @@ class Attached:
         scheduler = pipeline.scheduler
         step, set_timesteps = scheduler.step, scheduler.set_timesteps
 
-        def called(_module: Any, _args: Any) -> None:
-            self.now.branch = self._calls
+        def called(transformer: Any, args: Any, kwargs: Any) -> None:
+            now = self.now
+            if not now.step and not self._calls:
+                from ditbench.anatomy import call_sizes
+
+                batch, now.grid, now.text_tokens = call_sizes(transformer, args, kwargs)
+                now.passes = max(1, batch // now.samples) if now.samples else 1
+            now.branch = self._calls
             self._calls += 1
 
         @functools.wraps(step)  # pipelines look at the signature
@@ -168,7 +179,7 @@ class Attached:
                 self.start(len(scheduler.timesteps))
             return out
 
-        at.undo(pipeline.transformer.register_forward_pre_hook(called).remove)
+        at.undo(pipeline.transformer.register_forward_pre_hook(called, with_kwargs=True).remove)
         at.patch(scheduler, "step", stepped)
         at.patch(scheduler, "set_timesteps", begun)
 

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ditbench.anatomy import sublayers
+from ditbench.artifact import resolve
 from ditbench.quiet import quiet
 from ditbench.stack import Attached, Stack
 from ditbench.tiny import KINDS, OUTPUT, Subject, tiny
@@ -41,27 +43,32 @@ class _Stop(Exception):
     """Raised inside a block on purpose."""
 
 
-def check_method(text: str, subject: Subject) -> list[Check]:
+def check_method(text: str, subject: Subject, artifacts: Mapping[str, Path] | None = None) -> list[Check]:
     """Try a method, or a stack, on a pipeline, and say clause by clause whether it keeps the contract.
+
+    `artifacts`: folders of what was prepared, by method; without them a method that has to be prepared is refused.
 
     A stack this pipeline refuses has the single clause `refused`, passed, with the reason. ValueError for a text that is no stack.
     """
     stack, pipeline = Stack.parse(text), subject.pipeline
     if reason := stack.refusal(pipeline):
         return [_round_trip(stack), Check("refused", True, reason)]
+    for m in stack.methods:
+        if hasattr(m, "recipe") and m.recipe() is not None and m.name not in (artifacts or {}):
+            return [_round_trip(stack), Check("refused", True, f"{m.name} has not been prepared for this pipeline")]
     sampling = stack.adapt(subject.sampling)
 
     def generate(attached: Attached, *which: int) -> Tensor:
-        attached.start(sampling.steps)
+        attached.start(sampling.steps, len(which))
         samples: Tensor = subject.generate(sampling, which)
         return samples
 
     plain = subject.generate(subject.sampling, [0])  # before the trace: a first run leaves diffusers' own traces
     trace, weights = _trace(pipeline), _weights(pipeline)
-    with stack.attached(pipeline) as attached:
+    with stack.attached(pipeline, artifacts) as attached:
         first = generate(attached, 0)
         idle = stack.idle(subject.sampling, attached)
-    with stack.attached(pipeline) as attached:
+    with stack.attached(pipeline, artifacts) as attached:
         pair = generate(attached, 0, 0) if _per_batch(stack) else generate(attached, 0, 1)
         again = generate(attached, 0)
         other = again if _per_batch(stack) else generate(attached, 1)
@@ -105,13 +112,12 @@ def check_models(stack: Stack, models: Sequence[Model]) -> list[dict[str, Any]]:
     for model in models:
         try:
             subject = _bundled(model)
+            prepared = {name: a.folder for name, a in resolve(model, stack, "bundled").items()}
         except ValueError as error:
-            rows.append(
-                {"model": model.name, "clause": "its weights are there", "result": "refused", "note": str(error)}
-            )
+            rows.append({"model": model.name, "clause": "its files are there", "result": "refused", "note": str(error)})
             continue
         with quiet():
-            checks = check_method(str(stack), subject)
+            checks = check_method(str(stack), subject, prepared)
         for check in checks:
             result = "failed" if not check.passed else "refused" if check.name == "refused" else "passed"
             clause = "runs on this model" if result == "refused" else check.name
@@ -147,7 +153,7 @@ def _off(stack: Stack, subject: Subject) -> Check:
     plain = subject.generate(subject.sampling, [0])
     sampling = off.adapt(subject.sampling)
     with off.attached(subject.pipeline) as attached:
-        attached.start(sampling.steps)
+        attached.start(sampling.steps, 1)
         same = torch.equal(subject.generate(sampling, [0]), plain)
         idle = len(off.idle(subject.sampling, attached)) == len(off.methods)
     return Check(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,13 +81,29 @@ def make_requests(model: Model, num: int, seed: int) -> list[Request]:
     return [_request(i, seed, prompt=prompts[i % len(prompts)]) for i in range(num)]
 
 
-def _scene_requests(world: str, num: int, seed: int) -> list[Request]:
+def training_requests(model: Model, num: int, seed: int) -> list[Request]:
+    """Requests to train a method with, disjoint from every evaluation's: of the world's training split, and other noise.
+
+    Raises ValueError for a full-size text model, whose evaluation prompts are the only ones that come with ditbench.
+    """
+    if model.world:
+        return [replace(r, seed=r.seed ^ TRAINING) for r in _scene_requests(model.world, num, seed, "train")]
+    if model.family == "dit":
+        return [_request(i, seed, label=_number(seed, i) % 1000, mark=TRAINING) for i in range(num)]
+    raise ValueError(f"{model.name} has no training prompts here: those in datasets/prompts.txt are for evaluation")
+
+
+TRAINING = 0x5EED0000
+"""Mixed into the seeds of training noise."""
+
+
+def _scene_requests(world: str, num: int, seed: int, split: str = "test") -> list[Request]:
     from ditbench import shapes
 
     found: list[Request] = []
     chunk = 64  # scenes are drawn by the chunk so that the first requests do not depend on how many follow
     for part in range((num + chunk - 1) // chunk):
-        scenes = shapes.draw(world, chunk, split="test", seed=1000 * seed + part)
+        scenes = shapes.draw(world, chunk, split=split, seed=1000 * seed + part)
         texts, labels = shapes.captions(scenes), scenes.labels.tolist()
         for i, truth in enumerate(scenes.truths()):
             asked = {"label": labels[i]} if world == "class" else {"prompt": texts[i]}
@@ -95,8 +111,8 @@ def _scene_requests(world: str, num: int, seed: int) -> list[Request]:
     return found[:num]
 
 
-def _request(index: int, seed: int, **asked: Any) -> Request:
-    return Request(id=f"{index:05d}", seed=_number(seed, index), **asked)
+def _request(index: int, seed: int, mark: int = 0, **asked: Any) -> Request:
+    return Request(id=f"{index:05d}", seed=_number(seed, index) ^ mark, **asked)
 
 
 def _number(seed: int, index: int) -> int:

@@ -1,9 +1,15 @@
 """The methods that come with ditbench. A method is imported when it is asked for."""
 
 BUILT_IN: dict[str, str] = {
+    "delta_dit": "ditbench.methods.delta_dit:DeltaDit",
+    "duca": "ditbench.methods.duca:Duca",
+    "diffsparse": "ditbench.methods.diffsparse:DiffSparse",
     "fewer_steps": "ditbench.methods.fewer_steps:FewerSteps",
     "firstblock": "ditbench.methods.firstblock:FirstBlock",
     "fora": "ditbench.methods.fora:Fora",
     "int8": "ditbench.methods.int8:Int8",
+    "taylorseer": "ditbench.methods.taylorseer:TaylorSeer",
+    "teacache": "ditbench.methods.teacache:TeaCache",
+    "toca": "ditbench.methods.toca:Toca",
 }
 """Name -> "module:Class"."""

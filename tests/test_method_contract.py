@@ -19,6 +19,16 @@ STACKS = (
     "int8",
     "firstblock(threshold=0.9)",
     "int8+fora",
+    "taylorseer(interval=2)",
+    "taylorseer(interval=3,order=2,first=2)",
+    "teacache(threshold=5.0)",
+    "delta_dit(interval=2)",
+    "toca",
+    "toca(selector='change',ratio=0.5)",
+    "duca",
+    "diffsparse(allocator='uniform',keep=0.5)",
+    "diffsparse(allocator='random',keep=0.6,selector='similarity')",
+    "int8+diffsparse(allocator='uniform',selector='norm')",
 )
 UNCACHED = "firstblock: diffusers {} has no cache for {} (it is no CacheMixin)"
 REFUSED = {

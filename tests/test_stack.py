@@ -91,7 +91,7 @@ def test_every_spelling_of_a_stack_is_one_key(text, canonical):
         ("fora*2", "expected a method's name, but got 'fora * 2'"),
         ("fora+(int8+fewer_steps)", "only + joins methods"),
         ("3", "expected a method's name, but got '3'"),
-        ("foar", "no method 'foar'; did you mean fora?"),
+        ("foar", "no method 'foar'; did you mean fora"),
         ("fora+none", "none is the empty stack"),
         ("fora(4)", "knobs are given by name, as in fora(knob=value)"),
         ("fora(intervall=4)", "fora has no knob 'intervall'; did you mean interval?"),

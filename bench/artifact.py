@@ -1,0 +1,134 @@
+"""Files a method had to be trained or calibrated for: made once by `prepare`, found again by everything they depend on. No torch.
+
+A folder per artefact, `<root>/<method>/<key>/`, whole or absent: written under another name, hashed into `manifest.json`, then renamed.
+`run` never trains; a cell without its artefact is refused with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ditbench.models import weights_sha256
+from ditbench.record import read_json, write_json
+from ditbench.stack import Stack
+from ditbench.workload import sampling_of
+
+if TYPE_CHECKING:
+    from ditbench.models import Model
+
+OWN = Path("artifacts")
+"""Where `prepare` writes, in the working directory."""
+BUNDLED = Path(__file__).resolve().parent / "zoo" / "artifacts"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What a method of a stack must have been prepared for."""
+
+    method: str
+    recipe: dict[str, Any]
+    """Everything about the method that changes the files, its version too; never a knob that only matters when it runs."""
+    model: str
+    weights_sha256: str
+    steps: int
+    below: str
+    """The stack it is prepared on top of, `none` for the plain model."""
+
+    @property
+    def key(self) -> str:
+        """Different whenever anything differs that the files depend on. The model's name is not: its weights are."""
+        told = {k: v for k, v in asdict(self).items() if k != "model"}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> Path:
+        """Below a root."""
+        return Path(self.method) / self.key
+
+    @property
+    def sentence(self) -> str:
+        """What to say when it is absent."""
+        stack = self.method if self.below == "none" else f"{self.below}+{self.method}"
+        return (
+            f"{self.method} has not been prepared for {self.model} with {self.steps} steps"
+            + ("" if self.below == "none" else f" under {self.below}")
+            + f"; python run_bench.py prepare '{stack}' --models {self.model} does it"
+        )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A prepared folder."""
+
+    folder: Path
+    manifest: dict[str, Any] = field(repr=False)
+
+
+def needs_of(model: Model, stack: Stack, weights: str) -> list[Need]:
+    """What the methods of a stack must have been prepared for, in the order they attach."""
+    found, sampling = [], sampling_of(model)
+    for i, m in enumerate(stack.methods):
+        sampling = m.adapt(sampling)
+        recipe = m.recipe() if hasattr(m, "recipe") else None
+        if recipe is not None:
+            sha = weights_sha256(model, weights)
+            below = str(Stack(stack.methods[:i]))
+            found.append(
+                Need(method=m.name, recipe=recipe, model=model.name, weights_sha256=sha, steps=sampling.steps, below=below)
+            )  # fmt: skip
+    return found
+
+
+def find(need: Need) -> Artifact | None:
+    """The artefact, from the working directory or from those that come with ditbench; None when there is none.
+
+    Raises ValueError naming the file when one is there but damaged.
+    """
+    for root in (OWN, BUNDLED):
+        folder = root / need.folder
+        if (folder / MANIFEST).is_file():
+            manifest = read_json(folder / MANIFEST)
+            for name, sha in manifest["files"].items():
+                path = folder / name
+                if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha:
+                    raise ValueError(f"{path} is damaged or missing; remove {folder}, and then: {need.sentence}")
+            return Artifact(folder, manifest)
+    return None
+
+
+def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN) -> Artifact:
+    """Make an artefact: `make(folder)` writes its files and returns notes. A killed or failed making leaves nothing that `find` finds."""
+    folder = root / need.folder
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    started = time.monotonic()
+    try:
+        notes = make(partial)
+        files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(partial.iterdir())}
+        manifest = asdict(need) | {"seconds": round(time.monotonic() - started, 1), "files": files, "notes": notes}
+        write_json(partial / MANIFEST, manifest)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Artifact(folder, manifest)
+
+
+def resolve(model: Model, stack: Stack, weights: str) -> dict[str, Artifact]:
+    """The artefacts of a stack's methods by name; ValueError with the command to run when one is absent."""
+    found = {}
+    for need in needs_of(model, stack, weights):
+        if (artifact := find(need)) is None:
+            raise ValueError(need.sentence)
+        found[need.method] = artifact
+    return found

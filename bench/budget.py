@@ -1,0 +1,95 @@
+"""What every level of every sub-layer costs, and schedules that spend a share of it without being trained. No torch.
+
+T steps, L sub-layers, S levels; rows are (step, sub-layer), R = T L of them. Costs are multiply-accumulates of the sub-layers, attention
+products included; norms, modulation and embedders run at every step and are not in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from ditbench.programme import Costs, Weights, allocate
+from ditbench.schedule import LEVELS, Schedule
+
+if TYPE_CHECKING:
+    from ditbench.anatomy import Sublayer
+
+DENSE = len(LEVELS) - 1
+"""The level that recomputes all tokens."""
+
+
+def row_weights(sublayers: Sequence[Sublayer], tokens: int, text_tokens: int, *, by_macs: bool = True) -> Weights:
+    """[L,S]: multiply-accumulates of each level, or its quarters where `by_macs` is False (the paper's equation as it stands)."""
+    if not by_macs:
+        return np.tile(np.arange(len(LEVELS)), (len(sublayers), 1))
+    own = {"image": tokens, "text": text_tokens, "both": tokens + text_tokens}
+    found = [
+        [s.macs(tokens, kept_rows(level, own["image" if s.kind == "joint" else s.stream]), text_tokens).total for level in LEVELS]
+        for s in sublayers
+    ]  # fmt: skip
+    return np.array(found)
+
+
+def kept_rows(level: float, rows: int) -> int:
+    """How many of `rows` tokens a level recomputes."""
+    return int(level * rows)
+
+
+def solve(cost: Costs, weights: Weights, steps: int, keep: float) -> NDArray[np.int64]:
+    """Levels [T,L] of least total cost [R,S] that spend `keep` of the dense total; the first step is dense, for nothing is kept yet.
+
+    Raises ValueError when the first step alone costs more.
+    """
+    layers = len(weights)
+    total, first = int(weights[:, DENSE].sum()) * steps, int(weights[:, DENSE].sum())
+    if (left := int(keep * total + 1e-6) - first) < 0:
+        raise ValueError(
+            f"keep={keep} of {steps} steps cannot be met: the first step is dense and takes {first / total:.3f} of the whole"
+        )
+    chosen = np.full((steps, layers), DENSE)
+    if steps > 1:
+        rest = np.tile(weights, (steps - 1, 1))
+        chosen[1:] = allocate(cost[layers:], rest, left).reshape(steps - 1, layers)
+    return chosen
+
+
+def spent(chosen: NDArray[np.int64], weights: Weights) -> float:
+    """Share of the dense cost that levels [T,L] spend."""
+    return float(
+        np.take_along_axis(weights[None], chosen[..., None], 2).sum() / (weights[:, DENSE].sum() * len(chosen))
+    )
+
+
+def untrained(
+    how: Literal["uniform", "random"], names: Sequence[str], weights: Weights, steps: int, keep: float
+) -> Schedule:
+    """A schedule without knowledge: `uniform` keeps the same share everywhere, as nearly as levels
+    allow; `random` spends at random (seed 0)."""
+    rows = steps * len(names)
+    if how == "random":
+        cost = np.random.default_rng(0).standard_normal((rows, len(LEVELS)))
+    else:
+        first = 1 / steps
+        cost = (np.array(LEVELS)[None] - max(0.0, keep - first) / (1 - first)) ** 2 * np.tile(weights[:, DENSE], steps)[
+            :, None
+        ]
+        cost = cost * (
+            1 + 1e-6 * np.arange(rows)[:, None]
+        )  # of equals, later rows first: rounding then does not favour early steps
+    chosen = solve(cost, weights, steps, keep)
+    return Schedule(sublayers=tuple(names), chosen=chosen, notes={"allocator": how, "keep": keep})
+
+
+def solved(folder: Path, names: Sequence[str], weights: Weights, steps: int, keep: float) -> Schedule:
+    """The schedule a prepared table gives for a budget: the one learned where it was learned for that budget, else the programme's."""
+    learned = Schedule.read(folder / "schedule.json").fitted(names, steps, "prepare")
+    if learned.steps == steps and learned.notes.get("keep") == keep:
+        return learned
+    cost = load_file(folder / "cost.safetensors")["cost"].astype(np.float64)
+    return Schedule(sublayers=tuple(names), chosen=solve(cost, weights, steps, keep), notes={"keep": keep})

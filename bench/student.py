@@ -1,0 +1,110 @@
+"""A pipeline whose sub-layers blend new and kept outputs, differentiable through the whole sampling: what schedules are learned on.
+
+T steps, L sub-layers, S levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ditbench.method import Stage, Traits
+from ditbench.rules import Selector
+from ditbench.schedule import LEVELS
+from ditbench.stack import Stack
+from ditbench.tokens import TokenCache
+
+
+class Student:
+    """A pipeline whose sub-layers blend new and kept outputs by levels that can be set, and differentiated."""
+
+    name = "student"
+    traits = Traits(
+        family="sparsity", stage=Stage.SCHEDULE, claims=frozenset({"block-schedule"}), needs=frozenset(), conflicts=frozenset(),
+        reversible=True, decides_per_batch=False, paper="",
+    )  # fmt: skip
+
+    def __init__(self, selector: Selector, checkpointed: bool) -> None:
+        self.selector, self.checkpointed = selector, checkpointed
+        self.levels: Tensor | None = None
+        """[T,L,S]: one-hot, or None for the un-accelerated model."""
+
+    def adapt(self, sampling: Any) -> Any:
+        """As it is."""
+        return sampling
+
+    def attach(self, pipeline: Any, at: Any) -> None:
+        """Reroute every sub-layer; checkpoint the transformer's runs."""
+        self.at = at
+        cache = TokenCache(at, self.selector, reuse_weight=0.08, bonus=0.4, window=4)
+
+        def at_sublayer(sublayer: Any) -> Any:
+            def route(run: Any, hidden: Tensor) -> Any:
+                if self.levels is None:
+                    return run()
+                if sublayer not in cache:
+                    return cache.compute(sublayer, run, hidden)
+                return cache.blend(sublayer, run, hidden, self.levels[at.now.step, sublayer.index], LEVELS)
+
+            return route
+
+        for sublayer in at.sublayers:
+            at.reroute(sublayer, at_sublayer(sublayer))
+        transformer = pipeline.transformer
+        forward = transformer.forward
+
+        def checkpointed(*args: Any, **kwargs: Any) -> Any:
+            if self.levels is None or not (self.checkpointed and torch.is_grad_enabled()):
+                return forward(*args, **kwargs)
+            before, now = cache.state(), (at.now.step, at.now.branch)
+
+            def again(state: Any) -> Any:
+                at.now.step, at.now.branch = now
+                cache.restore(state)
+                return forward(*args, **kwargs), cache.state()
+
+            out, after = checkpoint(again, before, use_reentrant=False)
+            cache.restore(after)
+            return out
+
+        at.patch(transformer, "forward", checkpointed)
+
+
+class _Decoded(Exception):
+    """Carries what the autoencoder decoded out of a pipeline call."""
+
+
+@contextmanager
+def studio(pipe: Any, below: Stack, selector: Selector, checkpointed: bool) -> Iterator[tuple[Student, Any]]:
+    """The student attached on top of the stack `below`, and `paint(levels, arguments, steps, samples)` -> pixels 0..1 with gradients."""
+    student = Student(selector, checkpointed)
+    kind: Any = type(pipe)
+    call: Callable[..., Any] = kind.__call__.__wrapped__  # without its no_grad
+    decode = pipe.vae.decode
+
+    def decoded(latents: Tensor, *_: Any, **__: Any) -> Any:
+        raise _Decoded(decode(latents).sample)
+
+    def paint(levels: Tensor | None, arguments: dict[str, Any], steps: int) -> Tensor:
+        student.levels = levels
+        attached.start(steps, len(arguments["generator"]))
+        pipe.vae.decode = decoded
+        try:
+            call(pipe, **arguments | {"output_type": "pt"})
+        except _Decoded as found:
+            pixels: Tensor = (found.args[0] / 2 + 0.5).clamp(0, 1)
+            return pixels
+        finally:
+            del pipe.vae.decode
+        raise AssertionError(f"{type(pipe).__name__} did not decode")
+
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
+    with Stack((*below.methods, student)).attached(pipe) as attached:
+        yield student, paint

@@ -1,0 +1,109 @@
+"""DiffSparse: a learned schedule of how many tokens each sub-layer recomputes at each step (arXiv:2604.03674, ICLR 2026)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ditbench.method import Attachment, Stage, knob, method
+from ditbench.rules import Selector
+
+if TYPE_CHECKING:
+    from ditbench.anatomy import Route, Run, Sublayer
+    from ditbench.prepare import Workroom
+
+PREPARE = "python run_bench.py prepare diffsparse"
+
+
+@method("diffsparse", family="sparsity", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2604.03674")
+class DiffSparse:
+    """Recompute a share of the tokens of every sub-layer, 0, 1/4, 1/2, 3/4 or all, as a schedule over steps and sub-layers says.
+
+    Kept are outputs before gate and residual (eq. 3); a sub-layer at 0 is not run at all, one at 1 is dense. Which tokens: by a
+    ranking (eq. 5). The schedule is the same for every prompt; no step but the first, which has nothing to reuse, is dense by rule.
+    """
+
+    keep: float = knob(0.46, above=0, high=1)
+    """Share of the sub-layers' multiply-accumulates that is spent; 1 changes nothing."""
+    schedule: str = ""
+    """File of a schedule; empty: by `allocator`."""
+    allocator: Literal["learned", "sensitivity", "uniform", "random"] = "learned"
+    """Where the schedule comes from: `learned` and `sensitivity` are prepared for a model, `uniform` and `random` need nothing."""
+    selector: Selector = "attention"
+    """What tokens are ranked by: `attention` (the paper's), `change`, `similarity`, `norm` or `random`."""
+    by_macs: bool = True
+    """Weigh the budget by multiply-accumulates; off: every sub-layer counts alike, as the paper's equation has it."""
+    off: ClassVar[dict[str, object]] = {"keep": 1.0}
+
+    def recipe(self) -> dict[str, Any] | None:
+        """What the prepared table depends on; None where nothing has to be prepared."""
+        if self.keep == 1 or self.schedule or self.allocator in ("uniform", "random"):
+            return None
+        return {"version": 1, "allocator": self.allocator, "selector": self.selector, "by_macs": self.by_macs}
+
+    def check(self, pipeline: Any) -> str | None:
+        """A schedule given as a file must be readable and fit."""
+        if not self.schedule:
+            return None
+        from ditbench.anatomy import sublayers
+        from ditbench.schedule import Schedule
+
+        try:
+            given = Schedule.read(Path(self.schedule))
+            given.fitted([s.name for s in sublayers(pipeline.transformer)], given.steps, PREPARE)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
+        """Learn or measure the table of costs, keep it and the schedule it gives; returns notes for the manifest."""
+        from ditbench.learning import prepare_schedule
+
+        return prepare_schedule(
+            self.allocator, folder, room, keep=self.keep, selector=self.selector, by_macs=self.by_macs
+        )
+
+    def attach(self, pipeline: Any, at: Attachment) -> None:
+        """Reroute every sub-layer through the token cache."""
+        from ditbench.budget import kept_rows
+        from ditbench.tokens import TokenCache
+
+        if self.keep == 1:
+            return
+        cache = TokenCache(at, self.selector, reuse_weight=0.08, bonus=0.4, window=4)
+        found: dict[tuple[int, ...], Any] = {}
+
+        def keep(index: int) -> float:
+            now = at.now
+            size = now.num_steps, *now.grid, now.text_tokens
+            if size not in found:
+                found[size] = self._table(at)
+            return float(found[size][now.step, index])
+
+        def at_sublayer(sublayer: Sublayer) -> Route:
+            def route(run: Run, hidden: Any) -> Any:
+                share = keep(sublayer.index)
+                if share == 1 or sublayer not in cache:
+                    return cache.compute(sublayer, run, hidden)
+                return cache.refresh(sublayer, run, hidden, kept_rows(share, hidden.shape[1]))
+
+            return route
+
+        for sublayer in at.sublayers:
+            at.reroute(sublayer, at_sublayer(sublayer))
+
+    def _table(self, at: Attachment) -> Any:
+        """Keep ratios [T,L] for this generation's sizes."""
+        from ditbench.budget import row_weights, solved, untrained
+        from ditbench.schedule import Schedule
+
+        frames, high, wide = at.now.grid
+        names, steps = [s.name for s in at.sublayers], at.now.num_steps
+        if self.schedule:
+            return Schedule.read(Path(self.schedule)).fitted(names, steps, PREPARE).keep
+        weights = row_weights(at.sublayers, frames * high * wide, at.now.text_tokens, by_macs=self.by_macs)
+        if self.allocator == "uniform" or self.allocator == "random":
+            return untrained(self.allocator, names, weights, steps, self.keep).keep
+        if at.artifact is None:
+            raise ValueError(f"no {self.allocator} schedule has been prepared for this model; {PREPARE} makes one")
+        return solved(at.artifact, names, weights, steps, self.keep).keep

@@ -1,0 +1,102 @@
+"""TeaCache: skip whole transformer runs while the modulated input barely changes (Liu et al. 2024, arXiv:2411.19108)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ditbench.method import Attachment, Stage, knob, method
+
+if TYPE_CHECKING:
+    from ditbench.blocks import BlockRoute, RunBlock, Streams
+
+PUBLISHED: dict[tuple[str, int], tuple[float, ...]] = {
+    ("flux", 3072): (498.65, -283.78, 55.86, -3.820, 0.2642),
+    ("wan", 1536): (2396.8, -1311.1, 201.33, -8.2986, 0.13789),
+}
+"""(family, width) -> the authors' polynomial, highest power first; fitted on FLUX.1-dev and Wan2.1-1.3B."""
+
+
+class _Input(Exception):
+    """Carries the first sub-layer's input out of the first block."""
+
+
+@method(
+    "teacache", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, decides_per_batch=True,
+    paper="arXiv:2411.19108",
+)  # fmt: skip
+class TeaCache:
+    """Add up how much the first block's modulated input changes from step to step; below `threshold` reuse what the blocks added.
+
+    The change is mean|m - m_before| / mean|m_before| over the whole batch, put through a polynomial that predicts the change of the
+    output. First and last steps are always computed; separate guidance passes keep separate states.
+    """
+
+    threshold: float = knob(0.2, low=0)
+    """Accumulated change up to which runs are skipped; 0 skips none."""
+    polynomial: tuple[float, ...] = ()
+    """Coefficients, highest power first; empty: the authors' for the model they fitted, and the change itself elsewhere."""
+    off: ClassVar[dict[str, object]] = {"threshold": 0.0}
+
+    def attach(self, pipeline: Any, at: Attachment) -> None:
+        """Reroute every block; the first one decides for all."""
+        from ditbench.anatomy import family_of
+
+        width = at.sublayers[0].linears[0].in_features
+        terms = self.polynomial or PUBLISHED.get((family_of(pipeline.transformer), width), (1.0, 0.0))
+        before: dict[int, Any] = {}
+        residual: dict[int, Streams] = {}
+        entered: dict[int, Streams] = {}
+        total: dict[int, float] = {}
+        for store in (before, residual, entered, total):
+            at.on_start(store.clear)
+        at.holds(before.values)
+        at.holds(residual.values)
+        state = {"probe": False, "skip": False}
+
+        def look(run: Any, hidden: Any) -> Any:
+            if state["probe"]:
+                raise _Input(hidden)
+            return run()
+
+        at.reroute(at.sublayers[0], look)
+
+        def decide(run: RunBlock, streams: Streams) -> bool:
+            branch, state["probe"] = at.now.branch, True
+            try:
+                run(streams)
+            except _Input as found:
+                seen = found.args[0]
+            finally:
+                state["probe"] = False
+            change = (
+                float(((seen - before[branch]).abs().mean() / before[branch].abs().mean()).item()) if branch in before else 0.0
+            )  # fmt: skip
+            before[branch] = seen
+            total[branch] = total.get(branch, 0.0) + sum(c * change**p for p, c in enumerate(reversed(terms)))
+            if branch in residual and at.now.step < at.now.num_steps - 1 and total[branch] < self.threshold:
+                return True
+            total[branch] = 0.0
+            return False
+
+        last = len(at.blocks) - 1
+
+        def at_block(index: int) -> BlockRoute:
+            def route(run: RunBlock, streams: Streams) -> Streams:
+                branch = at.now.branch
+                if index == 0:
+                    state["skip"] = decide(run, streams)
+                    at.count("passes_reused" if state["skip"] else "passes_computed", idle=not state["skip"])
+                    if state["skip"]:
+                        return tuple(x + r for x, r in zip(streams, residual[branch], strict=True))
+                    entered[branch] = streams
+                if state["skip"]:
+                    return streams
+                out = run(streams)
+                if index == last:
+                    residual[branch] = tuple(a - b for a, b in zip(out, entered.pop(branch), strict=True))
+                return out
+
+            return route
+
+        for block in at.blocks:
+            at.reroute(block, at_block(block.index))

@@ -1,0 +1,136 @@
+"""Artefacts: keyed by what they depend on, whole or absent, never made by a run, and named when missing or damaged."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from ditbench import artifact, prepare
+from ditbench.method import METHODS, Stage, knob, method
+from ditbench.models import models
+from ditbench.plan import plan
+from ditbench.spec import Spec
+from ditbench.stack import Stack
+from ditbench.workload import make_requests, training_requests
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(artifact, "BUNDLED", tmp_path / "bundled")
+
+
+@pytest.fixture
+def trained():
+    """A method that has to be prepared: it writes how often it was asked to."""
+    METHODS.pop("trained_test", None)
+
+    @method("trained_test", family="test", stage=Stage.SCHEDULE, claims={"block-schedule"})
+    class Trained:
+        size: int = knob(3)
+        speed: float = knob(1.0)
+
+        def recipe(self):
+            return {"version": 1, "size": self.size}
+
+        def prepare(self, folder, room):
+            (folder / "table.txt").write_text(f"{room.model.name} {room.below} {room.sampling.steps} {self.size}")
+            room.tell({"done": 1, "of": 1})
+            return {"note": "made"}
+
+        def attach(self, pipeline, at):
+            at.count((at.artifact / "table.txt").read_text())
+
+    yield "trained_test"
+    METHODS.pop("trained_test", None)
+
+
+def need(stack, model="dit-tiny"):
+    (found,) = artifact.needs_of(models()[model], Stack.parse(stack), "bundled")
+    return found
+
+
+def ready(stack, model="dit-tiny"):
+    return prepare.prepare([models()[model]], Stack.parse(stack), "bundled", lambda need: lambda row: None)
+
+
+def test_a_cell_without_its_artefact_is_refused_with_the_command_and_planned_once_it_is_there(trained):
+    spec = Spec(models=("dit-tiny",), methods=(f"fora+{trained}", trained), num_samples=4)
+    cells = {str(cell.stack): cell for cell in plan(spec)}
+    told = (
+        "trained_test has not been prepared for dit-tiny with 20 steps; "
+        "python run_bench.py prepare 'trained_test' --models dit-tiny does it"
+    )
+    assert cells[trained].refusal == told
+    (row,) = ready(trained)
+    assert row["made"] and row["note"] == "made" and json.loads(json.dumps(row)) == row
+    assert not ready(trained)[0]["made"]
+    cell = next(c for c in plan(spec) if str(c.stack) == trained)
+    assert cell.refusal == "" and cell.needs[0].key == need(trained).key
+
+
+def test_keys_know_recipe_steps_weights_and_the_stack_below_but_not_running_knobs(trained):
+    plain = need(trained)
+    assert need("trained_test(speed=2.0)").key == plain.key
+    others = {
+        need("trained_test(size=4)").key,
+        need("int8+trained_test").key,
+        need("fewer_steps(steps=10)+trained_test").key,
+    }
+    assert len(others | {plain.key, need(trained, "pixart-tiny").key}) == 5
+    assert replace(plain, model="another name").key == plain.key
+    assert need("int8+trained_test").below == "int8"
+
+
+def test_what_is_prepared_reaches_the_method(trained):
+    from ditbench.testing import tiny
+
+    ready(trained)
+    folders = {
+        name: a.folder for name, a in artifact.resolve(models()["dit-tiny"], Stack.parse(trained), "bundled").items()
+    }
+    with Stack.parse(trained).attached(tiny("dit").pipeline, folders) as attached:
+        assert attached.counters() == {"trained_test.dit-tiny none 20 3": 1}
+
+
+def test_a_failed_preparation_leaves_nothing(trained, monkeypatch):
+    def fail(self, folder, room):
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(METHODS[trained], "prepare", fail)
+    with pytest.raises(RuntimeError, match="stopped"):
+        ready(trained)
+    assert artifact.find(need(trained)) is None and not list(artifact.OWN.rglob("*.txt"))
+
+
+def test_a_damaged_artefact_is_named(trained):
+    ready(trained)
+    path = artifact.find(need(trained)).folder / "table.txt"
+    path.write_text("other")
+    with pytest.raises(ValueError, match=r"table.txt is damaged or missing; remove .*prepare 'trained_test'"):
+        artifact.find(need(trained))
+    assert "damaged" in plan(Spec(models=("dit-tiny",), methods=(trained,), num_samples=4))[1].refusal
+
+
+def test_a_stack_that_needs_nothing_is_told():
+    with pytest.raises(ValueError, match="nothing in fora has to be prepared"):
+        ready("fora")
+
+
+def test_diffsparse_names_its_command():
+    cells = plan(
+        Spec(models=("pixart-tiny",), methods=("diffsparse", "diffsparse(allocator='uniform')"), num_samples=4)
+    )
+    assert "python run_bench.py prepare 'diffsparse' --models pixart-tiny" in cells[1].refusal
+    assert cells[2].refusal == ""
+
+
+@pytest.mark.parametrize("name", ["dit-tiny", "pixart-tiny", "dit-xl-2-256"])
+def test_training_requests_are_disjoint_from_every_evaluation(name):
+    model = models()[name]
+    trained = {r.seed for seed in range(3) for r in training_requests(model, 64, seed)}
+    asked = {r.seed for seed in range(3) for r in make_requests(model, 64, seed)}
+    assert len(trained) == 192 and not trained & asked
+    with pytest.raises(ValueError, match="no training prompts"):
+        training_requests(models()["flux-1-dev"], 4, 0)
