@@ -75,13 +75,14 @@ def untrained(
     if how == "random":
         cost = np.random.default_rng(0).standard_normal((rows, len(LEVELS)))
     else:
-        first = 1 / steps
-        cost = (np.array(LEVELS)[None] - max(0.0, keep - first) / (1 - first)) ** 2 * np.tile(weights[:, DENSE], steps)[
-            :, None
-        ]
-        cost = cost * (
-            1 + 1e-6 * np.arange(rows)[:, None]
-        )  # of equals, later rows first: rounding then does not favour early steps
+        # Every row has one of the two levels the budget lies between; which rows have the upper one is spread evenly.
+        totals = weights.sum(0) * (steps - 1) + weights[:, DENSE].sum()
+        lower = int(np.flatnonzero(totals <= keep * totals[DENSE])[-1]) if (totals <= keep * totals[DENSE]).any() else 0
+        spread = (np.arange(steps)[:, None] * 0.6180339887 + np.arange(len(names)) * 0.7548776662) % 1
+        cost = np.full((rows, len(LEVELS)), 1e3) * weights[:, DENSE].max()
+        cost[:, lower] = 0.0
+        upper = min(lower + 1, DENSE)
+        cost[:, upper] = spread.reshape(-1) * np.tile(weights[:, upper] - weights[:, lower], steps)
     chosen = solve(cost, weights, steps, keep)
     return Schedule(sublayers=tuple(names), chosen=chosen, notes={"allocator": how, "keep": keep})
 

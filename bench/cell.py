@@ -78,6 +78,7 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
                 "first_call_s": first.call_s,
                 "timing": timing,
                 "counters": attached.counters(),
+                "schedule": attached.schedule(),
                 "environment": environment.describe(cell.spec.device),
                 "sampling": asdict(sampling),
                 "requests_sha256": fingerprint(requests),

@@ -108,6 +108,8 @@ class Attachment:
         """Whether any counted event was the method at work (`count(..., idle=True)` is not)."""
         self.starts: list[Callable[[], object]] = []
         self.held: list[Callable[[], Iterable[Any]]] = []
+        self.shares: dict[tuple[int, int], float] = {}
+        """Share of its tokens a sub-layer computed, by (step, sub-layer), in the generation under way or the last one."""
         self.artifact: Path | None = None
         """Folder of what was prepared for this method (see `artifact`)."""
         self._pipeline = pipeline
@@ -159,6 +161,10 @@ class Attachment:
         """Count an event. `idle` events are bookkeeping: they do not show that the method did anything."""
         self.counters[event] = self.counters.get(event, 0) + by
         self.engaged |= by > 0 and not idle
+
+    def computes(self, sublayer: Sublayer, share: float) -> None:
+        """Note that the sub-layer computes `share` of its tokens, 0..1, at this step: for the schedule in the record."""
+        self.shares[self.now.step, sublayer.index] = share
 
     def holds(self, tensors: Callable[[], Iterable[Any]]) -> None:
         """Name the tensors the method keeps from step to step (tuples of tensors will do): they enter the memory ledger."""

@@ -138,12 +138,23 @@ class Attached:
         now = self.now
         now.step, now.branch, now.num_steps, now.samples, now.passes, self._calls = 0, 0, num_steps, samples, 1, 0
         for at in self.attachments.values():
+            at.shares.clear()
             for reset in at.starts:
                 reset()
 
     def counters(self) -> dict[str, int]:
         """Events since the stack was attached, as `method.event`."""
         return {f"{name}.{event}": n for name, at in self.attachments.items() for event, n in at.counters.items()}
+
+    def schedule(self) -> dict[str, Any] | None:
+        """What share of its tokens each sub-layer computed at each step of the last generation, as the method noted; None if none did."""
+        noted = next((at for at in self.attachments.values() if at.shares), None)
+        if noted is None:
+            return None
+        names = [s.name for s in noted.sublayers]
+        steps = 1 + max(step for step, _ in noted.shares)
+        keep = [[round(noted.shares.get((t, i), 0.0), 4) for i in range(len(names))] for t in range(steps)]
+        return {"sublayers": names, "keep": keep}
 
     def cache_bytes(self) -> int:
         """Bytes of the tensors the methods keep: now, or at the end of the last whole generation where that was more."""

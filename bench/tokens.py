@@ -187,6 +187,7 @@ class TokenCache:
         return out
 
     def _count(self, sublayer: Sublayer, recomputed: int, reused: int) -> None:
+        self.at.computes(sublayer, recomputed / (recomputed + reused))
         self.at.count(f"{sublayer.kind}_tokens_recomputed", recomputed, idle=True)
         self.at.count(f"{sublayer.kind}_tokens_reused", reused)
 

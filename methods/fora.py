@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
-    from ditbench.anatomy import Route, Run
+    from ditbench.anatomy import Route, Run, Sublayer
 
 
 @method("fora", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2407.01425")
@@ -29,14 +29,16 @@ class Fora:
         at.on_start(kept.clear)
         at.holds(kept.values)
         for sublayer in at.sublayers:
-            at.reroute(sublayer, self._route(sublayer.index, kept, at))
+            at.reroute(sublayer, self._route(sublayer, kept, at))
 
-    def _route(self, index: int, kept: dict[tuple[int, int], Any], at: Attachment) -> Route:
+    def _route(self, sublayer: Sublayer, kept: dict[tuple[int, int], Any], at: Attachment) -> Route:
         def route(run: Run, _hidden: Any) -> Any:
-            key = index, at.now.branch
+            key = sublayer.index, at.now.branch
             if at.now.step % self.interval and key in kept:
+                at.computes(sublayer, 0.0)
                 at.count("reused")
                 return kept[key]
+            at.computes(sublayer, 1.0)
             at.count("computed", idle=True)
             out = run()
             if self.interval > 1:

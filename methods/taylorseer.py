@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
-    from ditbench.anatomy import Route, Run
+    from ditbench.anatomy import Route, Run, Sublayer
 
 
 @method("taylorseer", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2503.06923")
@@ -34,16 +34,18 @@ class TaylorSeer:
         at.on_start(when.clear)
         at.holds(lambda: (parts for differences in kept.values() for parts in differences))
         for sublayer in at.sublayers:
-            at.reroute(sublayer, self._route(sublayer.index, kept, when, at))
+            at.reroute(sublayer, self._route(sublayer, kept, when, at))
 
     def _route(
-        self, index: int, kept: dict[tuple[int, int], list[tuple[Any, ...]]], when: dict[tuple[int, int], int], at: Attachment
+        self, sublayer: Sublayer, kept: dict[tuple[int, int], list[tuple[Any, ...]]], when: dict[tuple[int, int], int], at: Attachment
     ) -> Route:  # fmt: skip
         def route(run: Run, _hidden: Any) -> Any:
-            key, step = (index, at.now.branch), at.now.step
+            key, step = (sublayer.index, at.now.branch), at.now.step
             if key in kept and not self._computes(step):
+                at.computes(sublayer, 0.0)
                 at.count("extrapolated")
                 return _whole(_extended(kept[key], step - when[key]))
+            at.computes(sublayer, 1.0)
             at.count("computed", idle=True)
             out = run()
             if self.interval > 1:

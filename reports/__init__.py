@@ -22,6 +22,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     """
     from ditbench.reports.figures import draw_figures
     from ditbench.reports.grids import draw_grids
+    from ditbench.reports.heatmaps import draw_heatmaps
     from ditbench.reports.page import write_page
     from ditbench.reports.sections import Report, read_sections
     from ditbench.reports.tables import write_tables
@@ -36,8 +37,12 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
         at = out if len(sections) == 1 else out / section.name
         files += write_tables(section, at / "tables")
         plots, grids = draw_figures(section, at / "plots"), draw_grids(section, at / "grids")
-        files += [path for found in (plots, grids) for paths in found.values() for path in paths]
-        pictures[section.name] = {model: plots.get(model, []) + grids.get(model, []) for model in section.models}
+        maps = draw_heatmaps(section, at / "plots")
+        drawn = plots, maps, grids
+        files += [path for found in drawn for paths in found.values() for path in paths]
+        pictures[section.name] = {
+            model: [p for found in drawn for p in found.get(model, [])] for model in section.models
+        }
     page = write_page(sections, pictures, out)
     return Report(sections=sections, out=out, page=page, files=[*files, page])
 

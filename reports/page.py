@@ -142,6 +142,15 @@ def _figure(path: Path, model: str, out: Path) -> str:
             "Samples: the same request and noise down each column",
         )
         links = f'<a href="{link}">open the picture</a>'
+    elif path.name.endswith("-schedules.png"):
+        kind, alt = (
+            "grid",
+            f"Share of tokens each sub-layer of {model} computes at each step, a panel for each scheduled stack",
+        )
+        words, links = (
+            "Schedules: the share of tokens computed, by step and sub-layer",
+            f'<a href="{link}">open the picture</a>',
+        )
     else:
         kind, alt, words = "plot", f"Quality of {model} against seconds per sample", "Quality against time"
         links = f'<a href="{link}">PNG</a>, <a href="{link[:-4]}.svg">SVG</a>'

@@ -34,6 +34,10 @@ ENVIRONMENT = {
 PROMPT = "a large red <b>circle</b> top-left & a small blue square bottom-right on striped grey"
 
 
+SCHEDULE = {"sublayers": ["0.self", "0.mlp", "1.self", "1.mlp"], "keep": [[1, 1, 1, 1], [0, 0.5, 0.25, 0]]}
+"""What a scheduled cell's record says of its schedule."""
+
+
 def key_of(model, stack):
     return f"{model}--" + "".join(c if c.isalnum() else "-" for c in stack)
 
@@ -104,6 +108,7 @@ def write_cell(folder, model, stack, status, rng, n, rounds, drift, resolution, 
         "memory": memory | {"reserved_bytes": 0, "source": "rss"} if ran else {},
         "flops": flops | {"forwards": 50, "uncounted": {}} if ran else {},
         "counters": {"fora.reused": 1234} if ran else {},
+        "schedule": SCHEDULE if ran and "fora" in methods else None,
     }  # fmt: skip
     at = folder / "cells" / key
     at.mkdir(parents=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_runs import ENVIRONMENT, REASONS, STACKS, WORLDS, key_of, write_run
+from report_runs import ENVIRONMENT, REASONS, SCHEDULE, STACKS, WORLDS, key_of, write_run
 
 from ditbench import reports, summary
 from ditbench.distances import Moments, Reference
-from ditbench.reports import grids, labels, overview, sections, style, terminal, wording
+from ditbench.reports import grids, heatmaps, labels, overview, sections, style, terminal, wording
 
 ROOT = Path(__file__).resolve().parents[1]
 AWAY = [(stack, status) for stack, status in STACKS if status != "ok"]
@@ -61,8 +61,15 @@ def test_a_report_has_tables_plots_grids_and_a_page_for_every_model(report, run)
     plots = {
         f"plots/{model}-quality-against-time.{kind}" for model in ("dit-tiny", "wan-tiny") for kind in ("png", "svg")
     }
+    plots |= {f"plots/{model}-schedules.png" for model in ("dit-tiny", "wan-tiny")}
     assert names == tables | plots | {"grids/dit-tiny-samples.png", "grids/wan-tiny-samples.png", "index.html"}
     assert all(path.stat().st_size > 200 for path in report.files)
+
+
+def test_a_heat_map_has_sub_layers_by_kind_and_depth_and_a_column_per_step():
+    shares, spans = heatmaps.grouped(SCHEDULE)
+    assert shares.tolist() == [[1, 0], [1, 0.25], [1, 0.5], [1, 0]]
+    assert spans == [("self", 0, 2), ("mlp", 2, 4)]
 
 
 def test_every_cell_is_a_row_of_the_csv_with_its_record_key(report, run):

@@ -35,7 +35,14 @@ class Part:
 
 def cache_of(selector, **settings):
     at = Attachment.__new__(Attachment)
-    at.now, at.counters, at.engaged, at.starts, at.held = Now(num_steps=4, samples=1, grid=(1, 2, 2)), {}, False, [], []
+    at.now, at.counters, at.engaged, at.starts, at.held, at.shares = (
+        Now(num_steps=4, samples=1, grid=(1, 2, 2)),
+        {},
+        False,
+        [],
+        [],
+        {},
+    )
     return TokenCache(at, selector, **settings), Part()
 
 

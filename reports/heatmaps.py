@@ -1,0 +1,88 @@
+"""Schedules as heat maps: which share of its tokens each sub-layer computed at each step, a panel per scheduled stack.
+
+T steps, L sub-layers; sub-layers are grouped by kind and ordered by depth.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import BoundaryNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ditbench.reports.sections import SHOWN, Section, file_name
+from ditbench.reports.style import DPI, INK, PAPER, QUIET, RC
+
+WIDE, MOST = 3, 12
+"""Panels side by side, and panels at most: the first in table order."""
+
+
+def draw_heatmaps(section: Section, folder: Path) -> dict[str, list[Path]]:
+    """Draw every model that has scheduled stacks; returns the PNG written, by model."""
+    found = {}
+    with matplotlib.rc_context(matplotlib.rcParamsDefault | RC | {"axes.grid": False}):
+        for model, rows in section.models.items():
+            told = [
+                (row["stack"], section.records[row["key"]].get("schedule")) for row in rows if row["status"] == SHOWN
+            ]
+            shown = [(stack, schedule) for stack, schedule in told if schedule][:MOST]
+            if shown:
+                folder.mkdir(parents=True, exist_ok=True)
+                found[model] = [_draw(model, shown, folder / f"{file_name(model)}-schedules.png")]
+    return found
+
+
+def grouped(schedule: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[tuple[str, int, int]]]:
+    """Shares [L,T] with sub-layers by kind and depth, and where each kind begins and ends: (kind, first, end)."""
+    kinds = [name.partition(".")[2] for name in schedule["sublayers"]]
+    order = sorted(range(len(kinds)), key=lambda i: (kinds.index(kinds[i]), i))
+    spans, start = [], 0
+    for kind in dict.fromkeys(kinds):
+        spans.append((kind, start, start + kinds.count(kind)))
+        start = spans[-1][2]
+    return np.array(schedule["keep"], float).T[order], spans
+
+
+def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], path: Path) -> Path:
+    wide, high = min(WIDE, len(shown)), -(-len(shown) // WIDE)
+    width, height = 1.5 + 3.0 * wide, 0.75 + 2.7 * high
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+    edges = {"left": 0.65 / width, "right": 1 - 0.95 / width, "bottom": 0.45 / height, "top": 1 - 0.65 / height}
+    panels = figure.subplots(high, wide, squeeze=False, gridspec_kw=edges | {"wspace": 0.28, "hspace": 0.4})
+    colours = matplotlib.colormaps["viridis"]
+    scale = BoundaryNorm([-0.001, 0.001, 0.2, 0.4, 0.6, 0.8, 0.999, 1.001], colours.N)
+    image: Any = None
+    for axis, entry in zip(panels.flat, [*shown, *[None] * (wide * high - len(shown))], strict=True):
+        if entry is None:
+            axis.axis("off")
+            continue
+        stack, schedule = entry
+        shares, spans = grouped(schedule)
+        image = axis.imshow(shares, aspect="auto", interpolation="nearest", cmap=colours, norm=scale)
+        for kind, first, end in spans:
+            axis.axhline(end - 0.5, color=PAPER, linewidth=1.5)
+            middle, at = (first + end - 1) / 2, axis.get_yaxis_transform()
+            axis.text(-0.02, middle, kind, transform=at, ha="right", va="center", fontsize=7, color=INK)
+        axis.set_yticks([])
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.set_title(_short(stack), fontsize=8, loc="left")
+        axis.set_xlabel("step", fontsize=7.5, color=QUIET)
+    beside = figure.add_axes(
+        (1 - 0.8 / width, edges["bottom"], 0.14 / width, min(2.0 / height, edges["top"] - edges["bottom"]))
+    )
+    bar = figure.colorbar(image, cax=beside, ticks=[0, 0.3, 0.5, 0.7, 1], spacing="uniform")
+    bar.ax.set_yticklabels(["0: reused", "¼", "½", "¾", "1: all"], fontsize=7)
+    title = f"{model}: share of tokens computed, by step and sub-layer (shallow blocks above)"
+    figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
+    return path
+
+
+def _short(stack: str) -> str:
+    return stack if len(stack) <= 36 else stack[:35] + "…"
