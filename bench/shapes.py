@@ -148,8 +148,8 @@ def render(scenes: Scenes, world: str, *, split: str, seed: int) -> Tensor:
     cast_bg, cast_fg = uniform(n, 3, low=-0.04, high=0.04), uniform(n, 4, 3, low=-0.05, high=0.05)
     phase, angle = uniform(n, 2, high=2 * math.pi), uniform(n, high=math.pi)
     period, light = uniform(n, low=0.22, high=0.30) * r, uniform(n, high=2 * math.pi)
-    place, radius = uniform(n, 4, 2, low=-0.055, high=0.055) * r, uniform(n, 4, low=-0.012, high=0.012) * r
-    turn, travel = uniform(n, 4, low=-0.3, high=0.3), uniform(n, low=0.18, high=0.22) * r
+    place, radius = uniform(n, 4, 2, low=-0.03, high=0.03) * r, uniform(n, 4, low=-0.012, high=0.012) * r
+    turn, travel = uniform(n, 4, low=-0.1, high=0.1), uniform(n, low=0.18, high=0.22) * r
 
     axis = torch.arange(r) + 0.5
     y, x = torch.meshgrid(axis, axis, indexing="ij")  # [H, W]
@@ -167,7 +167,7 @@ def render(scenes: Scenes, world: str, *, split: str, seed: int) -> Tensor:
             centre = (torch.tensor([0.25 + 0.5 * (q % 2), 0.25 + 0.5 * (q // 2)]) * r + place[:, q] + shift)[
                 :, :, None, None
             ]
-            size = (torch.tensor([0.125, 0.2])[scenes.size[:, q].clamp(min=0)] * r + radius[:, q])[:, None, None]
+            size = (torch.tensor([0.14, 0.21])[scenes.size[:, q].clamp(min=0)] * r + radius[:, q])[:, None, None]
             cos, sin = turn[:, q].cos()[:, None, None], turn[:, q].sin()[:, None, None]
             dx, dy = x - centre[:, 0], y - centre[:, 1]
             inside = torch.sigmoid(-2.5 * _distance(scenes.shape[:, q], cos * dx - sin * dy, sin * dx + cos * dy, size))

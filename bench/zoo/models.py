@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ EXAMPLES = {"class": 16384, "scene": 32768, "video": 8192}
 SHAPE: dict[str, Any] = dict(num_attention_heads=4, attention_head_dim=32)
 DROP = 0.1
 """Share of captions or labels dropped in training, for classifier-free guidance."""
+SHIFT = 0.5
+"""Mean of the logit of the flow time drawn in training (Esser et al. 2024, section 3.1), for all four models: where shapes are decided."""
 
 
 def build(name: str, parts_folder: Path) -> Any:
@@ -180,15 +183,20 @@ PREDICT: dict[str, Predict] = {
 
 
 def train(
-    name: str, parts_folder: Path, out: Path, steps: int, batch: int, lr: float, start: Path | None = None
-) -> None:
-    """Train a tiny model, from the weights of pipeline folder `start` if given, and save its pipeline folder (fp16) under `out/name`."""
+    name: str, parts_folder: Path, out: Path, steps: int, batch: int, lr: float,
+    start: Path | None = None, text: Path | None = None,
+) -> None:  # fmt: skip
+    """Train a tiny model and save its pipeline folder (fp16) under `out/name`.
+
+    `start`: pipeline folder whose weights to go on from. `text`: pipeline folder whose T5 encoder to begin with (FLUX).
+    """
     pipe = build(name, parts_folder)
     if start is not None:
         for part, module in pipe.components.items():
             if isinstance(module, nn.Module) and part != "vae":
-                kind: Any = type(module)
-                module.load_state_dict(kind.from_pretrained(start / part).float().state_dict())
+                _take(module, start / part)
+    if text is not None:
+        _take(pipe.text_encoder_2, text / "text_encoder")
     world, folder = WORLD[name], out / f"train-{name}"
     x0, texts, labels = latents(world, pipe.vae, parts_folder)
     model, predict, flow = Trained(pipe), PREDICT[name], name in ("flux-tiny", "wan-tiny")
@@ -201,20 +209,19 @@ def train(
     )
     ddim: Any = DDIMScheduler()
     alpha = ddim.alphas_cumprod
-    snr = alpha / (1 - alpha)
-    snr_weight = snr.clamp(max=5) / snr  # Min-SNR-5 (Hang et al. 2023, eq. 8): steps with little noise count less
+    level = 1 / (1 + (alpha / (1 - alpha)).sqrt())  # [1000]: the flow time of the same signal-to-noise ratio
+    weight = 0.1 * (1 - level).pow(-2).clamp(max=64)  # an error in the noise, counted as the flow's velocity counts it
 
     def examples(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Clean latents, noise, timestep, noisy latents, conditioning."""
         g = torch.Generator().manual_seed(step)
         rows = torch.randint(len(x0), (batch,), generator=g)
         clean, c, noise = x0[rows], cond[rows], torch.randn(batch, *x0.shape[1:], generator=g)
+        s = torch.sigmoid(torch.randn(batch, generator=g) + SHIFT)
         if flow:
-            s = torch.sigmoid(torch.randn(batch, generator=g))
-            s = 2 * s / (1 + s) if name == "wan-tiny" else s  # trained where its shifted sampler looks
             wide = s.view(-1, *[1] * (clean.dim() - 1))
             return clean, noise, s * 1000, (1 - wide) * clean + wide * noise, c
-        t = torch.randint(1000, (batch,), generator=g)
+        t = torch.searchsorted(level, s).clamp(max=999)
         a = alpha[t].view(-1, 1, 1, 1)
         return clean, noise, t, a.sqrt() * clean + (1 - a).sqrt() * noise, c
 
@@ -223,15 +230,21 @@ def train(
         drop = torch.rand(batch, generator=torch.Generator().manual_seed(step + 10_000_000)) < DROP
         c = torch.where(drop.view(-1, *[1] * (c.dim() - 1)), empty, c)
         error = (predict(model, x, t, c, None) - (noise - clean if flow else noise)).square().flatten(1).mean(1)
-        return error.mean() if flow else (error * snr_weight[t]).mean()
+        return error.mean() if flow else (error * weight[t]).mean()
 
     spent = fit(model, loss_of, steps=steps, lr=lr, folder=folder)
     if name == "flux-tiny":
-        spent += distil_guidance(model, examples, empty, folder, steps // 5, lr / 2)
+        spent += distil_guidance(model, examples, empty, folder, steps // 10, lr / 2)
     save(pipe, out / name)
     note(
         folder, model=name, world=world, examples=len(x0), steps=steps, batch=batch, lr=lr, seed=0, seconds=round(spent)
     )
+
+
+def _take(module: nn.Module, folder: Path) -> None:
+    """Load the weights of a saved part into `module`."""
+    kind: Any = type(module)
+    module.load_state_dict(kind.from_pretrained(folder).float().state_dict())
 
 
 def distil_guidance(model: Trained, examples: Any, empty: Tensor, folder: Path, steps: int, lr: float) -> float:
@@ -258,6 +271,11 @@ def save(pipe: Any, folder: Path) -> None:
         if isinstance(part, nn.Module):
             part.half()
     pipe.save_pretrained(folder)
+    for path in folder.rglob("config.json"):
+        told = {
+            k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"
+        }  # a folder of this machine
+        path.write_text(json.dumps(told, indent=2) + "\n")
 
 
 def main() -> None:
@@ -270,10 +288,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--start", type=Path, help="pipeline folder whose weights to go on from")
+    parser.add_argument("--text", type=Path, help="flux-tiny: pipeline folder whose T5 encoder to begin with")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.name, args.parts, args.out, args.steps, args.batch, args.lr, args.start)
+    train(args.name, args.parts, args.out, args.steps, args.batch, args.lr, args.start, args.text)
 
 
 if __name__ == "__main__":
