@@ -8,6 +8,7 @@ BUILT_IN: dict[str, str] = {
     "firstblock": "ditbench.methods.firstblock:FirstBlock",
     "fora": "ditbench.methods.fora:Fora",
     "int8": "ditbench.methods.int8:Int8",
+    "l2c": "ditbench.methods.l2c:L2C",
     "taylorseer": "ditbench.methods.taylorseer:TaylorSeer",
     "teacache": "ditbench.methods.teacache:TeaCache",
     "toca": "ditbench.methods.toca:Toca",

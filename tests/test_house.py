@@ -37,7 +37,7 @@ def reaches(names: set[str], package: str) -> bool:
 
 def test_methods_import_only_what_a_stranger_could_and_never_each_other():
     running = ("method", "anatomy", "blocks", "tokens", "rules", "schedule", "budget", "workload", "quiet", "stack")
-    preparing = ("learning", "prepare")
+    preparing = ("learning", "mixing", "prepare")
     allowed = tuple(f"ditbench.{name}" for name in running + preparing)
     for path in sorted((ROOT / "methods").glob("*.py")):
         for name in imports(path):

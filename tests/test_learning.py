@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ditbench import mixing
 from ditbench.learning import Recipe, learn
 from ditbench.schedule import Schedule
 from ditbench.stack import Stack
@@ -102,3 +103,41 @@ def test_learning_logs_every_iteration_and_keeps_the_best_on_held_out_requests()
     looked = [row["held_out"] for row in heard if row["held_out"] is not None]
     assert found.schedule.notes["held_out"] == min(looked) and found.schedule.chosen.shape == (5, 8)
     assert (found.schedule.chosen[0] == 4).all()
+
+
+def test_scores_are_learned_where_reuse_hurts_and_fall_where_it_is_free(tmp_path, monkeypatch):
+    """A high price makes every score fall at odd steps; even steps have none to learn."""
+    from types import SimpleNamespace
+
+    from safetensors.numpy import load_file
+
+    monkeypatch.setattr(mixing, "ITERATIONS", 6)
+    monkeypatch.setattr(mixing, "BATCH", 2)
+    for kind in KINDS:
+        subject = tiny(kind, steps=4)
+        told = []
+        room = SimpleNamespace(
+            pipe=subject.pipeline, model=SimpleNamespace(name=kind, family=kind), below=Stack(), sampling=subject.sampling,
+            draw=drawer(subject, kind), tell=told.append,
+        )  # fmt: skip
+        notes = mixing.prepare_scores(tmp_path, room, price=1.0)
+        scores = load_file(tmp_path / "scores.safetensors")["scores"]
+        assert len(told) == 6 and notes["loss"] == told[-1]["loss"] >= 0
+        start = 1 / (1 + np.exp(-mixing.CLAMP / 2))
+        assert np.allclose(scores[0::2], start, atol=1e-6) and (scores[1::2] < start - 0.01).all()
+        with Stack.parse("l2c(threshold=0.9)").attached(subject.pipeline, {"l2c": tmp_path}) as attached:
+            attached.start(4, 1)
+            subject.generate(subject.sampling, [0])
+            assert attached.counters()["l2c.reused"] > 0
+
+
+def test_a_mixture_with_all_scores_at_one_is_the_dense_output():
+    subject = tiny("pixart", steps=4)
+    mixer = mixing.Mixer()
+    with Stack((mixer,)).attached(subject.pipeline) as attached:
+        parts = len(attached.attachments["mixer"].sublayers)
+        for value, same in ((1.0, True), (0.0, False)):
+            mixer.scores, mixer.loss = torch.full((4, parts), value, requires_grad=True), 0.0
+            attached.start(4, 1)
+            subject.generate(subject.sampling, [0])
+            assert (mixer.loss < 1e-12) is same

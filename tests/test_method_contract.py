@@ -23,6 +23,7 @@ STACKS = (
     "taylorseer(interval=3,order=2,first=2)",
     "teacache(threshold=5.0)",
     "delta_dit(interval=2)",
+    "l2c(threshold=1.0)",
     "toca",
     "toca(selector='change',ratio=0.5)",
     "duca",
