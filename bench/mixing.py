@@ -53,9 +53,8 @@ class Mixer:
         at.on_start(self.kept.clear)
         for sublayer in at.sublayers:
             at.reroute(sublayer, self._route(sublayer))
-        forward = at.patch(
-            pipeline.transformer, "forward", lambda *args, **kwargs: self._both(forward, *args, **kwargs)
-        )
+        forward = pipeline.transformer.forward
+        at.patch(pipeline.transformer, "forward", lambda *args, **kwargs: self._both(forward, *args, **kwargs))
 
     def _both(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():

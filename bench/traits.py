@@ -1,0 +1,53 @@
+"""The facts about a method that decide where it may run and with what. Never imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Stage(IntEnum):
+    """When a method attaches. Lower stages attach first and detach last."""
+
+    WEIGHTS = 10
+    """Replaces or merges parameters: distillation, LoRA, pruning."""
+    PRECISION = 20
+    """Changes how parameters are stored or multiplied: quantisation."""
+    OPERATOR = 30
+    """Changes one operation inside a block: sparse attention, token merging."""
+    SCHEDULE = 40
+    """Decides which steps, blocks or tokens run at all: caching, skipping."""
+    COMPILE = 90
+    """Sees the final graph."""
+
+
+CLAIMS: dict[str, str] = {
+    "weights": "replaces the transformer's parameters by others of the same meaning, as a distilled student does",
+    "linear-precision": "decides the number format linear layers are stored and multiplied in",
+    "num-steps": "decides how many sampler steps are taken",
+    "guidance": "decides the guidance scale, or whether there is a second guidance pass",
+    "scheduler": "replaces the sampler",
+    "block-schedule": "decides which blocks, sub-layers or tokens are computed at a step",
+    "attention-operator": "replaces the attention operation itself",
+    "compile": "compiles the transformer",
+}
+"""The parts of a pipeline a method can own alone. Two methods mix when their claims are disjoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """The facts about a method that decide where it may run and with what."""
+
+    family: str
+    """What it is for the reader of a table: `cache`, `quantisation`, `control`, `distillation`, `sparsity`..."""
+    stage: Stage
+    claims: frozenset[str]
+    needs: frozenset[str]
+    """`cuda`, `sm>=89`, `package:NAME`, `package:NAME>=2.1`, `model:FAMILY` (one of those named)."""
+    conflicts: frozenset[str]
+    """Methods known not to mix although their claims are disjoint, by name."""
+    reversible: bool
+    """False: the pipeline must be loaded again after it."""
+    decides_per_batch: bool
+    """True: one decision is taken for the whole batch, so that a sample depends on its companions."""
+    paper: str
