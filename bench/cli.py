@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     count = command("count", _count, "count FLOPs over the real sampler loop, without weights")
     count.add_argument("--models", default="full", help="names or groups, comma separated (default: full)")
     count.add_argument("--methods", default="", help="stacks, comma separated")
+    count.add_argument("--convention", default="flops", help="flops, macs, linear-macs or linear-macs-one-pass")
     for flag in ("height", "width", "frames", "steps", "text-tokens"):
         count.add_argument(f"--{flag}", type=int, help="instead of the model's own")
     count.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
@@ -197,7 +198,9 @@ def _tell_report(folders: list[Path], out: Path | None, as_json: bool, keys: set
 
 
 def _count(args: argparse.Namespace) -> int:
+    from ditbench.conventions import CONVENTIONS, counted
     from ditbench.flops import count_table
+    from ditbench.knobs import suggest
     from ditbench.method import load_plugin
     from ditbench.models import select
     from ditbench.stack import Stack, split_stacks
@@ -210,9 +213,15 @@ def _count(args: argparse.Namespace) -> int:
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: {value} is less than 1")
+    if args.convention not in CONVENTIONS:
+        raise ValueError(f"--convention: no convention {args.convention!r}; {suggest(args.convention, CONVENTIONS)}")
     rows = count_table(models, stacks, **sizes)
+    if args.convention != "flops":
+        rows = [row | {args.convention.replace("-", "_"): counted(row, args.convention)} for row in rows]
     left_out = ", ".join(dict.fromkeys(row["not_counted"] for row in rows if row["not_counted"]))
     caption = "FLOP = 2 MAC; one sample, all steps and guidance passes; macs_per_pass: one of those passes"
+    if args.convention != "flops":
+        caption += f"; {args.convention}: {CONVENTIONS[args.convention][0]}"
     reasons = [f"{row['model']} {row['stack']}: {row['note']}" for row in rows if row["note"]]
     lines = "\n".join([f"{caption}; not counted: {left_out}", *reasons])
     _show(rows, args.json, lines, hide=["size", "text_tokens", "passes", "not_counted", "note"])

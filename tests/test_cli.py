@@ -121,3 +121,8 @@ def test_a_model_without_weights_is_a_refused_row_of_check_and_not_its_end(capsy
     assert code == 0
     assert [(row["model"], row["result"]) for row in rows] == [("dit-tiny", "refused"), ("wan-tiny", "refused")]
     assert all("has not been trained yet" in row["note"] for row in rows)
+
+
+def test_count_knows_its_conventions(capsys):
+    code, _, err = told(capsys, "count", "--models", "dit-xl-2-256", "--convention", "linear-mac")
+    assert code == 2 and "did you mean linear-macs" in err

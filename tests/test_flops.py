@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ditbench import flops
 from ditbench.architecture import build
+from ditbench.conventions import counted
 from ditbench.counter import Counter, looks_like_a_product
 from ditbench.models import select
 from ditbench.quiet import quiet
@@ -46,6 +47,20 @@ def test_full_size_models_cost_what_is_published(name):
         )  # what the caching papers give for 50 steps with guidance
     if name == "pixart-alpha-256":
         assert row["macs_linear"] / passes / 1e9 == pytest.approx(142.84, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    "name, size, convention, published",
+    [
+        ("pixart-alpha-256", {}, "linear-macs-one-pass", 2.86),
+        ("flux-1-schnell", {"height": 256, "width": 256, "text_tokens": 256}, "linear-macs-one-pass", 13.247),
+        ("wan-2.1-1.3b", {"steps": 25, "height": 128, "width": 128, "frames": 37}, "linear-macs", 43.866),
+    ],
+)
+def test_the_baselines_of_diffsparse_are_reproduced_as_its_authors_count(name, size, convention, published):
+    """TMACs of the un-accelerated rows of its tables (arXiv:2604.03674)."""
+    row = flops.count_model(select(name)[0], **size)
+    assert counted(row, convention) / 1e12 == pytest.approx(published, rel=5e-3)
 
 
 def test_dit_agrees_with_its_closed_form_at_any_size():
