@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ class Estimate:
 
 def detectable(se: float) -> float:
     """Smallest true difference that is found (two-sided, 5 %) in 80 % of runs with this standard error: 2.80 se."""
-    return float(stats.norm.ppf(0.975) + stats.norm.ppf(0.80)) * se
+    return float(special.ndtri(0.975) + special.ndtri(0.80)) * se
 
 
 def mean(
@@ -107,7 +107,8 @@ def median(values: ArrayLike) -> Estimate:
     """
     x = np.sort(_finite(values))
     n = len(x)
-    k = max(int(stats.binom.ppf((1 - LEVEL) / 2, n, 0.5)), 1)  # the k-th from either end covers with at least LEVEL
+    tail = special.bdtr(np.arange(n + 1), n, 0.5)  # of the binomial: P(at most k of n below the median)
+    k = max(int(np.searchsorted(tail, (1 - LEVEL) / 2)), 1)  # the k-th from either end covers with at least LEVEL
     if n < 2:
         return Estimate(value=float(x[0]), low=None, high=None, n=n, se=None)
     return Estimate(value=float(np.median(x)), low=float(x[k - 1]), high=float(x[n - k]), n=n, se=None)
@@ -122,7 +123,7 @@ def _unseen(value: float, num: int, bounds: tuple[float, float] | None) -> tuple
 
 def student(value: float, se: float, freedom: int) -> tuple[float, float]:
     """Low and high of Student's t interval."""
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * se
+    reach = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * se
     return value - reach, value + reach
 
 

@@ -51,7 +51,7 @@ def draw_grids(section: Section, folder: Path) -> dict[str, list[Path]]:
         if any(t.samples for t in tiles):
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{file_name(model)}-samples.png"
-            _draw(model, rows, tiles, _heads(section, model)).save(path, compress_level=3)
+            _draw(model, rows, tiles, _heads(section, model)).save(path, compress_level=1)
             found[model] = [path]
     return found
 

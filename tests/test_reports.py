@@ -403,16 +403,23 @@ def test_a_report_needs_no_torch(tmp_path):
 
 
 def test_a_hundred_cells_take_ten_seconds_at_most(tmp_path):
-    """The command in a process of its own, in seconds of processor time, the better of two: other work only adds."""
+    """The command in a process of its own, in processor time, the better of three.
+
+    On a machine that is slow or shared the seconds are those of a quiet one: the command takes at most 5.4 times what importing its
+    libraries takes just before it (1.85 s on the quiet two-core machine this was written on, where the command took 6.6 to 7.9 s).
+    """
     stacks = [("none", "ok"), *((f"fora(interval={i})", "ok") for i in range(2, 26))]
     run = write_run(tmp_path / "large", models=tuple(WORLDS), stacks=stacks, n=9)
-    took = []
-    while len(took) < 2 and min(took, default=99) > 10:
+
+    def seconds(*command):
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, str(ROOT / "run_bench.py"), "report", str(run)], check=True, capture_output=True
-        )
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
+        return ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
+
+    took = []
+    while len(took) < 3 and not any(report <= 10 or report <= 5.4 * imports for imports, report in took):
+        imports = seconds("-c", "import matplotlib.figure, matplotlib.backends.backend_agg, pandas, scipy.special")
+        took.append((imports, seconds(str(ROOT / "run_bench.py"), "report", str(run))))
     assert (run / "report" / "index.html").is_file()
-    assert min(took) <= 10, took
+    assert any(report <= 10 or report <= 5.4 * imports for imports, report in took), took
