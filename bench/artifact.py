@@ -42,11 +42,13 @@ class Need:
     steps: int
     below: str
     """The stack it is prepared on top of, `none` for the plain model."""
+    stack: str
+    """The same and the method with its knobs, as one types it."""
 
     @property
     def key(self) -> str:
-        """Different whenever anything differs that the files depend on. The model's name is not: its weights are."""
-        told = {k: v for k, v in asdict(self).items() if k != "model"}
+        """Different whenever anything differs that the files depend on: weights, not the model's name; the recipe, not other knobs."""
+        told = {k: v for k, v in asdict(self).items() if k not in ("model", "stack")}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -57,11 +59,10 @@ class Need:
     @property
     def sentence(self) -> str:
         """What to say when it is absent."""
-        stack = self.method if self.below == "none" else f"{self.below}+{self.method}"
         return (
             f"{self.method} has not been prepared for {self.model} with {self.steps} steps"
             + ("" if self.below == "none" else f" under {self.below}")
-            + f"; python run_bench.py prepare '{stack}' --models {self.model} does it"
+            + f"; python run_bench.py prepare '{self.stack}' --models {self.model} does it"
         )
 
 
@@ -78,12 +79,12 @@ def needs_of(model: Model, stack: Stack, weights: str) -> list[Need]:
     found, sampling = [], sampling_of(model)
     for i, m in enumerate(stack.methods):
         sampling = m.adapt(sampling)
-        recipe = m.recipe() if hasattr(m, "recipe") else None
-        if recipe is not None:
-            sha = weights_sha256(model, weights)
-            below = str(Stack(stack.methods[:i]))
+        if (recipe := m.recipe()) is not None:
             found.append(
-                Need(method=m.name, recipe=recipe, model=model.name, weights_sha256=sha, steps=sampling.steps, below=below)
+                Need(
+                    method=m.name, recipe=recipe, model=model.name, weights_sha256=weights_sha256(model, weights),
+                    steps=sampling.steps, below=str(Stack(stack.methods[:i])), stack=str(Stack(stack.methods[: i + 1])),
+                )
             )  # fmt: skip
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ditbench.anatomy import ANATOMY, Patch, sublayers
+from ditbench.anatomy import ANATOMY, Patch, family_of
 
 Streams = tuple[Tensor, ...]
 RunBlock = Callable[[Streams], Streams]
@@ -56,7 +56,6 @@ class Block:
 
 def blocks(transformer: nn.Module) -> list[Block]:
     """The transformer's blocks in the order they run; ValueError for a class without an anatomy."""
-    sublayers(transformer)  # raises for a class without an anatomy
-    family, stacks = ANATOMY[type(transformer).__name__]
+    pair, (_, stacks) = family_of(transformer) == "flux", ANATOMY[type(transformer).__name__]
     modules = [block for name, _ in stacks for block in getattr(transformer, name)]
-    return [Block(index=i, module=module, pair=family == "flux") for i, module in enumerate(modules)]
+    return [Block(index=i, module=module, pair=pair) for i, module in enumerate(modules)]

@@ -19,9 +19,16 @@ from ditbench.schedule import LEVELS, Schedule
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Sublayer
+    from ditbench.method import Attachment
 
 DENSE = len(LEVELS) - 1
 """The level that recomputes all tokens."""
+
+
+def weights_of(at: Attachment, *, by_macs: bool = True) -> Weights:
+    """`row_weights` of the generation under way."""
+    frames, high, wide = at.now.grid
+    return row_weights(at.sublayers, frames * high * wide, at.now.text_tokens, by_macs=by_macs)
 
 
 def row_weights(sublayers: Sequence[Sublayer], tokens: int, text_tokens: int, *, by_macs: bool = True) -> Weights:

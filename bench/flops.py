@@ -132,8 +132,10 @@ def _count_on_meta(model: Model, sampling: Sampling, stack: Stack, changes: dict
     if reason := stack.refusal(pipe):
         raise _CannotSay(reason)
     for m in stack.methods:
-        if hasattr(m, "recipe") and m.recipe() is not None:
-            raise _CannotSay(f"{m.name}: nothing is prepared for full-size models; give it a schedule file")
+        if m.recipe() is not None:
+            raise _CannotSay(
+                f"{m.name} has to be prepared, and for full-size models nothing is: count it with knobs that need nothing"
+            )
     alike = all(m.traits.claims <= SAME_EVERY_CALL for m in stack.methods)
     counter = Counter()
     with torch.inference_mode(), stack.attached(pipe) as attached:

@@ -1,4 +1,4 @@
-"""Learning a schedule of keep ratios by back-propagation through the whole sampling (DiffSparse, arXiv:2604.03674, sections 3.3-3.4).
+"""Learning a schedule of keep ratios by back-propagation through the whole sampling (DiffSparse, arXiv:2604.03674).
 
 The student computes every sub-layer densely and blends new with kept outputs by the mask its levels choose, so that what another level
 would have changed has a gradient. Weights of the model never change; only a table of costs is learned.
@@ -9,6 +9,7 @@ B batch, T steps, L sub-layers, S levels; R = T L rows.
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,22 +22,24 @@ from safetensors.numpy import save_file
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ditbench.budget import DENSE, row_weights, solve
+from ditbench.budget import DENSE, solve, spent, weights_of
 from ditbench.perceptual import Perceptual
+from ditbench.programme import Costs, Weights
 from ditbench.rules import Selector
 from ditbench.schedule import LEVELS, Schedule
 from ditbench.stack import Stack
-from ditbench.student import Student, studio
+from ditbench.student import studio
 
 if TYPE_CHECKING:
     from ditbench.prepare import Workroom
 
-Costs = NDArray[np.float64]
+Levels = NDArray[np.int64]
+"""[T,L]: which level."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a schedule is learned."""
+    """How a schedule is learned. Rates are what an entry of average gradient moves by in an iteration."""
 
     keep: float = 0.46
     """Share of the sub-layers' multiply-accumulates the schedule may spend (the paper: 0.57, 0.46, 0.41)."""
@@ -51,12 +54,12 @@ class Recipe:
     """Share of the steps that are full in stage 1. Ours."""
     rate_steps: float = 0.01
     """Stage 1, step table (the paper's, for AdamW)."""
-    rate_layers: float = 1.0
-    """Stage 1, layer table (the paper's)."""
+    rate_layers: float = 0.1
+    """Stage 1, layer table. Ours, as stage 2: the paper's 1.0 is for AdamW on a table of another scale."""
     rate: float = 0.1
-    """Stage 2 (the paper's)."""
+    """Stage 2 (the paper's); falls to nothing along a line."""
     delta: float = 10.0
-    """How much cheaper full steps are made at the start of stage 2 (the paper's best)."""
+    """How much cheaper full steps are made at the start of stage 2 (the paper's best), counted in `rate`."""
     momentum: float = 0.9
     """Ours: one scale for the whole table, because the programme compares rows with each other and AdamW's scale of its own for every
     entry takes that away."""
@@ -71,7 +74,7 @@ class Learned:
     """What came of a training."""
 
     cost: Costs
-    """[R,S]: the table, from which a schedule for any budget can be solved again."""
+    """[R,S]: the table as it was left, from which a schedule for any budget can be solved again."""
     schedule: Schedule
     """The best on held-out requests."""
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -92,24 +95,16 @@ def learn(
     every iteration. Raises ValueError for a budget that cannot be met.
     """
     with studio(pipe, below or Stack(), recipe.selector, recipe.checkpointed) as (student, paint):
-        trial = draw(recipe.seed + 900_000, max(16, recipe.batch))
-        with torch.no_grad():
-            held_out = paint(None, trial, steps)
-        at = student.at
-        names, layers = tuple(s.name for s in at.sublayers), len(at.sublayers)
-        frames, high, wide = at.now.grid
-        weights = row_weights(at.sublayers, frames * high * wide, at.now.text_tokens, by_macs=recipe.by_macs)
+        trial = _Trial(paint, draw, distance, steps, recipe)
+        names, layers = tuple(s.name for s in student.at.sublayers), len(student.at.sublayers)
+        weights = weights_of(student.at, by_macs=recipe.by_macs)
         found = Learned(
             cost=np.zeros((steps * layers, len(LEVELS))),
             schedule=Schedule(sublayers=names, chosen=np.zeros((1, layers), np.int64)),
         )
         best = float("inf")
 
-        def score(chosen: NDArray[np.int64]) -> float:
-            with torch.no_grad():
-                return float(distance(held_out, paint(_hot(chosen), trial, steps)).mean())
-
-        def slope(chosen: NDArray[np.int64], iteration: int) -> tuple[float, Costs]:
+        def slope(chosen: Levels, iteration: int) -> tuple[float, Costs]:
             """Loss on fresh requests, and [R,S] how it would change were a row's level another."""
             arguments = draw(recipe.seed + iteration, recipe.batch)
             with torch.no_grad():
@@ -122,21 +117,21 @@ def learn(
             change = (g - g.gather(2, torch.from_numpy(chosen)[..., None])).flatten(0, 1).double().numpy()
             return float(loss), change
 
-        def note(stage: int, iteration: int, loss: float, chosen: NDArray[np.int64], look: bool) -> None:
+        def note(stage: int, iteration: int, loss: float | None, chosen: Levels, last: bool = False) -> None:
             nonlocal best
             row: dict[str, Any] = {"stage": stage, "iteration": iteration, "loss": loss, "held_out": None}
-            if look:
-                row["held_out"] = score(chosen)
+            if last or iteration % 10 == 0:
+                row["held_out"] = trial(chosen)
                 if row["held_out"] < best:
                     best = row["held_out"]
-                    notes = asdict(recipe) | {"held_out": best, "distance": getattr(distance, "name", "")}
+                    notes = asdict(recipe) | {"held_out": best, "spent": round(spent(chosen, weights), 4)}
                     found.schedule = Schedule(sublayers=names, chosen=chosen.copy(), notes=notes)
             found.log.append(row)
             tell(row)
 
         full, cost = _stage1(steps, layers, weights, recipe, slope, note)
         cost = cost.reshape(steps, layers, -1)
-        cost[full, :, DENSE] -= recipe.delta * recipe.rate  # eq. 8, in units of a step of the table
+        cost[full, :, DENSE] -= recipe.delta * recipe.rate  # eq. 8
         found.cost = cost.reshape(steps * layers, -1)
         velocity = np.zeros_like(found.cost)
         for i in range(recipe.stage2):
@@ -144,19 +139,40 @@ def learn(
             loss, change = slope(chosen, 10_000 + i)
             velocity = recipe.momentum * velocity + (1 - recipe.momentum) * _scaled(change)
             found.cost = found.cost + recipe.rate * (1 - i / recipe.stage2) * velocity
-            note(2, i, loss, chosen, i % 10 == 0)
-        note(2, recipe.stage2, float("nan"), solve(found.cost, weights, steps, recipe.keep), True)
+            note(2, i, loss, chosen)
+        note(2, recipe.stage2, None, solve(found.cost, weights, steps, recipe.keep), last=True)
     return found
 
 
-def _stage1(steps: int, layers: int, weights: Any, recipe: Recipe, slope: Any, note: Any) -> tuple[list[int], Costs]:
+class _Trial:
+    """How far a schedule's samples of the held-out requests are from the un-accelerated ones."""
+
+    def __init__(self, paint: Any, draw: Any, distance: Any, steps: int, recipe: Recipe) -> None:
+        self.paint, self.draw, self.distance, self.steps = paint, draw, distance, steps
+        self.seed, self.num = recipe.seed + 900_000, max(16, recipe.batch)
+        self.plain = self._samples(None)
+
+    def __call__(self, chosen: Levels) -> float:
+        return float(self.distance(self.plain, self._samples(_hot(chosen))).mean())
+
+    @torch.no_grad()
+    def _samples(self, levels: Tensor | None) -> Tensor:
+        pixels: Tensor = self.paint(
+            levels, self.draw(self.seed, self.num), self.steps
+        )  # drawn anew: generators are spent
+        return pixels
+
+
+def _stage1(
+    steps: int, layers: int, weights: Weights, recipe: Recipe, slope: Any, note: Any
+) -> tuple[list[int], Costs]:
     """Full steps and the other rows apart: positions of the full steps, and the layer table [R,S]."""
     num = max(1, min(round(recipe.full_share * steps), int(recipe.keep * steps)))
     even = np.round(np.linspace(0, steps - 1, num + 1)[:-1]).astype(int)
     step_cost = np.ones(steps) * 1e-3  # of being full; the lowest are full
     step_cost[even] = 0.0
     step_cost[0] = -1e9
-    cost = np.tile(np.array(LEVELS)[None] * 0.0, (steps * layers, 1))
+    cost = np.zeros((steps * layers, len(LEVELS)))
     velocity, pushed = np.zeros_like(cost), np.zeros(steps)
     for i in range(recipe.stage1):
         full = sorted(np.argsort(step_cost, kind="stable")[:num].tolist())
@@ -169,15 +185,14 @@ def _stage1(steps: int, layers: int, weights: Any, recipe: Recipe, slope: Any, n
         pushed = recipe.momentum * pushed + (1 - recipe.momentum) * _scaled(push)
         velocity = recipe.momentum * velocity + (1 - recipe.momentum) * _scaled(change)
         step_cost[1:] += recipe.rate_steps * pushed[1:]
-        cost = cost + recipe.rate_layers * recipe.rate * velocity
-        note(1, i, loss, chosen, i % 10 == 0)
+        cost = cost + recipe.rate_layers * velocity
+        note(1, i, loss, chosen)
     return sorted(np.argsort(step_cost, kind="stable")[:num].tolist()), cost
 
 
-def _with_full(
-    full: Sequence[int], cost: Costs, weights: Any, steps: int, keep: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Levels [T,L] with the steps `full` dense, and what the others' programme would give those steps."""
+def _with_full(full: Sequence[int], cost: Costs, weights: Weights, steps: int, keep: float) -> tuple[Levels, Levels]:
+    """Levels [T,L] with the steps `full` dense and the rest of the budget spent on the others; and the cheapest level below dense
+    of every row, were there no budget."""
     layers = len(weights)
     forced = cost.reshape(steps, layers, -1).copy()
     forced[list(full), :, DENSE] -= 1e6
@@ -192,34 +207,42 @@ def _scaled(change: NDArray[np.float64]) -> NDArray[np.float64]:
     return scaled
 
 
-def _hot(chosen: NDArray[np.int64]) -> Tensor:
+def _hot(chosen: Levels) -> Tensor:
     return one_hot(torch.from_numpy(chosen), len(LEVELS)).float()
 
 
-def _sensitive(student: Student, paint: Any, room: Workroom, distance: Any, steps: int, recipe: Recipe) -> Learned:
-    """The table of distances to the un-accelerated samples when one row alone has another level than dense: no gradients."""
-    with torch.no_grad():
-        plain = paint(None, room.draw(recipe.seed, recipe.batch), steps)
-        at = student.at
-        layers = len(at.sublayers)
-        frames, high, wide = at.now.grid
-        weights = row_weights(at.sublayers, frames * high * wide, at.now.text_tokens, by_macs=recipe.by_macs)
+def measure_sensitivity(
+    pipe: Any,
+    draw: Callable[[int, int], dict[str, Any]],
+    distance: Callable[[Tensor, Tensor], Tensor],
+    steps: int,
+    recipe: Recipe,
+    below: Stack | None = None,
+    tell: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Learned:
+    """As `learn`, but every level of every row is tried alone, all others dense, without gradients: its cost is how far that moves
+    the samples. What comes before the row's step is not computed again."""
+    with studio(pipe, below or Stack(), recipe.selector, False) as (student, paint), torch.no_grad():
+        with student.recording():
+            plain = paint(None, draw(recipe.seed, recipe.batch), steps)
+        names, layers = tuple(s.name for s in student.at.sublayers), len(student.at.sublayers)
+        weights = weights_of(student.at, by_macs=recipe.by_macs)
         cost = np.zeros((steps, layers, len(LEVELS)))
         for t in range(1, steps):
-            for layer in range(layers):
-                for level in range(DENSE):
-                    chosen = np.full((steps, layers), DENSE)
-                    chosen[t, layer] = level
-                    painted = paint(_hot(chosen), room.draw(recipe.seed, recipe.batch), steps)
-                    cost[t, layer, level] = float(distance(plain, painted).mean())
-            room.tell({"done": t, "of": steps - 1})
-    table = cost.reshape(steps * layers, -1)
-    chosen = solve(table, weights, steps, recipe.keep)
-    names = tuple(s.name for s in at.sublayers)
-    return Learned(
-        cost=table,
-        schedule=Schedule(sublayers=names, chosen=chosen, notes={"allocator": "sensitivity", "keep": recipe.keep}),
-    )
+            for layer, level in itertools.product(range(layers), range(DENSE)):
+                chosen = np.full((steps, layers), DENSE)
+                chosen[t, layer] = level
+                with student.replaying(t - 1):  # the step before fills the cache
+                    painted = paint(_hot(chosen), draw(recipe.seed, recipe.batch), steps)
+                cost[t, layer, level] = float(distance(plain, painted).mean())
+            tell({"done": t, "of": steps - 1})
+        table = cost.reshape(steps * layers, -1)
+        chosen = solve(table, weights, steps, recipe.keep)
+        notes = {
+            "allocator": "sensitivity", "keep": recipe.keep, "selector": recipe.selector, "by_macs": recipe.by_macs,
+            "held_out": _Trial(paint, draw, distance, steps, recipe)(chosen), "spent": round(spent(chosen, weights), 4),
+        }  # fmt: skip
+    return Learned(cost=table, schedule=Schedule(sublayers=names, chosen=chosen, notes=notes))
 
 
 def prepare_schedule(
@@ -234,20 +257,17 @@ def prepare_schedule(
             f"{room.model.name}: schedules are learned on the tiny models so far, whose perceptual distance is the judge's"
         )
     recipe = Recipe(keep=keep, selector=selector, by_macs=by_macs, **more)
-    distance, steps = Perceptual(room.model.world), room.sampling.steps
-    if how == "learned":
-        of = recipe.stage1 + recipe.stage2 + 1
-        done = iter(range(1, of + 1))
-        found = learn(
-            room.pipe, room.draw, distance, steps, recipe, room.below, lambda row: room.tell(row | {"done": next(done), "of": of})
-        )  # fmt: skip
-    else:
-        with studio(room.pipe, room.below, selector, False) as (student, paint):
-            found = _sensitive(student, paint, room, distance, steps, recipe)
+    distance = Perceptual(room.model.world)
+    of = recipe.stage1 + recipe.stage2 + 1
+    done = iter(range(1, of + 1))
+    found = {"learned": learn, "sensitivity": measure_sensitivity}[how](
+        room.pipe, room.draw, distance, room.sampling.steps, recipe, room.below,
+        room.tell if how == "sensitivity" else lambda row: room.tell(row | {"done": next(done), "of": of}),
+    )  # fmt: skip
     save_file({"cost": found.cost.astype(np.float32)}, folder / "cost.safetensors")
     found.schedule.write(folder / "schedule.json")
     with (folder / "log.csv").open("w", newline="") as f:
         writer = csv.DictWriter(f, ["stage", "iteration", "loss", "held_out"])
         writer.writeheader()
         writer.writerows(found.log)
-    return {"keep": keep, "held_out": found.schedule.notes.get("held_out"), "distance": distance.name}
+    return {"keep": keep, "distance": distance.name} | {k: found.schedule.notes[k] for k in ("held_out", "spent")}

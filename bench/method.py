@@ -139,6 +139,12 @@ class Method(Protocol):
     def check(self, pipeline: Any) -> str | None:
         """Why this pipeline cannot take the method, in one sentence; None when it can."""
 
+    def recipe(self) -> dict[str, Any] | None:
+        """All that what `prepare(folder, room)` makes depends on, with a version; None when nothing has to be prepared."""
+
+    def inputs(self) -> list[Path]:
+        """Files the knobs name: a missing one refuses the cell, and what they hold is part of its key."""
+
 
 METHODS: dict[str, Any] = {}
 """Method classes met so far, by name."""
@@ -179,8 +185,13 @@ def method(
             raise ValueError(f"method {name} does nothing: write attach(pipeline, at), adapt(sampling), or both")
         if (owner := _owner(name)) not in (None, cls.__module__):
             raise ValueError(f"method {name!r} is already there, from {owner}; choose another name")
-        missing = {"attach": lambda self, pipeline, at: None, "adapt": lambda self, sampling: sampling}
-        missing["check"] = lambda self, pipeline: None
+        missing: dict[str, Any] = {
+            "attach": lambda self, pipeline, at: None,
+            "adapt": lambda self, sampling: sampling,
+            "check": lambda self, pipeline: None,
+            "recipe": lambda self: None,
+            "inputs": lambda self: [],
+        }
         for part, nothing in missing.items():
             if not hasattr(cls, part):
                 setattr(cls, part, nothing)

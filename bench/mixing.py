@@ -1,4 +1,4 @@
-"""Learning the scores of Learning-to-Cache (Ma et al. 2024, arXiv:2406.01733, eq. 7-9) along the model's own sampling.
+"""Learning the scores of Learning-to-Cache (Ma et al. 2024, arXiv:2406.01733) along the model's own sampling.
 
 At every odd step the output with each sub-layer mixed, score * new + (1 - score) * kept, is compared with the dense output, and
 sampling goes on from the dense one. The authors start from noised real pictures; here the states are those the sampler visits, so
@@ -17,8 +17,8 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from ditbench.method import Stage, Traits
 from ditbench.stack import Stack
+from ditbench.student import Trainee
 
 if TYPE_CHECKING:
     from ditbench.prepare import Workroom
@@ -27,14 +27,8 @@ ITERATIONS, BATCH, RATE, CLAMP = 80, 8, 0.1, 5.0
 """Ours, but for the clamp: the authors train at 1e-3 for epochs on ImageNet; the scores here see a thousandth of that."""
 
 
-class Mixer:
+class Mixer(Trainee):
     """Every sub-layer reads its score; `loss` gathers the odd steps' squared errors of one sampling."""
-
-    name = "mixer"
-    traits = Traits(
-        family="cache", stage=Stage.SCHEDULE, claims=frozenset({"block-schedule"}), needs=frozenset(), conflicts=frozenset(),
-        reversible=True, decides_per_batch=False, paper="",
-    )  # fmt: skip
 
     def __init__(self) -> None:
         self.scores: Tensor | None = None
@@ -42,10 +36,6 @@ class Mixer:
         self.kept: dict[tuple[int, int], Any] = {}
         self.mixing = False
         self.loss: float = 0.0
-
-    def adapt(self, sampling: Any) -> Any:
-        """As it is."""
-        return sampling
 
     def attach(self, pipeline: Any, at: Any) -> None:
         """Reroute every sub-layer, and run the transformer twice at odd steps."""
@@ -99,7 +89,7 @@ def prepare_scores(folder: Path, room: Workroom, *, price: float) -> dict[str, A
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
     with Stack((*room.below.methods, mixer)).attached(room.pipe) as attached:
-        logits = torch.full((steps, len(attached.attachments["mixer"].sublayers)), CLAMP / 2, requires_grad=True)
+        logits = torch.full((steps, len(attached.attachments[mixer.name].sublayers)), CLAMP / 2, requires_grad=True)
         optimiser = torch.optim.AdamW([logits], lr=RATE, weight_decay=0.0)
         for i in range(ITERATIONS):
             optimiser.zero_grad()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ditbench.artifact import Need, find, needs_of
@@ -27,6 +28,8 @@ class Cell:
     """Why it cannot run, empty when it can as far as is known without loading anything."""
     needs: tuple[Need, ...] = ()
     """What its methods must have been prepared for."""
+    inputs: tuple[str, ...] = ()
+    """SHA-256 of the files its knobs name."""
 
     @property
     def key(self) -> str:
@@ -34,6 +37,8 @@ class Cell:
         told = {"model": self.model.name, "stack": str(self.stack), **self.spec.settings()}
         if self.needs:
             told["prepared"] = [need.key for need in self.needs]
+        if self.inputs:
+            told["inputs"] = self.inputs
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
         slug = re.sub(r"[^a-z0-9]+", "-", str(self.stack).lower()).strip("-")[:60]
         return f"{self.model.name}--{slug}-{digest}"
@@ -81,13 +86,23 @@ def rebuild(spec: Spec, model: str, stack: str) -> Cell:
 def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
     refusal = _refusal(model, stack, spec)
     needs: tuple[Need, ...] = ()
+    inputs: tuple[str, ...] = ()
     if not refusal:
         try:
+            inputs = tuple(_sha256(path) for m in stack.methods for path in m.inputs())
             needs = tuple(needs_of(model, stack, spec.weights))
             refusal = next((need.sentence for need in needs if find(need) is None), "")
         except ValueError as error:
             refusal = str(error)
-    return Cell(model=model, stack=stack, spec=spec, refusal=refusal, needs=needs)
+    return Cell(model=model, stack=stack, spec=spec, refusal=refusal, needs=needs, inputs=inputs)
+
+
+def _sha256(path: Path) -> str:
+    """Of a file a knob names; ValueError when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _load_plugins(spec: Spec) -> None:

@@ -6,19 +6,24 @@ a share of the depth b = 0..1, a step i of T a share of sampling s.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ditbench.anatomy import Sublayer
 
 Selector = Literal["attention", "change", "similarity", "norm", "random"]
 """What tokens are ranked by. `attention`: how much a token is attended to, and how widely it attends to the text (ToCa, DiffSparse).
 `change`: how far its input has moved since it was last recomputed. `similarity`: one minus the cosine of the same two. `norm`: length
 of its input. `random`: the same permutation for every sample, another at every step."""
+SIGNALS = ("received", "entropy")
+"""What `attention` adds up: how much a token is attended to, and how widely it attends to the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """The settings of one family."""
+    """The settings of one method for one family."""
 
     interval: int
     """Steps, about, from one full computation to the next."""
@@ -39,6 +44,8 @@ class Rules:
     window: int = 0
     """The best token of every `window` x `window` gets `bonus` times its score more."""
     bonus: float = 0.0
+    signals: tuple[str, ...] = SIGNALS
+    """Which of them the authors' ranking uses."""
 
     def share(self, step: int, steps: int) -> float:
         """s of a step, as the family's code counts it."""
@@ -66,7 +73,16 @@ class Rules:
         return found
 
 
-RULES: dict[str, Rules] = {
+def places(sublayers: Sequence[Sublayer]) -> list[float]:
+    """b of every sub-layer: where its block stands among the blocks that have its kind, the first 0, the last 1."""
+    found = []
+    for sublayer in sublayers:
+        alike = [other.block for other in sublayers if other.kind == sublayer.kind]
+        found.append((sublayer.block - min(alike)) / max(1, max(alike) - min(alike)))
+    return found
+
+
+TOCA: dict[str, Rules] = {
     # DDIM, 50 steps: full steps are rarer early than late, and every second one in one fifth of the steps.
     "dit": Rules(
         interval=3, ratio=0.07, downward=True, window=2, bonus=0.6,
@@ -76,7 +92,7 @@ RULES: dict[str, Rules] = {
         period=lambda n, s: 2 if 0.6 < s <= 0.8 else round(n / (0.6 + 0.8 * s)),
     ),
     "pixart": Rules(
-        interval=3, ratio=0.30, window=4, bonus=0.4,
+        interval=3, ratio=0.30, window=4, bonus=0.4, signals=("entropy",),
         step_factor=lambda s: 1.9 - 1.8 * s,
         block_factor=lambda b, kind: 1.6 - 1.2 * b,
         kind_factor={"cross": 0.6, "mlp": 1.6},
@@ -90,4 +106,9 @@ RULES: dict[str, Rules] = {
         period=lambda n, s: n,
     ),
 }  # fmt: skip
-RULES["wan"] = RULES["pixart"]  # ours: the authors published none for Wan, and its blocks have PixArt's parts
+DUCA = TOCA | {
+    "dit": replace(TOCA["dit"], ratio=0.05, bonus=0.8),
+    "pixart": replace(TOCA["pixart"], ratio=0.75, period=lambda n, s: n),
+}
+for rules in (TOCA, DUCA):
+    rules["wan"] = rules["pixart"]  # ours: the authors published none for Wan, and its blocks have PixArt's parts

@@ -20,28 +20,52 @@ from ditbench.stack import Stack
 from ditbench.tokens import TokenCache
 
 
-class Student:
-    """A pipeline whose sub-layers blend new and kept outputs by levels that can be set, and differentiated."""
+class Trainee:
+    """What is attached to a pipeline for training alone: no method of the table, and it leaves the sampling as it is."""
 
-    name = "student"
+    name = "trainee"
     traits = Traits(
-        family="sparsity", stage=Stage.SCHEDULE, claims=frozenset({"block-schedule"}), needs=frozenset(), conflicts=frozenset(),
+        family="training", stage=Stage.SCHEDULE, claims=frozenset({"block-schedule"}), needs=frozenset(), conflicts=frozenset(),
         reversible=True, decides_per_batch=False, paper="",
     )  # fmt: skip
-
-    def __init__(self, selector: Selector, checkpointed: bool) -> None:
-        self.selector, self.checkpointed = selector, checkpointed
-        self.levels: Tensor | None = None
-        """[T,L,S]: one-hot, or None for the un-accelerated model."""
 
     def adapt(self, sampling: Any) -> Any:
         """As it is."""
         return sampling
 
+
+class Student(Trainee):
+    """A pipeline whose sub-layers blend new and kept outputs by levels that can be set, and differentiated."""
+
+    def __init__(self, selector: Selector, checkpointed: bool) -> None:
+        self.selector, self.checkpointed = selector, checkpointed
+        self.levels: Tensor | None = None
+        """[T,L,S]: one-hot, or None for the un-accelerated model."""
+        self._outputs: dict[tuple[int, int], Any] = {}
+        self._records, self._replayed = False, 0
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Keep what the transformer gives, by step and guidance pass."""
+        self._records = True
+        try:
+            yield
+        finally:
+            self._records = False
+
+    @contextmanager
+    def replaying(self, steps: int) -> Iterator[None]:
+        """Give what was kept in the first `steps` steps, without running the transformer."""
+        self._replayed = steps
+        try:
+            yield
+        finally:
+            self._replayed = 0
+
     def attach(self, pipeline: Any, at: Any) -> None:
         """Reroute every sub-layer; checkpoint the transformer's runs."""
         self.at = at
-        cache = TokenCache(at, self.selector, reuse_weight=0.08, bonus=0.4, window=4)
+        cache = TokenCache.of_schedule(at, self.selector)
 
         def at_sublayer(sublayer: Any) -> Any:
             def route(run: Any, hidden: Tensor) -> Any:
@@ -58,6 +82,15 @@ class Student:
         transformer = pipeline.transformer
         forward = transformer.forward
 
+        def forwarded(*args: Any, **kwargs: Any) -> Any:
+            now = at.now.step, at.now.branch
+            if now[0] < self._replayed:
+                return self._outputs[now]
+            out = checkpointed(*args, **kwargs)
+            if self._records:
+                self._outputs[now] = out
+            return out
+
         def checkpointed(*args: Any, **kwargs: Any) -> Any:
             if self.levels is None or not (self.checkpointed and torch.is_grad_enabled()):
                 return forward(*args, **kwargs)
@@ -72,7 +105,7 @@ class Student:
             cache.restore(after)
             return out
 
-        at.patch(transformer, "forward", checkpointed)
+        at.patch(transformer, "forward", forwarded)
 
 
 class _Decoded(Exception):
@@ -81,7 +114,8 @@ class _Decoded(Exception):
 
 @contextmanager
 def studio(pipe: Any, below: Stack, selector: Selector, checkpointed: bool) -> Iterator[tuple[Student, Any]]:
-    """The student attached on top of the stack `below`, and `paint(levels, arguments, steps, samples)` -> pixels 0..1 with gradients."""
+    """The student attached on top of the stack `below`, and `paint(levels, arguments, steps)` -> pixels 0..1 with
+    gradients. Noise generators are spent by a call: draw the arguments anew for the next."""
     student = Student(selector, checkpointed)
     kind: Any = type(pipe)
     call: Callable[..., Any] = kind.__call__.__wrapped__  # without its no_grad

@@ -54,7 +54,7 @@ def check_method(text: str, subject: Subject, artifacts: Mapping[str, Path] | No
     if reason := stack.refusal(pipeline):
         return [_round_trip(stack), Check("refused", True, reason)]
     for m in stack.methods:
-        if hasattr(m, "recipe") and m.recipe() is not None and m.name not in (artifacts or {}):
+        if m.recipe() is not None and m.name not in (artifacts or {}):
             return [_round_trip(stack), Check("refused", True, f"{m.name} has not been prepared for this pipeline")]
     sampling = stack.adapt(subject.sampling)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ditbench.anatomy import take
+from ditbench.anatomy import put, take
 from ditbench.budget import kept_rows
-from ditbench.rules import Selector
+from ditbench.rules import SIGNALS, Selector
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Run, Sublayer
@@ -31,11 +31,18 @@ class TokenCache:
     """The kept outputs of one generation, and how to bring them up to date: wholly, for some tokens, or not at all."""
 
     def __init__(
-        self, at: Attachment, selector: Selector, *, reuse_weight: float = 0.0, bonus: float = 0.0, window: int = 0
+        self,
+        at: Attachment,
+        selector: Selector,
+        *,
+        reuse_weight: float = 0.0,
+        bonus: float = 0.0,
+        window: int = 0,
+        signals: tuple[str, ...] = SIGNALS,
     ) -> None:
         """`reuse_weight` x (steps since a token was recomputed) is added to its score; then the best token of every `window` x `window`
-        tokens of the picture gets `bonus` times its score more."""
-        self.at, self.selector = at, selector
+        tokens of the picture gets `bonus` times its score more. `signals`: which ones the selector `attention` adds up."""
+        self.at, self.selector, self.signals = at, selector, signals
         self.reuse_weight, self.bonus, self.window = reuse_weight, bonus, window
         self.kept: dict[Key, Output] = {}
         self._input: dict[Key, Tensor] = {}
@@ -46,6 +53,11 @@ class TokenCache:
             at.on_start(store.clear)
             at.holds(store.values)
 
+    @classmethod
+    def of_schedule(cls, at: Attachment, selector: Selector) -> TokenCache:
+        """As DiffSparse ranks, with ToCa's values for PixArt where the paper gives none: the same in training and in use."""
+        return cls(at, selector, reuse_weight=0.08, bonus=0.4, window=4)
+
     def __contains__(self, sublayer: Sublayer) -> bool:
         return (sublayer.index, self.at.now.branch) in self.kept
 
@@ -55,7 +67,7 @@ class TokenCache:
         out = self.kept[key] = self._watched(sublayer, run, None)
         rows = hidden.shape[1]
         if self.selector in ("change", "similarity"):
-            self._input[key] = hidden.detach().clone()
+            self._input[key] = hidden.detach()
         if self.reuse_weight:
             self._age[key] = hidden.new_zeros(hidden.shape[:2])
         self._count(sublayer, len(hidden) * rows, 0)
@@ -77,15 +89,11 @@ class TokenCache:
         if num >= n:
             return self.compute(sublayer, run, hidden)
         rows = self.rank(sublayer, hidden).topk(num, dim=1, sorted=False).indices
-        wide = rows.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
         new, kept = self._watched(sublayer, run, rows), self.kept[key]
-        if isinstance(kept, tuple):
-            out: Output = (kept[0].scatter(1, wide, new[0]), new[1])
-        else:
-            out = kept.scatter(1, rows.unsqueeze(-1).expand(-1, -1, kept.shape[-1]), new)
+        out = (put(kept[0], rows, new[0]), new[1]) if isinstance(kept, tuple) else put(kept, rows, new)
         self.kept[key] = out
         if key in self._input:
-            self._input[key].scatter_(1, wide, take(hidden, rows))
+            self._input[key] = put(self._input[key], rows, take(hidden, rows))
         if self.reuse_weight:
             self._age[key] = (self._age[key] + 1).scatter(1, rows, 0.0)
         self._count(sublayer, len(hidden) * num, len(hidden) * (n - num))
@@ -156,7 +164,7 @@ class TokenCache:
     def _attention(self, sublayer: Sublayer, hidden: Tensor) -> Tensor:
         """Sum of the block's signals, each of unit length over the tokens."""
         now, n = self.at.now, hidden.shape[1]
-        found = [self._signal.get((name, sublayer.block, now.branch)) for name in ("received", "entropy")]
+        found = [self._signal.get((name, sublayer.block, now.branch)) for name in self.signals]
         parts = [self._rows_of(sublayer, signal, n) for signal in found if signal is not None]
         if not parts:  # attention of this block has not been watched yet
             return hidden.norm(dim=-1)
@@ -170,7 +178,8 @@ class TokenCache:
 
     def _watched(self, sublayer: Sublayer, run: Run, rows: Tensor | None) -> Output:
         """Run, and note what the attention maps say where the selector wants them."""
-        if self.selector != "attention" or sublayer.kind in ("mlp", "context_mlp"):
+        told = "entropy" if sublayer.kind == "cross" else "received"
+        if self.selector != "attention" or sublayer.kind in ("mlp", "context_mlp") or told not in self.signals:
             return run() if rows is None else run(rows)
         with _Watch() as watch:
             out = run() if rows is None else run(rows)
@@ -178,7 +187,7 @@ class TokenCache:
             q, k, mask = watch.seen
             scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
             probability = (scores if mask is None else scores + _additive(mask, scores)).softmax(-1).mean(1)
-            if sublayer.kind != "cross":
+            if told == "received":
                 self._signal["received", sublayer.block, self.at.now.branch] = probability.mean(1)
             else:
                 entropy = -(probability * probability.clamp(min=1e-12).log()).sum(-1)

@@ -20,7 +20,7 @@ class DeltaDit:
     interval: int = knob(3, low=1)
     """Steps from one full computation to the next; 1 changes nothing."""
     share: float = knob(0.75, above=0, high=1)
-    """Share of the blocks whose difference is reused."""
+    """Share of the blocks whose difference is reused. Ours, as is `switch`."""
     switch: float = knob(0.5, low=0, high=1)
     """Share of the steps after which front blocks are reused instead of rear ones."""
     off: ClassVar[dict[str, object]] = {"interval": 1}

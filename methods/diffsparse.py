@@ -33,13 +33,26 @@ class DiffSparse:
     """What tokens are ranked by: `attention` (the paper's), `change`, `similarity`, `norm` or `random`."""
     by_macs: bool = True
     """Weigh the budget by multiply-accumulates; off: every sub-layer counts alike, as the paper's equation has it."""
+    learned_at: float | None = knob(None, above=0, high=1)
+    """The share the table was learned at; None: at `keep`. Another one is solved again for `keep`."""
     off: ClassVar[dict[str, object]] = {"keep": 1.0}
 
     def recipe(self) -> dict[str, Any] | None:
         """What the prepared table depends on; None where nothing has to be prepared."""
         if self.keep == 1 or self.schedule or self.allocator in ("uniform", "random"):
             return None
-        return {"version": 1, "allocator": self.allocator, "selector": self.selector, "by_macs": self.by_macs}
+        told = {"version": 2, "allocator": self.allocator, "selector": self.selector, "by_macs": self.by_macs}
+        return (
+            told | {"keep": self._learned_at} if self.allocator == "learned" else told
+        )  # a measured table has no budget
+
+    @property
+    def _learned_at(self) -> float:
+        return self.learned_at or self.keep
+
+    def inputs(self) -> list[Path]:
+        """The file of the schedule."""
+        return [Path(self.schedule)] if self.schedule else []
 
     def check(self, pipeline: Any) -> str | None:
         """A schedule given as a file must be readable and fit."""
@@ -60,7 +73,7 @@ class DiffSparse:
         from ditbench.learning import prepare_schedule
 
         return prepare_schedule(
-            self.allocator, folder, room, keep=self.keep, selector=self.selector, by_macs=self.by_macs
+            self.allocator, folder, room, keep=self._learned_at, selector=self.selector, by_macs=self.by_macs
         )
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
@@ -70,7 +83,7 @@ class DiffSparse:
 
         if self.keep == 1:
             return
-        cache = TokenCache(at, self.selector, reuse_weight=0.08, bonus=0.4, window=4)
+        cache = TokenCache.of_schedule(at, self.selector)
         found: dict[tuple[int, ...], Any] = {}
 
         def keep(index: int) -> float:
@@ -94,14 +107,13 @@ class DiffSparse:
 
     def _table(self, at: Attachment) -> Any:
         """Keep ratios [T,L] for this generation's sizes."""
-        from ditbench.budget import row_weights, solved, untrained
+        from ditbench.budget import solved, untrained, weights_of
         from ditbench.schedule import Schedule
 
-        frames, high, wide = at.now.grid
         names, steps = [s.name for s in at.sublayers], at.now.num_steps
         if self.schedule:
             return Schedule.read(Path(self.schedule)).fitted(names, steps, PREPARE).keep
-        weights = row_weights(at.sublayers, frames * high * wide, at.now.text_tokens, by_macs=self.by_macs)
+        weights = weights_of(at, by_macs=self.by_macs)
         if self.allocator == "uniform" or self.allocator == "random":
             return untrained(self.allocator, names, weights, steps, self.keep).keep
         if at.artifact is None:

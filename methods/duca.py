@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.rules import RULES, Selector
+from ditbench.rules import DUCA, Selector, places
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Route, Run, Sublayer
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 class Duca:
     """Compute every few steps wholly; of the steps in between, odd ones recompute some tokens and even ones run no block at all.
 
-    A skipped step hands on the last block's last output. Rules and ratios are ToCa's for the family with DuCa's own shares; the
-    authors found random tokens as good as chosen ones, and their ranking needs no attention map.
+    A skipped step hands on the last block's last output. The rules are ToCa's with DuCa's own settings (`ditbench.rules`), Wan by
+    PixArt's. The authors found random tokens as good as chosen ones, and random ones need no attention map.
     """
 
     interval: int | None = knob(None, low=1)
@@ -35,33 +36,34 @@ class Duca:
 
         if self.interval == 1:
             return
-        family = family_of(pipeline.transformer)
-        rules = RULES[family]
+        rules = DUCA[family_of(pipeline.transformer)]
         interval = self.interval or rules.interval
-        ratio = (SHARES.get(family, rules.ratio)) if self.ratio is None else self.ratio
-        cache = TokenCache(at, self.selector, bonus=rules.bonus, window=rules.window)
+        ratio = rules.ratio if self.ratio is None else self.ratio
+        kept = TokenCache(at, self.selector, bonus=rules.bonus, window=rules.window, signals=rules.signals)
         last: dict[int, Streams] = {}
         at.on_start(last.clear)
         at.holds(last.values)
-        depth = max(1, len(at.blocks) - 1)
 
-        def since_full() -> int:
-            full = rules.full_steps(interval, at.now.num_steps)
-            return next(k for k in range(at.now.step + 1) if full[at.now.step - k][0])
+        @cache
+        def since_full(step: int, steps: int) -> int:
+            full = rules.full_steps(interval, steps)
+            return next(k for k in range(step + 1) if full[step - k][0])
 
-        def at_sublayer(sublayer: Sublayer) -> Route:
+        def at_sublayer(sublayer: Sublayer, place: float) -> Route:
             def route(run: Run, hidden: Any) -> Any:
-                if since_full() == 0 or sublayer not in cache:
-                    return cache.compute(sublayer, run, hidden)
-                keep = rules.keep(ratio, at.now.step, at.now.num_steps, sublayer.block / depth, sublayer.kind)
-                return cache.refresh(sublayer, run, hidden, int(keep * hidden.shape[1]))
+                now = at.now
+                if since_full(now.step, now.num_steps) == 0 or sublayer not in kept:
+                    return kept.compute(sublayer, run, hidden)
+                keep = rules.keep(ratio, now.step, now.num_steps, place, sublayer.kind)
+                return kept.refresh(sublayer, run, hidden, int(keep * hidden.shape[1]))
 
             return route
 
         def at_block(index: int) -> BlockRoute:
             def route(run: RunBlock, streams: Streams) -> Streams:
                 branch = at.now.branch
-                if (since := since_full()) and since % 2 == 0 and branch in last:
+                since = since_full(at.now.step, at.now.num_steps)
+                if since and since % 2 == 0 and branch in last:
                     at.count("blocks_skipped")
                     return last[branch] if index == len(at.blocks) - 1 else streams
                 out = run(streams)
@@ -71,11 +73,7 @@ class Duca:
 
             return route
 
-        for sublayer in at.sublayers:
-            at.reroute(sublayer, at_sublayer(sublayer))
+        for sublayer, place in zip(at.sublayers, places(at.sublayers), strict=True):
+            at.reroute(sublayer, at_sublayer(sublayer, place))
         for block in at.blocks:
             at.reroute(block, at_block(block.index))
-
-
-SHARES = {"dit": 0.05, "pixart": 0.75}
-"""Where DuCa's published share of tokens is not ToCa's."""

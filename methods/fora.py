@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
-
-if TYPE_CHECKING:
-    from ditbench.anatomy import Route, Run, Sublayer
+from ditbench.reuse import reuse_outputs
 
 
 @method("fora", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2407.01425")
@@ -25,24 +23,5 @@ class Fora:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the cache."""
-        kept: dict[tuple[int, int], Any] = {}
-        at.on_start(kept.clear)
-        at.holds(kept.values)
-        for sublayer in at.sublayers:
-            at.reroute(sublayer, self._route(sublayer, kept, at))
-
-    def _route(self, sublayer: Sublayer, kept: dict[tuple[int, int], Any], at: Attachment) -> Route:
-        def route(run: Run, _hidden: Any) -> Any:
-            key = sublayer.index, at.now.branch
-            if at.now.step % self.interval and key in kept:
-                at.computes(sublayer, 0.0)
-                at.count("reused")
-                return kept[key]
-            at.computes(sublayer, 1.0)
-            at.count("computed", idle=True)
-            out = run()
-            if self.interval > 1:
-                kept[key] = out
-            return out
-
-        return route
+        if self.interval > 1:
+            reuse_outputs(at, lambda step, _: step % self.interval > 0)

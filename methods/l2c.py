@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
+from ditbench.reuse import reuse_outputs
 
 if TYPE_CHECKING:
-    from ditbench.anatomy import Route, Run, Sublayer
     from ditbench.prepare import Workroom
 
 
@@ -37,35 +37,16 @@ class L2C:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the cache."""
-        kept: dict[tuple[int, int], Any] = {}
-        at.on_start(kept.clear)
-        at.holds(kept.values)
-        scores: Any = None
-        if at.artifact is not None:
-            from safetensors.numpy import load_file
+        if self.threshold == 0:
+            return
+        if self.threshold == 1:
+            reuse_outputs(at, lambda step, _: step % 2 == 1)
+            return
+        if at.artifact is None:
+            raise ValueError(
+                "the scores of l2c have not been prepared for this model; python run_bench.py prepare l2c does it"
+            )
+        from safetensors.numpy import load_file
 
-            scores = load_file(at.artifact / "scores.safetensors")["scores"]  # [T,L]
-
-        def reuses(step: int, index: int) -> bool:
-            if step % 2 == 0 or self.threshold == 0:
-                return False
-            return self.threshold == 1 or float(scores[step, index]) <= self.threshold
-
-        def at_sublayer(sublayer: Sublayer) -> Route:
-            def route(run: Run, _hidden: Any) -> Any:
-                key = sublayer.index, at.now.branch
-                if reuses(at.now.step, sublayer.index) and key in kept:
-                    at.computes(sublayer, 0.0)
-                    at.count("reused")
-                    return kept[key]
-                at.computes(sublayer, 1.0)
-                at.count("computed", idle=True)
-                out = run()
-                if self.threshold > 0:
-                    kept[key] = out
-                return out
-
-            return route
-
-        for sublayer in at.sublayers:
-            at.reroute(sublayer, at_sublayer(sublayer))
+        reused = load_file(at.artifact / "scores.safetensors")["scores"] <= self.threshold  # [T,L]
+        reuse_outputs(at, lambda step, sublayer: step % 2 == 1 and bool(reused[step, sublayer.index]))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.rules import RULES, Selector
+from ditbench.rules import TOCA, Selector, places
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Route, Run, Sublayer
@@ -16,7 +17,8 @@ class Toca:
     """Compute every few steps wholly; in between recompute the highest ranking tokens of MLPs and cross-attention, and reuse the rest.
 
     How often, how many and where are the authors' rules for each family (`ditbench.rules`), Wan by PixArt's. A token's score is the
-    attention it gets, how widely it attends to the text, and how long it has waited; the best of each window of the picture gets more.
+    attention it gets (on PixArt and Wan how widely it attends to the text) and how long it has waited; the best of each window of the
+    picture gets more.
     """
 
     interval: int | None = knob(None, low=1)
@@ -36,26 +38,23 @@ class Toca:
 
         if self.interval == 1:
             return
-        rules = RULES[family_of(pipeline.transformer)]
+        rules = TOCA[family_of(pipeline.transformer)]
         interval = self.interval or rules.interval
         ratio = rules.ratio if self.ratio is None else self.ratio
-        cache = TokenCache(at, self.selector, reuse_weight=0.25 / interval, bonus=rules.bonus, window=rules.window)
-        depth = {s.kind: max(o.block for o in at.sublayers if o.kind == s.kind) for s in at.sublayers}
-        first = {s.kind: min(o.block for o in at.sublayers if o.kind == s.kind) for s in at.sublayers}
+        kept = TokenCache(
+            at, self.selector, reuse_weight=0.25 / interval, bonus=rules.bonus, window=rules.window, signals=rules.signals
+        )  # fmt: skip
+        full = cache(lambda steps: rules.full_steps(interval, steps))
 
-        def at_sublayer(sublayer: Sublayer) -> Route:
-            kind = sublayer.kind
-            place = (sublayer.block - first[kind]) / max(1, depth[kind] - first[kind])
-
+        def at_sublayer(sublayer: Sublayer, place: float) -> Route:
             def route(run: Run, hidden: Any) -> Any:
                 now = at.now
-                full = rules.full_steps(interval, now.num_steps)[now.step][self.quirk and sublayer.block > 0]
-                if full or sublayer not in cache:
-                    return cache.compute(sublayer, run, hidden)
-                keep = rules.keep(ratio, now.step, now.num_steps, place, kind)
-                return cache.refresh(sublayer, run, hidden, int(keep * hidden.shape[1]))
+                if full(now.num_steps)[now.step][self.quirk and sublayer.block > 0] or sublayer not in kept:
+                    return kept.compute(sublayer, run, hidden)
+                keep = rules.keep(ratio, now.step, now.num_steps, place, sublayer.kind)
+                return kept.refresh(sublayer, run, hidden, int(keep * hidden.shape[1]))
 
             return route
 
-        for sublayer in at.sublayers:
-            at.reroute(sublayer, at_sublayer(sublayer))
+        for sublayer, place in zip(at.sublayers, places(at.sublayers), strict=True):
+            at.reroute(sublayer, at_sublayer(sublayer, place))

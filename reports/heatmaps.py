@@ -30,10 +30,11 @@ def draw_heatmaps(section: Section, folder: Path) -> dict[str, list[Path]]:
             told = [
                 (row["stack"], section.records[row["key"]].get("schedule")) for row in rows if row["status"] == SHOWN
             ]
-            shown = [(stack, schedule) for stack, schedule in told if schedule][:MOST]
-            if shown:
+            scheduled = [(stack, schedule) for stack, schedule in told if schedule]
+            if scheduled:
                 folder.mkdir(parents=True, exist_ok=True)
-                found[model] = [_draw(model, shown, folder / f"{file_name(model)}-schedules.png")]
+                of = f"; the first {MOST} of {len(scheduled)} stacks" if len(scheduled) > MOST else ""
+                found[model] = [_draw(model, scheduled[:MOST], of, folder / f"{file_name(model)}-schedules.png")]
     return found
 
 
@@ -48,7 +49,7 @@ def grouped(schedule: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[tuple[
     return np.array(schedule["keep"], float).T[order], spans
 
 
-def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], path: Path) -> Path:
+def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, path: Path) -> Path:
     wide, high = min(WIDE, len(shown)), -(-len(shown) // WIDE)
     width, height = 1.5 + 3.0 * wide, 0.75 + 2.7 * high
     figure = Figure(figsize=(width, height), dpi=DPI)
@@ -78,7 +79,7 @@ def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], path: Path) -> Pa
     )
     bar = figure.colorbar(image, cax=beside, ticks=[0, 0.3, 0.5, 0.7, 1], spacing="uniform")
     bar.ax.set_yticklabels(["0: reused", "¼", "½", "¾", "1: all"], fontsize=7)
-    title = f"{model}: share of tokens computed, by step and sub-layer (shallow blocks above)"
+    title = f"{model}: share of tokens computed, by step and sub-layer (shallow blocks above){of}"
     figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
     figure.savefig(path, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
     return path

@@ -36,7 +36,19 @@ def reaches(names: set[str], package: str) -> bool:
 
 
 def test_methods_import_only_what_a_stranger_could_and_never_each_other():
-    running = ("method", "anatomy", "blocks", "tokens", "rules", "schedule", "budget", "workload", "quiet", "stack")
+    running = (
+        "method",
+        "anatomy",
+        "blocks",
+        "reuse",
+        "tokens",
+        "rules",
+        "schedule",
+        "budget",
+        "workload",
+        "quiet",
+        "stack",
+    )
     preparing = ("learning", "mixing", "prepare")
     allowed = tuple(f"ditbench.{name}" for name in running + preparing)
     for path in sorted((ROOT / "methods").glob("*.py")):

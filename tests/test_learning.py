@@ -1,11 +1,11 @@
-"""Learning a schedule: the gradient is the loss's, checkpoints change nothing, and what is learned beats chance."""
+"""Learning a schedule: the gradient is the loss's, checkpoints change nothing, and the best on held-out requests is kept."""
 
 import numpy as np
 import pytest
 import torch
 
 from ditbench import mixing
-from ditbench.learning import Recipe, learn
+from ditbench.learning import Recipe, learn, measure_sensitivity
 from ditbench.schedule import Schedule
 from ditbench.stack import Stack
 from ditbench.student import studio
@@ -105,8 +105,33 @@ def test_learning_logs_every_iteration_and_keeps_the_best_on_held_out_requests()
     assert (found.schedule.chosen[0] == 4).all()
 
 
-def test_scores_are_learned_where_reuse_hurts_and_fall_where_it_is_free(tmp_path, monkeypatch):
-    """A high price makes every score fall at odd steps; even steps have none to learn."""
+def test_a_schedule_that_keeps_everything_is_no_distance_from_the_model_whenever_it_is_looked_at():
+    """Every look draws the same noise: with another the distance would be that of two pictures."""
+    subject = tiny("dit", steps=3)
+    recipe = Recipe(keep=1.0, stage1=1, stage2=11, batch=2, selector="change")
+    found = learn(subject.pipeline, drawer(subject, "dit"), squared, 3, recipe)
+    looked = [row["held_out"] for row in found.log if row["held_out"] is not None]
+    assert len(looked) == 4 and max(looked) < 1e-9 and found.schedule.notes["spent"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_as_sensitive_as_sampling_with_that_row_alone_says(kind):
+    """The steps before the row's are replayed, which changes nothing."""
+    subject, heard = tiny(kind, steps=4), []
+    draw, recipe = drawer(subject, kind), Recipe(keep=0.5, batch=2, selector="change")
+    found = measure_sensitivity(subject.pipeline, draw, squared, 4, recipe, tell=heard.append)
+    layers = len(found.schedule.sublayers)
+    cost = found.cost.reshape(4, layers, 5)
+    assert (cost[0] == 0).all() and (cost[..., 4] == 0).all() and (cost[1:, :, 0].max(1) > 0).all() and len(heard) == 3
+    t, layer, level = 3, int(cost[3, :, 1].argmax()), 1
+    chosen = np.full((4, layers), 4)
+    chosen[t, layer] = level
+    with studio(subject.pipeline, Stack(), "change", False) as (_, paint), torch.no_grad():
+        plain, moved = (paint(levels, draw(0, 2), 4) for levels in (None, hot(chosen)))
+    assert cost[t, layer, level] == pytest.approx(float(squared(plain, moved).mean()), rel=1e-4)
+
+
+def test_a_price_lowers_the_scores_of_odd_steps_and_even_steps_have_none_to_learn(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     from safetensors.numpy import load_file
@@ -135,7 +160,7 @@ def test_a_mixture_with_all_scores_at_one_is_the_dense_output():
     subject = tiny("pixart", steps=4)
     mixer = mixing.Mixer()
     with Stack((mixer,)).attached(subject.pipeline) as attached:
-        parts = len(attached.attachments["mixer"].sublayers)
+        parts = len(attached.attachments[mixer.name].sublayers)
         for value, same in ((1.0, True), (0.0, False)):
             mixer.scores, mixer.loss = torch.full((4, parts), value, requires_grad=True), 0.0
             attached.start(4, 1)

@@ -126,6 +126,24 @@ def test_diffsparse_names_its_command():
     assert cells[2].refusal == ""
 
 
+def test_a_learned_table_is_of_one_budget_and_a_measured_one_of_all():
+    at = {keep: need(f"diffsparse(keep={keep})").key for keep in (0.46, 0.57)}
+    assert at[0.46] != at[0.57] == need("diffsparse(keep=0.46, learned_at=0.57)").key
+    assert "prepare 'diffsparse(keep=0.57)'" in need("diffsparse(keep=0.57)").sentence
+    measured = {need(f"diffsparse(allocator='sensitivity', keep={keep})").key for keep in (0.46, 0.57)}
+    assert len(measured) == 1 and not measured & set(at.values())
+
+
+def test_a_file_a_knob_names_is_part_of_the_cell_and_refuses_it_when_missing(tmp_path):
+    spec = Spec(models=("dit-tiny",), methods=("diffsparse(schedule='s.json')",), num_samples=4)
+    assert plan(spec)[1].refusal == "s.json cannot be read: No such file or directory"
+    keys = set()
+    for text in ("one", "another", "one"):
+        (tmp_path / "s.json").write_text(text)
+        keys.add(plan(spec)[1].key)
+    assert len(keys) == 2
+
+
 @pytest.mark.parametrize("name", ["dit-tiny", "pixart-tiny", "dit-xl-2-256"])
 def test_training_requests_are_disjoint_from_every_evaluation(name):
     model = models()[name]

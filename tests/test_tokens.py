@@ -2,12 +2,15 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from ditbench.anatomy import sublayers
 from ditbench.method import Attachment
 from ditbench.now import Now
-from ditbench.rules import RULES
+from ditbench.rules import TOCA
+from ditbench.schedule import Schedule
 from ditbench.stack import Stack
 from ditbench.testing import KINDS, tiny
 from ditbench.tokens import TokenCache, _with_bonus
@@ -110,17 +113,21 @@ def test_text_tokens_get_no_bonus():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attention_signals_are_those_of_the_plain_attention(kind):
-    """With every token recomputed, watching changes nothing; and what a token is attended adds up to one."""
+def test_watching_attention_changes_nothing_and_what_is_received_adds_up_to_one(kind, tmp_path):
     subject = tiny(kind, steps=3)
     plain = subject.generate(subject.sampling, [0])
-    with Stack.parse("toca(interval=2,ratio=1.0)").attached(subject.pipeline) as attached:
-        caches = [h.__self__ for h in attached.attachments["toca"].starts if isinstance(h.__self__, dict)]
+    names = tuple(s.name for s in sublayers(subject.pipeline.transformer))
+    Schedule(sublayers=names, chosen=np.full((3, len(names)), 4)).write(tmp_path / "dense.json")
+    stack = Stack.parse(f"diffsparse(schedule={str(tmp_path / 'dense.json')!r}, selector='attention')")
+    with stack.attached(subject.pipeline) as attached:
+        stores = [
+            reset.__self__ for reset in attached.attachments["diffsparse"].starts if isinstance(reset.__self__, dict)
+        ]
         attached.start(3, 1)
-        subject.generate(subject.sampling, [0])
-    signals = {key: value for store in caches for key, value in store.items() if key and key[0] == "received"}
-    assert signals and all(torch.allclose(v.sum(1), torch.ones(len(v)), atol=1e-4) for v in signals.values())
-    assert plain.isfinite().all()
+        assert torch.equal(subject.generate(subject.sampling, [0]), plain)
+    received = {key: value for store in stores for key, value in store.items() if key[0] == "received"}
+    assert len({block for _, block, _ in received}) == len({name.split(".")[0] for name in names})
+    assert all(torch.allclose(v.sum(1), torch.ones(len(v)), atol=1e-4) for v in received.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,20 +158,20 @@ def test_blocks_run_whole_are_bit_identical_and_skipped_blocks_are_skipped(kind)
 
 
 def full(family, interval, steps):
-    return [i for i, (first, _) in enumerate(RULES[family].full_steps(interval, steps)) if first]
+    return [i for i, (first, _) in enumerate(TOCA[family].full_steps(interval, steps)) if first]
 
 
 def test_full_steps_are_those_of_the_papers_code():
     assert full("pixart", 3, 20) == [0, 4, 6, 9, 12, 15, 18]
     assert full("flux", 4, 50) == [0, 1, *range(2, 50, 4)]
-    differ = [49 - i for i, (first, others) in enumerate(RULES["dit"].full_steps(3, 50)) if first != others]
+    differ = [49 - i for i, (first, others) in enumerate(TOCA["dit"].full_steps(3, 50)) if first != others]
     assert differ == [45, 32]  # the steps at which only the first block is full
 
 
 @pytest.mark.parametrize("quirk, published", [(True, 10.23), (False, 11.125)])
 def test_toca_on_dit_costs_what_was_published(quirk, published):
     """DiT-XL/2, DDIM 50, interval 3, ratio 0.07, in the paper's own count: blocks only, softmax and GELU counted, guidance included."""
-    n, width, heads, rules, teraflops = 256, 1152, 16, RULES["dit"], 0.0
+    n, width, heads, rules, teraflops = 256, 1152, 16, TOCA["dit"], 0.0
     for step, (first, others) in enumerate(rules.full_steps(3, 50)):
         for block in range(28):
             whole = others if quirk and block else first
