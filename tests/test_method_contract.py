@@ -27,14 +27,27 @@ STACKS = (
     "toca",
     "toca(selector='change',ratio=0.5)",
     "duca",
+    "pab",
+    "pab(interval=3,cross_interval=2)",
+    "fastercache",
     "diffsparse(allocator='uniform',keep=0.5)",
     "diffsparse(allocator='random',keep=0.6,selector='similarity')",
     "int8+diffsparse(allocator='uniform',selector='norm')",
+)
+PASSES = "pab: diffusers' pab keeps one output per module, and Wan's guidance passes, run one after the other, would share it"
+HALVES = (
+    "fastercache: diffusers' fastercache needs unconditional and conditional halves of a batch, in this order and by keyword, "
+    "or guidance in one pass; {}Pipeline has neither"
 )
 UNCACHED = "firstblock: diffusers {} has no cache for {} (it is no CacheMixin)"
 REFUSED = {
     ("firstblock(threshold=0.9)", "dit"): UNCACHED.format(diffusers.__version__, "DiTTransformer2DModel"),
     ("firstblock(threshold=0.9)", "pixart"): UNCACHED.format(diffusers.__version__, "PixArtTransformer2DModel"),
+    ("pab", "wan"): PASSES,
+    ("pab(interval=3,cross_interval=2)", "wan"): PASSES,
+    ("fastercache", "dit"): HALVES.format("DiT"),
+    ("fastercache", "pixart"): HALVES.format("PixArtAlpha"),
+    ("fastercache", "wan"): HALVES.format("Wan"),
     ("fewer_steps(steps=1)", "pixart"): "fewer_steps: diffusers' PixArtAlphaPipeline cannot take a single step "
     "with DPMSolverMultistepScheduler",
 }

@@ -1,11 +1,13 @@
 """The built-in methods do what their papers and their knobs say."""
 
+import json
 import logging
 import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from ditbench.anatomy import sublayers
 from ditbench.method import find
 from ditbench.methods.int8 import share_of_linear_macs
 from ditbench.stack import Stack
-from ditbench.testing import KINDS, tiny
+from ditbench.testing import KINDS, check_method, tiny
 
 
 @cache
@@ -24,8 +26,8 @@ def subject(kind):
     return tiny(kind, steps=5)
 
 
-def generate(text, kind, which=(0,), counters=None):
-    stack, tried = Stack.parse(text), subject(kind)
+def generate(text, kind, which=(0,), counters=None, tried=None):
+    stack, tried = Stack.parse(text), tried or subject(kind)
     sampling = stack.adapt(tried.sampling)
     with stack.attached(tried.pipeline) as attached:
         attached.start(sampling.steps)
@@ -163,6 +165,54 @@ def test_torchaos_import_says_nothing_and_changes_no_setting():
     before = logging.root.manager.disable, torch.get_float32_matmul_precision()
     generate("int8", "dit")
     assert (logging.root.manager.disable, torch.get_float32_matmul_precision()) == before
+
+
+# other caches of diffusers
+
+
+@pytest.mark.parametrize("kind", ["dit", "pixart", "flux"])
+def test_pab_runs_attention_at_every_second_step_of_the_middle(kind):
+    """Of 8 steps those between timesteps 800 and 100, counted from the first call; cross-attention every fourth."""
+    tried, counters = tiny(kind, steps=8), {}
+    generate("pab(cross_interval=4)", kind, counters=counters, tried=tried)
+    parts = [s for s in sublayers(tried.pipeline.transformer) if s.kind in ("self", "cross", "joint", "single")]
+    middle = [i for i, t in enumerate(tried.pipeline.scheduler.timesteps.tolist()) if 100 < t < 800]
+    spared = sum(sum(i % (4 if part.kind == "cross" else 2) > 0 for i in middle) for part in parts)
+    assert counters["pab.attentions_reused"] == spared > 0
+    assert counters["pab.attentions_computed"] == 8 * len(parts) - spared
+
+
+def test_fastercache_extrapolates_what_attention_gave():
+    """By its weight; and not at all where no timestep is below the first."""
+    tried = tiny("flux", steps=8)
+    plain, held, further = (
+        generate(text, "flux", tried=tried) for text in ("none", "fastercache(weight=0)", "fastercache")
+    )
+    assert not torch.equal(plain, held) and not torch.equal(held, further)
+    assert torch.equal(generate("fastercache(first=0)", "flux", tried=tried), plain)
+
+
+@pytest.mark.parametrize("kind", ["flux", "wan"])
+def test_magcache_is_calibrated_and_skips_by_its_ratios(kind, tmp_path):
+    tried, reused = tiny(kind, steps=8), []
+    room = SimpleNamespace(
+        pipe=tried.pipeline, model=SimpleNamespace(name=kind, family=kind), below=Stack(), sampling=tried.sampling,
+        draw=lambda seed, num: tried.arguments(tried.sampling, range(num)), tell=lambda row: None,
+    )  # fmt: skip
+    find("magcache")().prepare(tmp_path, room)
+    ratios = json.loads((tmp_path / "ratios.json").read_text())
+    assert len(ratios) == 8 and ratios[0] == 1 and len(set(ratios)) == 8 and all(0.1 < r < 10 for r in ratios)
+    for threshold in (1e-9, 0.2, 1e9):
+        stack = Stack.parse(f"magcache(threshold={threshold}, most=2)")
+        with stack.attached(tried.pipeline, {"magcache": tmp_path}) as attached:
+            attached.start(8, 1)
+            tried.generate(tried.sampling, [0])
+            reused.append(attached.counters().get("magcache.passes_reused", 0))
+    passes = 2 if kind == "wan" else 1
+    assert reused == sorted(reused) and reused[0] == 0
+    assert reused[2] == 4 * passes  # of 8 steps the first two are kept, then two of every three are skipped
+    checks = check_method("magcache(threshold=1e9)", tried, {"magcache": tmp_path})
+    assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 9
 
 
 # firstblock
