@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from test_stack import TESTS
@@ -165,6 +166,97 @@ def test_torchaos_import_says_nothing_and_changes_no_setting():
     before = logging.root.manager.disable, torch.get_float32_matmul_precision()
     generate("int8", "dit")
     assert (logging.root.manager.disable, torch.get_float32_matmul_precision()) == before
+
+
+# memory
+
+
+def outputs(attached):
+    """Bytes of every sub-layer's output, and of every row's score, in fp32: {index: (output, scores)}, of one guidance pass."""
+    at = next(iter(attached.attachments.values()))
+    now, width = at.now, at.sublayers[0].linears[0].in_features
+    image, text, batch = int(np.prod(now.grid)), now.text_tokens, now.passes * now.samples
+    rows = {"image": image, "text": text, "both": image + text}
+    sizes = {}
+    for s in at.sublayers:
+        scored = rows["image" if s.kind == "joint" else s.stream]
+        sizes[s.index] = 4 * batch * width * (image + text if s.kind == "joint" else rows[s.stream]), 4 * batch * scored
+    return sizes
+
+
+def maps(attached, names):
+    """Bytes of the attention signals: received, one per key of every self-, joint or single-stream attention; entropy, per image token."""
+    at = next(iter(attached.attachments.values()))
+    image, text, batch = int(np.prod(at.now.grid)), at.now.text_tokens, at.now.passes * at.now.samples
+    keys = {"self": image, "joint": image + text, "single": image + text}
+    received = sum(keys.get(s.kind, 0) for s in at.sublayers) if "received" in names else 0
+    return 4 * batch * (received + sum(image for s in at.sublayers if s.kind == "cross" and "entropy" in names))
+
+
+def streams(attached):
+    """Bytes of what blocks hand on: image tokens, and FLUX's text."""
+    at = next(iter(attached.attachments.values()))
+    tokens = int(np.prod(at.now.grid)) + (at.now.text_tokens if at.blocks[0].pair else 0)
+    return 4 * at.now.passes * at.now.samples * tokens * at.sublayers[0].linears[0].in_features
+
+
+LEDGER = {
+    "fora": lambda a, kind: sum(out for out, _ in outputs(a).values()),
+    "l2c(threshold=1.0)": lambda a, kind: sum(out for out, _ in outputs(a).values()),
+    "taylorseer(interval=2, order=1)": lambda a, kind: 2 * sum(out for out, _ in outputs(a).values()),
+    "taylorseer(interval=2, order=0)": lambda a, kind: sum(out for out, _ in outputs(a).values()),
+    "toca": lambda a, kind: (
+        sum(out + score for out, score in outputs(a).values())
+        + maps(a, ("entropy",) if kind in ("pixart", "wan") else ("received",))
+    ),
+    "duca": lambda a, kind: sum(out for out, _ in outputs(a).values()) + streams(a),
+    "teacache(threshold=1e9)": lambda a, kind: streams(a) + outputs_of_the_first(a),
+    "pab": lambda a, kind: attentions(a),
+    "fastercache": lambda a, kind: 2 * attentions(a),
+    "delta_dit(share=0.5, switch=0.5)": lambda a, kind: 2 * streams(a),
+    "diffsparse(allocator='uniform')": lambda a, kind: (
+        sum(out + score for out, score in outputs(a).values()) + maps(a, ("received", "entropy"))
+    ),
+    "diffsparse(allocator='uniform', selector='norm')": lambda a, kind: sum(
+        out + score for out, score in outputs(a).values()
+    ),
+    "diffsparse(allocator='uniform', selector='change')": lambda a, kind: sum(
+        out + score + inputs for (out, score), inputs in zip(outputs(a).values(), entered(a), strict=True)
+    ),
+}
+
+
+def outputs_of_the_first(attached):
+    """Bytes of the first sub-layer's input: image tokens."""
+    at = next(iter(attached.attachments.values()))
+    return 4 * at.now.passes * at.now.samples * int(np.prod(at.now.grid)) * at.sublayers[0].linears[0].in_features
+
+
+def attentions(attached):
+    """Bytes of every attention's output."""
+    at = next(iter(attached.attachments.values()))
+    kinds = ("self", "cross", "joint", "single")
+    return sum(outputs(attached)[s.index][0] for s in at.sublayers if s.kind in kinds)
+
+
+def entered(attached):
+    """Bytes of every sub-layer's input; of a joint one the image's."""
+    width = next(iter(attached.attachments.values())).sublayers[0].linears[0].in_features
+    return [scores * width for _, scores in outputs(attached).values()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", LEDGER)
+def test_the_memory_ledger_is_the_analytic_count(text, kind):
+    tried = tiny(kind, steps=6)
+    if Stack.parse(text).refusal(tried.pipeline):
+        assert kind == "wan" or text == "fastercache"
+        return
+    with Stack.parse(text).attached(tried.pipeline) as attached:
+        attached.start(6, 2)
+        tried.generate(tried.sampling, [0, 1])
+        branches = 2 if kind == "wan" else 1
+        assert attached.cache_bytes() == branches * LEDGER[text](attached, kind)
 
 
 # other caches of diffusers
