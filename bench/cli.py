@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     count = command("count", _count, "count FLOPs over the real sampler loop, without weights")
     count.add_argument("--models", default="full", help="names or groups, comma separated (default: full)")
     count.add_argument("--methods", default="", help="stacks, comma separated")
-    count.add_argument("--convention", default="flops", help="flops, macs, linear-macs or linear-macs-one-pass")
+    count.add_argument("--convention", default="flops", help="flops, macs, linear-macs, linear-macs-one-pass or toca")
     for flag in ("height", "width", "frames", "steps", "text-tokens"):
         count.add_argument(f"--{flag}", type=int, help="instead of the model's own")
     count.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
@@ -224,7 +224,7 @@ def _count(args: argparse.Namespace) -> int:
         caption += f"; {args.convention}: {CONVENTIONS[args.convention][0]}"
     reasons = [f"{row['model']} {row['stack']}: {row['note']}" for row in rows if row["note"]]
     lines = "\n".join([f"{caption}; not counted: {left_out}", *reasons])
-    _show(rows, args.json, lines, hide=["size", "text_tokens", "passes", "not_counted", "note"])
+    _show(rows, args.json, lines, hide=["size", "text_tokens", "passes", "not_counted", "note", "work"])
     return OK
 
 

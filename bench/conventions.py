@@ -12,7 +12,43 @@ from typing import Any
 Row = Mapping[str, Any]
 """A row of `flops.count_model`."""
 
-CONVENTIONS: dict[str, tuple[str, Callable[[Row], float]]] = {
+
+def toca_flops(row: Row) -> float | None:
+    """As the code of ToCa, DuCa and TaylorSeer adds up blocks on DiT and FLUX, from the shares of tokens computed.
+
+    DiT: softmax, GELU and modulation are counted, the last as multiply-accumulates. FLUX: products alone; of a joint attention that is
+    reused the output projection still runs, and the fresh rows of a single-stream block run its MLP and output projection. None for
+    other families, and for stacks that do not say what they compute.
+    """
+    if (work := row["work"]) is None or work["family"] not in _BLOCKS:
+        return None
+    cost, kinds = _BLOCKS[work["family"]], [name.partition(".")[2] for name in work["sublayers"]]
+    return float(
+        work["passes"]
+        * sum(cost(kind, keep, work) for step in work["keep"] for kind, keep in zip(kinds, step, strict=True))
+    )
+
+
+def _dit(kind: str, keep: float, work: Mapping[str, Any]) -> float:
+    n, d = work["image"], work["width"]
+    if kind == "mlp":
+        k = round(keep * n)
+        return d + 6 * d**2 + 2 * n * d + 16 * k * d**2 + 24 * k * d  # the block's modulation, once a block
+    return 8 * n * d**2 + 4 * n**2 * d + n * d + 5 * work["heads"] * n**2 if keep else 0.0
+
+
+def _flux(kind: str, keep: float, work: Mapping[str, Any]) -> float:
+    n, d = work["image"] + work["text"], work["width"]
+    if kind in ("mlp", "context_mlp"):
+        return 16 * round(keep * (work["image"] if kind == "mlp" else work["text"])) * d**2
+    if kind == "joint":
+        return 8 * n * d**2 + 4 * n**2 * d if keep else 2 * n * d**2
+    return 24 * n * d**2 + 4 * n**2 * d if keep == 1 else 18 * round(keep * n) * d**2
+
+
+_BLOCKS: dict[str, Callable[[str, float, Mapping[str, Any]], float]] = {"dit": _dit, "flux": _flux}
+
+CONVENTIONS: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "flops": ("FLOP = 2 MAC, attention included, all guidance passes", lambda row: row["flops"]),
     "macs": ("multiply-accumulates, attention included, all guidance passes", lambda row: row["flops"] / 2),
     "linear-macs": (
@@ -23,11 +59,13 @@ CONVENTIONS: dict[str, tuple[str, Callable[[Row], float]]] = {
         "the same, of one guidance pass a step (DiffSparse on PixArt and FLUX, Learning-to-Cache)",
         lambda row: (row["macs_linear"] + row["macs_conv"]) * row["steps"] / row["passes"],
     ),
+    "toca": ("FLOPs of DiT's and FLUX's blocks as ToCa's, DuCa's and TaylorSeer's code adds them up", toca_flops),
 }
 """Name -> (what it counts, how it follows from a row)."""
 
 
-def counted(row: Row, convention: str) -> float | None:
+def counted(row: Row, convention: str) -> int | None:
     """The row's cost in a convention; None for a row without numbers. KeyError for an unknown convention."""
     _, cost = CONVENTIONS[convention]
-    return None if row["flops"] is None else cost(row)
+    told = None if row["flops"] is None else cost(row)
+    return None if told is None else round(told)

@@ -6,6 +6,7 @@ and how is in `counter.py`. Imports torch only inside functions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -84,7 +85,8 @@ def count_model(
     None means the model's own size. `frames` matters to video and `text_tokens` to text models only. `changes` overrides sizes of
     the architecture, as `part.key`. Calls that are alike are run once and counted each time, which a stack that schedules its work
     forbids: then all are run. A stack that refuses the model, or decides by values (there are none on the meta device), is a row
-    without numbers and with the reason as its note. Raises ValueError for a size the model cannot make.
+    without numbers and with the reason as its note. `work` is what conventions need that go by sub-layers. Raises ValueError for a
+    size the model cannot make.
     """
     from ditbench.stack import Stack
 
@@ -96,14 +98,14 @@ def count_model(
     row = {"model": model.name, "stack": str(stack), "size": size}
     row |= {"steps": sampling.steps, "text_tokens": sampling.text_tokens}
     try:
-        found = _count_on_meta(model, sampling, stack, changes)
+        found, work = _count_on_meta(model, sampling, stack, changes)
     except _CannotSay as reason:
-        return row | dict.fromkeys(_NUMBERS) | {"not_counted": "", "note": str(reason)}
+        return row | dict.fromkeys(_NUMBERS) | {"not_counted": "", "note": str(reason), "work": None}
     row |= {"forwards": found.forwards, "passes": found.passes, "flops": found.flops}
     row |= {f"macs_{kind}": getattr(found, f"{kind}_macs") for kind in ("linear", "attention", "conv")}
     row["macs_per_pass"] = found.flops // 2 // found.passes
     told = "; ".join(f"{name} x{n}" for name, n in found.uncounted.items())
-    return row | {"not_counted": told or "text encoder, decoder", "note": ""}
+    return row | {"not_counted": told or "text encoder, decoder", "note": "", "work": work}
 
 
 _NUMBERS = ("forwards", "passes", "flops", "macs_linear", "macs_attention", "macs_conv", "macs_per_pass")
@@ -121,9 +123,13 @@ class _CannotSay(Exception):
     """A stack whose FLOPs the meta device cannot tell, and why."""
 
 
-def _count_on_meta(model: Model, sampling: Sampling, stack: Stack, changes: dict[str, Any] | None) -> Flops:
+def _count_on_meta(
+    model: Model, sampling: Sampling, stack: Stack, changes: dict[str, Any] | None
+) -> tuple[Flops, dict[str, Any] | None]:
+    """FLOPs, and what was computed: shares [T,L] and sizes; None of a stack that does not say."""
     import torch
 
+    from ditbench.anatomy import call_sizes, sublayers
     from ditbench.architecture import build
     from ditbench.counter import Counter
 
@@ -136,6 +142,10 @@ def _count_on_meta(model: Model, sampling: Sampling, stack: Stack, changes: dict
             raise _CannotSay(
                 f"{m.name} has to be prepared, and for full-size models nothing is: count it with knobs that need nothing"
             )
+    seen: list[Any] = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append(call_sizes(m, args, kwargs)), with_kwargs=True
+    )
     alike = all(m.traits.claims <= SAME_EVERY_CALL for m in stack.methods)
     counter = Counter()
     with torch.inference_mode(), stack.attached(pipe) as attached:
@@ -152,7 +162,16 @@ def _count_on_meta(model: Model, sampling: Sampling, stack: Stack, changes: dict
                 raise _CannotSay(why) from error
     found: Flops = counter.result()
     refuse_uncounted(found)
-    return found
+    names = [s.name for s in sublayers(pipe.transformer)]
+    whole = {"sublayers": names, "keep": [[1.0] * len(names)] * sampling.steps} if alike else None
+    if (shares := attached.schedule() or whole) is None:
+        return found, None
+    first, (_, grid, text) = sublayers(pipe.transformer)[0], seen[0]
+    sizes = {
+        "family": model.family, "width": first.linears[0].in_features, "heads": pipe.transformer.config.num_attention_heads,
+        "image": math.prod(grid), "text": text, "passes": found.passes // sampling.steps,
+    }  # fmt: skip
+    return found, shares | sizes
 
 
 def _resized(model: Model, sampling: Sampling, changes: dict[str, Any] | None) -> dict[str, Any]:

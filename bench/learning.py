@@ -46,9 +46,9 @@ class Recipe:
     selector: Selector = "attention"
     by_macs: bool = True
     """The paper's equation counts rows alike; its tables match multiply-accumulates."""
-    stage1: int = 40
+    stage1: int = 30
     """Iterations with whole full steps. Ours: the paper does not say."""
-    stage2: int = 120
+    stage2: int = 90
     """Iterations without them. Ours."""
     full_share: float = 1 / 3
     """Share of the steps that are full in stage 1. Ours."""
@@ -63,7 +63,8 @@ class Recipe:
     momentum: float = 0.9
     """Ours: one scale for the whole table, because the programme compares rows with each other and AdamW's scale of its own for every
     entry takes that away."""
-    batch: int = 8
+    batch: int = 4
+    """Requests an iteration, drawn anew for each. Ours."""
     seed: int = 0
     checkpointed: bool = True
     """Recompute each transformer run in the backward pass instead of keeping its activations."""
@@ -256,7 +257,8 @@ def prepare_schedule(
         raise ValueError(
             f"{room.model.name}: schedules are learned on the tiny models so far, whose perceptual distance is the judge's"
         )
-    recipe = Recipe(keep=keep, selector=selector, by_macs=by_macs, **more)
+    # The activations of a tiny model's whole sampling fit in memory (2.6 GB at eight pictures), and a third of the time is saved.
+    recipe = Recipe(**{"keep": keep, "selector": selector, "by_macs": by_macs, "checkpointed": False} | more)
     distance = Perceptual(room.model.world)
     of = recipe.stage1 + recipe.stage2 + 1
     done = iter(range(1, of + 1))

@@ -16,6 +16,7 @@ from ditbench.conventions import counted
 from ditbench.counter import Counter, looks_like_a_product
 from ditbench.models import select
 from ditbench.quiet import quiet
+from ditbench.rules import TOCA
 from ditbench.stack import Stack
 
 GOLDEN = {  # GMACs of one pass, batch 1 (DiT's authors: 118.64 and 524.60, cache-dit for FLUX 3726.87 TFLOPs in 50 steps)
@@ -61,6 +62,87 @@ def test_the_baselines_of_diffsparse_are_reproduced_as_its_authors_count(name, s
     """TMACs of the un-accelerated rows of its tables (arXiv:2604.03674)."""
     row = flops.count_model(select(name)[0], **size)
     assert counted(row, convention) / 1e12 == pytest.approx(published, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    "stack, published",
+    [("fora(interval=2)", 1.429), ("taylorseer(interval=2, first=2)", 1.571), ("toca", 1.643)],
+)
+def test_the_rivals_in_diffsparses_table_cost_what_it_says(stack, published):
+    """TMACs on PixArt, 20 steps (arXiv:2604.03674): 10 full steps, 11, and ToCa's N=3, R=70 %."""
+    row = flops.count_model(select("pixart-alpha-256")[0], stack=Stack.parse(stack))
+    assert counted(row, "linear-macs-one-pass") / 1e12 == pytest.approx(published, rel=5e-3)
+
+
+def work(model, steps, keep):
+    """What `count` hands to conventions, for a function `keep(step, block's share of the depth, kind)`."""
+    sizes = {
+        "dit-xl-2-256": {"family": "dit", "width": 1152, "heads": 16, "image": 256, "text": 0, "passes": 2},
+        "flux-1-dev": {"family": "flux", "width": 3072, "heads": 24, "image": 4096, "text": 512, "passes": 1},
+    }
+    parts = (
+        [(28, ("self", "mlp"))]
+        if model == "dit-xl-2-256"
+        else [(19, ("joint", "mlp", "context_mlp")), (38, ("single",))]
+    )
+    rows = [(block, block / (num - 1), kind) for num, kinds in parts for block in range(num) for kind in kinds]
+    shares = [[keep(step, block, place, kind) for block, place, kind in rows] for step in range(steps)]
+    return {"work": {"sublayers": [f"{b}.{kind}" for b, _, kind in rows], "keep": shares, **sizes[model]}}
+
+
+def every(interval):
+    return lambda step, *_: float(step % interval == 0)
+
+
+def every_from_the_end(interval, steps):
+    """As DiT's code counts, and the first."""
+    return lambda step, *_: float(step == 0 or (steps - 1 - step) % interval == 0)
+
+
+def toca(family, interval, ratio, quirk, steps=50):
+    full = TOCA[family].full_steps(interval, steps)
+
+    def keep(step, block, place, kind):
+        return 1.0 if full[step][quirk and block > 0] else TOCA[family].keep(ratio, step, steps, place, kind)
+
+    return keep
+
+
+@pytest.mark.parametrize(
+    "model, steps, keep, published",
+    [
+        ("dit-xl-2-256", 50, every(1), 23.74),
+        ("dit-xl-2-256", 25, every(1), 11.868),
+        ("dit-xl-2-256", 50, every_from_the_end(3, 50), 8.56),  # FORA and TaylorSeer, N=3
+        ("dit-xl-2-256", 50, toca("dit", 3, 0.07, True), 10.23),
+        ("dit-xl-2-256", 50, toca("dit", 3, 0.07, False), 11.125),  # without the quirk; not published
+        ("flux-1-dev", 50, every(1), 3719.5),
+        ("flux-1-dev", 50, every(3), 1320.07),
+        ("flux-1-dev", 50, toca("flux", 4, 0.1, False), 1263.22),
+    ],
+)
+def test_the_toca_family_counts_as_published(model, steps, keep, published):
+    """TFLOPs of arXiv:2410.05317's and 2503.06923's tables and README, as their code counts."""
+    assert counted(work(model, steps, keep) | {"flops": 0}, "toca") / 1e12 == pytest.approx(published, rel=5e-3)
+
+
+def test_what_conventions_need_is_told_by_the_run():
+    model, changes = narrow("dit-xl-2-256")
+    rows = {
+        text: flops.count_model(model, stack=Stack.parse(text), changes=changes)
+        for text in ("none", "toca", "teacache")
+    }
+    told = rows["toca"]["work"]
+    assert rows["teacache"]["work"] is None and counted(rows["teacache"], "toca") is None
+    assert {h for step in rows["none"]["work"]["keep"] for h in step} == {1.0}
+    keep, blocks = toca("dit", 3, 0.07, False, len(told["keep"])), changes["transformer.num_layers"]
+    assert len(told["keep"]) == rows["toca"]["steps"] and told["passes"] == 2
+    for step, shares in enumerate(told["keep"]):
+        for name, share in zip(told["sublayers"], shares, strict=True):
+            block, kind = int(name.split(".")[0]), name.split(".")[1]
+            asked = keep(step, block, block / (blocks - 1), kind)
+            assert share == pytest.approx(int(asked * told["image"]) / told["image"], abs=1e-4)
+    assert counted(rows["toca"], "toca") < counted(rows["none"], "toca")
 
 
 def test_dit_agrees_with_its_closed_form_at_any_size():
