@@ -106,6 +106,15 @@ def test_fora_computes_at_every_interval_th_step_and_reuses_in_between(kind):
         assert attached.counters() == {"fora.computed": 2 * passes * num, "fora.reused": 3 * passes * num}
 
 
+def test_fora_takes_an_interval_between_whole_numbers():
+    tried = tiny("dit", steps=12)
+    with Stack.parse("fora(interval=2.5)").attached(tried.pipeline) as attached:
+        attached.start(12, 1)
+        tried.generate(tried.sampling, [0])
+        keep = attached.schedule()["keep"]
+    assert [step for step, shares in enumerate(keep) if shares[0] == 1] == [0, 3, 5, 8, 10]
+
+
 def test_foras_cache_is_counted_in_bytes():
     counters = {}
     generate("fora", "dit", which=(0, 1), counters=counters)

@@ -99,9 +99,10 @@ def test_every_spelling_of_a_stack_is_one_key(text, canonical):
         ("fora(interval=os.x)", "fora: interval must be a plain value, not 'os.x'"),
         ("fora(interval=__import__('os'))", "fora: interval must be a plain value"),
         ("fora(interval=0)", "fora: interval must be at least 1, not 0"),
-        ("fora(interval=2.0)", "fora: interval must be int, not 2.0"),
-        ("fora(interval=True)", "fora: interval must be int, not True"),
-        ("fora(interval='2')", "fora: interval must be int, not '2'"),
+        ("delta_dit(interval=2.0)", "delta_dit: interval must be int, not 2.0"),
+        ("delta_dit(interval=True)", "delta_dit: interval must be int, not True"),
+        ("fora(interval=True)", "fora: interval must be int | float, not True"),
+        ("fora(interval='2')", "fora: interval must be int | float, not '2'"),
         ("fora(interval=2, interval=3)", "each knob of fora is given once"),
         ("fora(**{'interval': 2})", "each knob of fora is given once, by name"),
         ("fewer_steps(share=1e999)", "fewer_steps: share must be float, not inf"),
@@ -238,8 +239,16 @@ def test_patch_restores_what_was_there_and_removes_what_was_not():
 
 def test_knobs_are_described_with_type_range_and_text():
     (interval,) = knobs(find("fora"))
-    assert (interval.name, interval.kind, interval.default, interval.span) == ("interval", "int", 3, "at least 1")
-    assert interval.doc == "Steps from one computation to the next; 1 changes nothing."
+    assert (interval.name, interval.kind, interval.default, interval.span) == (
+        "interval",
+        "int | float",
+        3,
+        "at least 1",
+    )
+    assert (
+        interval.doc
+        == "Steps from one computation to the next, on average: 2.5 computes steps 0, 3, 5, 8...; 1 changes nothing."
+    )
     assert [k.kind for k in knobs(find("fewer_steps"))] == ["int | None", "float"]
     assert all(k.doc for name in ("fora", "fewer_steps", "firstblock", "int8") for k in knobs(find(name)))
 
