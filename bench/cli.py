@@ -12,7 +12,7 @@ from typing import Any
 
 OK, GATE, USAGE, SOME_FAILED = 0, 1, 2, 3
 """Exit codes: all well, a gate failed, wrong usage, some cells failed or were inert."""
-COMMANDS = ("run", "plan", "count", "prepare", "score", "report", "list", "check", "doctor")
+COMMANDS = ("run", "plan", "count", "prepare", "match", "score", "report", "list", "check", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
     prepare.add_argument("--out", type=Path, default=Path("artifacts"), help="folder for what is made")
     prepare.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+
+    match = command("match", _match, "set methods so that they save the same share of FLOPs")
+    match.add_argument(
+        "--saved", type=float, required=True, metavar="SHARE", help="share of FLOPs to save, between 0 and 1"
+    )
+    match.add_argument("--methods", required=True, help="stacks, comma separated; the last method's dial is turned")
+    match.add_argument("--models", default="tiny")
+    match.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
+    match.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
 
     score = command("score", _score, "score the samples of a run again")
     score.add_argument("run", type=Path, metavar="RUN")
@@ -244,6 +253,22 @@ def _prepare(args: argparse.Namespace) -> int:
         )
     _show(rows, args.json, "")
     return OK
+
+
+def _match(args: argparse.Namespace) -> int:
+    from ditbench.match import match
+    from ditbench.method import load_plugin
+    from ditbench.models import select
+    from ditbench.stack import Stack, split_stacks
+
+    for plugin in args.plugin:
+        load_plugin(plugin)
+    if not 0 < args.saved < 1:
+        raise ValueError(f"--saved: {args.saved} is not between 0 and 1")
+    models, stacks = select(args.models), [Stack.parse(text) for text in split_stacks(args.methods)]
+    rows = [row for model in models for row in match(model, stacks, args.saved, args.weights)]
+    _show(rows, args.json, "saved: share of the un-accelerated model's FLOPs, on four training requests")
+    return SOME_FAILED if any(row["note"] for row in rows) else OK
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 from ditbench.knobs import build, check, knob, knobs, suggest, values
 from ditbench.now import Now
@@ -129,6 +129,8 @@ class Method(Protocol):
 
     name: str
     traits: Traits
+    dial: ClassVar[tuple[str, float, float] | None]
+    """A knob and the range over which turning it one way saves ever more compute: what `match` turns."""
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Install the method on a pipeline, through `at` alone."""
@@ -191,6 +193,7 @@ def method(
             "check": lambda self, pipeline: None,
             "recipe": lambda self: None,
             "inputs": lambda self: [],
+            "dial": None,
         }
         for part, nothing in missing.items():
             if not hasattr(cls, part):

@@ -24,6 +24,7 @@ class DeltaDit:
     switch: float = knob(0.5, low=0, high=1)
     """Share of the steps after which front blocks are reused instead of rear ones."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
+    dial: ClassVar[tuple[str, float, float]] = ("share", 0.05, 1)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every block."""

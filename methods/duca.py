@@ -28,6 +28,7 @@ class Duca:
     selector: Selector = "random"
     """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `random`."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
+    dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache, and every block round it."""

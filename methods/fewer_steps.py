@@ -18,6 +18,7 @@ class FewerSteps:
     share: float = knob(0.5, above=0, high=1)
     """Share of the model's own steps, rounded, at least one; 1 changes nothing. Not together with `steps`."""
     off: ClassVar[dict[str, object]] = {"share": 1.0}
+    dial: ClassVar[tuple[str, float, float]] = ("share", 0.05, 1)
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.share != 0.5:

@@ -21,6 +21,7 @@ class FirstBlock:
     threshold: float = knob(0.08, low=0)
     """Relative change of the first block's residual (mean absolute) up to which the other blocks are skipped; 0 changes nothing."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
+    dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 2)
 
     def check(self, pipeline: Any) -> str | None:
         """Transformers with diffusers' cache mix-in."""

@@ -24,6 +24,7 @@ class L2C:
     price: float = knob(1e-6, low=0)
     """What each score costs in training (the authors' 1e-6 for 50 DDIM steps, 5e-6 for 20): higher caches more."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
+    dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 1)
 
     def recipe(self) -> dict[str, Any] | None:
         """What the scores depend on; at threshold 0 nothing is reused and nothing has to be prepared, nor at 1."""

@@ -29,6 +29,7 @@ class MagCache:
     retain: float = knob(0.2, low=0, high=1)
     """Share of the steps at the beginning that are never skipped (diffusers' default)."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
+    dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 2)
 
     def recipe(self) -> dict[str, Any] | None:
         """The ratios depend on the model alone; at threshold 0 none are needed."""

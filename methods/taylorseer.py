@@ -18,13 +18,14 @@ class TaylorSeer:
     is sum of D(i) k^i / i!. The authors' settings: interval 4, order 4, first 2 on DiT; 6, 1, 3 on FLUX; 5, 1, 1 on Wan.
     """
 
-    interval: int = knob(4, low=1)
-    """Steps from one computation to the next; 1 changes nothing."""
+    interval: int | float = knob(4, low=1)
+    """Steps from one computation to the next, on average; 1 changes nothing."""
     order: int = knob(1, low=0, high=6)
     """Highest difference used; 0 reuses the last output as it is. Each order costs as much memory as the cache itself."""
     first: int = knob(1, low=1)
     """Steps computed at the beginning."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
+    dial: ClassVar[tuple[str, float, float]] = ("interval", 1, 10)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through its differences."""
@@ -57,7 +58,8 @@ class TaylorSeer:
         return route
 
     def _computes(self, step: int) -> bool:
-        return step < self.first or (step - self.first + 1) % self.interval == 0
+        since = step - self.first + 1
+        return since <= 0 or since // self.interval != (since - 1) // self.interval
 
 
 def _parts(out: Any) -> tuple[Any, ...]:

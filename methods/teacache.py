@@ -36,6 +36,7 @@ class TeaCache:
     polynomial: tuple[float, ...] = ()
     """Coefficients, highest power first; empty: the authors' for the model they fitted, and the change itself elsewhere."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
+    dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 4)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every block; the first one decides for all."""

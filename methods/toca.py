@@ -30,6 +30,7 @@ class Toca:
     quirk: bool = False
     """On DiT, test for a full step block by block as the authors' code does, so that two steps of 50 are full in the first block only."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
+    dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache."""

@@ -34,7 +34,7 @@ def test_the_models_make_what_they_are_asked_for_and_a_fifth_of_the_steps_is_wor
     if not (ZOO / name).is_dir():
         pytest.skip(f"{name} is not trained yet")
     pipe = load(model, weights="bundled", device="cpu", dtype="float32")
-    requests = make_requests(model, 96 if model.frames == 1 else 32, seed=5)
+    requests = make_requests(model, 96 if model.frames == 1 else 64, seed=5)
     made = {steps: samples_of(model, pipe, requests, steps, 16) for steps in (model.steps, model.steps // 5)}
     assert alignment(model.world, made[model.steps], requests)["alignment"] >= 0.90
     judge, reference = load_judge(model.world), reference_of(model.world)

@@ -59,10 +59,10 @@ def build(name: str, parts_folder: Path) -> Any:
             tokenizer=parts.tokenizer(),
             text_encoder=parts.t5(multilingual=True),
             vae=AutoencoderKLWan.from_pretrained(parts_folder / "video-codec" / "weights"),
-            scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0),
+            scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
             transformer=WanTransformer3DModel(
-                **SHAPE, patch_size=(1, 2, 2), in_channels=4, out_channels=4, text_dim=parts.TEXT_WIDTH, freq_dim=64,
-                ffn_dim=512, num_layers=5, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+                **SHAPE, patch_size=(1, 2, 2), in_channels=parts.VIDEO_CHANNELS, out_channels=parts.VIDEO_CHANNELS,
+                text_dim=parts.TEXT_WIDTH, freq_dim=64, ffn_dim=512, num_layers=5, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
             ),
         )  # fmt: skip
     vae = AutoencoderKL.from_pretrained(parts_folder / "codec" / "weights")

@@ -1,0 +1,85 @@
+"""Stacks at matched compute: one knob of a method, its dial, is turned until the share of FLOPs saved is what was asked for.
+
+Only so can methods be compared at equal cost: their own defaults save anything between a tenth and three quarters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ditbench.stack import Stack
+
+if TYPE_CHECKING:
+    from ditbench.models import Model
+
+CLOSE = 0.005
+"""Near enough to stop turning."""
+TURNS = 10
+SAMPLES = 4
+"""Training requests that are generated to count; methods that decide by values decide on them."""
+
+
+def match(model: Model, stacks: list[Stack], saved: float, weights: str) -> list[dict[str, Any]]:
+    """A row for each stack: the stack with its dial set, the share of the model's FLOPs it saves, and in `note` why not, if not.
+
+    The dial is that of the stack's last method that has one. Raises ValueError for a model without training requests.
+    """
+    from ditbench.models import load
+
+    pipe = load(model, weights=weights, device="cpu", dtype="float32")
+    dense = _flops(model, pipe, Stack(), weights)
+    return [
+        {"model": model.name, **_matched(stack, saved, lambda s: 1 - _flops(model, pipe, s, weights) / dense, pipe)}
+        for stack in stacks
+    ]
+
+
+def _matched(stack: Stack, saved: float, saves: Any, pipe: Any) -> dict[str, Any]:
+    if reason := stack.refusal(pipe):
+        return {"stack": str(stack), "saved": None, "note": reason}
+    turned = next((m for m in reversed(stack.methods) if m.dial), None)
+    if turned is None:
+        return {"stack": str(stack), "saved": None, "note": f"nothing in {stack} has a dial"}
+    knob, low, high = turned.dial
+
+    def at(value: float) -> Stack:
+        return Stack(tuple(replace(m, **{knob: round(value, 3)}) if m is turned else m for m in stack.methods))
+
+    tried: dict[float, float] = {}
+
+    def look(value: float) -> float:
+        if value not in tried:
+            tried[value] = saves(at(value))
+        return tried[value]
+
+    try:
+        rising = look(high) > look(low)
+        for _ in range(TURNS):
+            best = min(tried, key=lambda value: abs(tried[value] - saved))
+            if abs(tried[best] - saved) <= CLOSE:
+                break
+            middle = (low + high) / 2
+            low, high = (middle, high) if (look(middle) < saved) == rising else (low, middle)
+    except ValueError as error:
+        return {"stack": str(stack), "saved": None, "note": str(error)}
+    best = min(tried, key=lambda value: abs(tried[value] - saved))
+    return {"stack": str(at(best)), "saved": round(tried[best], 4), "note": ""}
+
+
+def _flops(model: Model, pipe: Any, stack: Stack, weights: str) -> int:
+    """FLOPs of a generation of the training requests."""
+    import torch
+
+    from ditbench.artifact import resolve
+    from ditbench.flops import count_generation
+    from ditbench.quiet import quiet
+    from ditbench.workload import call_arguments, sampling_of, training_requests
+
+    sampling = stack.adapt(sampling_of(model))
+    prepared = {name: artifact.folder for name, artifact in resolve(model, stack, weights).items()}
+    arguments = call_arguments(model, sampling, training_requests(model, SAMPLES, 0))
+    output = {"output_type": "latent"} if model.family != "dit" else {"output_type": "np"}
+    with quiet(), torch.inference_mode(), stack.attached(pipe, prepared) as attached:
+        attached.start(sampling.steps, SAMPLES)
+        return count_generation(pipe, lambda: pipe(**arguments | output)).flops
