@@ -64,8 +64,15 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
         with cell.stack.attached(pipe, prepared) as attached:
             sampler = measure.Sampler(pipe, cell.model, sampling, attached, cell.spec.device)
             parts = list(batches(requests, cell.batch_size))
-            _, first = sampler(parts[0])  # warms up with the real batch and the real number of steps
-            timing, pixels = [], []
+            timing, pixels, first = [], [], []
+
+            def warm_up() -> None:
+                """With the real batch and the real number of steps."""
+                first.append(sampler(parts[0])[1])
+
+            memory = measure.measure_memory(
+                warm_up, pipe, attached, cell.spec.device
+            )  # of a generation that is not timed
             for i, part in enumerate(parts if round_ == 0 else parts[:1]):
                 made, took = sampler(part)
                 pixels.append(made)
@@ -75,7 +82,7 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
                 "status": "inert" if idle else "ok",
                 "reason": f"{' and '.join(idle)} changed nothing and counted no event" if idle else "",
                 "load_s": load_s,
-                "first_call_s": first.call_s,
+                "first_call_s": first[0].call_s,
                 "timing": timing,
                 "counters": attached.counters(),
                 "schedule": attached.schedule(),
@@ -86,7 +93,7 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
             }
             if round_ == 0:
                 _save_samples(folder / SAMPLES, pixels)
-                found["memory"] = measure.measure_memory(lambda: sampler(parts[0]), pipe, attached, cell.spec.device)
+                found["memory"] = memory
                 found["flops"] = asdict(flops.count_generation(pipe, lambda: sampler(parts[0][:1])))
     return found
 
@@ -96,7 +103,8 @@ def _save_samples(path: Path, pixels: list[Any]) -> None:
     from safetensors.numpy import save_file
 
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    save_file({"samples": np.concatenate(pixels)}, partial)
+    # safetensors writes memory as it lies: a video that is a transposed view would come back scrambled.
+    save_file({"samples": np.ascontiguousarray(np.concatenate(pixels))}, partial)
     partial.rename(path)
 
 

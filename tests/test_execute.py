@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ditbench import record
+from ditbench import cell, record
 from ditbench.record import read_json, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,6 +90,12 @@ def test_records_hold_an_allow_list_of_variables_and_no_paths(finished):
 def test_a_second_run_with_the_same_seed_gives_bit_identical_samples(finished, tmp_path):
     bench(tmp_path / "again")
     assert samples(tmp_path / "again") == samples(finished)
+
+
+def test_samples_come_back_as_they_were_however_they_lay_in_memory(tmp_path):
+    made = [np.arange(240, dtype=np.uint8).reshape(2, 3, 5, 8).transpose(0, 2, 3, 1) + i for i in range(2)]
+    cell._save_samples(tmp_path / "samples.safetensors", made)
+    assert np.array_equal(load_file(tmp_path / "samples.safetensors")["samples"], np.concatenate(made))
 
 
 def test_running_again_redoes_nothing(finished):
