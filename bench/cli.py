@@ -207,45 +207,36 @@ def _tell_report(folders: list[Path], out: Path | None, as_json: bool, keys: set
 
 
 def _count(args: argparse.Namespace) -> int:
-    from ditbench.conventions import CONVENTIONS, counted
-    from ditbench.flops import count_table
-    from ditbench.knobs import suggest
-    from ditbench.method import load_plugin
+    from ditbench.conventions import count_in
     from ditbench.models import select
     from ditbench.stack import Stack, split_stacks
 
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    _load(args.plugin)
     models, texts = select(args.models), ["none", *(split_stacks(args.methods) if args.methods else [])]
     stacks = [Stack.parse(text) for text in dict.fromkeys(texts)]
     sizes = {name: getattr(args, name) for name in ("height", "width", "frames", "steps", "text_tokens")}
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: {value} is less than 1")
-    if args.convention not in CONVENTIONS:
-        raise ValueError(f"--convention: no convention {args.convention!r}; {suggest(args.convention, CONVENTIONS)}")
-    rows = count_table(models, stacks, **sizes)
-    if args.convention != "flops":
-        rows = [row | {args.convention.replace("-", "_"): counted(row, args.convention)} for row in rows]
-    left_out = ", ".join(dict.fromkeys(row["not_counted"] for row in rows if row["not_counted"]))
-    caption = "FLOP = 2 MAC; one sample, all steps and guidance passes; macs_per_pass: one of those passes"
-    if args.convention != "flops":
-        caption += f"; {args.convention}: {CONVENTIONS[args.convention][0]}"
-    reasons = [f"{row['model']} {row['stack']}: {row['note']}" for row in rows if row["note"]]
-    lines = "\n".join([f"{caption}; not counted: {left_out}", *reasons])
+    rows, lines = count_in(args.convention, models, stacks, **sizes)
     _show(rows, args.json, lines, hide=["size", "text_tokens", "passes", "not_counted", "note", "work"])
     return OK
 
 
-def _prepare(args: argparse.Namespace) -> int:
+def _load(plugins: Sequence[str]) -> None:
     from ditbench.method import load_plugin
+
+    for plugin in plugins:
+        load_plugin(plugin)
+
+
+def _prepare(args: argparse.Namespace) -> int:
     from ditbench.models import select
     from ditbench.prepare import prepare
     from ditbench.progress import counting, progress
     from ditbench.stack import Stack
 
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    _load(args.plugin)
     stack, models = Stack.parse(args.method), select(args.models)
     with progress() as tell:
         rows = prepare(
@@ -257,12 +248,10 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _match(args: argparse.Namespace) -> int:
     from ditbench.match import match
-    from ditbench.method import load_plugin
     from ditbench.models import select
     from ditbench.stack import Stack, split_stacks
 
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    _load(args.plugin)
     if not 0 < args.saved < 1:
         raise ValueError(f"--saved: {args.saved} is not between 0 and 1")
     models, stacks = select(args.models), [Stack.parse(text) for text in split_stacks(args.methods)]
@@ -280,13 +269,11 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from ditbench.method import load_plugin
     from ditbench.models import select
     from ditbench.stack import Stack
     from ditbench.testing import check_models
 
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    _load(args.plugin)
     stack, models = Stack.parse(args.method), select(args.models)
     rows = check_models(stack, models)
     _show(rows, args.json, "")

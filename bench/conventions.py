@@ -6,8 +6,12 @@ compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ditbench.models import Model
+    from ditbench.stack import Stack
 
 Row = Mapping[str, Any]
 """A row of `flops.count_model`."""
@@ -69,3 +73,22 @@ def counted(row: Row, convention: str) -> int | None:
     _, cost = CONVENTIONS[convention]
     told = None if row["flops"] is None else cost(row)
     return None if told is None else round(told)
+
+
+def count_in(
+    convention: str, models: Sequence[Model], stacks: Sequence[Stack], **sizes: Any
+) -> tuple[list[dict[str, Any]], str]:
+    """Rows of `flops.count_table` with a column for the convention, and what the columns mean; ValueError for an unknown one."""
+    from ditbench.flops import count_table
+    from ditbench.knobs import suggest
+
+    if convention not in CONVENTIONS:
+        raise ValueError(f"--convention: no convention {convention!r}; {suggest(convention, CONVENTIONS)}")
+    rows = count_table(models, stacks, **sizes)
+    caption = "FLOP = 2 MAC; one sample, all steps and guidance passes; macs_per_pass: one of those passes"
+    if convention != "flops":
+        rows = [row | {convention.replace("-", "_"): counted(row, convention)} for row in rows]
+        caption += f"; {convention}: {CONVENTIONS[convention][0]}"
+    left_out = ", ".join(dict.fromkeys(row["not_counted"] for row in rows if row["not_counted"]))
+    reasons = [f"{row['model']} {row['stack']}: {row['note']}" for row in rows if row["note"]]
+    return rows, "\n".join([f"{caption}; not counted: {left_out}", *reasons])
