@@ -1,16 +1,20 @@
 """Learning a schedule: the gradient is the loss's, checkpoints change nothing, and the best on held-out requests is kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from ditbench import mixing
-from ditbench.learning import Recipe, learn, measure_sensitivity
+from ditbench.learning import Recipe, learn, measure_sensitivity, prepare_schedule
+from ditbench.models import load, models
+from ditbench.prepare import Workroom
 from ditbench.schedule import Schedule
 from ditbench.stack import Stack
 from ditbench.student import studio
 from ditbench.testing import KINDS, tiny
-from ditbench.workload import Request, call_arguments
+from ditbench.workload import Request, call_arguments, sampling_of
 
 PROMPTS = ("a small red circle", "a large blue square", "a green triangle")
 
@@ -129,6 +133,23 @@ def test_a_row_is_as_sensitive_as_sampling_with_that_row_alone_says(kind):
     with studio(subject.pipeline, Stack(), "change", False) as (_, paint), torch.no_grad():
         plain, moved = (paint(levels, draw(0, 2), 4) for levels in (None, hot(chosen)))
     assert cost[t, layer, level] == pytest.approx(float(squared(plain, moved).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("how", ["learned", "sensitivity"])
+def test_a_schedule_is_prepared_for_a_trained_model_and_spends_its_budget(how, tmp_path):
+    model = replace(models()["dit-tiny"], steps=4)
+    pipe, told = load(model, weights="bundled", device="cpu", dtype="float32"), []
+    room = Workroom(pipe=pipe, model=model, below=Stack(), sampling=sampling_of(model), tell=told.append)
+    more = {"stage1": 2, "stage2": 2} if how == "learned" else {}
+    notes = prepare_schedule(how, tmp_path, room, keep=0.5, selector="change", by_macs=True, batch=2, **more)
+    schedule = Schedule.read(tmp_path / "schedule.json")
+    assert 0.47 <= notes["spent"] <= 0.5 and notes["held_out"] == schedule.notes["held_out"] > 0
+    assert told[-1]["done"] == told[-1]["of"] and (schedule.chosen[0] == 4).all()
+    stack = Stack.parse("diffsparse(keep=0.5, selector='change')")
+    with stack.attached(pipe, {"diffsparse": tmp_path}) as attached:
+        attached.start(4, 2)
+        pipe(**room.draw(0, 2), output_type="np")
+        assert attached.schedule()["keep"] == schedule.keep.tolist()
 
 
 def test_a_price_lowers_the_scores_of_odd_steps_and_even_steps_have_none_to_learn(tmp_path, monkeypatch):
