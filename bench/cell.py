@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,25 +65,25 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
         with cell.stack.attached(pipe, prepared) as attached:
             sampler = measure.Sampler(pipe, cell.model, sampling, attached, cell.spec.device)
             parts = list(batches(requests, cell.batch_size))
-            timing, pixels, first = [], [], []
+            made: dict[int, Any] = {}
+            warm: list[measure.Timing] = []
 
             def warm_up() -> None:
-                """With the real batch and the real number of steps."""
-                first.append(sampler(parts[0])[1])
+                """With the real batch and the real number of steps; its samples count, its time does not."""
+                made[0], took = sampler(parts[0])
+                warm.append(took)
 
-            memory = measure.measure_memory(
-                warm_up, pipe, attached, cell.spec.device
-            )  # of a generation that is not timed
-            for i, part in enumerate(parts if round_ == 0 else parts[:1]):
-                made, took = sampler(part)
-                pixels.append(made)
+            memory = measure.measure_memory(warm_up, pipe, attached, cell.spec.device)
+            timing = []
+            for i in timed(parts)[: None if round_ == 0 else 1]:
+                made[i], took = sampler(parts[i])
                 timing.append({"round": round_, "batch": i, **asdict(took)})
             idle = cell.stack.idle(sampling_of(cell.model), attached)
             found: dict[str, Any] = {
                 "status": "inert" if idle else "ok",
                 "reason": f"{' and '.join(idle)} changed nothing and counted no event" if idle else "",
                 "load_s": load_s,
-                "first_call_s": first[0].call_s,
+                "first_call_s": warm[0].call_s,
                 "timing": timing,
                 "counters": attached.counters(),
                 "schedule": attached.schedule(),
@@ -92,10 +93,17 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
                 "model_sha256": models.weights_sha256(cell.model, cell.spec.weights),
             }
             if round_ == 0:
-                _save_samples(folder / SAMPLES, pixels)
+                _save_samples(folder / SAMPLES, [made[i] for i in sorted(made)])
                 found["memory"] = memory
                 found["flops"] = asdict(flops.count_generation(pipe, lambda: sampler(parts[0][:1])))
     return found
+
+
+def timed(parts: Sequence[Sequence[Any]]) -> list[int]:
+    """Which batches are timed: all but the first, which warms up; that one too where no other is as large. Later rounds time the
+    first of these again."""
+    whole = len(parts) > 1 and len(parts[1]) == len(parts[0])
+    return list(range(1 if whole else 0, len(parts)))
 
 
 def _save_samples(path: Path, pixels: list[Any]) -> None:

@@ -55,7 +55,7 @@ def test_every_cell_has_a_whole_record_with_raw_times_of_every_round(finished):
     assert not run.damaged
     for r in run.records:
         assert r["status"] == "ok"
-        assert [(t["round"], t["batch"]) for t in r["timing"]] == [(0, 0), (0, 1), (1, 0)]
+        assert [(t["round"], t["batch"]) for t in r["timing"]] == [(0, 1), (1, 1)]
         for t in r["timing"]:
             assert t["text_s"] + t["denoise_s"] + t["decode_s"] == pytest.approx(t["call_s"], rel=1e-6)
         assert r["flops"]["flops"] > 0 and not r["flops"]["uncounted"]
@@ -90,6 +90,13 @@ def test_records_hold_an_allow_list_of_variables_and_no_paths(finished):
 def test_a_second_run_with_the_same_seed_gives_bit_identical_samples(finished, tmp_path):
     bench(tmp_path / "again")
     assert samples(tmp_path / "again") == samples(finished)
+
+
+@pytest.mark.parametrize(
+    "sizes, which", [((2,), [0]), ((2, 2), [1]), ((4, 2), [0, 1]), ((16, 16, 16, 16), [1, 2, 3]), ((16, 16, 4), [1, 2])]
+)
+def test_the_batch_that_warms_up_is_not_timed_unless_there_is_no_other_like_it(sizes, which):
+    assert cell.timed([range(n) for n in sizes]) == which
 
 
 def test_samples_come_back_as_they_were_however_they_lay_in_memory(tmp_path):
