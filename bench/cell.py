@@ -95,7 +95,8 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
             if round_ == 0:
                 _save_samples(folder / SAMPLES, [made[i] for i in sorted(made)])
                 found["memory"] = memory
-                found["flops"] = asdict(flops.count_generation(pipe, lambda: sampler(parts[0][:1])))
+                alike = flops.alike_every_call(cell.stack)
+                found["flops"] = asdict(flops.count_generation(pipe, lambda: sampler(parts[0][:1]), alike=alike))
     return found
 
 

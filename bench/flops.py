@@ -46,15 +46,24 @@ class Flops:
     """Product-like operations without a formula, by name: how often they ran. Prefixed with the part when not the transformer's."""
 
 
-def count_generation(pipe: Any, call: Callable[[], object], *, allow_uncounted: bool = False) -> Flops:
+def alike_every_call(stack: Stack) -> bool:
+    """Whether every transformer call of a generation does the same work, as far as the methods' claims tell."""
+    return all(m.traits.claims <= SAME_EVERY_CALL for m in stack.methods)
+
+
+def count_generation(
+    pipe: Any, call: Callable[[], object], *, alike: bool = False, allow_uncounted: bool = False
+) -> Flops:
     """FLOPs of `call()`, which runs the pipeline once, by what is really executed: skipped and partial work counts as it is.
 
-    Never time it: counting is slow. Raises ValueError when the transformer ran a product that has no formula, unless allowed.
+    `alike`: the transformer is run once for inputs of the same shapes and counted every time. Never time it: counting is slow.
+    Raises ValueError when the transformer ran a product that has no formula, unless allowed.
     """
     from ditbench.counter import Counter
 
     counter = Counter()
-    with counter.following(pipe), counter.counting():
+    once = _run_once(pipe.transformer, counter) if alike else nullcontext()
+    with counter.following(pipe), once, counter.counting():
         call()
     found: Flops = counter.result()
     if not allow_uncounted:
@@ -146,7 +155,7 @@ def _count_on_meta(
     pipe.transformer.register_forward_pre_hook(
         lambda m, args, kwargs: seen.append(call_sizes(m, args, kwargs)), with_kwargs=True
     )
-    alike = all(m.traits.claims <= SAME_EVERY_CALL for m in stack.methods)
+    alike = alike_every_call(stack)
     counter = Counter()
     with torch.inference_mode(), stack.attached(pipe) as attached:
         attached.start(sampling.steps, 1)
@@ -222,7 +231,7 @@ def _call_on_meta(model: Model, sampling: Sampling, pipe: Any) -> dict[str, Any]
 @contextmanager
 def _run_once(transformer: Any, counter: Counter) -> Iterator[None]:
     """Run the transformer once for inputs of the same shapes, and count it every time."""
-    forward, seen = transformer.forward, {}
+    forward, own, seen = transformer.forward, vars(transformer).get("forward"), {}
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         key = str([getattr(x, "shape", None) for x in (*args, *kwargs.values())])
@@ -239,3 +248,5 @@ def _run_once(transformer: Any, counter: Counter) -> Iterator[None]:
         yield
     finally:
         del transformer.forward
+        if own is not None:
+            transformer.forward = own

@@ -365,3 +365,18 @@ def test_a_failing_run_leaves_no_hooks_behind():
     assert not any(
         m._forward_hooks or m._forward_pre_hooks for part in (pipe.transformer, pipe.vae) for m in part.modules()
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", ["none", "int8"])
+def test_a_stack_that_does_the_same_every_call_is_counted_from_one(name, text):
+    model, changes = narrow(name)
+    with quiet():
+        pipe = build(model, device="cpu", changes=changes)
+    stack, own = Stack.parse(text), pipe.transformer.forward
+    assert flops.alike_every_call(stack) and not flops.alike_every_call(Stack.parse("int8+fora"))
+    with stack.attached(pipe):
+        once, whole = (
+            flops.count_generation(pipe, lambda: generate(pipe, model), alike=alike) for alike in (True, False)
+        )
+    assert once == whole and once.forwards > 1 and pipe.transformer.forward == own
