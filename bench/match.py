@@ -72,7 +72,7 @@ def _flops(model: Model, pipe: Any, stack: Stack, weights: str) -> int:
     import torch
 
     from ditbench.artifact import resolve
-    from ditbench.flops import count_generation
+    from ditbench.flops import alike_every_call, count_generation
     from ditbench.quiet import quiet
     from ditbench.workload import call_arguments, sampling_of, training_requests
 
@@ -82,4 +82,4 @@ def _flops(model: Model, pipe: Any, stack: Stack, weights: str) -> int:
     output = {"output_type": "latent"} if model.family != "dit" else {"output_type": "np"}
     with quiet(), torch.inference_mode(), stack.attached(pipe, prepared) as attached:
         attached.start(sampling.steps, SAMPLES)
-        return count_generation(pipe, lambda: pipe(**arguments | output)).flops
+        return count_generation(pipe, lambda: pipe(**arguments | output), alike=alike_every_call(stack)).flops

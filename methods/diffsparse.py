@@ -36,7 +36,7 @@ class DiffSparse:
     learned_at: float | None = knob(None, above=0, high=1)
     """The share the table was learned at; None: at `keep`. Another one is solved again for `keep`."""
     off: ClassVar[dict[str, object]] = {"keep": 1.0}
-    dial: ClassVar[tuple[str, float, float]] = ("keep", 0.06, 1)
+    dial: ClassVar[tuple[str, float, float]] = ("keep", 0.3, 1)
 
     def recipe(self) -> dict[str, Any] | None:
         """What the prepared table depends on; None where nothing has to be prepared."""

@@ -137,7 +137,7 @@ def test_a_row_is_as_sensitive_as_sampling_with_that_row_alone_says(kind):
 
 @pytest.mark.parametrize("how", ["learned", "sensitivity"])
 def test_a_schedule_is_prepared_for_a_trained_model_and_spends_its_budget(how, tmp_path):
-    model = replace(models()["dit-tiny"], steps=4)
+    model = replace(models()["dit-tiny"], steps=3)
     pipe, told = load(model, weights="bundled", device="cpu", dtype="float32"), []
     room = Workroom(pipe=pipe, model=model, below=Stack(), sampling=sampling_of(model), tell=told.append)
     more = {"stage1": 2, "stage2": 2} if how == "learned" else {}
@@ -147,7 +147,7 @@ def test_a_schedule_is_prepared_for_a_trained_model_and_spends_its_budget(how, t
     assert told[-1]["done"] == told[-1]["of"] and (schedule.chosen[0] == 4).all()
     stack = Stack.parse("diffsparse(keep=0.5, selector='change')")
     with stack.attached(pipe, {"diffsparse": tmp_path}) as attached:
-        attached.start(4, 2)
+        attached.start(3, 2)
         pipe(**room.draw(0, 2), output_type="np")
         assert attached.schedule()["keep"] == schedule.keep.tolist()
 

@@ -1,25 +1,64 @@
 """Methods at matched compute: dials are turned until FLOPs agree."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
-from ditbench.match import match
+from ditbench import match as matching
 from ditbench.method import find
 from ditbench.models import models
 from ditbench.stack import Stack
 
 
-def rows(*texts, saved=0.54, model="dit-tiny"):
-    return match(models()[model], [Stack.parse(text) for text in texts], saved, "bundled")
+@pytest.fixture(autouse=True)
+def one_sample(monkeypatch):
+    monkeypatch.setattr(matching, "SAMPLES", 1)
 
 
-def test_dials_are_turned_until_the_saving_is_the_one_asked_for():
-    found = rows("fora", "taylorseer(first=2)", "toca", "diffsparse(allocator='uniform')", "fewer_steps", "int8+fora")
-    assert not [row["note"] for row in found if row["note"]]
-    assert all(abs(row["saved"] - 0.54) <= 0.03 for row in found), found
-    assert found[3]["saved"] == pytest.approx(0.54, abs=0.006)
-    for row, text in zip(found, ("fora", "taylorseer", "toca", "diffsparse", "fewer_steps", "int8"), strict=True):
-        assert row["stack"].startswith(text) and str(Stack.parse(row["stack"])) == row["stack"]
-    assert "first=2" in found[1]["stack"] and found[5]["stack"].replace("int8+", "") == found[0]["stack"]
+def rows(*texts, saved=0.5):
+    model = replace(models()["dit-tiny"], steps=8)
+    return matching.match(model, [Stack.parse(text) for text in texts], saved, "bundled")
+
+
+def turned(text, saved, saves):
+    """A dial turned by what `saves` says of its value alone."""
+
+    def of(stack):
+        (method,) = [m for m in stack.methods if m.dial]
+        return saves(getattr(method, method.dial[0]))
+
+    return matching._matched(Stack.parse(text), saved, of, SimpleNamespace(scheduler=None))
+
+
+@pytest.mark.parametrize(
+    "text, saves",
+    [
+        ("fora", lambda interval: 1 - round(20 / interval) / 20),
+        ("toca", lambda ratio: 0.65 - 0.5 * ratio),
+        ("fewer_steps", lambda share: 1 - share),
+        ("teacache", lambda threshold: 1 - 1 / (1 + threshold)),
+    ],
+)
+@pytest.mark.parametrize("saved", [0.43, 0.54])
+def test_a_dial_is_turned_until_the_saving_is_the_one_asked_for(text, saves, saved):
+    row = turned(text, saved, saves)
+    assert row["note"] == "" and abs(row["saved"] - saved) <= 0.03
+    assert str(Stack.parse(row["stack"])) == row["stack"] and row["stack"].startswith(text)
+
+
+def test_the_nearest_is_told_where_the_saving_is_out_of_reach():
+    assert turned("toca", 0.97, lambda ratio: 0.6 - 0.5 * ratio) == {
+        "stack": "toca(ratio=0.0)",
+        "saved": 0.6,
+        "note": "",
+    }
+
+
+def test_savings_are_those_of_real_generations():
+    fora, sparse = rows("fora", "diffsparse(allocator='uniform')")
+    assert abs(fora["saved"] - 0.5) <= 0.03 and fora["stack"].startswith("fora(interval=")
+    assert sparse["saved"] == pytest.approx(0.5, abs=0.03) and not fora["note"] + sparse["note"]
 
 
 def test_what_cannot_be_turned_or_is_not_prepared_is_said():
@@ -29,13 +68,9 @@ def test_what_cannot_be_turned_or_is_not_prepared_is_said():
     assert all(row["saved"] is None for row in found)
 
 
-def test_the_nearest_is_told_where_the_saving_is_out_of_reach():
-    (row,) = rows("toca", saved=0.97)
-    assert row["stack"] == "toca(ratio=0.0)" and 0.5 < row["saved"] < 0.97
-
-
 @pytest.mark.parametrize(
-    "name", ["fora", "toca", "duca", "taylorseer", "teacache", "delta_dit", "diffsparse", "fewer_steps", "l2c"]
+    "name",
+    ["fora", "toca", "duca", "taylorseer", "teacache", "delta_dit", "diffsparse", "fewer_steps", "l2c", "magcache"],
 )
 def test_a_dial_is_a_knob_within_its_range(name):
     knob, low, high = find(name).dial
