@@ -47,8 +47,9 @@ class Flops:
 
 
 def alike_every_call(stack: Stack) -> bool:
-    """Whether every transformer call of a generation does the same work, as far as the methods' claims tell."""
-    return all(m.traits.claims <= SAME_EVERY_CALL for m in stack.methods)
+    """Whether every transformer call of a generation does the same work, as far as the methods' claims tell; one that claims nothing
+    tells nothing."""
+    return all(m.traits.claims and m.traits.claims <= SAME_EVERY_CALL for m in stack.methods)
 
 
 def count_generation(

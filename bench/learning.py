@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ditbench.programme import Costs, Weights
 from ditbench.rules import Selector
 from ditbench.schedule import LEVELS, Schedule
 from ditbench.stack import Stack
-from ditbench.student import studio
+from ditbench.student import Student, studio
 
 if TYPE_CHECKING:
     from ditbench.prepare import Workroom
@@ -39,8 +39,10 @@ Levels = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a schedule is learned. Rates are what an entry of average gradient moves by in an iteration."""
+    """How a schedule is come by. Rates are what an entry of average gradient moves by in an iteration."""
 
+    allocator: Literal["learned", "sensitivity"] = "learned"
+    """By back-propagation; or by trying every level of every row alone, without gradients, which knows neither stages nor rates."""
     keep: float = 0.46
     """Share of the sub-layers' multiply-accumulates the schedule may spend (the paper: 0.57, 0.46, 0.41)."""
     selector: Selector = "attention"
@@ -72,7 +74,7 @@ class Recipe:
 
 @dataclass
 class Learned:
-    """What came of a training."""
+    """What came of it."""
 
     cost: Costs
     """[R,S]: the table as it was left, from which a schedule for any budget can be solved again."""
@@ -90,7 +92,7 @@ def learn(
     below: Stack | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Learned:
-    """Learn a schedule for `steps` steps of `pipe` under the stack `below`.
+    """Learn or measure a schedule for `steps` steps of `pipe` under the stack `below`.
 
     `draw(seed, n)` gives the call arguments of n training requests, `distance(a, b)` [n] of two batches of pixels. `tell` hears of
     every iteration. Raises ValueError for a budget that cannot be met.
@@ -104,6 +106,16 @@ def learn(
             schedule=Schedule(sublayers=names, chosen=np.zeros((1, layers), np.int64)),
         )
         best = float("inf")
+
+        def kept(chosen: Levels, held_out: float) -> Schedule:
+            notes = asdict(recipe) | {"held_out": held_out, "spent": round(spent(chosen, weights), 4)}
+            return Schedule(sublayers=names, chosen=chosen.copy(), notes=notes)
+
+        if recipe.allocator == "sensitivity":
+            found.cost = _sensitivity(student, trial, layers, recipe, tell)
+            chosen = solve(found.cost, weights, steps, recipe.keep)
+            found.schedule = kept(chosen, trial(chosen))
+            return found
 
         def slope(chosen: Levels, iteration: int) -> tuple[float, Costs]:
             """Loss on fresh requests, and [R,S] how it would change were a row's level another."""
@@ -125,8 +137,7 @@ def learn(
                 row["held_out"] = trial(chosen)
                 if row["held_out"] < best:
                     best = row["held_out"]
-                    notes = asdict(recipe) | {"held_out": best, "spent": round(spent(chosen, weights), 4)}
-                    found.schedule = Schedule(sublayers=names, chosen=chosen.copy(), notes=notes)
+                    found.schedule = kept(chosen, best)
             found.log.append(row)
             tell(row)
 
@@ -212,60 +223,53 @@ def _hot(chosen: Levels) -> Tensor:
     return one_hot(torch.from_numpy(chosen), len(LEVELS)).float()
 
 
-def measure_sensitivity(
-    pipe: Any,
-    draw: Callable[[int, int], dict[str, Any]],
-    distance: Callable[[Tensor, Tensor], Tensor],
-    steps: int,
-    recipe: Recipe,
-    below: Stack | None = None,
-    tell: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> Learned:
-    """As `learn`, but every level of every row is tried alone, all others dense, without gradients: its cost is how far that moves
-    the samples. What comes before the row's step is not computed again."""
-    with studio(pipe, below or Stack(), recipe.selector, False) as (student, paint), torch.no_grad():
+def _sensitivity(
+    student: Student, trial: _Trial, layers: int, recipe: Recipe, tell: Callable[[dict[str, Any]], None]
+) -> Costs:
+    """[R,S]: how far the samples move when one row alone has a level, all others being dense. What comes before the row's step is not
+    computed again."""
+    steps, cost = trial.steps, np.zeros((trial.steps, layers, len(LEVELS)))
+
+    def painted(levels: Tensor | None) -> Tensor:
+        pixels: Tensor = trial.paint(levels, trial.draw(recipe.seed, recipe.batch), steps)
+        return pixels
+
+    with torch.no_grad():
         with student.recording():
-            plain = paint(None, draw(recipe.seed, recipe.batch), steps)
-        names, layers = tuple(s.name for s in student.at.sublayers), len(student.at.sublayers)
-        weights = weights_of(student.at, by_macs=recipe.by_macs)
-        cost = np.zeros((steps, layers, len(LEVELS)))
+            plain = painted(None)
         for t in range(1, steps):
             for layer, level in itertools.product(range(layers), range(DENSE)):
                 chosen = np.full((steps, layers), DENSE)
                 chosen[t, layer] = level
                 with student.replaying(t - 1):  # the step before fills the cache
-                    painted = paint(_hot(chosen), draw(recipe.seed, recipe.batch), steps)
-                cost[t, layer, level] = float(distance(plain, painted).mean())
+                    cost[t, layer, level] = float(trial.distance(plain, painted(_hot(chosen))).mean())
             tell({"done": t, "of": steps - 1})
-        table = cost.reshape(steps * layers, -1)
-        chosen = solve(table, weights, steps, recipe.keep)
-        notes = {
-            "allocator": "sensitivity", "keep": recipe.keep, "selector": recipe.selector, "by_macs": recipe.by_macs,
-            "held_out": _Trial(paint, draw, distance, steps, recipe)(chosen), "spent": round(spent(chosen, weights), 4),
-        }  # fmt: skip
-    return Learned(cost=table, schedule=Schedule(sublayers=names, chosen=chosen, notes=notes))
+    return cost.reshape(steps * layers, -1)
 
 
 def prepare_schedule(
-    how: str, folder: Path, room: Workroom, *, keep: float, selector: Selector, by_macs: bool, **more: Any
+    allocator: str, folder: Path, room: Workroom, *, keep: float, selector: Selector, by_macs: bool, **more: Any
 ) -> dict[str, Any]:
-    """Learn (`how="learned"`) or measure (`"sensitivity"`) a table for a model, and write `cost.safetensors`, `schedule.json`, `log.csv`.
+    """Learn or measure a table for a model, and write `cost.safetensors`, `schedule.json`, `log.csv`.
 
-    `more` overrides the recipe. Raises ValueError for a model without a world: its perceptual distance is not here yet.
+    What is not `folder` or `room` is the recipe's. Raises ValueError for a model without a world: its perceptual distance is not here
+    yet.
     """
     if not room.model.world:
         raise ValueError(
             f"{room.model.name}: schedules are learned on the tiny models so far, whose perceptual distance is the judge's"
         )
     # The activations of a tiny model's whole sampling fit in memory (2.6 GB at eight pictures), and a third of the time is saved.
-    recipe = Recipe(**{"keep": keep, "selector": selector, "by_macs": by_macs, "checkpointed": False} | more)
+    told = {"allocator": allocator, "keep": keep, "selector": selector, "by_macs": by_macs, "checkpointed": False}
+    recipe = Recipe(**told | more)
     distance = Perceptual(room.model.world)
     of = recipe.stage1 + recipe.stage2 + 1
     done = iter(range(1, of + 1))
-    found = {"learned": learn, "sensitivity": measure_sensitivity}[how](
-        room.pipe, room.draw, distance, room.sampling.steps, recipe, room.below,
-        room.tell if how == "sensitivity" else lambda row: room.tell(row | {"done": next(done), "of": of}),
-    )  # fmt: skip
+
+    def tell(row: dict[str, Any]) -> None:
+        room.tell(row if "done" in row else row | {"done": next(done), "of": of})
+
+    found = learn(room.pipe, room.draw, distance, room.sampling.steps, recipe, room.below, tell)
     save_file({"cost": found.cost.astype(np.float32)}, folder / "cost.safetensors")
     found.schedule.write(folder / "schedule.json")
     with (folder / "log.csv").open("w", newline="") as f:

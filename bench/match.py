@@ -53,17 +53,19 @@ def _matched(stack: Stack, saved: float, saves: Any, pipe: Any) -> dict[str, Any
             tried[value] = saves(at(value))
         return tried[value]
 
+    def off(value: float) -> float:
+        return abs(tried[value] - saved)
+
     try:
         rising = look(high) > look(low)
         for _ in range(TURNS):
-            best = min(tried, key=lambda value: abs(tried[value] - saved))
-            if abs(tried[best] - saved) <= CLOSE:
+            if off(min(tried, key=off)) <= CLOSE:
                 break
             middle = (low + high) / 2
             low, high = (middle, high) if (look(middle) < saved) == rising else (low, middle)
     except ValueError as error:
         return {"stack": str(stack), "saved": None, "note": str(error)}
-    best = min(tried, key=lambda value: abs(tried[value] - saved))
+    best = min(tried, key=off)
     return {"stack": str(at(best)), "saved": round(tried[best], 4), "note": ""}
 
 
@@ -73,13 +75,12 @@ def _flops(model: Model, pipe: Any, stack: Stack, weights: str) -> int:
 
     from ditbench.artifact import resolve
     from ditbench.flops import alike_every_call, count_generation
+    from ditbench.measure import Sampler
     from ditbench.quiet import quiet
-    from ditbench.workload import call_arguments, sampling_of, training_requests
+    from ditbench.workload import sampling_of, training_requests
 
-    sampling = stack.adapt(sampling_of(model))
+    requests = training_requests(model, SAMPLES, 0)
     prepared = {name: artifact.folder for name, artifact in resolve(model, stack, weights).items()}
-    arguments = call_arguments(model, sampling, training_requests(model, SAMPLES, 0))
-    output = {"output_type": "latent"} if model.family != "dit" else {"output_type": "np"}
     with quiet(), torch.inference_mode(), stack.attached(pipe, prepared) as attached:
-        attached.start(sampling.steps, SAMPLES)
-        return count_generation(pipe, lambda: pipe(**arguments | output), alike=alike_every_call(stack)).flops
+        sampler = Sampler(pipe, model, stack.adapt(sampling_of(model)), attached, "cpu")
+        return count_generation(pipe, lambda: sampler(requests), alike=alike_every_call(stack)).flops

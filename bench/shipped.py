@@ -68,8 +68,10 @@ def count_attention(transformer: Any, at: Attachment) -> None:
 
 def timestep_of(transformer: Any, at: Attachment) -> Callable[[], float]:
     """The timestep of the transformer's current call in 0..1000, which diffusers' caches ask for; not every pipeline tells it."""
+    from ditbench.anatomy import family_of
+
     told = [0.0]
-    scale = 1000.0 if type(transformer).__name__.startswith("Flux") else 1.0
+    scale = 1000.0 if family_of(transformer) == "flux" else 1.0
 
     def before(_module: Any, _args: Any, kwargs: Any) -> None:
         told[0] = float(kwargs["timestep"].reshape(-1)[0]) * scale
@@ -103,7 +105,7 @@ def _remove_hooks(transformer: Any, before: set[int]) -> None:
 
 
 def _kept(transformer: Any, before: set[int]) -> Iterator[tuple[Any, ...]]:
-    """The tensors the caches keep, for each guidance pass (diffusers keeps them on the hooks)."""
+    """What the caches keep, tensors and other things, for each guidance pass (diffusers keeps them on the hooks)."""
     states: dict[int, Any] = {}
     for _, hook in _hooks(transformer):
         if id(hook) not in before:
@@ -111,17 +113,7 @@ def _kept(transformer: Any, before: set[int]) -> Iterator[tuple[Any, ...]]:
             found = [getattr(hook, "state", None)] if manager is None else manager._state_cache.values()
             states |= {id(state): state for state in found if state is not None}
     for state in states.values():
-        yield tuple(_tensors(vars(state).values()))
-
-
-def _tensors(values: Any) -> Iterator[Any]:
-    import torch
-
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value)
+        yield tuple(vars(state).values())
 
 
 def _drop_empty_registries(transformer: Any) -> None:

@@ -295,5 +295,5 @@ def _tensors(values: Any) -> Iterator[Any]:
             yield from _tensors(value.values())
         elif isinstance(value, tuple | list):
             yield from _tensors(value)
-        elif value is not None:
+        elif hasattr(value, "element_size"):  # flags and numbers beside tensors weigh nothing
             yield value

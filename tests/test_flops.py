@@ -1,6 +1,7 @@
 """FLOPs: published figures, closed forms, PyTorch's own counter, and what must never be counted as nothing."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -365,6 +366,29 @@ def test_a_failing_run_leaves_no_hooks_behind():
     assert not any(
         m._forward_hooks or m._forward_pre_hooks for part in (pipe.transformer, pipe.vae) for m in part.modules()
     )
+
+
+def test_a_method_that_claims_nothing_is_counted_in_every_call():
+    """It may skip calls without saying so: counted from one, they would all be in the sum."""
+
+    def attach(pipeline, at):
+        kept = []
+
+        def forward(*args, **kwargs):
+            kept[:] = kept or [run(*args, **kwargs)]
+            return kept[0]
+
+        run = at.patch(pipeline.transformer, "forward", forward)
+
+    traits = SimpleNamespace(claims=frozenset(), stage=40, conflicts=frozenset(), needs=frozenset())
+    stack = Stack((SimpleNamespace(name="probe", attach=attach, adapt=lambda s: s, traits=traits),))
+    model, changes = narrow("flux-1-dev")
+    with quiet():
+        pipe = build(model, device="cpu", changes=changes)
+    whole = flops.count_generation(pipe, lambda: generate(pipe, model)).flops
+    with stack.attached(pipe):
+        alike = flops.alike_every_call(stack)
+        assert flops.count_generation(pipe, lambda: generate(pipe, model), alike=alike).flops < whole
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ditbench import mixing
-from ditbench.learning import Recipe, learn, measure_sensitivity, prepare_schedule
+from ditbench.learning import Recipe, learn, prepare_schedule
 from ditbench.models import load, models
 from ditbench.prepare import Workroom
 from ditbench.schedule import Schedule
@@ -122,8 +122,8 @@ def test_a_schedule_that_keeps_everything_is_no_distance_from_the_model_whenever
 def test_a_row_is_as_sensitive_as_sampling_with_that_row_alone_says(kind):
     """The steps before the row's are replayed, which changes nothing."""
     subject, heard = tiny(kind, steps=4), []
-    draw, recipe = drawer(subject, kind), Recipe(keep=0.5, batch=2, selector="change")
-    found = measure_sensitivity(subject.pipeline, draw, squared, 4, recipe, tell=heard.append)
+    draw, recipe = drawer(subject, kind), Recipe(allocator="sensitivity", keep=0.5, batch=2, selector="change")
+    found = learn(subject.pipeline, draw, squared, 4, recipe, tell=heard.append)
     layers = len(found.schedule.sublayers)
     cost = found.cost.reshape(4, layers, 5)
     assert (cost[0] == 0).all() and (cost[..., 4] == 0).all() and (cost[1:, :, 0].max(1) > 0).all() and len(heard) == 3
