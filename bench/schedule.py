@@ -95,3 +95,19 @@ class Schedule:
             levels=self.levels,
             notes=self.notes | {"resampled_from": self.steps},
         )
+
+
+def looked_at(keep: NDArray[np.float64], blocks: Sequence[int]) -> NDArray[np.bool_]:
+    """[T,L]: whether anything ranks tokens by what is noted of a sub-layer when it runs at a step: some sub-layer of its block
+    computes a part of its tokens, then or later, before this one runs again.
+
+    `keep` [T,L] are the shares; `blocks` [L] says which block a sub-layer is of.
+    """
+    partial = (keep > 0) & (keep < 1)
+    same = np.asarray(blocks)[:, None] == np.asarray(blocks)[None]
+    ranks = (partial[:, None, :] & same).any(2)  # [T,L]: some sub-layer of the block ranks at this step
+    found, until = np.zeros_like(ranks), np.zeros(ranks.shape[1], bool)
+    for t in reversed(range(len(keep))):
+        found[t] = ranks[t] | until
+        until = ranks[t] | (until & (keep[t] == 0))
+    return found

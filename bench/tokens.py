@@ -44,6 +44,8 @@ class TokenCache:
         tokens of the picture gets `bonus` times its score more. `signals`: which ones the selector `attention` adds up."""
         self.at, self.selector, self.signals = at, selector, signals
         self.reuse_weight, self.bonus, self.window = reuse_weight, bonus, window
+        self.notes: Callable[[Sublayer], bool] = lambda sublayer: True
+        """Whether what a sub-layer shows when it runs is worth noting: a schedule knows when no ranking will look at it."""
         self.kept: dict[Key, Output] = {}
         self._input: dict[Key, Tensor] = {}
         self._age: dict[Key, Tensor] = {}
@@ -65,10 +67,12 @@ class TokenCache:
         """All tokens, kept for later."""
         key = sublayer.index, self.at.now.branch
         out = self.kept[key] = self._watched(sublayer, run, None)
-        rows = hidden.shape[1]
-        if self.selector in ("change", "similarity"):
+        rows, notes = hidden.shape[1], self.notes(sublayer)
+        self._input.pop(key, None)
+        self._age.pop(key, None)
+        if notes and self.selector in ("change", "similarity"):
             self._input[key] = hidden.detach()
-        if self.reuse_weight:
+        if notes and self.reuse_weight:
             self._age[key] = hidden.new_zeros(hidden.shape[:2])
         self._count(sublayer, len(hidden) * rows, 0)
         return out
@@ -76,7 +80,7 @@ class TokenCache:
     def reuse(self, sublayer: Sublayer, hidden: Tensor) -> Output:
         """What is kept, as it is."""
         key = sublayer.index, self.at.now.branch
-        if self.reuse_weight:
+        if key in self._age:
             self._age[key] += 1
         self._count(sublayer, 0, len(hidden) * hidden.shape[1])
         return self.kept[key]
@@ -179,7 +183,8 @@ class TokenCache:
     def _watched(self, sublayer: Sublayer, run: Run, rows: Tensor | None) -> Output:
         """Run, and note what the attention maps say where the selector wants them."""
         told = "entropy" if sublayer.kind == "cross" else "received"
-        if self.selector != "attention" or sublayer.kind in ("mlp", "context_mlp") or told not in self.signals:
+        blind = sublayer.kind in ("mlp", "context_mlp") or told not in self.signals
+        if self.selector != "attention" or blind or not self.notes(sublayer):
             return run() if rows is None else run(rows)
         with _Watch() as watch:
             out = run() if rows is None else run(rows)

@@ -80,23 +80,28 @@ class DiffSparse:
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache."""
         from ditbench.budget import kept_rows
+        from ditbench.schedule import looked_at
         from ditbench.tokens import TokenCache
 
         if self.keep == 1:
             return
         cache = TokenCache.of_schedule(at, self.selector)
-        found: dict[tuple[int, ...], Any] = {}
+        found: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
-        def keep(index: int) -> float:
-            now = at.now
-            size = now.num_steps, *now.grid, now.text_tokens
+        def now(sublayer: Sublayer) -> tuple[float, bool]:
+            """The share to compute, and whether a ranking will look at what it shows."""
+            size = at.now.num_steps, *at.now.grid, at.now.text_tokens
             if size not in found:
-                found[size] = self._table(at)
-            return float(found[size][now.step, index])
+                keep = self._table(at)
+                found[size] = keep, looked_at(keep, [s.block for s in at.sublayers])
+            keep, looked = found[size]
+            return float(keep[at.now.step, sublayer.index]), bool(looked[at.now.step, sublayer.index])
+
+        cache.notes = lambda sublayer: now(sublayer)[1]
 
         def at_sublayer(sublayer: Sublayer) -> Route:
             def route(run: Run, hidden: Any) -> Any:
-                share = keep(sublayer.index)
+                share, _ = now(sublayer)
                 if share == 1 or sublayer not in cache:
                     return cache.compute(sublayer, run, hidden)
                 return cache.refresh(sublayer, run, hidden, kept_rows(share, hidden.shape[1]))

@@ -6,11 +6,14 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
+from ditbench import schedule, tokens
 from ditbench.anatomy import sublayers
 from ditbench.budget import DENSE, row_weights, solve, spent, untrained
 from ditbench.programme import allocate
-from ditbench.schedule import LEVELS, Schedule
+from ditbench.schedule import LEVELS, Schedule, looked_at
+from ditbench.stack import Stack
 from ditbench.testing import KINDS, tiny
 
 NAMES = ("0.self", "0.mlp")
@@ -120,3 +123,37 @@ def test_weights_are_the_multiply_accumulates_of_the_anatomy():
     weights = row_weights(parts, 64, 16)
     assert weights.shape == (len(parts), len(LEVELS)) and (weights[:, 0] == 0).all()
     assert weights[0, 2] == parts[0].macs(64, 32, 16).total and weights[1, DENSE] == parts[1].macs(64, None, 16).total
+
+
+def test_what_a_sublayer_shows_is_looked_at_until_it_runs_again():
+    keep = np.array([[1, 1], [0, 0.5], [0, 0], [1, 0], [0, 0], [0.25, 0], [1, 1]])
+    assert looked_at(keep, [0, 0])[:, 0].tolist() == [True, True, False, True, True, True, False]
+    assert looked_at(keep, [0, 1])[:, 0].tolist() == [False, False, False, True, True, True, False]
+    assert looked_at(keep, [0, 1])[:, 1].tolist() == [True, True, False, False, False, False, False]
+
+
+@pytest.mark.parametrize("selector", ["attention", "change"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_not_noting_what_no_ranking_looks_at_changes_no_sample(kind, selector, tmp_path, monkeypatch):
+    tried = tiny(kind, steps=6)
+    names = tuple(s.name for s in sublayers(tried.pipeline.transformer))
+    chosen = np.random.default_rng(1).choice(
+        [0, 0, 0, 4, 4, 2], size=(6, len(names))
+    )  # as learned ones: mostly all or nothing
+    chosen[0] = DENSE
+    Schedule(sublayers=names, chosen=chosen).write(tmp_path / "s.json")
+
+    def painted():
+        watched, enter = [], tokens._Watch.__enter__
+        with monkeypatch.context() as patch:
+            patch.setattr(tokens._Watch, "__enter__", lambda self: (watched.append(1), enter(self))[1])
+            stack = Stack.parse(f"diffsparse(schedule={str(tmp_path / 's.json')!r}, selector={selector!r})")
+            with stack.attached(tried.pipeline) as attached:
+                attached.start(6)
+                return tried.generate(tried.sampling, [0]), len(watched)
+
+    some, few = painted()
+    monkeypatch.setattr(schedule, "looked_at", lambda keep, blocks: np.ones(keep.shape, bool))
+    same, many = painted()
+    assert torch.equal(some, same)
+    assert few < many if selector == "attention" else few == many == 0

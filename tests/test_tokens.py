@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ditbench import schedule
 from ditbench.anatomy import sublayers
 from ditbench.method import Attachment
 from ditbench.now import Now
@@ -113,7 +114,8 @@ def test_text_tokens_get_no_bonus():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_watching_attention_changes_nothing_and_what_is_received_adds_up_to_one(kind, tmp_path):
+def test_watching_attention_changes_nothing_and_what_is_received_adds_up_to_one(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "looked_at", lambda keep, blocks: np.ones(keep.shape, bool))
     subject = tiny(kind, steps=3)
     plain = subject.generate(subject.sampling, [0])
     names = tuple(s.name for s in sublayers(subject.pipeline.transformer))
