@@ -76,17 +76,23 @@ class Artifact:
 
 def needs_of(model: Model, stack: Stack, weights: str) -> list[Need]:
     """What the methods of a stack must have been prepared for, in the order they attach."""
-    found, sampling = [], sampling_of(model)
-    for i, m in enumerate(stack.methods):
-        sampling = m.adapt(sampling)
+    found = []
+    for m in stack.methods:
         if (recipe := m.recipe()) is not None:
+            below = below_of(stack, m)
             found.append(
                 Need(
                     method=m.name, recipe=recipe, model=model.name, weights_sha256=weights_sha256(model, weights),
-                    steps=sampling.steps, below=str(Stack(stack.methods[:i])), stack=str(Stack(stack.methods[: i + 1])),
+                    steps=m.adapt(below.adapt(sampling_of(model))).steps, below=str(below), stack=str(Stack((*below.methods, m))),
                 )
             )  # fmt: skip
     return found
+
+
+def below_of(stack: Stack, method: Any) -> Stack:
+    """What a method of a stack is prepared on top of: the methods that attach before it, or nothing where it was tuned alone."""
+    alone = getattr(method, "tuned", "stack") == "alone"
+    return Stack() if alone else Stack(stack.methods[: stack.methods.index(method)])
 
 
 def find(need: Need) -> Artifact | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from ditbench.programme import Costs, Weights, allocate
-from ditbench.schedule import LEVELS, Schedule
+from ditbench.schedule import LEVELS, Schedule, nearest
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Sublayer
@@ -95,9 +95,12 @@ def untrained(
 
 
 def solved(folder: Path, names: Sequence[str], weights: Weights, steps: int, keep: float) -> Schedule:
-    """The schedule a prepared table gives for a budget: the one learned where it was learned for that budget, else the programme's."""
-    learned = Schedule.read(folder / "schedule.json").fitted(names, steps, "prepare")
+    """The schedule a prepared table gives for a budget: the one learned where it was learned for that budget and steps, else the
+    programme's, each step having the costs of the one nearest by share of the sampling done."""
+    learned = Schedule.read(folder / "schedule.json")
+    fitted = learned.fitted(names, steps, "prepare")
     if learned.steps == steps and learned.notes.get("keep") == keep:
-        return learned
-    cost = load_file(folder / "cost.safetensors")["cost"].astype(np.float64)
+        return fitted
+    cost = load_file(folder / "cost.safetensors")["cost"].astype(np.float64).reshape(learned.steps, len(names), -1)
+    cost = cost[nearest(learned.steps, steps)].reshape(steps * len(names), -1)
     return Schedule(sublayers=tuple(names), chosen=solve(cost, weights, steps, keep), notes={"keep": keep})

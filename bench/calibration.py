@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ditbench.stack import Stack
 from ditbench.student import Trainee
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def magnitude_ratios(room: Workroom) -> list[float]:
     import torch
 
     calibrated = _Calibrated()
-    with Stack((*room.below.methods, calibrated)).attached(room.pipe) as attached, torch.no_grad():
+    with room.attached(calibrated) as attached, torch.no_grad():
         attached.start(room.sampling.steps, BATCH)
         room.pipe(**room.draw(0, BATCH) | {"output_type": "latent"})
     room.tell({"done": 1, "of": 1})

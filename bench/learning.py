@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -90,14 +90,15 @@ def learn(
     steps: int,
     recipe: Recipe,
     below: Stack | None = None,
+    prepared: Mapping[str, Path] | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Learned:
-    """Learn or measure a schedule for `steps` steps of `pipe` under the stack `below`.
+    """Learn or measure a schedule for `steps` steps of `pipe` under the stack `below`, with what that was `prepared` with.
 
     `draw(seed, n)` gives the call arguments of n training requests, `distance(a, b)` [n] of two batches of pixels. `tell` hears of
     every iteration. Raises ValueError for a budget that cannot be met.
     """
-    with studio(pipe, below or Stack(), recipe.selector, recipe.checkpointed) as (student, paint):
+    with studio(pipe, below or Stack(), recipe.selector, recipe.checkpointed, prepared) as (student, paint):
         trial = _Trial(paint, draw, distance, steps, recipe)
         names, layers = tuple(s.name for s in student.at.sublayers), len(student.at.sublayers)
         weights = weights_of(student.at, by_macs=recipe.by_macs)
@@ -269,7 +270,7 @@ def prepare_schedule(
     def tell(row: dict[str, Any]) -> None:
         room.tell(row if "done" in row else row | {"done": next(done), "of": of})
 
-    found = learn(room.pipe, room.draw, distance, room.sampling.steps, recipe, room.below, tell)
+    found = learn(room.pipe, room.draw, distance, room.sampling.steps, recipe, room.below, room.prepared, tell)
     save_file({"cost": found.cost.astype(np.float32)}, folder / "cost.safetensors")
     found.schedule.write(folder / "schedule.json")
     with (folder / "log.csv").open("w", newline="") as f:

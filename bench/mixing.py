@@ -17,7 +17,6 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from ditbench.stack import Stack
 from ditbench.student import Trainee
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def prepare_scores(folder: Path, room: Workroom, *, price: float) -> dict[str, A
     for part in room.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
-    with Stack((*room.below.methods, mixer)).attached(room.pipe) as attached:
+    with room.attached(mixer) as attached:
         logits = torch.full((steps, len(attached.attachments[mixer.name].sublayers)), CLAMP / 2, requires_grad=True)
         optimiser = torch.optim.AdamW([logits], lr=RATE, weight_decay=0.0)
         for i in range(ITERATIONS):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditbench.artifact import OWN, create, find, needs_of
+from ditbench.artifact import OWN, below_of, create, find, needs_of
 from ditbench.models import Model, load
 from ditbench.stack import Stack
 from ditbench.workload import Sampling, call_arguments, sampling_of, training_requests
@@ -29,12 +29,18 @@ class Workroom:
     """What is to be attached first: the method is prepared on top of it."""
     sampling: Sampling
     """As the stack below adapts it."""
+    prepared: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of what the methods below were prepared with, by method."""
     tell: Tell
     """Hears of progress: rows with at least `done` and `of`."""
 
-    def draw(self, seed: int, num: int) -> dict[str, Any]:
-        """Call arguments of `num` training requests."""
-        return call_arguments(self.model, self.sampling, training_requests(self.model, num, seed))
+    def attached(self, trainee: Any) -> Any:
+        """The pipeline with the stack below and `trainee` on top, as `Stack.attached` gives it."""
+        return Stack((*self.below.methods, trainee)).attached(self.pipe, self.prepared)
+
+    def draw(self, seed: int, num: int, **other: Any) -> dict[str, Any]:
+        """Call arguments of `num` training requests; `other` sampling than the stack below wants, if any."""
+        return call_arguments(self.model, replace(self.sampling, **other), training_requests(self.model, num, seed))
 
 
 def prepare(
@@ -49,16 +55,19 @@ def prepare(
         needs = needs_of(model, stack, weights)
         if not needs:
             raise ValueError(f"nothing in {stack} has to be prepared")
+        prepared: dict[str, Path] = {}
         for need in needs:
             artifact, made = find(need), False
             if artifact is None:
                 method = next(m for m in stack.methods if m.name == need.method)
-                below = Stack(stack.methods[: stack.methods.index(method)])
+                below = below_of(stack, method)
                 pipe = load(model, weights=weights, device="cpu", dtype="float32")
                 room = Workroom(
-                    pipe=pipe, model=model, below=below, sampling=below.adapt(sampling_of(model)), tell=tell(need)
+                    pipe=pipe, model=model, below=below, sampling=below.adapt(sampling_of(model)), tell=tell(need),
+                    prepared={m.name: prepared[m.name] for m in below.methods if m.name in prepared},
                 )  # fmt: skip
                 artifact, made = create(need, lambda folder, m=method, r=room: m.prepare(folder, r), root), True  # type: ignore[misc]
+            prepared[need.method] = artifact.folder
             rows.append({
                 "model": model.name, "method": need.method, "below": need.below, "steps": need.steps, "made": made,
                 "seconds": artifact.manifest["seconds"], "folder": str(artifact.folder), **artifact.manifest["notes"],

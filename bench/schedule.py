@@ -86,8 +86,7 @@ class Schedule:
             )
         if steps == self.steps:
             return self
-        nearest = np.round(np.linspace(0, self.steps - 1, steps)).astype(int)
-        chosen = self.chosen[nearest].copy()
+        chosen = self.chosen[nearest(self.steps, steps)].copy()
         chosen[0] = int(np.argmax(self.levels))
         return Schedule(
             sublayers=self.sublayers,
@@ -95,6 +94,11 @@ class Schedule:
             levels=self.levels,
             notes=self.notes | {"resampled_from": self.steps},
         )
+
+
+def nearest(steps: int, to: int) -> NDArray[np.int64]:
+    """[to]: of `steps` steps the ones nearest, by share of the sampling done, to those of a sampling of `to` steps."""
+    return np.round(np.linspace(0, steps - 1, to)).astype(np.int64)
 
 
 def looked_at(keep: NDArray[np.float64], blocks: Sequence[int]) -> NDArray[np.bool_]:

@@ -5,8 +5,9 @@ T steps, L sub-layers, S levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,9 +114,11 @@ class _Decoded(Exception):
 
 
 @contextmanager
-def studio(pipe: Any, below: Stack, selector: Selector, checkpointed: bool) -> Iterator[tuple[Student, Any]]:
-    """The student attached on top of the stack `below`, and `paint(levels, arguments, steps)` -> pixels 0..1 with
-    gradients. Noise generators are spent by a call: draw the arguments anew for the next."""
+def studio(
+    pipe: Any, below: Stack, selector: Selector, checkpointed: bool, prepared: Mapping[str, Path] | None = None
+) -> Iterator[tuple[Student, Any]]:
+    """The student attached on top of the stack `below` with what that was `prepared` with, and `paint(levels, arguments, steps)` ->
+    pixels 0..1 with gradients. Noise generators are spent by a call: draw the arguments anew for the next."""
     student = Student(selector, checkpointed)
     kind: Any = type(pipe)
     call: Callable[..., Any] = kind.__call__.__wrapped__  # without its no_grad
@@ -140,5 +143,5 @@ def studio(pipe: Any, below: Stack, selector: Selector, checkpointed: bool) -> I
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
-    with Stack((*below.methods, student)).attached(pipe) as attached:
+    with Stack((*below.methods, student)).attached(pipe, prepared) as attached:
         yield student, paint

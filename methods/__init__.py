@@ -2,6 +2,7 @@
 
 BUILT_IN: dict[str, str] = {
     "delta_dit": "ditbench.methods.delta_dit:DeltaDit",
+    "distill": "ditbench.methods.distill:Distill",
     "duca": "ditbench.methods.duca:Duca",
     "diffsparse": "ditbench.methods.diffsparse:DiffSparse",
     "fastercache": "ditbench.methods.fastercache:FasterCache",

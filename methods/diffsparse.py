@@ -35,6 +35,9 @@ class DiffSparse:
     """Weigh the budget by multiply-accumulates; off: every sub-layer counts alike, as the paper's equation has it."""
     learned_at: float | None = knob(None, above=0, high=1)
     """The share the table was learned at; None: at `keep`. Another one is solved again for `keep`."""
+    tuned: Literal["stack", "alone"] = "stack"
+    """Whether the table was prepared on top of the methods below, or on the plain model and its steps, and stretched over the steps there
+    are."""
     off: ClassVar[dict[str, object]] = {"keep": 1.0}
     dial: ClassVar[tuple[str, float, float]] = ("keep", 0.3, 1)
 

@@ -11,6 +11,7 @@ from ditbench.models import models
 from ditbench.plan import plan
 from ditbench.spec import Spec
 from ditbench.stack import Stack
+from ditbench.student import Trainee
 from ditbench.workload import make_requests, training_requests
 
 
@@ -152,3 +153,40 @@ def test_training_requests_are_disjoint_from_every_evaluation(name):
     assert len(trained) == 192 and not trained & asked
     with pytest.raises(ValueError, match="no training prompts"):
         training_requests(models()["flux-1-dev"], 4, 0)
+
+
+def test_what_is_tuned_alone_is_prepared_on_the_plain_model_and_its_steps(trained):
+    def needs(text):
+        return {n.method: n for n in artifact.needs_of(models()["pixart-tiny"], Stack.parse(text), "bundled")}
+
+    alone, stacked = needs("distill+diffsparse(tuned='alone')"), needs("distill+diffsparse")
+    assert alone["diffsparse"].key == needs("diffsparse")["diffsparse"].key
+    assert (alone["diffsparse"].below, alone["diffsparse"].steps) == ("none", 20)
+    assert (stacked["diffsparse"].below, stacked["diffsparse"].steps) == ("distill", 4)
+    assert alone["distill"].key == stacked["distill"].key == needs("distill")["distill"].key
+    assert "prepare 'distill+diffsparse' --models pixart-tiny" in stacked["diffsparse"].sentence
+
+
+def test_what_is_prepared_below_is_in_place_when_the_next_is_prepared(trained, monkeypatch):
+    seen = {}
+
+    @method("above_test", family="test", stage=Stage.COMPILE, claims={"compile"})
+    class Above:
+        def recipe(self):
+            return {"version": 1}
+
+        def prepare(self, folder, room):
+            probe = Trainee()
+            probe.attach, probe.traits = lambda pipeline, at: None, replace(Trainee.traits, claims=frozenset())
+            with room.attached(probe) as attached:
+                seen.update(attached.counters())
+            return {}
+
+        def attach(self, pipeline, at):
+            pass
+
+    try:
+        ready(f"{trained}+above_test")
+    finally:
+        METHODS.pop("above_test", None)
+    assert seen == {f"{trained}.dit-tiny none 20 3": 1}

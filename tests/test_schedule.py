@@ -7,10 +7,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from ditbench import schedule, tokens
 from ditbench.anatomy import sublayers
-from ditbench.budget import DENSE, row_weights, solve, spent, untrained
+from ditbench.budget import DENSE, row_weights, solve, solved, spent, untrained
 from ditbench.programme import allocate
 from ditbench.schedule import LEVELS, Schedule, looked_at
 from ditbench.stack import Stack
@@ -157,3 +158,21 @@ def test_not_noting_what_no_ranking_looks_at_changes_no_sample(kind, selector, t
     same, many = painted()
     assert torch.equal(some, same)
     assert few < many if selector == "attention" else few == many == 0
+
+
+def test_a_table_serves_other_budgets_and_other_numbers_of_steps(tmp_path):
+    weights = np.tile([0, 1, 2, 3, 4], (2, 1))
+    cost = np.zeros((6, 2, 5))
+    cost[4, 0, :4] = 5.0  # of all rows, reusing this one costs
+    save_file({"cost": cost.reshape(12, 5).astype(np.float32)}, tmp_path / "cost.safetensors")
+    learned = Schedule(
+        sublayers=NAMES, chosen=np.array([[4, 4]] + [[0, 0]] * 3 + [[4, 4], [0, 0]]), notes={"keep": 0.5}
+    )
+    learned.write(tmp_path / "schedule.json")
+    assert (solved(tmp_path, NAMES, weights, 6, 0.5).chosen == learned.chosen).all()
+    other = solved(tmp_path, NAMES, weights, 6, 0.25)
+    assert other.chosen[4].tolist() == [4, 0] and spent(other.chosen, weights) <= 0.25
+    fewer = solved(tmp_path, NAMES, weights, 4, 0.4)  # steps 0, 2, 3, 5: the one that costs is not among them
+    assert fewer.steps == 4 and spent(fewer.chosen, weights) <= 0.4
+    some = solved(tmp_path, NAMES, weights, 11, 0.3)  # every step once or twice
+    assert some.chosen[8, 0] == 4 and spent(some.chosen, weights) <= 0.3

@@ -37,8 +37,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ditbench import shapes
+from ditbench.fit import fit
 from ditbench.zoo import parts
-from ditbench.zoo.fit import fit
 from ditbench.zoo.train import note, pictures
 
 WORLD = {"dit-tiny": "class", "pixart-tiny": "scene", "flux-tiny": "scene", "wan-tiny": "video"}

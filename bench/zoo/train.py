@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ditbench import shapes
+from ditbench.fit import fit
 from ditbench.zoo import parts
-from ditbench.zoo.fit import fit
 from ditbench.zoo.judge import Judge
 
 ZOO = Path(__file__).parent

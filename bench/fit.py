@@ -1,4 +1,5 @@
-"""The training loop every part of the embedded world shares: one optimiser, one schedule, averaged weights, a log that survives a kill."""
+"""The training loop of every network trained here, students too: one optimiser, one schedule, averaged weights, a log that
+survives a kill."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,11 +26,12 @@ def fit(
     weight_decay: float = 0.01,
     warm_up: int = 100,
     every: int = 100,
+    tell: Callable[[dict[str, Any]], None] = lambda row: print(row, flush=True),  # noqa: T201
 ) -> float:
     """Train `model` in place for `steps` steps of AdamW on a trapezoid schedule, leave its averaged weights in it; seconds spent.
 
     `loss_of(step)` draws its own batch and returns a scalar. Every `every` steps a row goes to `folder/loss.csv` and all state to
-    `folder/state.safetensors`, from which a killed training goes on (the optimiser's moments start afresh).
+    `folder/state.safetensors`, from which a killed training goes on (the optimiser's moments start afresh). `tell` hears of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     params = dict(model.named_parameters())
@@ -61,7 +64,7 @@ def fit(
             with log.open("a", newline="") as f:
                 csv.writer(f).writerow([step + 1, f"{smooth:.6f}", f"{spent:.0f}"])
             _save(model, averaged, state, step + 1, spent)
-            print(f"{folder.name} step {step + 1}/{steps} loss {smooth:.4f} {spent:.0f} s", flush=True)
+            tell({"done": step + 1, "of": steps, "loss": smooth, "seconds": round(spent)})
     with torch.no_grad():
         for name, p in params.items():
             p.copy_(averaged[name])

@@ -1,0 +1,153 @@
+"""Training a student of few steps from its teacher's recorded sampling (see `trajectories` and `objectives`), and putting it in place."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ditbench.fewstep import FewStepScheduler, Way
+from ditbench.fit import fit
+from ditbench.interval import NAME, Intervals
+from ditbench.objectives import OBJECTIVES, Lesson, trajectory
+from ditbench.process import Process
+from ditbench.trajectories import Denoiser, record
+
+if TYPE_CHECKING:
+    from ditbench.method import Attachment
+    from ditbench.prepare import Workroom
+
+WAYS: dict[str, Way] = {
+    "trajectory": "flow", "progressive": "flow", "lcm": "consistency", "scm": "consistency", "meanflow": "flow",
+}  # fmt: skip
+"""How a recipe's student is sampled."""
+WEIGHTS, NOTES = "student.safetensors", "student.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a student is trained. All numbers are ours: the papers train thousands of times longer."""
+
+    objective: str = "trajectory"
+    steps: int = 4
+    """Of the student."""
+    recordings: int = 2048
+    """Requests the teacher is recorded on."""
+    iterations: int = 2000
+    batch: int = 32
+    rate: float = 1e-3
+    average: float = 0.998
+    """Decay of the running average that is kept."""
+    seed: int = 0
+
+
+def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, Any]:
+    """Train a student and write `student.safetensors` (half precision), `student.json` and `log.csv`; returns notes."""
+    teacher = room.pipe.transformer.eval().requires_grad_(False)
+    process, stages = Process.of(room.pipe.scheduler), 1
+    if recipe.objective == "progressive":  # from as many steps as halving can begin with
+        stages = int(math.log2(room.sampling.steps / recipe.steps))
+    recorded = record(room, recipe.recordings, recipe.seed, recipe.steps * 2**stages if stages > 1 else None)
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    if recipe.objective == "meanflow":
+        Intervals(student)
+    work = folder / "work"
+    for stage in range(stages):
+        grid = torch.linspace(0, len(recorded.timesteps), recipe.steps * 2 ** (stages - 1 - stage) + 1).round().long()
+        lesson = Lesson(
+            recorded=recorded, student=Denoiser(student, process), teacher=Denoiser(teacher, process), process=process, grid=grid,
+            guidance=room.sampling.guidance, batch=recipe.batch, iterations=recipe.iterations // stages,
+        )  # fmt: skip
+        objective = trajectory if recipe.objective == "progressive" and stage == 0 else OBJECTIVES[recipe.objective]
+        with torch.enable_grad():
+            fit(
+                student, functools.partial(objective, lesson), steps=lesson.iterations, lr=recipe.rate, folder=work / str(stage),
+                average=recipe.average, weight_decay=0.0, tell=room.tell,
+            )  # fmt: skip
+        teacher = copy.deepcopy(student).requires_grad_(False)
+    save_file({k: v.half().contiguous() for k, v in student.state_dict().items()}, folder / WEIGHTS)
+    notes = {
+        "timesteps": recorded.timesteps[grid[:-1]].tolist(), "levels": recorded.levels[grid].tolist(), "noise": process.noise,
+        "way": WAYS[recipe.objective],
+    }  # fmt: skip
+    (folder / NOTES).write_text(
+        json.dumps({"teacher": fingerprint(room.pipe.transformer), "sampler": notes}, indent=1) + "\n"
+    )
+    header, *first = (work / "0" / "loss.csv").read_text().splitlines()
+    more = [line for i in range(1, stages) for line in (work / str(i) / "loss.csv").read_text().splitlines()[1:]]
+    (folder / "log.csv").write_text("\n".join([header, *first, *more]) + "\n")
+    shutil.rmtree(work)
+    return asdict(recipe)
+
+
+def put_in_place(folder: Path, pipeline: Any, at: Attachment) -> None:
+    """The student's weights and sampler, until detached. Away from the CPU the teacher's weights wait in host memory."""
+    transformer, sampler, weights = pipeline.transformer, _notes(folder)["sampler"], load_file(folder / WEIGHTS)
+    if any(name.startswith(NAME) for name in weights):
+        _add_intervals(transformer, sampler["levels"], at)
+    own = dict(transformer.named_parameters()) | dict(transformer.named_buffers())
+    for name, value in weights.items():
+        if (target := own.get(name)) is None or target.shape != value.shape:
+            here = f"shape {tuple(target.shape)} here" if target is not None else "no place here"
+            raise ValueError(f"the student in {folder} does not fit: {name} has shape {tuple(value.shape)}, and {here}")
+        before = target.data if target.device.type == "cpu" else target.data.cpu()
+        at.undo(_put_back, target, before, target.device)
+        target.data = value.to(target.device, target.dtype)
+        at.count("weights")
+    at.patch(pipeline, "scheduler", FewStepScheduler(**sampler))
+
+
+def _add_intervals(transformer: Any, levels: list[float], at: Attachment) -> None:
+    """MeanFlow's second time, told at every step how far it goes."""
+    intervals = Intervals(transformer).to(transformer.device, transformer.dtype)
+    at.undo(intervals.remove, transformer)
+
+    def tell(*_: Any) -> None:
+        i = at.now.step
+        intervals.length = torch.tensor([levels[i] - levels[i + 1]])
+
+    at.undo(transformer.register_forward_pre_hook(tell).remove)
+
+
+def fingerprint(transformer: Any) -> str:
+    """sha256 of every parameter's name, shape and first sixteen values: tells one checkpoint from another, in any number format."""
+    told = hashlib.sha256()
+    for name, value in transformer.named_parameters():
+        few = value.detach().flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16)
+        told.update(f"{name} {tuple(value.shape)} ".encode() + few.numpy().tobytes())
+    return told.hexdigest()
+
+
+def unfit(folder: Path, transformer: Any, steps: int) -> str | None:
+    """Why the student in a folder cannot take the transformer's place for so many steps, in one sentence; None when it can."""
+    try:
+        notes = _notes(folder)
+    except ValueError as error:
+        return str(error)
+    if (taken := len(notes["sampler"]["timesteps"])) != steps:
+        return f"the student in {folder} takes {taken} steps, not {steps}"
+    if notes["teacher"] != fingerprint(transformer):
+        return f"the student in {folder} was distilled from other weights than this model's"
+    return None
+
+
+def _notes(folder: Path) -> dict[str, Any]:
+    try:
+        notes = json.loads((folder / NOTES).read_text())
+        notes["teacher"], notes["sampler"]["timesteps"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"there is no student in {folder}: {NOTES} {error}") from None
+    return dict(notes)
+
+
+def _put_back(target: Any, before: Any, device: Any) -> None:
+    target.data = before.to(device)

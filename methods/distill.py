@@ -1,0 +1,72 @@
+"""Step distillation: a student of the model that takes a few steps and no guidance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ditbench.method import Attachment, Stage, knob, method
+from ditbench.workload import Sampling
+
+if TYPE_CHECKING:
+    from ditbench.prepare import Workroom
+
+
+@method(
+    "distill", family="distillation", stage=Stage.WEIGHTS, claims={"weights", "num-steps", "guidance", "scheduler"},
+    paper="arXiv:2202.00512, arXiv:2310.04378",
+)  # fmt: skip
+class Distill:
+    """Run a student distilled from the model's own guided sampling: its weights, its few timesteps, no second guidance pass.
+
+    A student belongs to the very weights it was distilled from; on others it is refused.
+    """
+
+    steps: int = knob(4, low=1)
+    """Sampler steps of the student; one is trained for each number."""
+    objective: Literal["trajectory", "progressive", "lcm", "scm", "meanflow"] = "trajectory"
+    """What it was trained to do: `trajectory` regresses the teacher's mean velocity between its states, `progressive` halves the steps
+    stage by stage, `lcm` is latent consistency distillation, `scm` its continuous-time form, `meanflow` the mean velocity's identity."""
+    student: str = ""
+    """Folder of a student; empty: the one that was prepared."""
+
+    def adapt(self, sampling: Sampling) -> Sampling:
+        """Few steps; guidance is in the weights."""
+        return replace(sampling, steps=self.steps, guidance=1.0)
+
+    def recipe(self) -> dict[str, Any] | None:
+        """What the prepared student depends on."""
+        return None if self.student else {"version": 1, "objective": self.objective, "steps": self.steps}
+
+    def inputs(self) -> list[Path]:
+        """The files of the student."""
+        return [Path(self.student) / name for name in ("student.json", "student.safetensors")] if self.student else []
+
+    def check(self, pipeline: Any) -> str | None:
+        """A student given as a folder must be one of this very transformer."""
+        if not self.student:
+            return None
+        from ditbench.distilling import unfit
+
+        return unfit(Path(self.student), pipeline.transformer, self.steps)
+
+    def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
+        """Train the student; returns notes for the manifest."""
+        from ditbench.distilling import Recipe, prepare_student
+
+        return prepare_student(folder, room, Recipe(objective=self.objective, steps=self.steps))
+
+    def attach(self, pipeline: Any, at: Attachment) -> None:
+        """Put weights and sampler in place. Without weights anywhere (counting on the meta device) only the steps are few."""
+        from ditbench.distilling import put_in_place
+
+        folder = Path(self.student) if self.student else at.artifact
+        if folder is None and pipeline.transformer.device.type == "meta":
+            at.count("weights")
+            return
+        if folder is None:
+            raise ValueError(
+                "no student has been distilled from this model; python run_bench.py prepare distill does it"
+            )
+        put_in_place(folder, pipeline, at)

@@ -1,0 +1,237 @@
+"""Step distillation: one noise process for all models, the recipes' formulas against exact posteriors, students put in place."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from safetensors.torch import load_file, save_file
+
+from ditbench.distilling import Recipe, fingerprint, prepare_student
+from ditbench.fewstep import FewStepScheduler
+from ditbench.models import load, models
+from ditbench.objectives import OBJECTIVES, meanflow_target, scm_tangent
+from ditbench.prepare import Workroom
+from ditbench.process import Process, angle, flow_velocity, level_of_angle, scale, trig_velocity
+from ditbench.quiet import quiet
+from ditbench.stack import Stack
+from ditbench.testing import KINDS, Subject, check_method
+from ditbench.tiny import OUTPUT
+from ditbench.trajectories import Denoiser, record
+from ditbench.workload import call_arguments, make_requests, sampling_of
+
+MEANS, SHARES, SPREAD = torch.tensor([-1.3, 0.4, 1.1]).double(), torch.tensor([0.3, 0.5, 0.2]).double(), 0.3
+
+
+def posterior(x, a, b):
+    """Means of data and noise given x = a data + b noise, for data from a mixture of three Gaussians."""
+    variance = a**2 * SPREAD**2 + b**2
+    weight = (SHARES.log() - 0.5 * (x[:, None] - a * MEANS) ** 2 / variance).softmax(1)
+    data = (weight * (MEANS + a * SPREAD**2 / variance * (x[:, None] - a * MEANS))).sum(1)
+    return data, (x - a * data) / b
+
+
+@pytest.mark.parametrize("t", [0.2, 0.7, 1.2, 1.5])
+def test_noise_velocity_and_trigflow_are_one_process(t):
+    t = torch.tensor(t).double()
+    a, b, y = t.cos(), t.sin(), 1.2 * torch.randn(500, generator=torch.Generator().manual_seed(0)).double()
+    data, noise = posterior(y, a, b)
+    s = level_of_angle(t)
+    assert torch.isclose(angle(s), t) and torch.isclose(s, b / (a + b))
+    x = Process(True).state(y, s)
+    assert torch.allclose(x, y / (a + b)) and torch.allclose(Process(True).own(x, s), y)
+    same_data, same_noise = posterior(x, 1 - s, s)
+    assert torch.allclose(same_data, data) and torch.allclose(same_noise, noise)
+    v = Process(True).velocity(noise, x, s)
+    assert torch.allclose(v, noise - data) and torch.allclose(x - s * v, data)
+    f = a * noise - b * data
+    assert torch.allclose(trig_velocity(v, x, s), f) and torch.allclose(flow_velocity(f, x, s), v)
+    assert torch.isclose(scale(s), 1 / (a + b))
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler(), DPMSolverMultistepScheduler()])
+def test_timesteps_and_levels_are_inverse(scheduler):
+    process = Process.of(scheduler)
+    t = torch.linspace(0, 999, 333).double()
+    s = process.level(t)
+    assert (s.diff() > 0).all() and torch.allclose(process.timestep(s), t, atol=1e-6)
+    a, b = scheduler.alphas_cumprod[500].sqrt(), (1 - scheduler.alphas_cumprod[500]).sqrt()
+    assert torch.isclose(process.level(torch.tensor(500.0)), (b / (a + b)).double())
+
+
+def test_another_prediction_is_refused_in_one_sentence():
+    with pytest.raises(ValueError, match="predicts v_prediction; students"):
+        Process.of(DDIMScheduler(prediction_type="v_prediction"))
+
+
+def test_a_step_along_the_flow_is_a_ddim_step():
+    ddim = DDIMScheduler(clip_sample=False)
+    ddim.set_timesteps(4)
+    levels = [*Process.of(ddim).level(ddim.timesteps).tolist(), 0.0]
+    ours = FewStepScheduler(ddim.timesteps.tolist(), levels, noise=True)
+    ours.set_timesteps(4)
+    x = y = torch.randn(2, 4, 8, 8)
+    for t in ddim.timesteps:
+        out = torch.randn(2, 4, 8, 8)
+        x, y = ddim.step(out, t, x).prev_sample, ours.step(out, t, y, return_dict=False)[0]
+        assert torch.allclose(x, y, atol=2e-3 * x.abs().max().item())
+
+
+def test_consistency_sampling_noises_the_clean_sample_with_fresh_noise_of_the_request():
+    sampler = FewStepScheduler([900.0, 500.0], [0.9, 0.5, 0.0], noise=False, way="consistency")
+    sampler.set_timesteps(2)
+    noise, clean = torch.randn(3, 4, 16, 16), torch.randn(3, 4, 16, 16)
+    v = (noise - clean) / 0.9  # the first state is noise alone, whatever its level
+    at_half = sampler.step(v, 900.0, noise).prev_sample
+    added = (at_half - 0.5 * clean) / 0.5
+    assert torch.allclose(added.flatten(1).sort(1).values, noise.flatten(1).sort(1).values, atol=1e-4)
+    assert abs(torch.corrcoef(torch.stack([added.flatten(), noise.flatten()]))[0, 1]) < 0.1
+    alone = FewStepScheduler([900.0, 500.0], [0.9, 0.5, 0.0], noise=False, way="consistency")
+    alone.set_timesteps(2)
+    assert torch.equal(alone.step(v[1:2], 900.0, noise[1:2]).prev_sample, at_half[1:2])
+    with pytest.raises(ValueError, match="takes 2 steps, not 3"):
+        sampler.set_timesteps(3)
+
+
+def test_a_consistency_function_has_no_scm_gradient():
+    spread = 0.6  # of Gaussian data, whose path and consistency function are known
+
+    def f_of(y, t):
+        clean = y * spread / (spread**2 * t.cos() ** 2 + t.sin() ** 2).sqrt()
+        return (t.cos() * y - clean) / t.sin()
+
+    t, y = torch.rand(64).double() * 1.2 + 0.2, torch.randn(64).double()
+    variance = spread**2 * t.cos() ** 2 + t.sin() ** 2
+    along = (1 - spread**2) * t.sin() * t.cos() / variance * y
+    slope = torch.func.jvp(f_of, (y, t), (along, torch.ones_like(t)))[1]
+    tangent = scm_tangent(f_of(y, t), along, y, slope, t)
+    assert tangent.abs().max() < 1e-12
+    other = scm_tangent(f_of(y, t) + 0.1, along, y, slope, t)
+    assert torch.allclose(other, -0.1 * t.cos() ** 2)
+
+
+def test_meanflows_target_is_exact_on_a_linear_flow():
+    rate, r = 0.8, 0.2  # dx/ds = rate x
+
+    def mean(x, s):
+        return x * (1 - torch.exp(rate * (r - s))) / (s - r)
+
+    x, s = torch.randn(32).double(), torch.full((32,), 0.9).double()
+    slope = torch.func.jvp(mean, (x, s), (rate * x, torch.ones_like(s)))[1]
+    assert torch.allclose(meanflow_target(rate * x, slope, s - r), mean(x, s), atol=1e-12)
+
+
+@cache
+def room_of(kind, steps=4):
+    model = models()[f"{kind}-tiny"]
+    with quiet():
+        pipe = load(model, weights="bundled", device="cpu", dtype="float32")
+    sampling = replace(sampling_of(model), steps=steps)
+    return Workroom(pipe=pipe, model=model, below=Stack(), sampling=sampling, tell=lambda row: None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_recorded_sampling_is_the_pipelines(kind):
+    """What the denoiser says at the first recorded states leads to the next ones, guidance and all."""
+    room = room_of(kind)
+    found = record(room, 2, 0)
+    assert found.states.shape[:2] == (2, 5) and found.levels[-1] == 0 and (found.levels.diff() < 0).all()
+    denoise = Denoiser(room.pipe.transformer, Process.of(room.pipe.scheduler))
+    x, s, t = found.states[:, 0].float(), found.levels[:1].expand(2), found.timesteps[:1].expand(2)
+    with torch.no_grad():
+        v = denoise.guided(x, s, t, found.guided, room.sampling.guidance)
+        plain = denoise(x, s, t, found.asked)
+    step = (found.levels[1] - found.levels[0]) * v
+    assert torch.allclose(x + step, found.states[:, 1].float(), atol=0.02 * step.abs().max().item())
+    with torch.no_grad():
+        first = denoise(x, s, t, found.guided[0])
+    assert torch.allclose(plain, first) == (kind != "flux")  # FLUX is told the guidance scale
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_is_trained_put_in_place_and_taken_out(kind, tmp_path):
+    objective = dict(zip(KINDS, ("scm", "progressive", "meanflow", "lcm"), strict=True))[kind]
+    room = room_of(kind)
+    notes = trained(room, objective, tmp_path)
+    assert notes["objective"] == objective and not list(tmp_path.glob("work*"))
+    assert len((tmp_path / "log.csv").read_text().splitlines()) >= 2
+    requests = make_requests(room.model, 2, seed=0)
+
+    def arguments(sampling, which):
+        asked = call_arguments(room.model, sampling, [requests[i] for i in which])
+        return asked | {"output_type": OUTPUT[kind]}
+
+    subject = Subject(pipeline=room.pipe, sampling=room.sampling, arguments=arguments)
+    checks = check_method(f"distill(steps=2, objective={objective!r})", subject, {"distill": tmp_path})
+    assert all(c.passed for c in checks), [c for c in checks if not c.passed]
+    given = check_method(f"distill(steps=2, student={str(tmp_path)!r})", subject)
+    assert all(c.passed for c in given) and not any(c.name == "refused" for c in given)
+
+
+def trained(room, objective, folder):
+    few = Recipe(objective=objective, steps=2, recordings=4, iterations=4, batch=2, average=0.5)
+    return prepare_student(folder, room, few)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("kind", ["pixart", "flux"])
+def test_every_recipe_moves_the_weights_and_keeps_them_finite_on_noise_and_on_flow_models(
+    kind, objective, tmp_path, monkeypatch
+):
+    room, told = room_of(kind), []
+    few = Recipe(objective=objective, steps=2, recordings=4, iterations=24, batch=4, rate=1e-3, average=0.5)
+    trained_room = replace(room, tell=lambda row: told.append(row))
+    prepare_student(tmp_path, trained_room, few)
+    weights = load_file(tmp_path / "student.safetensors")
+    assert all(torch.isfinite(w).all() for w in weights.values())
+    before = room.pipe.transformer.state_dict()
+    moved = [n for n, w in weights.items() if n in before and not torch.equal(w.float(), before[n].half().float())]
+    assert len(moved) > 0.5 * len(before)
+    assert any("loss" in row for row in told)
+
+
+def test_a_student_of_other_weights_or_steps_is_refused_in_one_sentence(tmp_path):
+    room = room_of("pixart")
+    trained(room, "trajectory", tmp_path)
+    stack = Stack.parse(f"distill(steps=2, student={str(tmp_path)!r})")
+    assert stack.refusal(room.pipe) is None
+    other = Stack.parse(f"distill(steps=4, student={str(tmp_path)!r})").refusal(room.pipe)
+    assert other == f"distill: the student in {tmp_path} takes 2 steps, not 4"
+    weight = next(room.pipe.transformer.parameters())
+    with torch.no_grad():
+        weight.view(-1)[0] += 1
+    try:
+        assert "was distilled from other weights" in stack.refusal(room.pipe)
+    finally:
+        with torch.no_grad():
+            weight.view(-1)[0] -= 1
+    notes = json.loads((tmp_path / "student.json").read_text())
+    assert notes["teacher"] == fingerprint(room.pipe.transformer)
+    (tmp_path / "student.json").write_text("{}")
+    assert "there is no student in" in stack.refusal(room.pipe)
+
+
+def test_weights_of_other_shapes_do_not_load(tmp_path):
+    room = room_of("pixart")
+    trained(room, "trajectory", tmp_path)
+    weights = load_file(tmp_path / "student.safetensors")
+    weights["proj_out.bias"] = torch.zeros(3)
+    save_file(weights, tmp_path / "student.safetensors")
+    stack = Stack.parse(f"distill(steps=2, student={str(tmp_path)!r})")
+    before = room.pipe.transformer.proj_out.bias.clone()
+    with pytest.raises(ValueError, match=r"proj_out.bias has shape \(3,\)"), stack.attached(room.pipe):
+        pass
+    assert torch.equal(room.pipe.transformer.proj_out.bias, before)
+
+
+def test_recording_leaves_the_pipeline_as_it_was():
+    room = room_of("dit")
+    before = set(vars(room.pipe.vae)), set(vars(room.pipe.scheduler)), len(room.pipe.transformer._forward_pre_hooks)
+    record(room, 2, 0)
+    assert before == (
+        set(vars(room.pipe.vae)),
+        set(vars(room.pipe.scheduler)),
+        len(room.pipe.transformer._forward_pre_hooks),
+    )
