@@ -86,6 +86,7 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
                 "first_call_s": warm[0].call_s,
                 "timing": timing,
                 "counters": attached.counters(),
+                "notes": attached.notes(),
                 "schedule": attached.schedule(),
                 "environment": environment.describe(cell.spec.device),
                 "sampling": asdict(sampling),

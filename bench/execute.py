@@ -234,6 +234,7 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "memory": first.get("memory", {}),
         "flops": first.get("flops", {}),
         "counters": first.get("counters", {}),
+        "notes": first.get("notes", {}),
         "schedule": first.get("schedule"),
         "seconds": sum(r["seconds"] for r in rounds),
     }

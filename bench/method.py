@@ -57,6 +57,8 @@ class Attachment:
         self.now = now
         self.counters: dict[str, int] = {}
         """Events since the stack was attached, by name."""
+        self.notes: dict[str, float] = {}
+        """Facts found while running, by name, for the record."""
         self.engaged = False
         """Whether any counted event was the method at work (`count(..., idle=True)` is not)."""
         self.starts: list[Callable[[], object]] = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.method import Attachment, Method, Now, build, find, values
+from ditbench.traits import unmet
 
 if TYPE_CHECKING:
     from ditbench.workload import Sampling
@@ -81,7 +81,7 @@ class Stack:
         if problems := self.problems():
             return problems[0]
         for m in self.methods:
-            reason = next(filter(None, (_unmet(need, pipeline) for need in sorted(m.traits.needs))), None)
+            reason = next(filter(None, (unmet(need, pipeline) for need in sorted(m.traits.needs))), None)
             if reason := reason or m.check(pipeline):
                 return f"{m.name}: {reason}"
         return None
@@ -145,6 +145,10 @@ class Attached:
     def counters(self) -> dict[str, int]:
         """Events since the stack was attached, as `method.event`."""
         return {f"{name}.{event}": n for name, at in self.attachments.items() for event, n in at.counters.items()}
+
+    def notes(self) -> dict[str, float]:
+        """What the methods found out, as `method.fact`."""
+        return {f"{name}.{fact}": value for name, at in self.attachments.items() for fact, value in at.notes.items()}
 
     def schedule(self) -> dict[str, Any] | None:
         """What share of its tokens each sub-layer computed at each step of the last generation, as the method noted; None if none did."""
@@ -247,46 +251,6 @@ def _build(term: ast.expr) -> Any:
 def _show(m: Any) -> str:
     changed = [f"{f.name}={getattr(m, f.name)!r}" for f in fields(m) if getattr(m, f.name) != f.default]
     return f"{m.name}({', '.join(changed)})" if changed else str(m.name)
-
-
-def _unmet(need: str, pipeline: Any) -> str | None:
-    """What is missing of one need, in words; None when it is met."""
-    kind, _, rest = need.partition(":")
-    if kind == "package":
-        from importlib.metadata import PackageNotFoundError, version
-
-        from packaging.requirements import Requirement
-
-        wanted = Requirement(rest)
-        try:
-            found = version(wanted.name)
-        except PackageNotFoundError:
-            return f"needs the package {rest}, which is not installed"
-        return (
-            None
-            if wanted.specifier.contains(found, prereleases=True)
-            else f"needs {rest}, but {wanted.name} {found} is installed"
-        )
-    if kind == "model":
-        from ditbench.anatomy import family_of
-
-        found = family_of(pipeline.transformer)
-        return None if found in rest.split("|") else f"works on {rest.replace('|', ' and ')}, not on {found}"
-    device = pipeline.transformer.device
-    if need == "cuda":
-        return None if device.type == "cuda" else f"needs a CUDA device, but the model is on {device.type}"
-    if match := re.fullmatch(r"sm>=(\d+)", need):
-        if device.type != "cuda":
-            return f"needs a CUDA device, but the model is on {device.type}"
-        import torch
-
-        major, minor = torch.cuda.get_device_capability(device)
-        return (
-            None
-            if 10 * major + minor >= int(match[1])
-            else f"needs compute capability {match[1]}, but has {major}{minor}"
-        )
-    raise ValueError(f"a method needs {need!r}, which is not something that can be checked")
 
 
 def _tensors(values: Any) -> Iterator[Any]:

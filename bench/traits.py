@@ -1,9 +1,11 @@
-"""The facts about a method that decide where it may run and with what. Never imports torch."""
+"""The facts about a method that decide where it may run and with what. Never imports torch by itself."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 
 class Stage(IntEnum):
@@ -51,3 +53,43 @@ class Traits:
     decides_per_batch: bool
     """True: one decision is taken for the whole batch, so that a sample depends on its companions."""
     paper: str
+
+
+def unmet(need: str, pipeline: Any) -> str | None:
+    """What is missing of one need, in words; None when it is met."""
+    kind, _, rest = need.partition(":")
+    if kind == "package":
+        from importlib.metadata import PackageNotFoundError, version
+
+        from packaging.requirements import Requirement
+
+        wanted = Requirement(rest)
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            return f"needs the package {rest}, which is not installed"
+        return (
+            None
+            if wanted.specifier.contains(found, prereleases=True)
+            else f"needs {rest}, but {wanted.name} {found} is installed"
+        )
+    if kind == "model":
+        from ditbench.anatomy import family_of
+
+        found = family_of(pipeline.transformer)
+        return None if found in rest.split("|") else f"works on {rest.replace('|', ' and ')}, not on {found}"
+    device = pipeline.transformer.device
+    if need == "cuda":
+        return None if device.type == "cuda" else f"needs a CUDA device, but the model is on {device.type}"
+    if match := re.fullmatch(r"sm>=(\d+)", need):
+        if device.type != "cuda":
+            return f"needs a CUDA device, but the model is on {device.type}"
+        import torch
+
+        major, minor = torch.cuda.get_device_capability(device)
+        return (
+            None
+            if 10 * major + minor >= int(match[1])
+            else f"needs compute capability {match[1]}, but has {major}{minor}"
+        )
+    raise ValueError(f"a method needs {need!r}, which is not something that can be checked")

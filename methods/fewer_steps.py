@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ditbench.method import Stage, knob, method
+from ditbench.method import Attachment, Stage, knob, method
 from ditbench.workload import Sampling
 
 
@@ -18,7 +18,7 @@ class FewerSteps:
     share: float = knob(0.5, above=0, high=1)
     """Share of the model's own steps, rounded, at least one; 1 changes nothing. Not together with `steps`."""
     off: ClassVar[dict[str, object]] = {"share": 1.0}
-    dial: ClassVar[tuple[str, float, float]] = ("share", 0.05, 1)
+    dial: ClassVar[tuple[str, float, float]] = ("share", 0.1, 1)
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.share != 0.5:
@@ -33,7 +33,20 @@ class FewerSteps:
 
     def check(self, pipeline: Any) -> str | None:
         """One step is refused where diffusers' PixArt pipelines would take their special one-step path, which only LCM's sampler serves."""
-        scheduler = type(pipeline.scheduler).__name__
-        if self.steps == 1 and type(pipeline).__name__.startswith("PixArt") and scheduler != "LCMScheduler":
-            return f"diffusers' {type(pipeline).__name__} cannot take a single step with {scheduler}"
-        return None
+        return _no_single_step(pipeline) if self.steps == 1 else None
+
+    def attach(self, pipeline: Any, at: Attachment) -> None:
+        """Nothing is changed; a share that comes to a single step is refused when a generation starts, as in `check`."""
+
+        def start() -> None:
+            if at.now.num_steps == 1 and (reason := _no_single_step(pipeline)):
+                raise ValueError(f"fewer_steps: {reason}")
+
+        at.on_start(start)
+
+
+def _no_single_step(pipeline: Any) -> str | None:
+    scheduler = type(pipeline.scheduler).__name__
+    if type(pipeline).__name__.startswith("PixArt") and scheduler != "LCMScheduler":
+        return f"diffusers' {type(pipeline).__name__} cannot take a single step with {scheduler}"
+    return None

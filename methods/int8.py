@@ -2,81 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from ditbench.method import Attachment, Stage, method
 from ditbench.quiet import quiet
 
 if TYPE_CHECKING:
-    from torch import nn
+    from ditbench.prepare import Workroom
 
 
 @method(
     "int8", family="quantisation", stage=Stage.PRECISION, claims={"linear-precision"}, needs={"package:torchao>=0.17"},
-    paper="torchao Int8DynamicActivationInt8WeightConfig",
+    paper="torchao Int8DynamicActivationInt8WeightConfig, arXiv:2211.10438",
 )  # fmt: skip
 class Int8:
     """Multiply in eight-bit integers: dynamic W8A8 on every linear layer of attention and MLP.
 
-    Embedders, modulation and the last projection keep their format: they are few of the multiplications and most of the damage.
+    Embedders, modulation and the last projection keep their format.
     """
+
+    down: Literal["same", "spared", "smoothed"] = "same"
+    """The MLPs' down-projections, whose inputs have outliers: as the others, left in their format, or with the outliers moved into the
+    weights by calibrated factors (SmoothQuant)."""
 
     def check(self, pipeline: Any) -> str | None:
-        """A transformer without an anatomy is refused: nobody has said which of its linear layers are safe."""
-        from ditbench.anatomy import sublayers
+        """A transformer without an anatomy is refused."""
+        from ditbench.quantizing import without_anatomy
 
-        try:
-            sublayers(pipeline.transformer)
-        except ValueError as error:
-            return str(error)
-        return None
+        return without_anatomy(pipeline)
+
+    def recipe(self) -> dict[str, Any] | None:
+        """The calibration, where there is one."""
+        return {"version": 1} if self.down == "smoothed" else None
+
+    def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
+        """Find the reach of the down-projections' inputs; returns notes for the manifest."""
+        from ditbench.quantizing import prepare_ranges
+
+        return prepare_ranges(folder, room)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
-        """Quantise in place; on detach the very parameters that were there before go back.
+        """Quantise in place."""
+        from ditbench.quantizing import down_projections, quantize, smooth
 
-        Away from the CPU they wait in host memory meanwhile, so that the device's memory is what it would be without them.
-        """
         with quiet():  # torchao remarks on kernels it does not find; none of them is about int8
-            from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+            from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+        if self.down == "smoothed":
+            if at.artifact is None:
+                raise ValueError("int8(down='smoothed') has not been calibrated for this model; prepare it first")
+            smooth(at, at.artifact)
+        spared = down_projections(at.sublayers) if self.down == "spared" else ()
         # torchao's recommended inductor settings would also change the precision of float32 products, everywhere in the process
-        scheme = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
-        for sublayer in at.sublayers:
-            for linear in sublayer.linears:
-                original = linear.weight
-                at.undo(_put_back, linear, original, original.device, "extra_repr" in vars(linear))
-                quantize_(linear, scheme)
-                if original.device.type not in ("cpu", "meta"):
-                    original.data = original.data.cpu()
-                at.count("linears")
-
-
-def share_of_linear_macs(pipeline: Any, generate: Callable[[], object]) -> float:
-    """The share (0..1) of the multiplications in the transformer's linear layers that `int8` does in integers.
-
-    Counted over `generate()`, which runs the pipeline; it may be attached or not.
-    """
-    from torch import nn
-
-    from ditbench.anatomy import sublayers
-
-    chosen = {id(linear) for sublayer in sublayers(pipeline.transformer) for linear in sublayer.linears}
-    macs = {True: 0, False: 0}
-
-    def count(linear: nn.Linear, inputs: tuple[Any, ...]) -> None:
-        macs[id(linear) in chosen] += inputs[0].numel() * linear.out_features
-
-    with ExitStack() as undo:
-        for module in pipeline.transformer.modules():
-            if isinstance(module, nn.Linear):
-                undo.callback(module.register_forward_pre_hook(count).remove)
-        generate()
-    return macs[True] / (macs[True] + macs[False])
-
-
-def _put_back(linear: Any, original: Any, device: Any, had_repr: bool) -> None:
-    original.data = original.data.to(device)
-    linear.weight = original
-    if not had_repr:
-        vars(linear).pop("extra_repr", None)
+        quantize(pipeline, at, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False), spared)

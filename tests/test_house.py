@@ -49,6 +49,7 @@ def test_methods_import_only_what_a_stranger_could_and_never_each_other():
         "workload",
         "quiet",
         "stack",
+        "quantizing",
     ]
     preparing = ["distilling", "learning", "mixing", "calibration", "prepare"]
     allowed = tuple(f"ditbench.{name}" for name in running + preparing)

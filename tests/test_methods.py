@@ -12,14 +12,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_stack import TESTS
 from torch import nn
 
 from ditbench.anatomy import sublayers
-from ditbench.method import find
-from ditbench.methods.int8 import share_of_linear_macs
+from ditbench.method import Attachment, Now, find
+from ditbench.models import load, models
+from ditbench.prepare import Workroom
+from ditbench.quantizing import down_projections, share_of_linear_macs, smooth
 from ditbench.stack import Stack
 from ditbench.testing import KINDS, check_method, tiny
+from ditbench.workload import sampling_of
 
 
 @cache
@@ -59,6 +63,16 @@ def test_fewer_steps_is_the_plain_pipeline_with_fewer_steps():
 
 
 # fora
+
+
+def test_a_share_that_comes_to_one_step_is_one_sentence_on_pixart():
+    with (
+        Stack.parse("fewer_steps(share=0.1)").attached(subject("pixart").pipeline) as attached,
+        pytest.raises(
+            ValueError, match="fewer_steps: diffusers' PixArtAlphaPipeline cannot take a single step with DPMSolver"
+        ),
+    ):
+        attached.start(1)
 
 
 def slow_fora(kind, interval):
@@ -164,6 +178,83 @@ def test_int8_leaves_embedders_modulation_and_the_last_projection_alone(kind):
     assert not [n for n in quantised if "embed" in n or "norm" in n]
     assert sum(n.startswith(("proj_out", "proj_out_1")) for n in spared) >= 1
     assert all(m.weight is originals[name] for name, m in linears.items())
+
+
+ERRORS = {"int8": (1e-5, 0.05), "int8(down='spared')": (1e-5, 0.05), "int8wo": (1e-6, 0.02), "int4wo": (1e-4, 0.3)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ERRORS)
+def test_quantised_layers_err_as_their_format_does_and_the_share_is_noted(text, kind):
+    tried = subject(kind)
+    low, high = ERRORS[text]
+    calls = []
+    transformer = tried.pipeline.transformer
+    hook = transformer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    tried.generate(tried.sampling, [0])
+    hook.remove()
+    args, kwargs = calls[2]
+    with torch.no_grad():
+        exact = transformer(*args, **kwargs)[0]
+        with Stack.parse(text).attached(tried.pipeline) as attached:
+            assert attached.notes() == {}
+            rounded = transformer(*args, **kwargs)[0]
+            (share,) = attached.notes().values()
+    assert low < float((exact - rounded).norm() / exact.norm()) < high
+    whole = share_of_linear_macs(tried.pipeline, lambda: tried.generate(tried.sampling, [0]))
+    assert share < whole - 0.1 if "spared" in text else share == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_smoothed_down_projections_are_the_same_function_before_rounding(kind, tmp_path):
+    tried, found = subject(kind), {}
+    linears = down_projections(sublayers(tried.pipeline.transformer))
+    inputs = [torch.randn(2, 5, m.in_features) * torch.linspace(0.1, 9, m.in_features) for m in linears]
+    save_file({str(i): x.abs().amax((0, 1)) for i, x in enumerate(inputs)}, tmp_path / "ranges.safetensors")
+    exact = [m(x) for m, x in zip(linears, inputs, strict=True)]
+    with ExitStack() as undo:
+        smooth(Attachment(tried.pipeline, Now(), undo), tmp_path)
+        assert all(torch.allclose(m(x), y, atol=1e-4) for m, x, y in zip(linears, inputs, exact, strict=True))
+    for text in ("int8", "int8(down='smoothed')"):
+        with torch.no_grad(), Stack.parse(text).attached(tried.pipeline, {"int8": tmp_path}):
+            errors = [(m(x) - y).norm() / y.norm() for m, x, y in zip(linears, inputs, exact, strict=True)]
+        found[text] = sum(map(float, errors)) / len(errors)
+    assert found["int8(down='smoothed')"] < found["int8"]
+    assert all(torch.equal(m(x), y) for m, x, y in zip(linears, inputs, exact, strict=True))
+
+
+def test_smoothing_is_calibrated_by_sampling(tmp_path):
+    model = models()["dit-tiny"]
+    pipe = load(model, weights="bundled", device="cpu", dtype="float32")
+    sampling = replace(sampling_of(model), steps=2)
+    room = Workroom(pipe=pipe, model=model, below=Stack(), sampling=sampling, tell=lambda row: None)
+    notes = Stack.parse("int8(down='smoothed')").methods[0].prepare(tmp_path, room)
+    assert notes["largest_over_median"] > 1
+    ranges = load_file(tmp_path / "ranges.safetensors")
+    assert len(ranges) == 6 and all((r > 0).all() and r.shape == (512,) for r in ranges.values())
+
+
+def test_fp8_is_refused_without_its_hardware():
+    assert Stack.parse("fp8").refusal(subject("flux").pipeline) == "fp8: needs a CUDA device, but the model is on cpu"
+
+
+def test_fp8_rowwise_products_err_as_e4m3_does():
+    """What the method's scheme computes, through the very operation it runs on: scales per token and per row."""
+    from torchao.quantization import Float8WeightOnlyConfig, quantize_
+
+    layer, x = nn.Linear(128, 256, bias=False), torch.randn(64, 128) * torch.logspace(-1, 1, 64)[:, None]
+    exact, ours = layer(x), layer.weight.detach().abs().amax(1, keepdim=True) / 448
+    by_token = x.abs().amax(1, keepdim=True) / 448
+    a, b = (x / by_token).to(torch.float8_e4m3fn), (layer.weight.detach() / ours).to(torch.float8_e4m3fn)
+    rounded = torch._scaled_mm(a, b.t(), scale_a=by_token, scale_b=ours.t().contiguous(), out_dtype=torch.bfloat16)
+    assert 0.005 < float((rounded - exact).norm() / exact.norm()) < 0.05
+    quantize_(layer, Float8WeightOnlyConfig())
+    assert torch.allclose(layer.weight.scale, ours, rtol=1e-3)
+    assert (layer.weight.qdata.float() == b.float()).float().mean() > 0.99
+
+
+def test_int4_groups_must_divide():
+    assert "groups of 48 do not divide" in Stack.parse("int4wo(group=48)").refusal(subject("dit").pipeline)
 
 
 def test_torchaos_import_says_nothing_and_changes_no_setting():
