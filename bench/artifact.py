@@ -90,9 +90,14 @@ def needs_of(model: Model, stack: Stack, weights: str) -> list[Need]:
 
 
 def below_of(stack: Stack, method: Any) -> Stack:
-    """What a method of a stack is prepared on top of: the methods that attach before it, or nothing where it was tuned alone."""
-    alone = getattr(method, "tuned", "stack") == "alone"
-    return Stack() if alone else Stack(stack.methods[: stack.methods.index(method)])
+    """What a method of a stack is prepared on top of: the methods that attach before it, or nothing where it was tuned alone.
+
+    Without those that claim what the method is `blind_to`.
+    """
+    if getattr(method, "tuned", "stack") == "alone":
+        return Stack()
+    before = stack.methods[: stack.methods.index(method)]
+    return Stack(tuple(m for m in before if not m.traits.claims & getattr(method, "blind_to", frozenset())))
 
 
 def find(need: Need) -> Artifact | None:

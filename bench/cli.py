@@ -7,12 +7,14 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ditbench.flags import parser
+
 OK, GATE, USAGE, SOME_FAILED = 0, 1, 2, 3
 """Exit codes: all well, a gate failed, wrong usage, some cells failed or were inert."""
-COMMANDS = ("run", "plan", "count", "prepare", "match", "score", "report", "list", "check", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not told or (told[0] not in COMMANDS and told[0] not in ("-h", "--help", "--version")):
         told.insert(0, "run")
     try:
-        args = _parser().parse_args(told)
+        args = parser(COMMANDS).parse_args(told)
         return int(args.do(args))
     except BrokenPipeError:
         return OK
@@ -31,93 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ditbench: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    from ditbench import __version__
-
-    parser = argparse.ArgumentParser(
-        prog="ditbench", description="Measure ways of accelerating diffusion transformers."
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, do: Any, about: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
-        sub.add_argument(
-            "--json", action="store_true", help="end stdout with one JSON document of what the table shows"
-        )
-        sub.set_defaults(do=do)
-        return sub
-
-    run = command("run", _run, "run models under methods, score and report (the default command)")
-    _run_flags(run)
-    run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    _run_flags(command("plan", _plan, "print the cells a run would have"))
-
-    count = command("count", _count, "count FLOPs over the real sampler loop, without weights")
-    count.add_argument("--models", default="full", help="names or groups, comma separated (default: full)")
-    count.add_argument("--methods", default="", help="stacks, comma separated")
-    count.add_argument("--convention", default="flops", help="flops, macs, linear-macs, linear-macs-one-pass or toca")
-    for flag in ("height", "width", "frames", "steps", "text-tokens"):
-        count.add_argument(f"--{flag}", type=int, help="instead of the model's own")
-    count.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
-
-    prepare = command("prepare", _prepare, "train or calibrate what a method needs beforehand")
-    prepare.add_argument("method", help="a method or stack, knobs included; what is below a method is prepared for")
-    prepare.add_argument("--models", default="tiny")
-    prepare.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
-    prepare.add_argument("--out", type=Path, default=Path("artifacts"), help="folder for what is made")
-    prepare.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
-
-    match = command("match", _match, "set methods so that they save the same share of FLOPs")
-    match.add_argument(
-        "--saved", type=float, required=True, metavar="SHARE", help="share of FLOPs to save, between 0 and 1"
-    )
-    match.add_argument("--methods", required=True, help="stacks, comma separated; the last method's dial is turned")
-    match.add_argument("--models", default="tiny")
-    match.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
-    match.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
-
-    score = command("score", _score, "score the samples of a run again")
-    score.add_argument("run", type=Path, metavar="RUN")
-    score.add_argument("--metrics", default="", help="names, comma separated (default: all)")
-
-    report = command("report", _report, "make tables, figures and the page of runs from their records")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    report.add_argument("--out", type=Path, help="folder for the report (default: RUN/report)")
-
-    listing = command("list", _list, "list models, methods or metrics")
-    listing.add_argument("what", choices=("models", "methods", "metrics"))
-    listing.add_argument("-v", "--verbose", action="store_true", help="knobs, needs and claims too")
-    listing.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
-
-    check = command("check", _check, "put a method through the contract on models")
-    check.add_argument("method", help="a method or stack, knobs included")
-    check.add_argument("--models", default="tiny")
-    check.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
-
-    command("doctor", _doctor, "say what works on this machine and what is missing")
-    return parser
-
-
-def _run_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--spec", metavar="FILE.toml", help="read the run from a file or a named spec; flags override it"
-    )
-    parser.add_argument("--models", help="names or groups (tiny, full), comma separated")
-    parser.add_argument("--methods", help="stacks, comma separated: fora,fora(interval=2)+int8")
-    parser.add_argument("--num-samples", type=int, metavar="N", help="samples a cell; a video counts as four")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="samples a pipeline call; a video counts as four")
-    parser.add_argument("--rounds", type=int, metavar="N", help="how often every cell is timed")
-    parser.add_argument("--seed", type=int, metavar="N")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16")
-    parser.add_argument("--weights", help="bundled, hub, random, or a local folder")
-    parser.add_argument("--out", metavar="FOLDER", help="run folder; the same folder goes on with a run")
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE.py", help="a file with methods of your own"
-    )
 
 
 def _spec(args: argparse.Namespace) -> Any:
@@ -130,7 +45,7 @@ def _spec(args: argparse.Namespace) -> Any:
             table[name] = value
     if args.models is not None:
         table["models"] = [part for part in args.models.split(",") if part]
-    if args.methods is not None:
+    if getattr(args, "methods", None) is not None:
         table["methods"] = split_stacks(args.methods) if args.methods else []
     if args.plugin:
         table["plugins"] = args.plugin
@@ -156,20 +71,43 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return _plan(args)
+    cells = _cells(args)
+    return _tell_report([_carry_out(cells)], None, args.json, {cell.key for cell in cells})
+
+
+def _carry_out(cells: list[Any]) -> Path:
+    """Run and score what is missing; the run folder."""
     from ditbench.execute import execute
     from ditbench.progress import plain, progress
     from ditbench.score import score_run
 
-    if args.dry_run:
-        return _plan(args)
-    cells = _cells(args)
     command = "python run_bench.py " + shlex.join(sys.argv[1:])
     with progress() as tell:
         folder = execute(cells, command.strip(), tell)
     with progress() as tell:
         scoring = score_run(folder, progress=plain(tell))
     _complain(scoring.damaged)
-    return _tell_report([folder], None, args.json, {cell.key for cell in cells})
+    return folder
+
+
+def _stack(args: argparse.Namespace) -> int:
+    from ditbench.interaction import RULE, describe, factorial, interactions
+    from ditbench.metrics.stored import read_scores
+    from ditbench.plan import plan
+    from ditbench.record import read_run
+    from ditbench.spec import check_writable
+    from ditbench.stack import Stack
+
+    parts = [Stack.parse(text) for text in args.parts]
+    spec = replace(_spec(args), methods=tuple(factorial(parts)))
+    check_writable(spec.folder)
+    folder = _carry_out(plan(spec))
+    code = _tell_report([folder], None, False, None)
+    rows = describe(interactions(read_run(folder).records, read_scores(folder), parts))
+    _show(rows, args.json, RULE)
+    return code
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -298,3 +236,9 @@ def _show(rows: list[dict[str, Any]], as_json: bool, caption: str, hide: Sequenc
     print_rows([{h: row.get(h) for h in heads} for row in rows], caption)
     if as_json:
         print(json.dumps(rows))
+
+
+COMMANDS = {
+    "run": _run, "plan": _plan, "count": _count, "prepare": _prepare, "match": _match, "stack": _stack, "score": _score,
+    "report": _report, "list": _list, "check": _check, "doctor": _doctor,
+}  # fmt: skip

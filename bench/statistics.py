@@ -177,7 +177,7 @@ def speedup(
     three rounds the interval is Student's t on their logarithms. With fewer, ratios of single batches stand in, and
     `unit` says so: drift between rounds is then not in it.
     """
-    mine, theirs = _batches(cell, stage), _batches(baseline, stage)
+    mine, theirs = seconds_per_sample(cell, stage), seconds_per_sample(baseline, stage)
     shared = sorted(at for at in mine.keys() & theirs.keys() if mine[at] > 0 and theirs[at] > 0)
     if not shared:
         return None
@@ -201,7 +201,7 @@ def speedup(
 
 def drift(timing: Sequence[Mapping[str, Any]], stage: str = "call_s") -> float | None:
     """Slowest round over fastest, minus one, on the batches every round timed; None with fewer than two rounds."""
-    times = _batches(timing, stage)
+    times = seconds_per_sample(timing, stage)
     rounds = {round_ for round_, _ in times}
     everywhere = [b for b in {b for _, b in times} if all((r, b) in times for r in rounds)]
     if len(rounds) < 2 or not everywhere:
@@ -210,6 +210,6 @@ def drift(timing: Sequence[Mapping[str, Any]], stage: str = "call_s") -> float |
     return max(seconds) / min(seconds) - 1 if min(seconds) > 0 else None
 
 
-def _batches(timing: Sequence[Mapping[str, Any]], stage: str) -> dict[tuple[int, int], float]:
+def seconds_per_sample(timing: Sequence[Mapping[str, Any]], stage: str) -> dict[tuple[int, int], float]:
     """(round, batch) -> seconds per sample."""
     return {(t["round"], t["batch"]): t[stage] / t["size"] for t in timing}

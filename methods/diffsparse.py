@@ -41,6 +41,11 @@ class DiffSparse:
     off: ClassVar[dict[str, object]] = {"keep": 1.0}
     dial: ClassVar[tuple[str, float, float]] = ("keep", 0.3, 1)
 
+    @property
+    def blind_to(self) -> frozenset[str]:
+        """Integer products have no gradient, so that a learned table is learned in the model's own format."""
+        return frozenset({"linear-precision"} if self.allocator == "learned" else ())
+
     def recipe(self) -> dict[str, Any] | None:
         """What the prepared table depends on; None where nothing has to be prepared."""
         if self.keep == 1 or self.schedule or self.allocator in ("uniform", "random"):

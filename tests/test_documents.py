@@ -17,7 +17,8 @@ def test_every_command_line_in_the_documents_parses():
     import io
     import shlex
 
-    from ditbench.cli import COMMANDS, _parser
+    from ditbench.cli import COMMANDS
+    from ditbench.flags import parser
 
     seen = 0
     for name in ("README.md", "CONTRIBUTING.md"):
@@ -28,7 +29,7 @@ def test_every_command_line_in_the_documents_parses():
             told = [word for word in told if word not in ("[...]", "...")]
             with contextlib.redirect_stderr(io.StringIO()) as complaint:
                 try:
-                    _parser().parse_args(told)
+                    parser(COMMANDS).parse_args(told)
                 except SystemExit:
                     raise AssertionError(f"{name}: {line!r}: {complaint.getvalue()}") from None
             seen += 1

@@ -1,0 +1,100 @@
+"""The command line's grammar: every command with its flags and help, as argparse has them. No logic, no torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+Do = Callable[[argparse.Namespace], int]
+
+
+def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
+    """The parser of all commands; the function of the one that was given is left as `do`."""
+    from ditbench import __version__
+
+    found = argparse.ArgumentParser(prog="ditbench", description="Measure ways of accelerating diffusion transformers.")
+    found.add_argument("--version", action="version", version=__version__)
+    under = found.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, about: str) -> argparse.ArgumentParser:
+        sub = under.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        sub.add_argument(
+            "--json", action="store_true", help="end stdout with one JSON document of what the table shows"
+        )
+        sub.set_defaults(do=commands[name])
+        return sub
+
+    run = command("run", "run models under methods, score and report (the default command)")
+    _run_flags(run)
+    run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    _run_flags(command("plan", "print the cells a run would have"))
+
+    count = command("count", "count FLOPs over the real sampler loop, without weights")
+    count.add_argument("--models", default="full", help="names or groups, comma separated (default: full)")
+    count.add_argument("--methods", default="", help="stacks, comma separated")
+    count.add_argument("--convention", default="flops", help="flops, macs, linear-macs, linear-macs-one-pass or toca")
+    for flag in ("height", "width", "frames", "steps", "text-tokens"):
+        count.add_argument(f"--{flag}", type=int, help="instead of the model's own")
+    count.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+
+    prepare = command("prepare", "train or calibrate what a method needs beforehand")
+    prepare.add_argument("method", help="a method or stack, knobs included; what is below a method is prepared for")
+    prepare.add_argument("--models", default="tiny")
+    prepare.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
+    prepare.add_argument("--out", type=Path, default=Path("artifacts"), help="folder for what is made")
+    prepare.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+
+    match = command("match", "set methods so that they save the same share of FLOPs")
+    match.add_argument(
+        "--saved", type=float, required=True, metavar="SHARE", help="share of FLOPs to save, between 0 and 1"
+    )
+    match.add_argument("--methods", required=True, help="stacks, comma separated; the last method's dial is turned")
+    match.add_argument("--models", default="tiny")
+    match.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
+    match.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+
+    stack = command("stack", "settle whether methods stack: alone, together, and against fewer steps at equal time")
+    stack.add_argument("parts", nargs="+", metavar="METHOD", help="two or three methods or stacks, knobs included")
+    _run_flags(stack, methods=False)
+
+    score = command("score", "score the samples of a run again")
+    score.add_argument("run", type=Path, metavar="RUN")
+    score.add_argument("--metrics", default="", help="names, comma separated (default: all)")
+
+    report = command("report", "make tables, figures and the page of runs from their records")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    report.add_argument("--out", type=Path, help="folder for the report (default: RUN/report)")
+
+    listing = command("list", "list models, methods or metrics")
+    listing.add_argument("what", choices=("models", "methods", "metrics"))
+    listing.add_argument("-v", "--verbose", action="store_true", help="knobs, needs and claims too")
+    listing.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+
+    check = command("check", "put a method through the contract on models")
+    check.add_argument("method", help="a method or stack, knobs included")
+    check.add_argument("--models", default="tiny")
+    check.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+
+    command("doctor", "say what works on this machine and what is missing")
+    return found
+
+
+def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
+    command.add_argument(
+        "--spec", metavar="FILE.toml", help="read the run from a file or a named spec; flags override it"
+    )
+    command.add_argument("--models", help="names or groups (tiny, full), comma separated")
+    if methods:
+        command.add_argument("--methods", help="stacks, comma separated: fora,fora(interval=2)+int8")
+    command.add_argument("--num-samples", type=int, metavar="N", help="samples a cell; a video counts as four")
+    command.add_argument("--batch-size", type=int, metavar="N", help="samples a pipeline call; a video counts as four")
+    command.add_argument("--rounds", type=int, metavar="N", help="how often every cell is timed")
+    command.add_argument("--seed", type=int, metavar="N")
+    command.add_argument("--device", help="cpu, cuda or cuda:N")
+    command.add_argument("--dtype", help="float32, bfloat16 or float16")
+    command.add_argument("--weights", help="bundled, hub, random, or a local folder")
+    command.add_argument("--out", metavar="FOLDER", help="run folder; the same folder goes on with a run")
+    command.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="a file with methods of your own"
+    )

@@ -1,0 +1,212 @@
+"""Does it stack? Interactions of methods run alone and together, each with an interval, and a verdict by a printed rule. No torch.
+
+For methods A, B (and C), from the cells none, A, B, A+B of one run, on the same requests and noise:
+
+    speed interaction     gamma = S(A+B) / (S(A) S(B)), S the speed-up over none; 1 when speed-ups multiply
+    quality interaction   Q(A+B) - Q(A) - Q(B) + Q(none); nothing when what each costs adds up
+
+and for three S(A+B+C) / (S(A) S(B) S(C)) and Q(A+B+C) - Q(A) - Q(B) - Q(C) + 2 Q(none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ditbench import statistics
+from ditbench.artifact import below_of
+from ditbench.distances import Reference, frechet, influence
+from ditbench.metrics.frechet import FEATURE
+from ditbench.metrics.stored import Scores
+from ditbench.record import MEASURED
+from ditbench.stack import Stack
+from ditbench.statistics import Estimate, student
+from ditbench.summary import reference_of
+
+ALIGNMENT = "align.shapes_v1"
+MARGIN = 0.02
+"""Alignment that may be lost beyond the sum of what the methods lose alone, and still be said to stack."""
+SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
+"""Of the steps, that controls take."""
+NOT_SLOWER = 1.02
+"""A control within 2 % of a stack's time counts as no slower."""
+
+RULE = (
+    f"stacks: the alignment interaction is above -{MARGIN} and the stack beats its equal-time control or is not told from it, both by 95 % "
+    f"intervals; clashes: the interaction is below zero; beaten: the control is better; unresolved: otherwise. Equal-time control: the "
+    f"un-accelerated model with the most steps that is no slower (within {NOT_SLOWER - 1:.0%}) than the stack."
+)
+
+
+def subsets(parts: Sequence[Stack]) -> list[tuple[Stack, ...]]:
+    """All combinations of two and more."""
+    return [c for size in range(2, len(parts) + 1) for c in combinations(parts, size)]
+
+
+def joined(parts: Sequence[Stack]) -> Stack:
+    """One stack of them all; ValueError when a method appears twice."""
+    return Stack.of(*(m for part in parts for m in part.methods))
+
+
+def readings(parts: Sequence[Stack]) -> dict[str, Stack]:
+    """The stack of them all, and where one of them was prepared for what is below it, the same with that tuned alone: "frozen"."""
+    together = joined(parts)
+    above = {m.name for m in together.methods if hasattr(m, "tuned") and below_of(together, m).methods}
+    frozen = Stack.of(*(replace(m, tuned="alone") if m.name in above else m for m in together.methods))
+    return {"tuned": together} | ({"frozen": frozen} if frozen != together else {})
+
+
+def factorial(parts: Sequence[Stack]) -> list[str]:
+    """The stacks to run besides the baseline: each alone, every combination in both readings, and fewer steps to compare with.
+
+    ValueError when there are not two or three, or when they cannot be used together.
+    """
+    if not 2 <= len(parts) <= 3:
+        raise ValueError(f"two or three methods are needed to see whether they stack, not {len(parts)}")
+    if problems := joined(parts).problems():
+        raise ValueError(f"{joined(parts)}: {problems[0]}")
+    together = [stack for c in subsets(parts) for stack in readings(c).values()]
+    controls = [f"fewer_steps(share={share})" for share in SHARES]
+    return list(dict.fromkeys([*map(str, parts), *map(str, together), *controls]))
+
+
+def describe(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `interactions` as a table: estimates as words."""
+    return [{name: _words(value) for name, value in row.items()} for row in rows]
+
+
+def _words(value: Any) -> Any:
+    if not isinstance(value, Estimate):
+        return value
+    reach = "" if value.low is None else f" [{value.low:.3f}, {value.high:.3f}]"
+    return f"{value.value:.3f}{reach}"
+
+
+def interactions(
+    records: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores], parts: Sequence[Stack],
+    references: Mapping[str, Reference] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A row per model and combination of `parts`: stack, gamma_flops, gamma_clock, alignment and frechet interaction (estimates), the
+    control and what the stack has over it, verdict, and samples_needed where that is unresolved. A cell that is missing or was not
+    measured gives a row with the reason as verdict.
+    """
+    found = []
+    for model in dict.fromkeys(r["model"] for r in records):
+        cells = {r["stack"]: r for r in records if r["model"] == model}
+        controls = [r for text, r in cells.items() if text.startswith("fewer_steps") and "+" not in text]
+        for c in subsets(parts):
+            for reading, stack in readings(c).items():
+                found.append(
+                    {"model": model, "stack": str(stack), "reading": reading}
+                    | _row(c, stack, cells, controls, scores, references)
+                )
+    return found
+
+
+def _row(
+    parts: Sequence[Stack], stack: Stack, cells: Mapping[str, Mapping[str, Any]], controls: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, Scores], references: Mapping[str, Reference] | None,
+) -> dict[str, Any]:  # fmt: skip
+    names = ["none", *map(str, parts), str(stack)]
+    row: dict[str, Any] = {}
+    for name in names:
+        status = cells[name]["status"] if name in cells else "missing"
+        if status not in MEASURED:
+            reason = f": {cells[name]['reason']}" if name in cells else ""
+            return row | {"verdict": f"{name} is {status}{reason}"}
+    none, *alone, together = (cells[name] for name in names)
+    flops = [r["flops"].get("flops") for r in (none, *alone, together)]
+    if all(flops):
+        row["gamma_flops"] = float(flops[0] / flops[-1] / np.prod([flops[0] / f for f in flops[1:-1]]))
+    row["gamma_clock"] = _gamma(none, alone, together)
+    mine = [scores.get(r["key"]) for r in (none, *alone, together)]
+    if not all(s is not None and ALIGNMENT in s.arrays for s in mine):
+        return row | {"verdict": "not scored"}
+    values = [s.arrays[ALIGNMENT] for s in mine if s is not None]
+    group = mine[0].arrays["group"]  # type: ignore[union-attr]
+    interaction = statistics.mean(values[-1] - sum(values[1:-1]) + (len(alone) - 1) * values[0], group)
+    row |= {"alignment": interaction, "frechet": _frechet(mine, group, none["world"], references)}
+    row |= _control(together, controls, scores, group)
+    return row | _verdict(interaction, row.get("over_control"))
+
+
+def _gamma(none: Any, alone: Sequence[Any], together: Any) -> Estimate | None:
+    """On the clock, per round: logarithms of the time of none per sample to the power of one less than the methods, and so on."""
+    times = [statistics.seconds_per_sample(r["timing"], "call_s") for r in (none, *alone, together)]
+    shared = sorted(set.intersection(*(set(t) for t in times)))
+    rounds = sorted({round_ for round_, _ in shared})
+    if not shared:
+        return None
+    signs = [1 - len(alone), *[1] * len(alone), -1]
+    logs = np.array([
+        sum(sign * np.log(sum(t[at] for at in shared if at[0] == r)) for sign, t in zip(signs, times, strict=True)) for r in rounds
+    ])  # fmt: skip
+    centre = float(logs.mean())
+    if len(logs) < 2:
+        return Estimate(value=float(np.exp(centre)), low=None, high=None, n=len(logs), se=None)
+    se = float(logs.std(ddof=1) / np.sqrt(len(logs)))
+    low, high = student(centre, se, len(logs) - 1)
+    return Estimate(
+        value=float(np.exp(centre)),
+        low=float(np.exp(low)),
+        high=float(np.exp(high)),
+        n=len(logs),
+        se=float(np.exp(centre) * se),
+    )
+
+
+def _frechet(
+    mine: Sequence[Any], group: Any, world: str, references: Mapping[str, Reference] | None
+) -> Estimate | None:
+    """The same interaction of Fréchet distances, its standard error by influence functions over whole groups."""
+    if not all(FEATURE in s.arrays for s in mine):
+        return None
+    reference = reference_of(world) if references is None else references[world]
+    tables = [np.asarray(s.arrays[FEATURE], np.float64) for s in mine]
+    signs = [len(mine) - 3, *[-1] * (len(mine) - 2), 1]
+    value = sum(sign * frechet(x, reference) for sign, x in zip(signs, tables, strict=True))
+    _, member = np.unique(group, return_inverse=True)
+    num = int(member.max()) + 1
+    if num < 2:
+        return Estimate(value=value, low=None, high=None, n=num, se=None)
+    each = sum(sign * influence(x, reference) for sign, x in zip(signs, tables, strict=True))
+    total = np.bincount(member, weights=each)
+    se = float(np.sqrt(num / (num - 1) * np.sum(total**2)) / len(tables[0]))
+    low, high = student(value, se, num - 1)
+    return Estimate(value=value, low=low, high=high, n=num, se=se)
+
+
+def _control(together: Any, controls: Sequence[Any], scores: Mapping[str, Scores], group: Any) -> dict[str, Any]:
+    """The equal-time control, and the alignment the stack has over it."""
+    measured = []
+    for control in controls:
+        if control["status"] in MEASURED and control["key"] in scores:
+            faster = statistics.speedup(together["timing"], control["timing"])  # the stack's time over the control's
+            if faster is not None and faster.estimate.value * NOT_SLOWER >= 1:
+                measured.append(control)
+    if not measured:
+        return {"control": None, "over_control": None}
+    best = max(measured, key=lambda r: r["sampling"]["steps"])
+    a, b = scores[together["key"]].arrays[ALIGNMENT], scores[best["key"]].arrays[ALIGNMENT]
+    return {"control": best["stack"], "over_control": statistics.delta(a, b, group)}
+
+
+def _verdict(interaction: Estimate, over: Estimate | None) -> dict[str, Any]:
+    low, high = interaction.low, interaction.high
+    if over is not None and over.high is not None and over.high < 0:
+        return {"verdict": "beaten", "samples_needed": None}
+    if high is not None and high < 0:
+        return {"verdict": "clashes", "samples_needed": None}
+    if low is not None and low > -MARGIN:
+        return {"verdict": "stacks", "samples_needed": None}
+    needed = None
+    if interaction.se:
+        reach = max(
+            -interaction.value, interaction.value + MARGIN
+        )  # from zero, or from the margin: what is farther away
+        needed = int(np.ceil(interaction.n * (statistics.detectable(interaction.se) / reach) ** 2))
+    return {"verdict": "unresolved", "samples_needed": needed}

@@ -1,0 +1,183 @@
+"""Does it stack: speed and quality interactions from cells alone and together, the equal-time control, and the verdict's rule."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ditbench import interaction
+from ditbench.distances import Moments, Reference, frechet
+from ditbench.interaction import ALIGNMENT, describe, factorial, interactions, joined
+from ditbench.metrics.frechet import FEATURE
+from ditbench.metrics.stored import Scores
+from ditbench.stack import Stack
+
+ROOT = Path(__file__).resolve().parents[1]
+A, B, C = (Stack.parse(text) for text in ("fora", "int8", "distill"))
+N = 400
+
+
+def world(times, losses, seed=0, steps=(), noise=0.1):
+    """Records and scores of cells: seconds per sample and mean loss of alignment by stack."""
+    rng = np.random.default_rng(seed)
+    base = rng.random(N)
+    features = rng.standard_normal((N, 4))
+    records, scores = [], {}
+    for stack, seconds in times.items():
+        timing = [
+            {"round": r, "batch": b, "size": 16, "call_s": 16 * seconds * (1 + 0.1 * r), "denoise_s": 1.0}
+            for r in range(3) for b in range(2)
+        ]  # fmt: skip
+        records.append({
+            "model": "m", "world": "w", "stack": stack, "key": stack, "status": "ok", "reason": "", "timing": timing,
+            "flops": {"flops": seconds * 1e9}, "sampling": {"steps": dict(steps).get(stack, 20)},
+        })  # fmt: skip
+        arrays = {
+            ALIGNMENT: base - losses[stack] + noise * rng.standard_normal(N),
+            FEATURE: features + losses[stack],
+            "group": np.arange(N),
+        }
+        scores[stack] = Scores(samples_sha256="", arrays=arrays)
+    return records, scores
+
+
+REFERENCE = {"w": Reference.of(Moments.of(np.random.default_rng(9).standard_normal((1000, 4))))}
+TIMES = {"none": 8.0, "fora": 4.0, "int8": 2.0, "int8+fora": 1.0}
+
+
+def row_of(times, losses, parts=(A, B), **more):
+    records, scores = world(times, losses, **more)
+    return interactions(records, scores, parts, REFERENCE)[-1]
+
+
+def test_what_multiplies_and_adds_up_stacks():
+    row = row_of(TIMES, {"none": 0, "fora": 0.1, "int8": 0.2, "int8+fora": 0.3}, noise=0.01)
+    assert row["gamma_flops"] == pytest.approx(1) and row["gamma_clock"].value == pytest.approx(1)
+    assert row["gamma_clock"].low <= 1 <= row["gamma_clock"].high and row["gamma_clock"].n == 3
+    assert row["alignment"].low < 0 < row["alignment"].high and abs(row["alignment"].value) < 0.01
+    assert row["verdict"] == "stacks" and row["control"] is None
+
+
+def test_a_loss_beyond_the_sum_clashes_and_speed_lost_together_shows_in_gamma():
+    row = row_of(TIMES | {"int8+fora": 1.6}, {"none": 0, "fora": 0.1, "int8": 0.2, "int8+fora": 0.5})
+    assert row["gamma_clock"].value == pytest.approx(1 / 1.6) and row["gamma_flops"] == pytest.approx(1 / 1.6)
+    assert row["alignment"].high < 0 and row["alignment"].value == pytest.approx(-0.2, abs=0.03)
+    assert row["verdict"] == "clashes"
+
+
+def test_three_methods_are_held_against_the_sum_of_three():
+    times = {
+        "none": 8.0,
+        "fora": 4.0,
+        "int8": 2.0,
+        "distill": 4.0,
+        "int8+fora": 1.0,
+        "distill+fora": 2.0,
+        "distill+int8": 1.0,
+    }
+    losses = dict.fromkeys(times, 0.0) | {"fora": 0.1, "int8": 0.2, "distill": 0.3}
+    row = row_of(times | {"distill+int8+fora": 0.5}, losses | {"distill+int8+fora": 0.7}, (A, B, C))
+    assert row["stack"] == str(joined((A, B, C))) == "distill+int8+fora"
+    assert row["gamma_clock"].value == pytest.approx(1) and row["alignment"].value == pytest.approx(-0.1, abs=0.03)
+
+
+def test_the_frechet_interaction_is_the_difference_of_distances_and_covers_nothing_when_there_is_none():
+    losses = {"none": 0, "fora": 0.1, "int8": 0.2, "int8+fora": 0.5}
+    records, scores = world(TIMES, losses)
+    row = interactions(records, scores, (A, B), REFERENCE)[-1]
+    distance = {name: frechet(s.arrays[FEATURE], REFERENCE["w"]) for name, s in scores.items()}
+    expected = distance["int8+fora"] - distance["fora"] - distance["int8"] + distance["none"]
+    assert row["frechet"].value == pytest.approx(expected) and row["frechet"].low < expected < row["frechet"].high
+    covered = 0
+    for seed in range(60):  # independent features: the same distances on average
+        rng = np.random.default_rng(100 + seed)
+        for s in scores.values():
+            s.arrays[FEATURE] = rng.standard_normal((N, 4))
+        found = interactions(records, scores, (A, B), REFERENCE)[-1]["frechet"]
+        covered += found.low <= 0 <= found.high
+    assert covered >= 52
+
+
+def test_the_control_is_the_one_with_the_most_steps_that_is_no_slower():
+    controls = {"fewer_steps": 4.0, "fewer_steps(share=0.2)": 1.01, "fewer_steps(share=0.1)": 0.5}
+    steps = {"fewer_steps": 10, "fewer_steps(share=0.2)": 4, "fewer_steps(share=0.1)": 2}.items()
+    losses = {"none": 0, "fora": 0.1, "int8": 0.2, "int8+fora": 0.3} | dict.fromkeys(controls, 0.05)
+    row = row_of(TIMES | controls, losses, steps=steps)
+    assert row["control"] == "fewer_steps(share=0.2)" and row["verdict"] == "beaten"
+    assert row["over_control"].value == pytest.approx(-0.25, abs=0.03)
+    losses |= dict.fromkeys(controls, 0.6)
+    assert row_of(TIMES | controls, losses, steps=steps, noise=0.01)["verdict"] == "stacks"
+
+
+def test_an_unresolved_interaction_says_how_many_samples_would_resolve_it():
+    losses = {"none": 0, "fora": 0.1, "int8": 0.1, "int8+fora": 0.21}
+    row = row_of(TIMES, losses, noise=0.3)
+    assert row["verdict"] == "unresolved" and row["alignment"].low < -0.02 and row["alignment"].high > 0
+    reach = max(-row["alignment"].value, row["alignment"].value + interaction.MARGIN)
+    assert row["samples_needed"] == int(np.ceil(N * (2.8015 * row["alignment"].se / reach) ** 2 + 1e-3)) or (
+        row["samples_needed"] == pytest.approx(N * (2.8015 * row["alignment"].se / reach) ** 2, rel=1e-3)
+    )
+    assert row["samples_needed"] > N
+
+
+def test_cells_that_were_not_measured_are_rows_with_the_reason():
+    records, scores = world(TIMES, dict.fromkeys(TIMES, 0.0))
+    records[2] |= {"status": "refused", "reason": "no integers here"}
+    (row,) = interactions(records, scores, (A, B), REFERENCE)
+    assert row["verdict"] == "int8 is refused: no integers here"
+    (row,) = interactions(records[:2], scores, (A, B), REFERENCE)
+    assert row["verdict"] == "int8 is missing"
+    assert describe([row])[0]["verdict"] == "int8 is missing"
+
+
+def test_the_factorial_has_every_combination_in_both_readings_and_its_controls():
+    parts = [Stack.parse(text) for text in ("diffsparse", "distill", "int8")]
+    stacks = factorial(parts)
+    assert [s for s in stacks if "fewer_steps" not in s] == [
+        "diffsparse", "distill", "int8", "distill+diffsparse", "distill+diffsparse(tuned='alone')", "int8+diffsparse", "distill+int8",
+        "distill+int8+diffsparse", "distill+int8+diffsparse(tuned='alone')",
+    ]  # fmt: skip
+    assert sum("fewer_steps" in s for s in stacks) == len(interaction.SHARES)
+    with pytest.raises(ValueError, match="two or three methods"):
+        factorial(parts[:1])
+    with pytest.raises(ValueError, match="both claim num-steps"):
+        factorial([parts[1], Stack.parse("fewer_steps")])
+
+
+def test_stack_runs_the_factorial_and_prints_its_rule(tmp_path):
+    command = [
+        "stack",
+        "fora",
+        "int8",
+        "--models",
+        "dit-tiny",
+        "--num-samples",
+        "2",
+        "--rounds",
+        "1",
+        "--json",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_bench.py"), *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (row,) = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (row["model"], row["stack"]) == ("dit-tiny", "int8+fora") and row["verdict"] in (
+        "stacks",
+        "clashes",
+        "beaten",
+        "unresolved",
+    )
+    assert (
+        row["gamma_flops"] == pytest.approx(1, abs=0.01)
+        and "equal-time control" in " ".join(done.stdout.split()).lower()
+    )
