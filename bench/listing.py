@@ -45,6 +45,7 @@ def _methods(verbose: bool, plugins: Sequence[str]) -> list[dict[str, Any]]:
         if verbose:
             row |= {"stage": traits.stage.name.lower(), "claims": ", ".join(sorted(traits.claims))}
             row |= {"needs": ", ".join(sorted(traits.needs)), "paper": traits.paper}
+            row["more"] = cls.more() if hasattr(cls, "more") else ""
         found.append(row)
     return found
 

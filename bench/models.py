@@ -165,10 +165,10 @@ def _from_hub(model: Model, download: bool) -> Path:
         try:
             return Path(DiffusionPipeline.download(model.hub, use_safetensors=True, local_files_only=not download))
         except Exception as error:  # whatever the network stack raises, there is nothing else to do than to say so
-            raise ValueError(f"{model.hub} on the Hugging Face hub {_trouble(error)}") from error
+            raise ValueError(f"{model.hub} on the Hugging Face hub {trouble(error)}") from error
 
 
-def _trouble(error: BaseException) -> str:
+def trouble(error: BaseException) -> str:
     """What went wrong with the hub, by the most telling of an error and its causes."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 

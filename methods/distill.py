@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ditbench.checkpoints import checkpoint, checkpoints
 from ditbench.method import Attachment, Stage, knob, method
 from ditbench.workload import Sampling
 
@@ -23,50 +24,84 @@ class Distill:
     A student belongs to the very weights it was distilled from; on others it is refused.
     """
 
-    steps: int = knob(4, low=1)
-    """Sampler steps of the student; one is trained for each number."""
+    steps: int | None = knob(None, low=1)
+    """Sampler steps of the student; None: four, or what the checkpoint was made for. One is trained for each number."""
     objective: Literal["trajectory", "progressive", "lcm", "scm", "meanflow"] = "trajectory"
     """What it was trained to do: `trajectory` regresses the teacher's mean velocity between its states, `progressive` halves the steps
     stage by stage, `lcm` is latent consistency distillation, `scm` its continuous-time form, `meanflow` the mean velocity's identity."""
     student: str = ""
     """Folder of a student; empty: the one that was prepared."""
+    checkpoint: str = ""
+    """Name of a published checkpoint instead (bench/checkpoints.toml), for full-size models."""
+
+    @staticmethod
+    def more() -> str:
+        """The published checkpoints and their licences, for `list methods -v`."""
+        return "; ".join(
+            f"{row.name} ({row.hub}: {row.licence or 'licence on its page'})" for row in checkpoints().values()
+        )
+
+    def __post_init__(self) -> None:
+        if self.student and self.checkpoint:
+            raise ValueError("distill takes a student or a checkpoint, not both")
+        if self.checkpoint:
+            checkpoint(self.checkpoint)
+
+    @property
+    def _steps(self) -> int:
+        return self.steps or (checkpoint(self.checkpoint).steps if self.checkpoint else 4)
 
     def adapt(self, sampling: Sampling) -> Sampling:
         """Few steps; guidance is in the weights."""
-        return replace(sampling, steps=self.steps, guidance=1.0)
+        guidance = checkpoint(self.checkpoint).guidance if self.checkpoint else 1.0
+        return replace(sampling, steps=self._steps, guidance=guidance)
 
     def recipe(self) -> dict[str, Any] | None:
         """What the prepared student depends on."""
-        return None if self.student else {"version": 1, "objective": self.objective, "steps": self.steps}
+        if self.student or self.checkpoint:
+            return None
+        return {"version": 1, "objective": self.objective, "steps": self._steps}
 
     def inputs(self) -> list[Path]:
         """The files of the student."""
         return [Path(self.student) / name for name in ("student.json", "student.safetensors")] if self.student else []
 
     def check(self, pipeline: Any) -> str | None:
-        """A student given as a folder must be one of this very transformer."""
+        """A student given as a folder must be one of this very transformer; a checkpoint must be there and fit."""
+        if self.checkpoint:
+            from ditbench.checkpoints import unfit
+
+            return None if _nowhere(pipeline) else unfit(checkpoint(self.checkpoint), pipeline)
         if not self.student:
             return None
-        from ditbench.distilling import unfit
+        from ditbench.distilling import unfit as other
 
-        return unfit(Path(self.student), pipeline.transformer, self.steps)
+        return other(Path(self.student), pipeline.transformer, self._steps)
 
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
         """Train the student; returns notes for the manifest."""
         from ditbench.distilling import Recipe, prepare_student
 
-        return prepare_student(folder, room, Recipe(objective=self.objective, steps=self.steps))
+        return prepare_student(folder, room, Recipe(objective=self.objective, steps=self._steps))
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Put weights and sampler in place. Without weights anywhere (counting on the meta device) only the steps are few."""
+        from ditbench.checkpoints import put_in_place as put_checkpoint
         from ditbench.distilling import put_in_place
 
         folder = Path(self.student) if self.student else at.artifact
-        if folder is None and pipeline.transformer.device.type == "meta":
+        if _nowhere(pipeline) and folder is None:
             at.count("weights")
+            return
+        if self.checkpoint:
+            put_checkpoint(checkpoint(self.checkpoint), pipeline, at)
             return
         if folder is None:
             raise ValueError(
                 "no student has been distilled from this model; python run_bench.py prepare distill does it"
             )
         put_in_place(folder, pipeline, at)
+
+
+def _nowhere(pipeline: Any) -> bool:
+    return bool(pipeline.transformer.device.type == "meta")

@@ -51,7 +51,7 @@ def test_methods_import_only_what_a_stranger_could_and_never_each_other():
         "stack",
         "quantizing",
     ]
-    preparing = ["distilling", "learning", "mixing", "calibration", "prepare"]
+    preparing = ["distilling", "checkpoints", "learning", "mixing", "calibration", "prepare"]
     allowed = tuple(f"ditbench.{name}" for name in running + preparing)
     for path in sorted((ROOT / "methods").glob("*.py")):
         for name in imports(path):

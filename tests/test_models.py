@@ -235,7 +235,7 @@ def test_a_hub_that_refuses_or_cannot_be_reached_is_one_sentence(monkeypatch):
     gated = GatedRepoError.__new__(GatedRepoError, "licence")
     wrapped = OSError("diffusers tells the network's errors as one of its own")
     wrapped.__cause__ = gated
-    assert "is gated" in models._trouble(wrapped)
+    assert "is gated" in models.trouble(wrapped)
 
 
 def test_the_weights_hash_follows_the_content(folder, tmp_path):

@@ -1,0 +1,69 @@
+"""What was trained for a method, as a picture in its folder: the loss curve, and the schedule where there is one.
+
+Read from `log.csv`, `schedule.json` and `manifest.json` alone.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ditbench.record import read_json
+from ditbench.reports.heatmaps import paint
+from ditbench.reports.style import FAMILIES, INK, QUIET, RC
+from ditbench.schedule import Schedule
+
+PICTURE = "training.png"
+SMOOTH = 15
+"""Iterations the running mean goes over."""
+
+
+def draw_training(folder: Path) -> Path | None:
+    """Draw `training.png` beside what was trained; None where nothing there can be drawn."""
+    told = folder / "log.csv"
+    if not told.is_file():
+        return None
+    rows = list(csv.DictReader(told.open(newline="")))
+    manifest = read_json(folder / "manifest.json")
+    schedule = Schedule.read(folder / "schedule.json") if (folder / "schedule.json").is_file() else None
+    with matplotlib.rc_context(matplotlib.rcParamsDefault | RC):
+        figure = Figure(figsize=(8.4 if schedule else 5.2, 2.9), dpi=100, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, 2 if schedule else 1, squeeze=False)[0]
+        _curve(panels[0], rows)
+        if schedule:
+            paint(panels[1], {"sublayers": schedule.sublayers, "keep": schedule.keep.tolist()})
+            panels[1].set_title("share of tokens computed (dark: reused)", fontsize=8, loc="left")
+        below = "" if manifest["below"] == "none" else f" under {manifest['below']}"
+        title = f"{manifest['method']} for {manifest['model']}, {manifest['steps']} steps{below}: {manifest['seconds']:.0f} s"
+        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+        figure.savefig(folder / PICTURE, metadata={"Software": None})
+    return folder / PICTURE
+
+
+def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
+    """Every loss as a faint point with its running mean, and what was held out as diamonds."""
+    ink, mark = FAMILIES["cache"].colour, FAMILIES["quantisation"].colour
+    x = np.arange(len(rows))
+    if rows[0].get("step"):
+        x = np.array([int(row["step"]) for row in rows])
+    seen = [(at, float(row["loss"])) for at, row in zip(x, rows, strict=True) if row["loss"]]
+    held = [(at, float(row["held_out"])) for at, row in zip(x, rows, strict=True) if row.get("held_out")]
+    at, loss = (np.array(part) for part in zip(*seen, strict=True))
+    if len(loss) > 3 * SMOOTH:
+        axis.plot(at, loss, ".", color=ink, alpha=0.25, markersize=3)
+        axis.plot(at[SMOOTH - 1 :], np.convolve(loss, np.ones(SMOOTH) / SMOOTH, "valid"), color=ink, label="loss")
+    else:
+        axis.plot(at, loss, color=ink, label="loss")
+    if held:
+        axis.plot(*zip(*held, strict=True), "D-", color=mark, markersize=3.5, linewidth=0.8, label="held out")
+    if (loss > 0).all():
+        axis.set_yscale("log")
+    axis.set_xlabel("iteration", color=QUIET)
+    axis.legend(fontsize=7.5, labelcolor=INK)
