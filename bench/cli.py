@@ -172,7 +172,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from ditbench.models import select
     from ditbench.prepare import prepare
     from ditbench.progress import counting, progress
-    from ditbench.reports.training import draw_training
+    from ditbench.reports.training import write_card
     from ditbench.stack import Stack
 
     _load(args.plugin)
@@ -182,7 +182,7 @@ def _prepare(args: argparse.Namespace) -> int:
             models, stack, args.weights, lambda need: counting(tell, f"{need.model} {need.method}"), args.out
         )
     for row in rows:
-        draw_training(Path(row["folder"]))
+        write_card(Path(row["folder"]))
     _show(rows, args.json, "")
     return OK
 

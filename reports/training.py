@@ -1,4 +1,4 @@
-"""What was trained for a method, as a picture in its folder: the loss curve, and the schedule where there is one.
+"""What was trained for a method, as a card in its folder: what it is for, what it cost, the loss curve, the schedule where there is one.
 
 Read from `log.csv`, `schedule.json` and `manifest.json` alone.
 """
@@ -19,9 +19,22 @@ from ditbench.reports.heatmaps import paint
 from ditbench.reports.style import FAMILIES, INK, QUIET, RC
 from ditbench.schedule import Schedule
 
-PICTURE = "training.png"
+PICTURE, CARD = "training.png", "README.md"
 SMOOTH = 15
 """Iterations the running mean goes over."""
+
+
+def write_card(folder: Path) -> Path:
+    """Write `README.md` and, where there is something to draw, `training.png` beside what was trained."""
+    manifest, picture = read_json(folder / "manifest.json"), draw_training(folder)
+    below = "" if manifest["below"] == "none" else f" under `{manifest['below']}`"
+    facts = {"made with": f"`python run_bench.py prepare '{manifest['stack']}' --models {manifest['model']}`"}
+    facts |= {"seconds": manifest["seconds"], **manifest["recipe"], **manifest["notes"]}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    shown = f"\n![training]({PICTURE})\n" if picture else ""
+    title = f"# {manifest['method']} for {manifest['model']}\n\nFor {manifest['steps']} steps{below}.\n"
+    (folder / CARD).write_text(f"{title}\n| | |\n|---|---|\n{rows}\n{shown}")
+    return folder / CARD
 
 
 def draw_training(folder: Path) -> Path | None:
