@@ -29,6 +29,7 @@ from ditbench.rules import Selector
 from ditbench.schedule import LEVELS, Schedule
 from ditbench.stack import Stack
 from ditbench.student import Student, studio
+from ditbench.zoo.judge import load_judge
 
 if TYPE_CHECKING:
     from ditbench.prepare import Workroom
@@ -263,7 +264,7 @@ def prepare_schedule(
     # The activations of a tiny model's whole sampling fit in memory (2.6 GB at eight pictures), and a third of the time is saved.
     told = {"allocator": allocator, "keep": keep, "selector": selector, "by_macs": by_macs, "checkpointed": False}
     recipe = Recipe(**told | more)
-    distance = Perceptual(room.model.world)
+    distance = Perceptual(load_judge(room.model.world))
     of = recipe.stage1 + recipe.stage2 + 1
     done = iter(range(1, of + 1))
 

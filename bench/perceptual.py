@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditbench.zoo.judge import Judge, load_judge
+from ditbench.zoo.judge import Judge
 
 LAYERS = (1, 3, 4, 6)
 """Layers of the judge's trunk that are compared."""
@@ -23,8 +23,8 @@ class Perceptual:
 
     name = "perceptual.shapes_v1"
 
-    def __init__(self, world: str) -> None:
-        self.judge: Judge = load_judge(world).requires_grad_(False)
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge.requires_grad_(False)
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """[B] for pictures [B,3,H,W] or videos [B,3,T,H,W] in 0..1."""

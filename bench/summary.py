@@ -44,7 +44,7 @@ An entry of `quality`:
     parts           {attribute: {"value": estimate, "delta": estimate | None}}
 
 Metrics: align.shapes_v1 (parts: class; or shape, colour, size, position, background, texture, motion); fd.shapes_v1
-(value without interval, because a Fréchet distance is biased in n; the delta has one); psnr.vs_none and ssim.vs_none
+(value without interval, because a Fréchet distance is biased in n; the delta has one); perceptual.shapes_v1, psnr.vs_none and ssim.vs_none
 (the value is already against none, so delta is None, and for the baseline itself the value too).
 """
 

@@ -34,7 +34,10 @@ WHOLE = (
     "threads",
 )
 """Columns of whole numbers, with those named after a count or bytes: written without a decimal point also where some are missing."""
-FIDELITY = "psnr.vs_none and ssim.vs_none say how closely a sample repeats the un-accelerated one of the same noise: fidelity, not quality."
+FIDELITY = (
+    "perceptual.shapes_v1, psnr.vs_none and ssim.vs_none say how closely a sample repeats the un-accelerated one of the same noise: "
+    "fidelity, not quality."
+)
 
 
 def write_tables(section: Section, folder: Path) -> list[Path]:

@@ -127,9 +127,16 @@ def write_cell(folder, model, stack, status, rng, n, rounds, drift, resolution, 
             "mse.vs_none": np.full(n, 0.01),
             "psnr.vs_none": 25 + rng.standard_normal(n),
             "ssim.vs_none": 0.8 + 0.05 * rng.random(n),
+            "perceptual.shapes_v1": 0.2 + 0.05 * rng.random(n),
         }
     against = "" if stack != "none" else "this is the baseline itself"
-    reasons = {"align.shapes_v1": "", "fd.shapes_v1": "", "psnr.vs_none": against, "ssim.vs_none": against}
+    reasons = {
+        "align.shapes_v1": "",
+        "fd.shapes_v1": "",
+        "psnr.vs_none": against,
+        "ssim.vs_none": against,
+        "perceptual.shapes_v1": against,
+    }
     write_file(folder / "scores" / f"{key}.safetensors", Scores(samples_sha256="", arrays=arrays, reasons=reasons))
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from ditbench import shapes
-from ditbench.metrics import Metric, alignment, fidelity, frechet, metrics, select
+from ditbench.metrics import Metric, alignment, fidelity, frechet, metrics, perceptual, select
 from ditbench.metrics import reference as references
 from ditbench.metrics.samples import Sampled, Samples, to_pixels
 from ditbench.zoo.judge import Judge
@@ -233,3 +233,19 @@ def test_a_missing_or_damaged_reference_is_named(tmp_path):
 
 def test_a_metric_is_plain_data():
     assert Metric(name="a.b", family="fidelity", better="higher", unit="", doc="A.", needs="b").module is fidelity
+
+
+@pytest.mark.parametrize(("world", "shape"), [("class", (3, 32, 32, 3)), ("video", (3, 5, 32, 32, 3))])
+def test_perceptual_distance_is_nothing_for_the_same_picture_and_refused_without_a_baseline(
+    tmp_path, judge_folder, world, shape
+):
+    metric, mine, other = metrics()["perceptual.shapes_v1"], noise(0, *shape), noise(1, *shape)
+    mine[0] = other[0]
+    told = {"world": world, "judge_folder": judge_folder}
+    both = cell(samples_at(tmp_path / "a", mine), baseline=samples_at(tmp_path / "b", other), **told)
+    assert perceptual.refuse(both, metric) == ""
+    found = perceptual.extract(both, metric)["perceptual.shapes_v1"]
+    assert found.shape == (3,) and found[0] == 0 and (found[1:] > 0.01).all() and (found <= 16).all()
+    alone = cell(both.samples, no_baseline="this is the baseline itself", **told)
+    assert perceptual.refuse(alone, metric) == "this is the baseline itself"
+    assert perceptual.fingerprint(alone, metric) != perceptual.fingerprint(both, metric)

@@ -77,7 +77,7 @@ def test_every_measured_cell_gets_values_per_sample_and_reasons_for_what_is_miss
     fast, none = scores["m--fast"], scores["m--none"]
     assert {name: a.shape for name, a in fast.arrays.items()} == {
         "align.shapes_v1": (N,), "align.shapes_v1.class": (N,), "feature.shapes_v1": (N, 64), "mse.vs_none": (N,),
-        "psnr.vs_none": (N,), "ssim.vs_none": (N,), "group": (N,),
+        "psnr.vs_none": (N,), "ssim.vs_none": (N,), "perceptual.shapes_v1": (N,), "group": (N,),
     }  # fmt: skip
     assert set(fast.reasons.values()) == {""}
     assert 20 < fast.arrays["psnr.vs_none"].mean() < 40

@@ -11,6 +11,7 @@ from ditbench.metrics.stored import Scores
 from ditbench.summary import DRIFT_BOUND, predict, shares, summarise
 
 N = 40
+AGAINST = [m.name for m in metrics().values() if m.against_none]
 KEYS = {
     "key", "model", "family", "world", "stack", "status", "reason", "methods", "baseline", "baseline_key", "num_samples", "batch_size",
     "rounds", "seed", "device", "dtype", "weights", "sampling", "quality", "timing", "share", "speedup_call", "speedup_denoise",
@@ -58,9 +59,9 @@ def scores(seed, shift=0.0, baseline=False):
     }  # fmt: skip
     reasons = dict.fromkeys(metrics(), "")
     if baseline:
-        reasons |= {"psnr.vs_none": "this is the baseline itself", "ssim.vs_none": "this is the baseline itself"}
+        reasons |= dict.fromkeys(AGAINST, "this is the baseline itself")
     else:
-        arrays |= {"psnr.vs_none": 20 + r.standard_normal(N), "ssim.vs_none": 0.8 + 0.01 * r.standard_normal(N)}
+        arrays |= {name: 0.8 + 0.01 * r.standard_normal(N) for name in AGAINST}
     return Scores(samples_sha256="", arrays=arrays, reasons=reasons)
 
 
@@ -162,7 +163,7 @@ def test_frechet_has_an_interval_on_its_delta_only(rows):
 
 def test_fidelity_has_a_value_and_no_delta(rows):
     entry = rows["m--fora"]["quality"]["psnr.vs_none"]
-    assert entry["value"]["value"] == pytest.approx(20, abs=0.5) and entry["value"]["low"] < entry["value"]["high"]
+    assert entry["value"]["value"] == pytest.approx(0.8, abs=0.01) and entry["value"]["low"] < entry["value"]["high"]
     assert entry["delta"] is None and entry["delta_reason"] == "the value is already against none"
     assert rows["m--none"]["quality"]["psnr.vs_none"]["reason"] == "this is the baseline itself"
 

@@ -64,6 +64,17 @@ _TABLE = (
         needs=_JUDGE + ", and the reference features of that world",
     ),
     Metric(
+        name="perceptual.shapes_v1",
+        family="perceptual",
+        better="lower",
+        unit="",
+        doc="Distance of the judge's layers, as LPIPS is built, to the un-accelerated sample of the same noise: reproduction, not "
+        "quality.",
+        needs=_JUDGE + ", and " + _BASELINE,
+        bounds=(0.0, 16.0),
+        against_none=True,
+    ),
+    Metric(
         name="psnr.vs_none",
         family="fidelity",
         better="higher",

@@ -105,7 +105,7 @@ class Sampled:
 
         from ditbench.shapes import Scenes
 
-        judge, features, seen = self._judge(), [], []
+        judge, features, seen = self.judge(), [], []
         with torch.inference_mode():
             for chunk in self.samples.chunks():
                 pixels = to_pixels(chunk)
@@ -113,7 +113,8 @@ class Sampled:
                 seen.extend(judge.read(pixels).truths())
         return np.concatenate(features), Scenes.of(seen)
 
-    def _judge(self) -> Judge:
+    def judge(self) -> Judge:
+        """The judge of this world; ValueError when its weights are damaged."""
         from ditbench.zoo.judge import load_judge
 
         try:
