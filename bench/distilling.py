@@ -40,9 +40,9 @@ class Recipe:
     objective: str = "trajectory"
     steps: int = 4
     """Of the student."""
-    recordings: int = 2048
+    recordings: int = 1024
     """Requests the teacher is recorded on."""
-    iterations: int = 2000
+    iterations: int = 1500
     batch: int = 32
     rate: float = 1e-3
     average: float = 0.998
