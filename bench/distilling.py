@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import functools
 import hashlib
 import json
@@ -51,11 +52,16 @@ class Recipe:
 
 
 def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, Any]:
-    """Train a student and write `student.safetensors` (half precision), `student.json` and `log.csv`; returns notes."""
+    """Train a student and write `student.safetensors` (half precision), `student.json` and `log.csv`; returns notes.
+
+    Raises ValueError for a student of as many steps as its teacher.
+    """
+    if recipe.steps >= room.sampling.steps:
+        raise ValueError(f"a student of {recipe.steps} steps is no shorter than its teacher's {room.sampling.steps}")
     teacher = room.pipe.transformer.eval().requires_grad_(False)
     process, stages = Process.of(room.pipe.scheduler), 1
     if recipe.objective == "progressive":  # from as many steps as halving can begin with
-        stages = int(math.log2(room.sampling.steps / recipe.steps))
+        stages = max(1, int(math.log2(room.sampling.steps / recipe.steps)))
     recorded = record(room, recipe.recordings, recipe.seed, recipe.steps * 2**stages if stages > 1 else None)
     student = copy.deepcopy(teacher).requires_grad_(True)
     if recipe.objective == "meanflow":
@@ -82,9 +88,12 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
     (folder / NOTES).write_text(
         json.dumps({"teacher": fingerprint(room.pipe.transformer), "sampler": notes}, indent=1) + "\n"
     )
-    header, *first = (work / "0" / "loss.csv").read_text().splitlines()
-    more = [line for i in range(1, stages) for line in (work / str(i) / "loss.csv").read_text().splitlines()[1:]]
-    (folder / "log.csv").write_text("\n".join([header, *first, *more]) + "\n")
+    with (folder / "log.csv").open("w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(["step", "loss", "seconds"])
+        for stage in range(stages):
+            _, *rows = csv.reader((work / str(stage) / "loss.csv").open(newline=""))
+            writer.writerows([int(step) + stage * lesson.iterations, *rest] for step, *rest in rows)
     shutil.rmtree(work)
     return asdict(recipe)
 

@@ -235,3 +235,16 @@ def test_recording_leaves_the_pipeline_as_it_was():
         set(vars(room.pipe.scheduler)),
         len(room.pipe.transformer._forward_pre_hooks),
     )
+
+
+def test_a_student_as_slow_as_its_teacher_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="a student of 4 steps is no shorter than its teacher's 4"):
+        prepare_student(tmp_path, room_of("pixart"), Recipe(steps=4))
+
+
+def test_the_log_of_a_training_in_stages_goes_on_counting(tmp_path):
+    few = Recipe(objective="progressive", steps=1, recordings=2, iterations=4, batch=2, average=0.5)
+    prepare_student(tmp_path, room_of("pixart"), few)  # 4 steps to 2 to 1
+    steps = [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()]
+    assert steps == ["step", "2", "4"]
+    assert len(json.loads((tmp_path / "student.json").read_text())["sampler"]["timesteps"]) == 1
