@@ -96,8 +96,10 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
             if round_ == 0:
                 _save_samples(folder / SAMPLES, [made[i] for i in sorted(made)])
                 found["memory"] = memory
+                part = parts[0] if flops.decides_per_batch(cell.stack) else parts[0][:1]
                 alike = flops.alike_every_call(cell.stack)
-                found["flops"] = asdict(flops.count_generation(pipe, lambda: sampler(parts[0][:1]), alike=alike))
+                counted = flops.count_generation(pipe, lambda: sampler(part), alike=alike)
+                found["flops"] = asdict(counted.divided(len(part)))
     return found
 
 

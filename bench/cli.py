@@ -197,7 +197,7 @@ def _match(args: argparse.Namespace) -> int:
         raise ValueError(f"--saved: {args.saved} is not between 0 and 1")
     models, stacks = select(args.models), [Stack.parse(text) for text in split_stacks(args.methods)]
     rows = [row for model in models for row in match(model, stacks, args.saved, args.weights)]
-    _show(rows, args.json, "saved: share of the un-accelerated model's FLOPs, on four training requests")
+    _show(rows, args.json, "saved: share of the un-accelerated model's FLOPs, on training requests")
     return SOME_FAILED if any(row["note"] for row in rows) else OK
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ditbench.workload import Sampling, sampling_of
@@ -44,6 +44,18 @@ class Flops:
     """Of the autoencoder; not in `flops`."""
     uncounted: dict[str, int]
     """Product-like operations without a formula, by name: how often they ran. Prefixed with the part when not the transformer's."""
+
+    def divided(self, by: int) -> Flops:
+        """What one of `by` samples costs on average, of a generation of that many."""
+        return replace(
+            self,
+            **{f.name: getattr(self, f.name) // by for f in fields(self) if f.name not in ("forwards", "uncounted")},
+        )
+
+
+def decides_per_batch(stack: Stack) -> bool:
+    """Whether a method decides once for the whole batch, so that a sample alone may cost something else."""
+    return any(m.traits.decides_per_batch for m in stack.methods)
 
 
 def alike_every_call(stack: Stack) -> bool:

@@ -18,6 +18,8 @@ CLOSE = 0.005
 TURNS = 10
 SAMPLES = 4
 """Training requests that are generated to count; methods that decide by values decide on them."""
+BATCH = 16
+"""The same where one decision is taken for the batch: a spec's batch size; a video counts as four."""
 
 
 def match(model: Model, stacks: list[Stack], saved: float, weights: str) -> list[dict[str, Any]]:
@@ -69,18 +71,18 @@ def _matched(stack: Stack, saved: float, saves: Any, pipe: Any) -> dict[str, Any
     return {"stack": str(at(best)), "saved": round(tried[best], 4), "note": ""}
 
 
-def _flops(model: Model, pipe: Any, stack: Stack, weights: str) -> int:
+def _flops(model: Model, pipe: Any, stack: Stack, weights: str) -> float:
     """FLOPs of a generation of the training requests."""
     import torch
 
     from ditbench.artifact import resolve
-    from ditbench.flops import alike_every_call, count_generation
+    from ditbench.flops import alike_every_call, count_generation, decides_per_batch
     from ditbench.measure import Sampler
     from ditbench.quiet import quiet
-    from ditbench.workload import sampling_of, training_requests
+    from ditbench.workload import count_for, sampling_of, training_requests
 
-    requests = training_requests(model, SAMPLES, 0)
+    requests = training_requests(model, count_for(model, BATCH) if decides_per_batch(stack) else SAMPLES, 0)
     prepared = {name: artifact.folder for name, artifact in resolve(model, stack, weights).items()}
     with quiet(), torch.inference_mode(), stack.attached(pipe, prepared) as attached:
         sampler = Sampler(pipe, model, stack.adapt(sampling_of(model)), attached, "cpu")
-        return count_generation(pipe, lambda: sampler(requests), alike=alike_every_call(stack)).flops
+        return count_generation(pipe, lambda: sampler(requests), alike=alike_every_call(stack)).flops / len(requests)

@@ -19,6 +19,7 @@ from ditbench.models import select
 from ditbench.quiet import quiet
 from ditbench.rules import TOCA
 from ditbench.stack import Stack
+from ditbench.testing import KINDS, tiny
 
 GOLDEN = {  # GMACs of one pass, batch 1 (DiT's authors: 118.64 and 524.60, cache-dit for FLUX 3726.87 TFLOPs in 50 steps)
     "dit-xl-2-256": 118.67,
@@ -389,6 +390,25 @@ def test_a_method_that_claims_nothing_is_counted_in_every_call():
     with stack.attached(pipe):
         alike = flops.alike_every_call(stack)
         assert flops.count_generation(pipe, lambda: generate(pipe, model), alike=alike).flops < whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_costs_its_samples(kind):
+    subject = tiny(kind, steps=2)
+    with torch.no_grad():
+        one, two = (
+            flops.count_generation(subject.pipeline, lambda w=w: subject.generate(subject.sampling, w))
+            for w in ([0], [0, 1])
+        )
+    assert two.divided(2) == one and two.flops == 2 * one.flops
+
+
+def test_what_decides_per_batch_is_known_from_its_traits():
+    assert [flops.decides_per_batch(Stack.parse(text)) for text in ("none", "fora+int8", "teacache+int8")] == [
+        False,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
