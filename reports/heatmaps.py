@@ -68,10 +68,10 @@ def paint(axis: Any, schedule: dict[str, Any]) -> Any:
 
 def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, path: Path) -> Path:
     wide, high = min(WIDE, len(shown)), -(-len(shown) // WIDE)
-    width, height = 1.5 + 3.0 * wide, 0.75 + 2.7 * high
+    width, height = 1.7 + 3.0 * wide, 0.75 + 2.7 * high
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
-    edges = {"left": 0.65 / width, "right": 1 - 0.95 / width, "bottom": 0.45 / height, "top": 1 - 0.65 / height}
+    edges = {"left": 0.85 / width, "right": 1 - 0.95 / width, "bottom": 0.45 / height, "top": 1 - 0.65 / height}
     panels = figure.subplots(high, wide, squeeze=False, gridspec_kw=edges | {"wspace": 0.28, "hspace": 0.4})
     image: Any = None
     for axis, entry in zip(panels.flat, [*shown, *[None] * (wide * high - len(shown))], strict=True):
