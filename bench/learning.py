@@ -78,7 +78,7 @@ class Learned:
     """What came of it."""
 
     cost: Costs
-    """[R,S]: the table as it was left, from which a schedule for any budget can be solved again."""
+    """[R,S]: the table the schedule was solved from; one for any other budget can be solved from it."""
     schedule: Schedule
     """The best on held-out requests."""
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -130,31 +130,33 @@ def learn(
                 loss = distance(teacher, paint(levels, again, steps)).mean()
                 (g,) = torch.autograd.grad(loss, levels)
             change = (g - g.gather(2, torch.from_numpy(chosen)[..., None])).flatten(0, 1).double().numpy()
-            return float(loss), change
+            return loss.item(), change
 
-        def note(stage: int, iteration: int, loss: float | None, chosen: Levels, last: bool = False) -> None:
+        def note(
+            stage: int, iteration: int, loss: float | None, chosen: Levels, table: Costs, last: bool = False
+        ) -> None:
             nonlocal best
             row: dict[str, Any] = {"stage": stage, "iteration": iteration, "loss": loss, "held_out": None}
             if last or iteration % 10 == 0:
                 row["held_out"] = trial(chosen)
                 if row["held_out"] < best:
                     best = row["held_out"]
-                    found.schedule = kept(chosen, best)
+                    found.schedule, found.cost = kept(chosen, best), table.copy()
             found.log.append(row)
             tell(row)
 
         full, cost = _stage1(steps, layers, weights, recipe, slope, note)
         cost = cost.reshape(steps, layers, -1)
         cost[full, :, DENSE] -= recipe.delta * recipe.rate  # eq. 8
-        found.cost = cost.reshape(steps * layers, -1)
-        velocity = np.zeros_like(found.cost)
+        cost = cost.reshape(steps * layers, -1)
+        velocity = np.zeros_like(cost)
         for i in range(recipe.stage2):
-            chosen = solve(found.cost, weights, steps, recipe.keep)
+            chosen = solve(cost, weights, steps, recipe.keep)
             loss, change = slope(chosen, 10_000 + i)
+            note(2, i, loss, chosen, cost)
             velocity = recipe.momentum * velocity + (1 - recipe.momentum) * _scaled(change)
-            found.cost = found.cost + recipe.rate * (1 - i / recipe.stage2) * velocity
-            note(2, i, loss, chosen)
-        note(2, recipe.stage2, None, solve(found.cost, weights, steps, recipe.keep), last=True)
+            cost = cost + recipe.rate * (1 - i / recipe.stage2) * velocity
+        note(2, recipe.stage2, None, solve(cost, weights, steps, recipe.keep), cost, last=True)
     return found
 
 
@@ -190,7 +192,7 @@ def _stage1(
     velocity, pushed = np.zeros_like(cost), np.zeros(steps)
     for i in range(recipe.stage1):
         full = sorted(np.argsort(step_cost, kind="stable")[:num].tolist())
-        chosen, rest = _with_full(full, cost, weights, steps, recipe.keep)
+        forced, chosen, rest = _with_full(full, cost, weights, steps, recipe.keep)
         loss, change = slope(chosen, i)
         by_step = change.reshape(steps, layers, -1)
         gain = by_step[:, :, DENSE].sum(1)  # of making a step full
@@ -200,19 +202,21 @@ def _stage1(
         velocity = recipe.momentum * velocity + (1 - recipe.momentum) * _scaled(change)
         step_cost[1:] += recipe.rate_steps * pushed[1:]
         cost = cost + recipe.rate_layers * velocity
-        note(1, i, loss, chosen)
+        note(1, i, loss, chosen, forced)
     return sorted(np.argsort(step_cost, kind="stable")[:num].tolist()), cost
 
 
-def _with_full(full: Sequence[int], cost: Costs, weights: Weights, steps: int, keep: float) -> tuple[Levels, Levels]:
-    """Levels [T,L] with the steps `full` dense and the rest of the budget spent on the others; and the cheapest level below dense
-    of every row, were there no budget."""
+def _with_full(
+    full: Sequence[int], cost: Costs, weights: Weights, steps: int, keep: float
+) -> tuple[Costs, Levels, Levels]:
+    """The table with the steps `full` made as good as free, the levels [T,L] it gives, and the cheapest level below dense of every
+    row, were there no budget."""
     layers = len(weights)
     forced = cost.reshape(steps, layers, -1).copy()
     forced[list(full), :, DENSE] -= 1e6
     chosen = solve(forced.reshape(steps * layers, -1), weights, steps, keep)
     free = cost.reshape(steps, layers, -1)[..., :DENSE].argmin(2)
-    return chosen, free
+    return forced.reshape(steps * layers, -1), chosen, free
 
 
 def _scaled(change: NDArray[np.float64]) -> NDArray[np.float64]:

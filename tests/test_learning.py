@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ditbench import mixing
+from ditbench.budget import solve, weights_of
 from ditbench.learning import Recipe, learn, prepare_schedule
 from ditbench.models import load, models
 from ditbench.prepare import Workroom
@@ -107,6 +108,13 @@ def test_learning_logs_every_iteration_and_keeps_the_best_on_held_out_requests()
     looked = [row["held_out"] for row in heard if row["held_out"] is not None]
     assert found.schedule.notes["held_out"] == min(looked) and found.schedule.chosen.shape == (5, 8)
     assert (found.schedule.chosen[0] == 4).all()
+    with Stack.parse("diffsparse(allocator='uniform')").attached(
+        subject.pipeline
+    ) as attached:  # the table is the one the schedule came from
+        attached.start(5, 1)
+        subject.generate(subject.sampling, [0])
+        weights = weights_of(attached.attachments["diffsparse"])
+    assert (solve(found.cost, weights, 5, 0.5) == found.schedule.chosen).all()
 
 
 def test_a_schedule_that_keeps_everything_is_no_distance_from_the_model_whenever_it_is_looked_at():
