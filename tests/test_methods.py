@@ -141,17 +141,23 @@ def test_foras_cache_is_counted_in_bytes():
 # int8
 
 
+def third_call(tried):
+    """What the transformer is called with the third time."""
+    calls = []
+    hook = tried.pipeline.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    tried.generate(tried.sampling, [0])
+    hook.remove()
+    return calls[2]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_covers_most_linear_multiplications_at_a_small_error(kind):
     tried = subject(kind)
     share = share_of_linear_macs(tried.pipeline, lambda: tried.generate(tried.sampling, [0]))
     assert 0.8 <= share < 1
-    calls = []
-    transformer = tried.pipeline.transformer
-    hook = transformer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
-    tried.generate(tried.sampling, [0])
-    hook.remove()
-    args, kwargs = calls[2]
+    transformer, (args, kwargs) = tried.pipeline.transformer, third_call(tried)
     with torch.no_grad():
         exact = transformer(*args, **kwargs)[0]
         with Stack.parse("int8").attached(tried.pipeline):
@@ -188,12 +194,7 @@ ERRORS = {"int8": (1e-5, 0.05), "int8(down='spared')": (1e-5, 0.05), "int8wo": (
 def test_quantised_layers_err_as_their_format_does_and_the_share_is_noted(text, kind):
     tried = subject(kind)
     low, high = ERRORS[text]
-    calls = []
-    transformer = tried.pipeline.transformer
-    hook = transformer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
-    tried.generate(tried.sampling, [0])
-    hook.remove()
-    args, kwargs = calls[2]
+    transformer, (args, kwargs) = tried.pipeline.transformer, third_call(tried)
     with torch.no_grad():
         exact = transformer(*args, **kwargs)[0]
         with Stack.parse(text).attached(tried.pipeline) as attached:
