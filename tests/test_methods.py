@@ -389,7 +389,7 @@ def test_fastercache_extrapolates_what_attention_gave():
 def test_magcache_is_calibrated_and_skips_by_its_ratios(kind, tmp_path):
     tried, reused = tiny(kind, steps=8), []
     room = SimpleNamespace(
-        pipe=tried.pipeline, model=SimpleNamespace(name=kind, family=kind), below=Stack(), sampling=tried.sampling,
+        pipe=tried.pipeline, sampling=tried.sampling, attached=lambda trainee: Stack((trainee,)).attached(tried.pipeline),
         draw=lambda seed, num: tried.arguments(tried.sampling, range(num)), tell=lambda row: None,
     )  # fmt: skip
     find("magcache")().prepare(tmp_path, room)

@@ -95,7 +95,7 @@ def test_every_spelling_of_a_stack_is_one_key(text, canonical):
         ("fora+none", "none is the empty stack"),
         ("fora(4)", "knobs are given by name, as in fora(knob=value)"),
         ("fora(intervall=4)", "fora has no knob 'intervall'; did you mean interval?"),
-        ("int8(bits=4)", "int8 has no knobs, but was given 'bits'"),
+        ("int8wo(bits=4)", "int8wo has no knobs, but was given 'bits'"),
         ("fora(interval=os.x)", "fora: interval must be a plain value, not 'os.x'"),
         ("fora(interval=__import__('os'))", "fora: interval must be a plain value"),
         ("fora(interval=0)", "fora: interval must be at least 1, not 0"),
