@@ -182,7 +182,8 @@ def _prepare(args: argparse.Namespace) -> int:
             models, stack, args.weights, lambda need: counting(tell, f"{need.model} {need.method}"), args.out
         )
     for row in rows:
-        write_card(Path(row["folder"]))
+        if row["made"]:  # what was there, ditbench's own too, is left alone
+            write_card(Path(row["folder"]))
     _show(rows, args.json, "")
     return OK
 

@@ -40,19 +40,21 @@ def write_card(folder: Path) -> Path:
 def draw_training(folder: Path) -> Path | None:
     """Draw `training.png` beside what was trained; None where nothing there can be drawn."""
     told = folder / "log.csv"
-    if not told.is_file():
-        return None
-    rows = list(csv.DictReader(told.open(newline="")))
+    rows = list(csv.DictReader(told.open(newline=""))) if told.is_file() else []
     manifest = read_json(folder / "manifest.json")
     schedule = Schedule.read(folder / "schedule.json") if (folder / "schedule.json").is_file() else None
+    if not rows and schedule is None:
+        return None
     with matplotlib.rc_context(matplotlib.rcParamsDefault | RC):
-        figure = Figure(figsize=(8.4 if schedule else 5.2, 2.9), dpi=100, layout="constrained")
+        num = bool(rows) + (schedule is not None)
+        figure = Figure(figsize=(8.4 if num == 2 else 5.2, 2.9), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(1, 2 if schedule else 1, squeeze=False)[0]
-        _curve(panels[0], rows)
+        panels = figure.subplots(1, num, squeeze=False)[0]
+        if rows:
+            _curve(panels[0], rows)
         if schedule:
-            paint(panels[1], {"sublayers": schedule.sublayers, "keep": schedule.keep.tolist()})
-            panels[1].set_title("share of tokens computed (dark: reused)", fontsize=8, loc="left")
+            paint(panels[-1], {"sublayers": schedule.sublayers, "keep": schedule.keep.tolist()})
+            panels[-1].set_title("share of tokens computed (dark: reused)", fontsize=8, loc="left")
         below = "" if manifest["below"] == "none" else f" under {manifest['below']}"
         title = f"{manifest['method']} for {manifest['model']}, {manifest['steps']} steps{below}: {manifest['seconds']:.0f} s"
         figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")

@@ -26,6 +26,9 @@ def test_a_card_says_what_it_is_for_and_what_it_cost_and_draws_the_log(tmp_path)
     Schedule(sublayers=("0.self", "0.mlp"), chosen=np.array([[4, 4], [0, 2]])).write(tmp_path / "schedule.json")
     card = write_card(tmp_path).read_text()
     assert "training.png" in card and (tmp_path / "training.png").stat().st_size > alone
+    (tmp_path / "log.csv").write_text("stage,iteration,loss,held_out\n")  # a measured table has no curve
+    (tmp_path / "training.png").unlink()
+    assert "training.png" in write_card(tmp_path).read_text() and (tmp_path / "training.png").is_file()
 
 
 def test_everything_that_is_shipped_has_its_card():
