@@ -5,6 +5,7 @@ n samples, d features, G groups (samples of one prompt, which are not independen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,15 +138,25 @@ def frechet_delta(
     most, not all, of the two distances' bias in n. Raises ValueError when the tables cannot be paired; fewer than two
     groups: no interval.
     """
-    a, b = np.asarray(features, np.float64), np.asarray(against, np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"features of shape {a.shape} cannot be paired with {b.shape}")
-    value = frechet(a, reference) - frechet(b, reference)
-    _, member = np.unique(np.arange(len(a)) if groups is None else np.asarray(groups), return_inverse=True)
+    return frechet_contrast([features, against], [1, -1], reference, groups)
+
+
+def frechet_contrast(
+    tables: Sequence[ArrayLike], signs: Sequence[int], reference: Reference, groups: ArrayLike | None = None
+) -> Estimate:
+    """The sum of `signs` times the distances of paired `tables` [n, d] each, with an interval as `frechet_delta` has it."""
+    found = [np.asarray(table, np.float64) for table in tables]
+    for table in found[1:]:
+        if table.shape != found[0].shape:
+            raise ValueError(f"features of shape {found[0].shape} cannot be paired with {table.shape}")
+    value = sum(sign * frechet(x, reference) for sign, x in zip(signs, found, strict=True))
+    n = len(found[0])
+    _, member = np.unique(np.arange(n) if groups is None else np.asarray(groups), return_inverse=True)
     num = int(member.max()) + 1
     if num < 2:
         return Estimate(value=value, low=None, high=None, n=num, se=None)
-    total = np.bincount(member, weights=influence(a, reference) - influence(b, reference))
-    se = float(np.sqrt(num / (num - 1) * np.sum(total**2)) / len(a))
+    each = sum(sign * influence(x, reference) for sign, x in zip(signs, found, strict=True))
+    total = np.bincount(member, weights=each)
+    se = float(np.sqrt(num / (num - 1) * np.sum(total**2)) / n)
     low, high = student(value, se, num - 1)
     return Estimate(value=value, low=low, high=high, n=num, se=se)

@@ -19,12 +19,12 @@ import numpy as np
 
 from ditbench import statistics
 from ditbench.artifact import below_of
-from ditbench.distances import Reference, frechet, influence
+from ditbench.distances import Reference, frechet_contrast
 from ditbench.metrics.frechet import FEATURE
 from ditbench.metrics.stored import Scores
 from ditbench.record import MEASURED
 from ditbench.stack import Stack
-from ditbench.statistics import Estimate, student
+from ditbench.statistics import Estimate
 from ditbench.summary import reference_of
 
 ALIGNMENT = "align.shapes_v1"
@@ -38,7 +38,8 @@ NOT_SLOWER = 1.02
 RULE = (
     f"stacks: the alignment interaction is above -{MARGIN} and the stack beats its equal-time control or is not told from it, both by 95 % "
     f"intervals; clashes: the interaction is below zero; beaten: the control is better; unresolved: otherwise. Equal-time control: the "
-    f"un-accelerated model with the most steps that is no slower (within {NOT_SLOWER - 1:.0%}) than the stack."
+    f"un-accelerated model with the most steps that is no slower (within {NOT_SLOWER - 1:.0%}) than the stack; "
+    f"where there is none, a stack is not held against it."
 )
 
 
@@ -122,62 +123,22 @@ def _row(
     flops = [r["flops"].get("flops") for r in (none, *alone, together)]
     if all(flops):
         row["gamma_flops"] = float(flops[0] / flops[-1] / np.prod([flops[0] / f for f in flops[1:-1]]))
-    row["gamma_clock"] = _gamma(none, alone, together)
+    signs = [1 - len(alone), *[1] * len(alone), -1]
+    gamma = statistics.time_contrast([r["timing"] for r in (none, *alone, together)], signs)
+    row["gamma_clock"] = gamma.estimate if gamma else None
     mine = [scores.get(r["key"]) for r in (none, *alone, together)]
     if not all(s is not None and ALIGNMENT in s.arrays for s in mine):
         return row | {"verdict": "not scored"}
     values = [s.arrays[ALIGNMENT] for s in mine if s is not None]
     group = mine[0].arrays["group"]  # type: ignore[union-attr]
     interaction = statistics.mean(values[-1] - sum(values[1:-1]) + (len(alone) - 1) * values[0], group)
-    row |= {"alignment": interaction, "frechet": _frechet(mine, group, none["world"], references)}
+    row["alignment"] = interaction
+    if all(FEATURE in s.arrays for s in mine if s is not None):
+        reference = reference_of(none["world"]) if references is None else references[none["world"]]
+        tables = [s.arrays[FEATURE] for s in mine if s is not None]
+        row["frechet"] = frechet_contrast(tables, [-sign for sign in signs], reference, group)
     row |= _control(together, controls, scores, group)
     return row | _verdict(interaction, row.get("over_control"))
-
-
-def _gamma(none: Any, alone: Sequence[Any], together: Any) -> Estimate | None:
-    """On the clock, per round: logarithms of the time of none per sample to the power of one less than the methods, and so on."""
-    times = [statistics.seconds_per_sample(r["timing"], "call_s") for r in (none, *alone, together)]
-    shared = sorted(set.intersection(*(set(t) for t in times)))
-    rounds = sorted({round_ for round_, _ in shared})
-    if not shared:
-        return None
-    signs = [1 - len(alone), *[1] * len(alone), -1]
-    logs = np.array([
-        sum(sign * np.log(sum(t[at] for at in shared if at[0] == r)) for sign, t in zip(signs, times, strict=True)) for r in rounds
-    ])  # fmt: skip
-    centre = float(logs.mean())
-    if len(logs) < 2:
-        return Estimate(value=float(np.exp(centre)), low=None, high=None, n=len(logs), se=None)
-    se = float(logs.std(ddof=1) / np.sqrt(len(logs)))
-    low, high = student(centre, se, len(logs) - 1)
-    return Estimate(
-        value=float(np.exp(centre)),
-        low=float(np.exp(low)),
-        high=float(np.exp(high)),
-        n=len(logs),
-        se=float(np.exp(centre) * se),
-    )
-
-
-def _frechet(
-    mine: Sequence[Any], group: Any, world: str, references: Mapping[str, Reference] | None
-) -> Estimate | None:
-    """The same interaction of Fréchet distances, its standard error by influence functions over whole groups."""
-    if not all(FEATURE in s.arrays for s in mine):
-        return None
-    reference = reference_of(world) if references is None else references[world]
-    tables = [np.asarray(s.arrays[FEATURE], np.float64) for s in mine]
-    signs = [len(mine) - 3, *[-1] * (len(mine) - 2), 1]
-    value = sum(sign * frechet(x, reference) for sign, x in zip(signs, tables, strict=True))
-    _, member = np.unique(group, return_inverse=True)
-    num = int(member.max()) + 1
-    if num < 2:
-        return Estimate(value=value, low=None, high=None, n=num, se=None)
-    each = sum(sign * influence(x, reference) for sign, x in zip(signs, tables, strict=True))
-    total = np.bincount(member, weights=each)
-    se = float(np.sqrt(num / (num - 1) * np.sum(total**2)) / len(tables[0]))
-    low, high = student(value, se, num - 1)
-    return Estimate(value=value, low=low, high=high, n=num, se=se)
 
 
 def _control(together: Any, controls: Sequence[Any], scores: Mapping[str, Scores], group: Any) -> dict[str, Any]:
@@ -205,8 +166,7 @@ def _verdict(interaction: Estimate, over: Estimate | None) -> dict[str, Any]:
         return {"verdict": "stacks", "samples_needed": None}
     needed = None
     if interaction.se:
-        reach = max(
-            -interaction.value, interaction.value + MARGIN
-        )  # from zero, or from the margin: what is farther away
+        # From zero, or from the margin: what is farther away.
+        reach = max(-interaction.value, interaction.value + MARGIN)
         needed = int(np.ceil(interaction.n * (statistics.detectable(interaction.se) / reach) ** 2))
     return {"verdict": "unresolved", "samples_needed": needed}

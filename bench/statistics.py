@@ -177,31 +177,39 @@ def speedup(
     three rounds the interval is Student's t on their logarithms. With fewer, ratios of single batches stand in, and
     `unit` says so: drift between rounds is then not in it.
     """
-    mine, theirs = seconds_per_sample(cell, stage), seconds_per_sample(baseline, stage)
-    shared = sorted(at for at in mine.keys() & theirs.keys() if mine[at] > 0 and theirs[at] > 0)
+    return time_contrast([baseline, cell], [1, -1], stage)
+
+
+def time_contrast(
+    timings: Sequence[Sequence[Mapping[str, Any]]], signs: Sequence[int], stage: str = "call_s"
+) -> Speedup | None:
+    """The product of the seconds per sample of several cells, each to the power of its sign: paired and with an interval as `speedup`."""
+    times = [_batches(timing, stage) for timing in timings]
+    shared = sorted(at for at in set.intersection(*map(set, times)) if all(t[at] > 0 for t in times))
     if not shared:
         return None
+
+    def log(part: Sequence[tuple[int, int]]) -> float:
+        return float(sum(sign * np.log(sum(t[at] for at in part)) for sign, t in zip(signs, times, strict=True)))
+
     rounds = sorted({round_ for round_, _ in shared})
-    per_round = [[at for at in shared if at[0] == r] for r in rounds]
-    logs = np.array([np.log(sum(theirs[at] for at in part) / sum(mine[at] for at in part)) for part in per_round])
+    logs = np.array([log([at for at in shared if at[0] == r]) for r in rounds])
     unit, units = "rounds", logs
     if len(rounds) < FEWEST_ROUNDS:
-        unit, units = "batches within rounds", np.array([np.log(theirs[at] / mine[at]) for at in shared])
+        unit, units = "batches within rounds", np.array([log([at]) for at in shared])
     centre = float(logs.mean())
+    value = float(np.exp(centre))
     if len(units) < 2:
-        return Speedup(
-            estimate=Estimate(value=float(np.exp(centre)), low=None, high=None, n=len(units), se=None), unit=""
-        )
+        return Speedup(estimate=Estimate(value=value, low=None, high=None, n=len(units), se=None), unit="")
     se = float(units.std(ddof=1) / np.sqrt(len(units)))
     low, high = student(centre, se, len(units) - 1)
-    value = float(np.exp(centre))
     estimate = Estimate(value=value, low=float(np.exp(low)), high=float(np.exp(high)), n=len(units), se=value * se)
     return Speedup(estimate=estimate, unit=unit)
 
 
 def drift(timing: Sequence[Mapping[str, Any]], stage: str = "call_s") -> float | None:
     """Slowest round over fastest, minus one, on the batches every round timed; None with fewer than two rounds."""
-    times = seconds_per_sample(timing, stage)
+    times = _batches(timing, stage)
     rounds = {round_ for round_, _ in times}
     everywhere = [b for b in {b for _, b in times} if all((r, b) in times for r in rounds)]
     if len(rounds) < 2 or not everywhere:
@@ -210,6 +218,6 @@ def drift(timing: Sequence[Mapping[str, Any]], stage: str = "call_s") -> float |
     return max(seconds) / min(seconds) - 1 if min(seconds) > 0 else None
 
 
-def seconds_per_sample(timing: Sequence[Mapping[str, Any]], stage: str) -> dict[tuple[int, int], float]:
+def _batches(timing: Sequence[Mapping[str, Any]], stage: str) -> dict[tuple[int, int], float]:
     """(round, batch) -> seconds per sample."""
     return {(t["round"], t["batch"]): t[stage] / t["size"] for t in timing}
