@@ -83,7 +83,7 @@ def unfit(row: Checkpoint, pipeline: Any) -> str | None:
     try:
         path = fetch(row)
         if row.kind == "lora":
-            _updates(row, path, pipeline)
+            _updates(path, pipeline)
     except ValueError as error:
         return str(error)
     return None
@@ -93,18 +93,19 @@ def put_in_place(row: Checkpoint, pipeline: Any, at: Attachment) -> None:
     """The checkpoint's weights and sampler, until detached; ValueError when the files do not fit."""
     path = fetch(row)
     if row.kind == "lora":
-        for weight, update in _updates(row, path, pipeline):
-            original = weight.data
-            at.undo(setattr, weight, "data", original)
-            weight.data = (original.float() + update.to(original.device).float()).to(original.dtype)
+        for weight, up, down in _updates(path, pipeline):
+            update = row.scale * up.to(weight.device).float() @ down.to(weight.device).float()
+            at.replace(weight, weight.data.float() + update)
             at.count("weights")
     else:
         own = pipeline.transformer
         other = (
             type(own).from_pretrained(path, use_safetensors=True).to(own.device, own.dtype).eval().requires_grad_(False)
         )
+        at.undo(own.to, own.device)
         at.undo(setattr, pipeline, "transformer", own)
         pipeline.transformer = other
+        own.to("cpu")
         at.count("weights", sum(1 for _ in other.parameters()))
     if row.scheduler:
         import diffusers
@@ -114,8 +115,8 @@ def put_in_place(row: Checkpoint, pipeline: Any, at: Attachment) -> None:
         pipeline.scheduler = scheduler
 
 
-def _updates(row: Checkpoint, path: Path, pipeline: Any) -> list[tuple[Any, Any]]:
-    """(weight, what is added to it) of every layer; ValueError when no key, or not every shape, matches."""
+def _updates(path: Path, pipeline: Any) -> list[tuple[Any, Any, Any]]:
+    """(weight, and the two factors of what is added to it) of every layer; ValueError when no key, or not every shape, matches."""
     told = pipeline.lora_state_dict(str(path.parent), weight_name=path.name)
     layers = dict(pipeline.transformer.named_modules())
     found = []
@@ -129,7 +130,7 @@ def _updates(row: Checkpoint, path: Path, pipeline: Any) -> list[tuple[Any, Any]
         weight = layers[name].weight
         if (shape := (up.shape[0], down.shape[1])) != tuple(weight.shape):
             raise ValueError(f"{path.name}: {name} is {shape[0]} x {shape[1]}, and in this model {tuple(weight.shape)}")
-        found.append((weight, row.scale * up.float() @ down.float()))
+        found.append((weight, up, down))
     if not found:
         raise ValueError(f"{path.name}: none of its {len(told)} keys matches a layer of this transformer")
     return found

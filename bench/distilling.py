@@ -108,9 +108,7 @@ def put_in_place(folder: Path, pipeline: Any, at: Attachment) -> None:
         if (target := own.get(name)) is None or target.shape != value.shape:
             here = f"shape {tuple(target.shape)} here" if target is not None else "no place here"
             raise ValueError(f"the student in {folder} does not fit: {name} has shape {tuple(value.shape)}, and {here}")
-        before = target.data if target.device.type == "cpu" else target.data.cpu()
-        at.undo(_put_back, target, before, target.device)
-        target.data = value.to(target.device, target.dtype)
+        at.replace(target, value)
         at.count("weights")
     at.patch(pipeline, "scheduler", FewStepScheduler(**sampler))
 
@@ -156,7 +154,3 @@ def _notes(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"there is no student in {folder}: {NOTES} {error}") from None
     return dict(notes)
-
-
-def _put_back(target: Any, before: Any, device: Any) -> None:
-    target.data = before.to(device)

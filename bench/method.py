@@ -104,6 +104,18 @@ class Attachment:
         """Send the calls of a sub-layer (see `anatomy`) or of a whole block (see `blocks`) through `route` until detached."""
         part.reroute(route, self.patch)  # type: ignore[arg-type]
 
+    def replace(self, tensor: Any, value: Any) -> None:
+        """Give a parameter or buffer other data until detached. What it held waits in host memory, so that the device's memory is what it
+        would be without."""
+        device = tensor.device
+        before = tensor.data if device.type == "cpu" else tensor.data.cpu()
+
+        def back() -> None:
+            tensor.data = before.to(device)
+
+        self.undo(back)
+        tensor.data = value.to(device, tensor.dtype)
+
     def undo(self, callback: Callable[..., object], *args: Any) -> None:
         """Call `callback(*args)` when detached; the last registered is called first."""
         self._stack.callback(callback, *args)
