@@ -45,7 +45,8 @@ class Recipe:
     """Requests the teacher is recorded on."""
     iterations: int = 1500
     batch: int = 32
-    rate: float = 1e-3
+    rate: float = 4e-4
+    """1e-3 undoes the teacher: on pixart-tiny the loss stood at .4 until the rate fell, where 4e-4 is below .15 after 150 iterations."""
     average: float = 0.998
     """Decay of the running average that is kept."""
     seed: int = 0
