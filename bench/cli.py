@@ -11,10 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ditbench.flags import parser
-
-OK, GATE, USAGE, SOME_FAILED = 0, 1, 2, 3
-"""Exit codes: all well, a gate failed, wrong usage, some cells failed or were inert."""
+from ditbench import asking
+from ditbench.flags import GATE, OK, SOME_FAILED, USAGE, parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -231,18 +229,13 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool, caption: str, hide: Sequence[str] = ()) -> None:
-    """Print rows without the columns to `hide` and those that are empty throughout; JSON has them all."""
-    from ditbench.reports.terminal import print_rows
+    from ditbench.reports.terminal import show_rows
 
-    heads = [
-        h for h in dict.fromkeys(h for row in rows for h in row) if h not in hide and any(row.get(h) for row in rows)
-    ]
-    print_rows([{h: row.get(h) for h in heads} for row in rows], caption)
-    if as_json:
-        print(json.dumps(rows))
+    show_rows(rows, as_json, caption, hide)
 
 
 COMMANDS = {
     "run": _run, "plan": _plan, "count": _count, "prepare": _prepare, "match": _match, "stack": _stack, "score": _score,
-    "report": _report, "list": _list, "check": _check, "doctor": _doctor,
+    "report": _report, "recommend": asking.recommend, "compare": asking.compare, "reproduce": asking.reproduce,
+    "list": _list, "check": _check, "doctor": _doctor,
 }  # fmt: skip

@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+OK, GATE, USAGE, SOME_FAILED = 0, 1, 2, 3
+"""Exit codes: all well, a gate failed, wrong usage, some cells failed or were inert."""
+
 Do = Callable[[argparse.Namespace], int]
 
 
@@ -65,6 +68,33 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
     report = command("report", "make tables, figures and the page of runs from their records")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="folder for the report (default: RUN/report)")
+
+    recommend = command("recommend", "say which stack of a run to use under limits, and why the others do not qualify")
+    recommend.add_argument("run", type=Path, metavar="RUN")
+    recommend.add_argument("--max-memory-gb", type=float, metavar="GB", help="peak memory, in 10^9 bytes")
+    recommend.add_argument("--max-seconds", type=float, metavar="S", help="per sample")
+    recommend.add_argument(
+        "--min-alignment", type=float, metavar="CHANGE", help="against none: the whole interval, e.g. -0.01"
+    )
+    recommend.add_argument("--max-frechet", type=float, metavar="CHANGE", help="against none: the whole interval")
+
+    compare = command("compare", "show what moved between two runs beyond noise; exits 1 on a regression past a gate")
+    compare.add_argument("before", type=Path, metavar="RUN_A")
+    compare.add_argument("after", type=Path, metavar="RUN_B")
+    compare.add_argument("--max-alignment-loss", type=float, default=0.01, metavar="LOSS", help="default: %(default)s")
+    for name, what in (
+        ("slowdown", "of the speed-up lost"),
+        ("memory-growth", "of the peak"),
+        ("flops-growth", "of FLOPs"),
+    ):
+        default = 0.01 if name == "flops-growth" else 0.05
+        compare.add_argument(
+            f"--max-{name}", type=float, default=default, metavar="SHARE", help=f"{what}; default: %(default)s"
+        )
+
+    reproduce = command("reproduce", "print the command that makes a row again, and what differs on this machine")
+    reproduce.add_argument("run", type=Path, metavar="RUN")
+    reproduce.add_argument("row", metavar="ROW", help="record key, or a stack where one model alone has it")
 
     listing = command("list", "list models, methods or metrics")
     listing.add_argument("what", choices=("models", "methods", "metrics"))

@@ -207,6 +207,24 @@ def time_contrast(
     return Speedup(estimate=estimate, unit=unit)
 
 
+def quotient(over: Mapping[str, Any], under: Mapping[str, Any]) -> Estimate | None:
+    """The ratio of two independent positive estimates (as dicts), with Welch's t interval on its logarithm; None where one has no error
+    or too few units for one.
+
+    For speed-ups of different runs, which share no rounds.
+    """
+    parts = [(told["se"] / told["value"], told["n"] - 1) for told in (over, under) if told["se"] is not None]
+    if len(parts) < 2 or min(freedom for _, freedom in parts) < 1:
+        return None
+    value, variance = over["value"] / under["value"], sum(error**2 for error, _ in parts)
+    if variance == 0:
+        return Estimate(value=value, low=value, high=value, n=min(over["n"], under["n"]), se=0.0)
+    freedom = variance**2 / sum(error**4 / f for error, f in parts)
+    reach = float(np.exp(special.stdtrit(freedom, (1 + LEVEL) / 2) * np.sqrt(variance)))
+    error = value * float(np.sqrt(variance))
+    return Estimate(value=value, low=value / reach, high=value * reach, n=min(over["n"], under["n"]), se=error)
+
+
 def drift(timing: Sequence[Mapping[str, Any]], stage: str = "call_s") -> float | None:
     """Slowest round over fastest, minus one, on the batches every round timed; None with fewer than two rounds."""
     times = _batches(timing, stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,15 @@ def print_rows(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
         out.print(table)
     if caption:
         out.print(Text(caption, style="dim"))
+
+
+def show_rows(rows: Sequence[dict[str, Any]], as_json: bool, caption: str, hide: Sequence[str] = ()) -> None:
+    """Print rows without the columns to `hide` and those that are empty throughout; then, if asked, all of it as JSON."""
+    heads = dict.fromkeys(h for row in rows for h in row)
+    filled = [h for h in heads if h not in hide and any(row.get(h) for row in rows)]
+    print_rows([{h: row.get(h) for h in filled} for row in rows], caption)
+    if as_json:
+        print(json.dumps(rows))  # noqa: T201
 
 
 def _plain(told: Any) -> str:

@@ -1,0 +1,191 @@
+"""Answers from records: which stack to use, what moved between two runs, how to see a row again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from report_runs import ENVIRONMENT, STACKS, key_of, write_run
+from scipy import stats
+
+from ditbench import statistics
+from ditbench.cli import GATE, OK, USAGE, main
+from ditbench.environment import describe
+from ditbench.metrics.stored import read_file, write_file
+from ditbench.reports.answers import Limits, recommend
+from ditbench.reports.comparing import Gates, compare
+from ditbench.reports.sections import read_sections
+
+
+def change_record(folder, key, **told):
+    path = folder / "cells" / key / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+
+
+def advice(folder, **limits):
+    (section,) = read_sections([folder])
+    rows, sentences = recommend(section, Limits(**limits))
+    return {row["stack"]: row for row in rows}, sentences
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", models=("pixart-tiny",), n=64)
+
+
+def test_without_limits_the_fastest_stack_is_recommended_and_the_unusable_say_why(run):
+    rows, (sentence,) = advice(run)
+    usable = [row for row in rows.values() if row["qualifies"] == "yes"]
+    factors = [float(row["speedup_call"].split()[0]) for row in usable]
+    assert factors == sorted(factors, reverse=True) and len(usable) == 4
+    assert sentence.startswith(f"pixart-tiny: use {usable[0]['stack']}: ")
+    assert rows["firstblock"]["why not"].startswith("refused: DiTTransformer2DModel has no first block")
+    assert rows["noop"]["why not"].startswith("inert") and rows["fora(interval=9)"]["why not"].startswith("oom")
+    assert "none" not in rows
+
+
+def test_quality_limits_hold_for_the_whole_interval(run):
+    (section,) = read_sections([run])
+    change = next(r for r in section.rows if r["stack"] == "int8")["quality"]["align.shapes_v1"]["delta"]
+    between = (change["low"] + change["value"]) / 2  # the middle is above it, the interval is not
+    rows, _ = advice(run, min_alignment=between)
+    assert rows["int8"]["qualifies"] == "no" and "it may be below" in rows["int8"]["why not"]
+    rows, _ = advice(run, min_alignment=change["low"] - 1e-9)
+    assert rows["int8"]["qualifies"] == "yes"
+
+
+def test_limits_of_memory_and_time_are_told_with_their_figures(run):
+    rows, (sentence,) = advice(run, max_memory_gb=0.6)
+    assert rows["int8"]["why not"] == "peak memory 612 MB is above 0.600 GB"
+    assert sentence == "pixart-tiny: no stack qualifies of 9"
+    rows, _ = advice(run, max_seconds=1e-9)
+    assert rows["int8"]["why not"].endswith("is above 1.00e-09 s")
+    rows, _ = advice(run, max_frechet=-1e9)
+    assert "fd.shapes_v1" in rows["int8"]["why not"]
+
+
+def test_a_stack_that_is_not_shown_to_be_faster_does_not_qualify(tmp_path):
+    folder = write_run(tmp_path / "run", n=16)
+    timing = json.loads((folder / "cells" / key_of("dit-tiny", "none") / "record.json").read_text())["timing"]
+    change_record(folder, key_of("dit-tiny", "int8"), timing=timing)
+    rows, _ = advice(folder)
+    assert rows["int8"]["why not"].startswith("not shown to be faster than none: 1.00x [1.00, 1.00]")
+
+
+def test_recommend_leaves_with_the_gates_code_when_nothing_qualifies(run, capsys):
+    assert main(["recommend", str(run)]) == OK
+    assert main(["recommend", str(run), "--max-memory-gb", "0.1", "--json"]) == GATE
+    rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert {row["qualifies"] for row in rows} == {"no"}
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+def verdicts(a, b, **gates):
+    rows = compare(*read_sections([a, b]), Gates(**gates))
+    return {(row["stack"], row["quantity"]): row["verdict"] for row in rows}
+
+
+def test_a_run_against_its_copy_has_not_moved(run, copy, capsys):
+    found = verdicts(run, copy)
+    assert set(found.values()) == {"identical", "not told apart"}
+    assert found["int8", "align.shapes_v1"] == found["none", "fd.shapes_v1"] == "identical"
+    assert found["int8", "speedup_call"] == "not told apart"
+    assert main(["compare", str(run), str(copy)]) == OK
+    assert "regressions past the gates: 0" in capsys.readouterr().out
+
+
+def test_a_loss_of_alignment_beyond_noise_and_past_the_gate_is_a_regression(run, copy, capsys):
+    path = copy / "scores" / f"{key_of('pixart-tiny', 'int8')}.safetensors"
+    scores = read_file(path)
+    lower = scores.arrays["align.shapes_v1"] - 0.05 - 0.01 * np.random.default_rng(0).random(64)
+    write_file(path, scores.having("align.shapes_v1", "", "", {"align.shapes_v1": lower}))
+    assert verdicts(run, copy)["int8", "align.shapes_v1"] == "regression"
+    assert verdicts(run, copy, alignment=0.1)["int8", "align.shapes_v1"] == "worse"
+    assert verdicts(copy, run)["int8", "align.shapes_v1"] == "better"
+    assert main(["compare", str(run), str(copy)]) == GATE
+    assert main(["compare", str(run), str(copy), "--max-alignment-loss", "0.1"]) == OK
+    capsys.readouterr()
+
+
+def test_lost_speed_memory_and_flops_are_held_against_their_gates(run, copy):
+    key = key_of("pixart-tiny", "int8")
+    record = json.loads((copy / "cells" / key / "record.json").read_text())
+    slower = [t | {"call_s": 1.5 * t["call_s"]} for t in record["timing"]]
+    flops = record["flops"] | {"flops": 1.02 * record["flops"]["flops"]}
+    memory = record["memory"] | {"peak_bytes": int(1.2 * record["memory"]["peak_bytes"])}
+    change_record(copy, key, timing=slower, flops=flops, memory=memory)
+    found = verdicts(run, copy)
+    assert [found["int8", q] for q in ("speedup_call", "peak_bytes", "flops")] == ["regression"] * 3
+    found = verdicts(run, copy, slowdown=0.6, memory=0.3, flops=0.05)
+    assert [found["int8", q] for q in ("speedup_call", "peak_bytes", "flops")] == [
+        "worse",
+        "not told apart",
+        "not told apart",
+    ]
+
+
+def test_what_ran_then_and_fails_now_is_a_regression(run, copy):
+    change_record(copy, key_of("pixart-tiny", "int8"), status="failed", reason="RuntimeError: no kernel")
+    rows = compare(*read_sections([run, copy]), Gates())
+    (row,) = [r for r in rows if r["stack"] == "int8"]
+    assert row["verdict"] == "regression" and row["after"] == "failed: RuntimeError: no kernel"
+    assert verdicts(copy, run)["int8", "status"] == "better"
+
+
+def test_other_requests_or_another_machine_are_not_compared(run, copy, tmp_path):
+    key = key_of("pixart-tiny", "int8")
+    record = json.loads((copy / "cells" / key / "record.json").read_text())
+    change_record(copy, key, run=record["run"] | {"requests_sha256": "other"})
+    assert verdicts(run, copy)["int8", "quality"] == "not compared: requests_sha256 differ"
+    other = write_run(tmp_path / "other", models=("pixart-tiny",), n=64, environment=ENVIRONMENT | {"cores": 64})
+    found = verdicts(run, other)
+    assert found["int8", "times and memory"] == "not compared: cores differ"
+    assert ("int8", "speedup_call") not in found and ("int8", "flops") in found
+    with pytest.raises(ValueError, match="no model and stack in common"):
+        compare(*read_sections([run, write_run(tmp_path / "dit")]), Gates())
+
+
+def test_the_quotient_of_two_speed_ups_covers_as_welch_says():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(400):
+        logs = rng.normal(np.log(2), 0.05, 3), rng.normal(np.log(1.6), 0.15, 5)
+        told = [
+            {"value": np.exp(x.mean()), "se": np.exp(x.mean()) * x.std(ddof=1) / np.sqrt(len(x)), "n": len(x)}
+            for x in logs
+        ]
+        found = statistics.quotient(*told)
+        hits += found.low <= 2 / 1.6 <= found.high
+        welch = stats.ttest_ind(*logs, equal_var=False).confidence_interval()
+        assert np.allclose([found.low, found.high], np.exp([welch.low, welch.high]))
+    assert hits / 400 >= 0.93
+    assert statistics.quotient(told[0], told[1] | {"se": None}) is None
+
+
+def test_a_row_can_be_reproduced_by_key_or_stack(tmp_path, capsys):
+    here = json.loads(json.dumps(describe()))
+    folder = write_run(tmp_path / "run", stacks=STACKS[:4], n=12, environment=here)
+    assert main(["reproduce", str(folder), "fora(interval=3)"]) == OK
+    told = capsys.readouterr().out
+    assert "this machine is as the record's" in told
+    assert (
+        "python run_bench.py run --models dit-tiny --methods 'fora(interval=3)' --num-samples 12 --batch-size 4 --rounds 3"
+        in told
+    )
+    assert main(["reproduce", str(folder), key_of("dit-tiny", "none"), "--json"]) == OK
+    command = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["command"]
+    assert "--methods '' " in command
+    assert main(["reproduce", str(folder), "toca"]) == USAGE
+    assert "no row 'toca' in run" in capsys.readouterr().err
+
+
+def test_another_machine_is_named_field_by_field(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", models=("dit-tiny", "pixart-tiny"), n=12)
+    assert main(["reproduce", str(folder), key_of("dit-tiny", "int8"), "--json"]) == GATE
+    differs = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["differs"]
+    assert {"field": "processor", "record": "Imaginary 3000", "here": describe()["processor"]} in differs
+    assert main(["reproduce", str(folder), "int8"]) == USAGE
+    assert "run on several models; say which by key" in capsys.readouterr().err
