@@ -91,7 +91,7 @@ def _carry_out(cells: list[Any]) -> Path:
 
 
 def _stack(args: argparse.Namespace) -> int:
-    from ditbench.interaction import RULE, describe, factorial, interactions
+    from ditbench.interaction import RULE, describe, document, factorial, interactions
     from ditbench.metrics.stored import read_scores
     from ditbench.plan import plan
     from ditbench.record import read_run
@@ -103,8 +103,10 @@ def _stack(args: argparse.Namespace) -> int:
     check_writable(spec.folder)
     folder = _carry_out(plan(spec))
     code = _tell_report([folder], None, False, None)
-    rows = describe(interactions(read_run(folder).records, read_scores(folder), parts))
-    _show(rows, args.json, RULE)
+    rows = interactions(read_run(folder).records, read_scores(folder), parts)
+    _show(describe(rows), False, RULE)
+    if args.json:
+        print(json.dumps(document(rows)))
     return code
 
 

@@ -80,6 +80,11 @@ def describe(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: _words(value) for name, value in row.items()} for row in rows]
 
 
+def document(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `interactions` as plain JSON, at full precision."""
+    return [{k: v.as_dict() if isinstance(v, Estimate) else v for k, v in row.items()} for row in rows]
+
+
 def _words(value: Any) -> Any:
     if not isinstance(value, Estimate):
         return value

@@ -13,6 +13,7 @@ from ditbench.distances import Moments, Reference, frechet
 from ditbench.interaction import ALIGNMENT, describe, factorial, interactions, joined
 from ditbench.metrics.frechet import FEATURE
 from ditbench.metrics.stored import Scores
+from ditbench.reports.stacking import answer_table
 from ditbench.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,3 +182,26 @@ def test_stack_runs_the_factorial_and_prints_its_rule(tmp_path):
         row["gamma_flops"] == pytest.approx(1, abs=0.01)
         and "equal-time control" in " ".join(done.stdout.split()).lower()
     )
+    assert row["gamma_clock"]["value"] > 0
+    table = answer_table([row]).splitlines()
+    assert table[0] == "| model | int8+fora |" and table[2].startswith(
+        f"| dit-tiny | **{row['verdict']}** speed 1.00 / "
+    )
+
+
+def test_the_answers_table_has_a_column_per_combination_and_reading():
+    estimate = {"value": -0.004, "low": -0.01, "high": 0.002, "n": 64, "se": 0.003}
+    row = {"model": "dit-tiny", "stack": "distill+diffsparse(tuned='alone')", "reading": "frozen", "verdict": "stacks"}
+    rows = [
+        row | {"gamma_flops": 0.9, "gamma_clock": None, "alignment": estimate},
+        {
+            "model": "wan-tiny",
+            "stack": "distill+diffsparse",
+            "reading": "tuned",
+            "verdict": "distill is skipped: no student",
+        },
+    ]
+    head, _, first, second = answer_table(rows).splitlines()
+    assert head == "| model | distill+diffsparse, frozen | distill+diffsparse |"
+    assert first == "| dit-tiny | **stacks** speed 0.90 / -; -0.004 [-0.010, +0.002] | - |"
+    assert second == "| wan-tiny | - | distill is skipped: no student |"
