@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ditbench.reports.frontier import dominated, eligible
 from ditbench.reports.labels import Box, place_labels
 from ditbench.reports.sections import SHOWN, Row, Section, file_name
-from ditbench.reports.style import DPI, INK, PAPER, QUIET, RC, Look, look
+from ditbench.reports.style import DPI, INK, PALE, PAPER, QUIET, RC, Look, look
 from ditbench.reports.wording import number, share
 
 NAMED = 16
@@ -37,7 +38,7 @@ def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
     found = {}
     with matplotlib.rc_context(matplotlib.rcParamsDefault | RC):
         for model, rows in section.models.items():
-            panels = [metric for metric in METRICS if any(_drawn(row, metric) for row in rows)]
+            panels = [metric for metric in METRICS if any(eligible(row, metric) for row in rows)]
             if not panels:
                 continue
             folder.mkdir(parents=True, exist_ok=True)
@@ -45,14 +46,8 @@ def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _drawn(row: Row, metric: str) -> bool:
-    return (
-        row["status"] == SHOWN and row["timing"]["call_s"] is not None and row["quality"][metric]["value"] is not None
-    )
-
-
 def _figure(section: Section, model: str, panels: Sequence[str], folder: Path, stem: str) -> list[Path]:
-    rows = [row for row in section.models[model] if any(_drawn(row, metric) for metric in panels)]
+    rows = [row for row in section.models[model] if any(eligible(row, metric) for metric in panels)]
     named = len(rows) <= NAMED
     labels = [_broken(row["stack"]) if named else str(i + 1) for i, row in enumerate(rows)]
     looks = [look(section.records[row["key"]]["methods"]) for row in rows]
@@ -79,7 +74,7 @@ def _figure(section: Section, model: str, panels: Sequence[str], folder: Path, s
 def _panel(axis: Axes, rows: Sequence[Row], looks: Sequence[Look], metric: str) -> None:
     name, better = METRICS[metric]
     for kind in dict.fromkeys(looks):
-        part = [row for row, own in zip(rows, looks, strict=True) if own == kind and _drawn(row, metric)]
+        part = [row for row, own in zip(rows, looks, strict=True) if own == kind and eligible(row, metric)]
         if not part:
             continue
         points = np.array([_point(row, metric) for row in part])  # [n, 6]
@@ -94,7 +89,7 @@ def _panel(axis: Axes, rows: Sequence[Row], looks: Sequence[Look], metric: str) 
             markeredgewidth=1.2 if suspect else 0.7, markerfacecolor=PAPER if suspect else kind.colour,
         )  # fmt: skip
     for row in rows:
-        if row["baseline"] and _drawn(row, metric):
+        if row["baseline"] and eligible(row, metric):
             axis.axhline(
                 row["quality"][metric]["value"]["value"],
                 color=INK,
@@ -105,7 +100,24 @@ def _panel(axis: Axes, rows: Sequence[Row], looks: Sequence[Look], metric: str) 
             )
     axis.set_ylabel(name)
     axis.margins(x=0.08, y=0.16)
+    _shade(axis, rows, metric, better)
     axis.set_title(better, loc="right", fontsize=8.5, fontweight="normal", color=QUIET, pad=3)
+
+
+def _shade(axis: Axes, rows: Sequence[Row], metric: str, better: str) -> None:
+    """The frontier as a staircase, and behind it, out to the panel's edges, what some stack beats in time and in quality."""
+    x, y = dominated(rows, metric)
+    if not len(x):
+        return
+    axis.autoscale_view()
+    left, right = axis.get_xlim()
+    low, high = axis.get_ylim()
+    edge = low if better == "higher is better" else high
+    x, y = np.append(x, right), np.append(y, y[-1])
+    axis.fill_between(x, y, edge, color=PALE, alpha=0.45, linewidth=0, zorder=0)
+    axis.plot(np.append(x[:1], x), np.append(edge, y), color=QUIET, linewidth=0.9, zorder=2)
+    axis.set_xlim(left, right)
+    axis.set_ylim(low, high)
 
 
 def _bar(entry: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +157,7 @@ def _label(axis: Axes, rows: Sequence[Row], labels: Sequence[str], metric: str) 
     points, texts, obstacles = [], [], []
     pixel = axis.figure.dpi / 72
     for row, label in zip(rows, labels, strict=True):
-        if not _drawn(row, metric):
+        if not eligible(row, metric):
             continue
         x, y, left, right, below, above = _point(row, metric)
         points.append((x, y))
@@ -198,7 +210,9 @@ def _words(
 def _foot(section: Section, model: str, rows: Sequence[Row]) -> list[str]:
     """Lines of small print: circumstances, what bars and hollow markers mean, what is not drawn."""
     told = textwrap.wrap(section.caption(model), 142)
-    told.append("Bars: 95 % intervals; for the Fréchet distance that of the difference to none. Dashed: none.")
+    bars = "Bars: 95 % intervals; for the Fréchet distance that of the difference to none. Dashed: none."
+    line = "Line: the frontier; in the grey behind it something is both faster and better, as measured (how sure that is: the tables)."
+    told += textwrap.wrap(f"{bars} {line}", 142)
     if any(row["suspect"] for row in rows):
         told.append(
             f"Hollow: suspect, none's slowest round took over {share(rows[0]['drift_bound'])} longer than its fastest."
