@@ -20,6 +20,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     Several runs keep a section, and a folder of files, each: no number of one is ever set against a number of another.
     A record that cannot be read is named and left out. Raises ValueError when a folder holds no run.
     """
+    from ditbench.reports.charts import draw_charts
     from ditbench.reports.figures import draw_figures
     from ditbench.reports.grids import draw_grids
     from ditbench.reports.heatmaps import draw_heatmaps
@@ -37,8 +38,8 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
         at = out if len(sections) == 1 else out / section.name
         files += write_tables(section, at / "tables")
         plots, grids = draw_figures(section, at / "plots"), draw_grids(section, at / "grids")
-        maps = draw_heatmaps(section, at / "plots")
-        drawn = plots, maps, grids
+        charts, maps = draw_charts(section, at / "plots"), draw_heatmaps(section, at / "plots")
+        drawn = plots, charts, maps, grids
         files += [path for found in drawn for paths in found.values() for path in paths]
         pictures[section.name] = {
             model: [p for found in drawn for p in found.get(model, [])] for model in section.models

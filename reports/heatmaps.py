@@ -49,20 +49,27 @@ def grouped(schedule: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[tuple[
     return np.array(schedule["keep"], float).T[order], spans
 
 
-def paint(axis: Any, schedule: dict[str, Any]) -> Any:
-    """One schedule on an axis: rows by kind and depth, columns are steps; returns the image for a colour bar."""
+def paint(axis: Any, schedule: dict[str, Any], left: bool = True, below: bool = True) -> Any:
+    """One schedule on an axis: rows by kind and depth, columns are steps; returns the image for a colour bar.
+
+    Kinds are written `left` of it and steps `below`; panels inside a table of panels need neither.
+    """
     colours = matplotlib.colormaps["viridis"]
     scale = BoundaryNorm([-0.001, 0.001, 0.2, 0.4, 0.6, 0.8, 0.999, 1.001], colours.N)
     shares, spans = grouped(schedule)
     image = axis.imshow(shares, aspect="auto", interpolation="nearest", cmap=colours, norm=scale)
     for kind, first, end in spans:
         axis.axhline(end - 0.5, color=PAPER, linewidth=1.5)
-        middle, at = (first + end - 1) / 2, axis.get_yaxis_transform()
-        axis.text(-0.02, middle, kind, transform=at, ha="right", va="center", fontsize=7, color=INK)
+        if left:
+            middle, at = (first + end - 1) / 2, axis.get_yaxis_transform()
+            axis.text(-0.02, middle, kind, transform=at, ha="right", va="center", fontsize=7, color=INK)
     axis.set_yticks([])
     axis.grid(False)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axis.set_xlabel("step", fontsize=7.5, color=QUIET)
+    if below:
+        axis.set_xlabel("step", fontsize=7.5, color=QUIET)
+    else:
+        axis.tick_params(labelbottom=False)
     return image
 
 
@@ -74,12 +81,12 @@ def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, path: Pa
     edges = {"left": 0.85 / width, "right": 1 - 0.95 / width, "bottom": 0.45 / height, "top": 1 - 0.65 / height}
     panels = figure.subplots(high, wide, squeeze=False, gridspec_kw=edges | {"wspace": 0.28, "hspace": 0.4})
     image: Any = None
-    for axis, entry in zip(panels.flat, [*shown, *[None] * (wide * high - len(shown))], strict=True):
+    for i, (axis, entry) in enumerate(zip(panels.flat, [*shown, *[None] * (wide * high - len(shown))], strict=True)):
         if entry is None:
             axis.axis("off")
             continue
         stack, schedule = entry
-        image = paint(axis, schedule)
+        image = paint(axis, schedule, left=i % wide == 0, below=i + wide >= len(shown))
         axis.set_title(_short(stack), fontsize=8, loc="left")
     beside = figure.add_axes(
         (1 - 0.8 / width, edges["bottom"], 0.14 / width, min(2.0 / height, edges["top"] - edges["bottom"]))

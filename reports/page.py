@@ -133,29 +133,27 @@ def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
     return found
 
 
+PICTURES = {
+    "quality-against-time": ("plot", "Quality of {} against seconds per sample", "Quality against time"),
+    "promised-and-measured": ("plot", "Measured speed-up of the loop of {} against its ratio of FLOPs", "Promised and measured speed-up"),
+    "memory": ("plot", "Peak memory of {} under each stack, in parts", "Peak memory"),
+    "schedules": (
+        "grid", "Share of tokens each sub-layer of {} computes at each step, a panel for each scheduled stack",
+        "Schedules: the share of tokens computed, by step and sub-layer",
+    ),
+    "samples": ("grid", "Samples of {}, a row for each stack", "Samples: the same request and noise down each column"),
+}  # fmt: skip
+"""How the page shows a picture, by the end of its file's name: kind, alternative text, caption."""
+
+
 def _figure(path: Path, model: str, out: Path) -> str:
     link = quote(Path(os.path.relpath(path, out)).as_posix())
-    if path.name.endswith("-samples.png"):
-        kind, alt, words = (
-            "grid",
-            f"Samples of {model}, a row for each stack",
-            "Samples: the same request and noise down each column",
-        )
-        links = f'<a href="{link}">open the picture</a>'
-    elif path.name.endswith("-schedules.png"):
-        kind, alt = (
-            "grid",
-            f"Share of tokens each sub-layer of {model} computes at each step, a panel for each scheduled stack",
-        )
-        words, links = (
-            "Schedules: the share of tokens computed, by step and sub-layer",
-            f'<a href="{link}">open the picture</a>',
-        )
-    else:
-        kind, alt, words = "plot", f"Quality of {model} against seconds per sample", "Quality against time"
+    kind, alt, words = next(told for end, told in PICTURES.items() if path.stem.endswith(f"-{end}"))
+    links = f'<a href="{link}">open the picture</a>'
+    if kind == "plot":
         links = f'<a href="{link}">PNG</a>, <a href="{link[:-4]}.svg">SVG</a>'
         link = f"{link[:-4]}.svg"
-    picture = f'<img class="{kind}" loading="lazy" src="{link}" alt="{escape(alt)}">'
+    picture = f'<img class="{kind}" loading="lazy" src="{link}" alt="{escape(alt.format(model))}">'
     return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'
 
 
