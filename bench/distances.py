@@ -1,4 +1,4 @@
-"""Fréchet distance between a set of samples and a reference, on features, with intervals for paired differences. numpy only.
+"""Fréchet distance between a set of samples and a reference, on features, with intervals for paired differences. No torch.
 
 n samples, d features. Everything is computed in float64, on chunks of rows: features may be float32, or a memory map, and are never
 copied whole. Kernel distances are in `kernels.py`, precision and recall in `manifold.py`.
@@ -41,6 +41,12 @@ def chunks(x: np.ndarray) -> Iterator[Array]:
         if not np.isfinite(part).all():
             raise ValueError("features are a table [n, d] of finite numbers, got NaN or infinity")
         yield part
+
+
+def squares(x: Array, y: Array) -> Array:
+    """[n, m] squared distances between rows."""
+    found: Array = np.sum(x**2, 1)[:, None] + np.sum(y**2, 1) - 2 * x @ y.T
+    return found.clip(min=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ditbench.distances import Reference, chunks, table
+from ditbench.distances import Reference, chunks, squares, table
 from ditbench.readings import Reading, linear
 from ditbench.statistics import Array
 
@@ -33,6 +33,23 @@ def gaussian(x: Array, y: Array) -> Array:
     x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
     found: Array = 1000 * np.exp((x @ y.T - 1) / SIGMA**2)
     return found
+
+
+@lru_cache(maxsize=8)
+def spread(reference: Reference) -> Kernel:
+    """1000 exp(-|x - y|^2 / (2 s^2)), s^2 the whole variance of the reference: a width that suits any features, whatever their scale."""
+    width = 2 * float(np.sum(reference.root**2))
+
+    def kernel(x: Array, y: Array) -> Array:
+        found: Array = 1000 * np.exp(-squares(x, y) / width)
+        return found
+
+    return kernel
+
+
+def read_mmd_spread(features: ArrayLike, reference: Reference, groups: ArrayLike | None = None) -> Reading:
+    """`read_mmd` by the kernel `spread` of the reference."""
+    return read_mmd(features, reference, groups, kernel=spread(reference))
 
 
 def read_mmd(

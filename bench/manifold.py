@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ditbench.distances import Reference, chunks, table
+from ditbench.distances import Reference, chunks, squares, table
 from ditbench.readings import Reading, blocks, jackknife, linear
 from ditbench.statistics import Array
 
@@ -30,7 +30,7 @@ def read_precision(features: ArrayLike, reference: Reference, groups: ArrayLike 
     for a in chunks(x):
         inside, start = np.zeros(len(a), bool), 0
         for r in chunks(held):
-            inside |= np.any(_squares(a, r) <= reach[start : start + len(r)], axis=1)
+            inside |= np.any(squares(a, r) <= reach[start : start + len(r)], axis=1)
             start += len(r)
         hits.append(inside.astype(np.float64))
     hit = np.concatenate(hits)
@@ -61,9 +61,9 @@ def read_recall(features: ArrayLike, reference: Reference, groups: ArrayLike | N
         rows = slice(start, start := start + len(r))
         for b in range(num):
             mine = np.flatnonzero(block == b)
-            covered[rows, b] = np.any(_squares(r, _rows(x, mine)) <= reach[mine], axis=1)
+            covered[rows, b] = np.any(squares(r, _rows(x, mine)) <= reach[mine], axis=1)
         for b, which, wider in widened:
-            gained[rows, b] = np.any(_squares(r, _rows(x, which)) <= wider, axis=1)
+            gained[rows, b] = np.any(squares(r, _rows(x, which)) <= wider, axis=1)
     elsewhere = covered.sum(1, keepdims=True) - covered > 0
     return jackknife(float(covered.any(1).mean()), (elsewhere | gained).mean(0))
 
@@ -137,17 +137,11 @@ def _nearest(x: np.ndarray, block: np.ndarray, num: int) -> Array:
         rows = np.arange(start, start := start + len(a))
         for b in range(num):
             mine = np.flatnonzero(block == b)
-            apart = _squares(a, _rows(x, mine))
+            apart = squares(a, _rows(x, mine))
             apart[rows[:, None] == mine] = np.inf
             near = np.sort(np.partition(apart, min(NEIGHBOURS, len(mine)) - 1, axis=1)[:, :NEIGHBOURS], axis=1)
             found[rows, b, : near.shape[1]] = near
     return found
-
-
-def _squares(a: Array, b: Array) -> Array:
-    """[n, m] squared distances."""
-    found: Array = np.sum(a**2, 1)[:, None] + np.sum(b**2, 1) - 2 * a @ b.T
-    return found.clip(min=0)
 
 
 def _rows(x: np.ndarray, which: np.ndarray) -> Array:

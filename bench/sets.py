@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ditbench.distances import Reference, floor, jackknifed_contrast, read_frechet
-from ditbench.kernels import gaussian, read_mmd
+from ditbench.kernels import gaussian, read_mmd, read_mmd_spread
 from ditbench.manifold import read_inception_score, read_precision, read_recall
 from ditbench.readings import Reading
 from ditbench.statistics import Estimate
@@ -42,6 +42,7 @@ _INFLUENCE = "influence function over {n} prompts"
 STATISTICS = {
     "frechet": Statistic(read=read_frechet, interval=_INFLUENCE, floor=floor, check=jackknifed_contrast),
     "mmd_cubic": Statistic(read=read_mmd, interval=_INFLUENCE),
+    "mmd_spread": Statistic(read=read_mmd_spread, interval=_INFLUENCE),
     "mmd_gaussian": Statistic(read=partial(read_mmd, kernel=gaussian), interval=_INFLUENCE),
     "mmd_gaussian_biased": Statistic(read=partial(read_mmd, kernel=gaussian, biased=True), interval=_INFLUENCE),
     "precision": Statistic(read=read_precision, interval=_INFLUENCE),

@@ -36,7 +36,8 @@ An entry of `quality`:
 
     value           estimate | None
     delta           estimate | None: cell minus none, same requests and noise
-    mde             float | None: smallest delta that 80 % of such runs would detect, 2.80 standard errors
+    mde             float | None: smallest delta that 80 % of such runs would detect, 2.80 standard errors; None where
+                    the pairs show no spread to go by
     better, unit    "higher" | "lower", str
     interval        how the intervals were made, in words
     reason          "" or why value is None
@@ -51,7 +52,7 @@ An entry of `quality`:
     verdict         "" or better, worse, equivalent, inconclusive, by `ditbench.verdict.RULE`
     parts           {attribute: {"value": estimate, "delta": estimate | None}}
 
-Metrics: align.shapes_v1 (parts: class; or shape, colour, size, position, background, texture, motion); fd, mmd3, precision and
+Metrics: align.shapes_v1 (parts: class; or shape, colour, size, position, background, texture, motion); fd, mmd, precision and
 recall.shapes_v1 (value without interval: such statistics are biased in n or rest on one reference; the delta has one);
 perceptual.shapes_v1, psnr.vs_none and ssim.vs_none
 (the value is already against none, so delta is None, and for the baseline itself the value too).
@@ -165,7 +166,7 @@ def _quality(
         else _means(entry, metric, mine, against)
     )
     if delta is not None and delta.se is not None:
-        entry["mde"] = statistics.detectable(delta.se)
+        entry["mde"] = statistics.detectable(delta.se) or None
         if entry["p"] is None:
             entry["p"] = verdict.difference_p(delta)
         entry["p_equivalent"] = None if margin is None else verdict.equivalence_p(delta, margin)

@@ -94,15 +94,20 @@ def judge(rows: Sequence[Mapping[str, Any]]) -> None:
     """Give the entries of `quality` in the rows of one run their verdicts, in place: the one step that looks at all stacks together.
 
     Uses each entry's delta, p and p_equivalent, and of primary metrics adjusts them (see `ditbench.summary`). An inert row has
-    nothing to be judged.
+    nothing to be judged; a labelled one, such as a noise floor, claims nothing, and so costs the others nothing.
     """
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model and row["status"] == "ok"]
-        entries = [e for row in mine for e in row["quality"].values() if e["delta"] is not None]
+        entries = [
+            (e, e["primary"] and not row["label"])
+            for row in mine
+            for e in row["quality"].values()
+            if e["delta"] is not None
+        ]
         for given in ("p", "p_equivalent"):
-            family = [e for e in entries if e["primary"] and e[given] is not None]
+            family = [e for e, adjusted in entries if adjusted and e[given] is not None]
             for entry, p in zip(family, holm([e[given] for e in family]), strict=True):
                 entry[f"{given}_holm"] = p
-        for e in entries:
-            which = ("p_holm", "p_equivalent_holm") if e["primary"] else ("p", "p_equivalent")
+        for e, adjusted in entries:
+            which = ("p_holm", "p_equivalent_holm") if adjusted else ("p", "p_equivalent")
             e["verdict"] = decide(e["delta"]["value"], e["better"], *(e[p] for p in which))

@@ -158,10 +158,9 @@ def _quality_cells(row: Row) -> dict[str, str]:
     for name, entry in row["quality"].items():
         places = places_of(name)
         found[name] = spoken(entry["value"], places)
-        if not name.endswith(".vs_none"):
+        if not entry["against_none"]:
             found[f"{name} minus none"] = spoken(entry["delta"], places, signed=True)
             found[f"{name} detectable"] = fixed(entry["mde"], places)
-            found[f"{name} margin"] = fixed(entry["margin"], places)
             found[f"{name} verdict"] = entry["verdict"] or DASH
     return found | {"n": str(row["num_samples"])}
 
@@ -185,7 +184,12 @@ def _markdown(section: Section, title: str, convention: str, cells: Any, rules: 
         parts += (
             [""] + [f"- `{_escape(row['stack'])}`: {_escape(note)}" for row in rows for note in row["notes"]] + [""]
         )
-    parts += [f"{rule}\n" for rule in rules]
+    if rules:
+        margins = {n: e["margin"] for row in section.rows for n, e in row["quality"].items() if e["margin"] is not None}
+        told = (
+            ", ".join(f"{name} {margin:g}" for name, margin in margins.items()) or "none, so that nothing is equivalent"
+        )
+        parts += [f"{rule}\n" for rule in (*rules, f"Margins stated before the run: {told}.")]
     parts += [f"- left out: {_escape(sentence)}" for sentence in section.left_out]
     return "\n".join(parts).rstrip() + "\n"
 

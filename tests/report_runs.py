@@ -134,7 +134,7 @@ def write_cell(folder, model, stack, status, rng, n, rounds, drift, resolution, 
     reasons = {
         "align.shapes_v1": "",
         "fd.shapes_v1": "",
-        "mmd3.shapes_v1": "",
+        "mmd.shapes_v1": "",
         "precision.shapes_v1": "",
         "recall.shapes_v1": "",
         "psnr.vs_none": against,

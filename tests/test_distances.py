@@ -10,7 +10,7 @@ import scipy.linalg
 
 from ditbench import distances, kernels, manifold, readings
 from ditbench.distances import Moments, Reference, frechet, frechet_delta, jackknifed_contrast, read_frechet
-from ditbench.kernels import cubic, gaussian, read_mmd
+from ditbench.kernels import cubic, gaussian, read_mmd, read_mmd_spread, spread
 from ditbench.manifold import read_inception_score, read_precision, read_recall
 from ditbench.readings import blocks, contrast, members
 
@@ -187,6 +187,15 @@ def test_mmd_is_the_mean_over_all_pairs(kernel, slow, biased, small_chunks):
     assert found.parts.sum() == pytest.approx(0, abs=1e-9)
 
 
+def test_the_spread_kernel_is_as_wide_as_its_reference_and_blind_to_scale(small_chunks):
+    x, y = rng(0).standard_normal((20, 6)), 0.3 + rng(1).standard_normal((17, 6))
+    width = 2 * np.cov(y, rowvar=False).trace()
+    found = read_mmd_spread(x, Reference.through(y))
+    expected = slow_mmd(x, y, lambda a, b: 1000 * math.exp(-np.sum((a - b) ** 2) / width), False)
+    assert found.value == pytest.approx(expected, rel=1e-8)
+    assert read_mmd_spread(50 * x, Reference.through(50 * y)).value == pytest.approx(found.value, rel=1e-8)
+
+
 def test_mmd_is_torchmetrics_kernel_distance_on_one_subset_of_everything():
     import torch
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -210,7 +219,7 @@ def test_mmd_of_samples_of_the_reference_itself_is_nothing_on_average(kernel):
     assert above.value > 0 > values.min()
 
 
-@pytest.mark.parametrize("kernel", [cubic, gaussian])
+@pytest.mark.parametrize("kernel", [cubic, gaussian, None])
 @pytest.mark.parametrize("per_prompt", [1, 3])
 def test_paired_mmd_delta_covers_its_mean_in_nine_of_ten_simulations(kernel, per_prompt):
     d, num = 8, 40
@@ -222,7 +231,7 @@ def test_paired_mmd_delta_covers_its_mean_in_nine_of_ten_simulations(kernel, per
         shared = (prompt + r.standard_normal((num * per_prompt, d))) / math.sqrt(2)
         other = r.standard_normal(shared.shape)
         a, b = 0.2 + shared, 0.3 + 1.1 * (0.9 * shared + math.sqrt(0.19) * other)
-        found.append(contrast([read_mmd(z, y, groups, kernel=kernel) for z in (b, a)], [1, -1]))
+        found.append(contrast([read_mmd(z, y, groups, kernel=kernel or spread(y)) for z in (b, a)], [1, -1]))
     truth = np.mean([e.value for e in found])
     assert np.mean([e.low <= truth <= e.high for e in found]) >= 0.90
 

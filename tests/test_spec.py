@@ -62,8 +62,8 @@ def test_a_folder_below_a_file_cannot_be_written_to(tmp_path):
 
 def test_stated_margins_replace_the_defaults_one_by_one(tmp_path):
     path = tmp_path / "spec.toml"
-    path.write_text("[margins]\nalign.shapes_v1 = 0.05\n'mmd3.shapes_v1' = 1\n")
+    path.write_text("[margins]\nalign.shapes_v1 = 0.05\n'mmd.shapes_v1' = 1\n")
     spec = read_toml(str(path))
-    assert dict(spec.margins) == dict(Spec().margins) | {"align.shapes_v1": 0.05, "mmd3.shapes_v1": 1.0}
+    assert dict(spec.margins) == dict(Spec().margins) | {"align.shapes_v1": 0.05, "mmd.shapes_v1": 1.0}
     assert spec.folder != Spec().folder
     assert "margins" not in spec.settings()  # they change no sample and no time

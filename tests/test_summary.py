@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ditbench.distances import Moments, Reference, frechet
-from ditbench.kernels import read_mmd
+from ditbench.kernels import read_mmd_spread
 from ditbench.manifold import read_recall
 from ditbench.metrics import metrics
 from ditbench.metrics.stored import Scores
@@ -210,7 +210,7 @@ def judged(margins, *, n=N, **cells):
 def test_every_statistic_of_the_set_has_a_value_and_a_paired_delta():
     found = judged({}, fora=(1, 0.3))["fora"]
     mine, theirs = (scores(*a).arrays["feature.shapes_v1"] for a in ((1, 0.3), (0,)))
-    for name, read in (("mmd3.shapes_v1", read_mmd), ("recall.shapes_v1", read_recall)):
+    for name, read in (("mmd.shapes_v1", read_mmd_spread), ("recall.shapes_v1", read_recall)):
         values = [read(x, REFERENCE).value for x in (mine, theirs)]
         assert found[name]["value"]["value"] == pytest.approx(values[0])
         assert found[name]["delta"]["value"] == pytest.approx(values[0] - values[1])
@@ -225,7 +225,7 @@ def test_a_reference_of_moments_alone_leaves_the_kernel_distance_out_and_says_wh
     held = Reference.of(Moments.of(REFERENCE.features))
     quality = summarise([record("none")], told, {"scene": held})[0]["quality"]
     assert quality["fd.shapes_v1"]["value"]["value"] > 0
-    assert "only the moments of this reference were kept" in quality["mmd3.shapes_v1"]["reason"]
+    assert "only the moments of this reference were kept" in quality["mmd.shapes_v1"]["reason"]
 
 
 def test_a_verdict_needs_a_stated_margin_to_say_equivalent():
@@ -278,3 +278,19 @@ def test_an_inert_cell_is_not_judged():
         [record("none"), record("noop", status="inert")], told, {"scene": REFERENCE}, {"fd.shapes_v1": 1.0}
     )
     assert rows[1]["quality"]["fd.shapes_v1"]["verdict"] == ""
+
+
+def test_a_noise_floor_claims_nothing_and_costs_the_methods_nothing():
+    told = {"m--none": scores(0, baseline=True), "m--fora": scores(1, 0.1), "m--rerun": scores(2)}
+    labelled = record("rerun", methods=[{"name": "rerun", "label": "noise floor"}])
+    both = summarise([record("none"), record("fora"), labelled], told, {"scene": REFERENCE})
+    alone = summarise([record("none"), record("fora")], told, {"scene": REFERENCE})
+    assert both[1]["quality"] == alone[1]["quality"] and both[2]["label"] == "noise floor"
+    floor = both[2]["quality"]["fd.shapes_v1"]
+    assert floor["p_holm"] is None and floor["p"] is not None and floor["verdict"] == "inconclusive"
+
+
+def test_pairs_that_never_differ_have_no_detectable_difference():
+    told = {"m--none": scores(0, baseline=True), "m--same": scores(0)}
+    entry = summarise([record("none"), record("same")], told, {"scene": REFERENCE})[1]["quality"]["fd.shapes_v1"]
+    assert entry["delta"]["value"] == 0 and entry["mde"] is None

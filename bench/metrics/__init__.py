@@ -76,13 +76,14 @@ _TABLE = (
         primary=True,
     ),
     Metric(
-        name="mmd3.shapes_v1",
+        name="mmd.shapes_v1",
         family="frechet",
         better="lower",
         unit="",
-        doc="Squared maximum mean discrepancy (kernel (x.y/64 + 1)^3) of the judge's features to the same renders; unbiased in n.",
+        doc="Squared maximum mean discrepancy of the judge's features to the same renders (Gaussian kernel as wide as they are spread), "
+        "x 1000; unbiased in n.",
         needs=_RENDERS,
-        statistic="mmd_cubic",
+        statistic="mmd_spread",
         features="feature.shapes_v1",
     ),
     Metric(

@@ -1,4 +1,4 @@
-"""The judge's features and those of held-out renders: what `fd`, `mmd3`, `precision` and `recall` of `shapes_v1` are made of.
+"""The judge's features and those of held-out renders: what `fd`, `mmd`, `precision` and `recall` of `shapes_v1` are made of.
 
 The statistics themselves are in `ditbench.sets`.
 """
