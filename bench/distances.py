@@ -1,104 +1,192 @@
-"""Distances between a set of samples and a reference, on features, with intervals for paired differences. numpy only.
+"""Fréchet distance between a set of samples and a reference, on features, with intervals for paired differences. No torch.
 
-n samples, d features, G groups (samples of one prompt, which are not independent). Everything is float64.
+n samples, d features. Everything is computed in float64, on chunks of rows: features may be float32, or a memory map, and are never
+copied whole. Kernel distances are in `kernels.py`, precision and recall in `manifold.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.linalg import blas
 
-from ditbench.statistics import Array, Estimate, student
+from ditbench.readings import Reading, blocks, contrast, jackknife, linear
+from ditbench.statistics import Array, Estimate
 
 CUT = 1e-7
 """Singular values below this fraction of the largest are rounding, not data."""
+LARGE = 512
+"""Features from which on a second's difference can be felt."""
+ROWS = 2048
+"""Rows looked at together."""
 
 
-@dataclass(frozen=True)
+def table(features: ArrayLike) -> np.ndarray:
+    """`features` as an array [n, d] of its own type; ValueError when it is no table."""
+    x: np.ndarray = np.asarray(features)
+    if x.ndim != 2:
+        raise ValueError(f"features are a table [n, d] of finite numbers, got shape {x.shape}")
+    return x
+
+
+def chunks(x: np.ndarray) -> Iterator[Array]:
+    """Consecutive rows as float64 [at most ROWS, d]; ValueError when one is not finite."""
+    for start in range(0, len(x), ROWS):
+        part = np.asarray(x[start : start + ROWS], np.float64)
+        if not np.isfinite(part).all():
+            raise ValueError("features are a table [n, d] of finite numbers, got NaN or infinity")
+        yield part
+
+
+def squares(x: Array, y: Array) -> Array:
+    """[n, m] squared distances between rows."""
+    found: Array = np.sum(x**2, 1)[:, None] + np.sum(y**2, 1) - 2 * x @ y.T
+    return found.clip(min=0)
+
+
+@dataclass(frozen=True, eq=False)
 class Moments:
-    """Sufficient statistics of features, mergeable in any order: `a + b` is the moments of both."""
+    """Sufficient statistics of features, mergeable in any order: `a + b` is the moments of both.
+
+    Kept centred and merged pairwise (Chan, Golub & LeVeque 1979), so that a large common mean costs no digits.
+    """
 
     n: int
-    total: Array
-    """[d] sum of rows."""
-    outer: Array
-    """[d, d] sum of outer products of rows."""
+    mean: Array
+    """[d]."""
+    scatter: Array
+    """[d, d] sum of outer products of rows minus the mean."""
+    ids: frozenset[str] | None = None
+    """Names of the samples, where they were told: merging refuses one that is there already."""
 
     @classmethod
-    def of(cls, features: ArrayLike) -> Moments:
-        """Moments of `features` [n, d]; ValueError when they are no finite table."""
-        x = np.asarray(features, np.float64)
-        if x.ndim != 2 or not np.isfinite(x).all():
-            raise ValueError(f"features are a table [n, d] of finite numbers, got shape {x.shape}")
-        return cls(len(x), x.sum(0), x.T @ x)
+    def of(cls, features: ArrayLike, ids: Iterable[str] | None = None) -> Moments:
+        """Moments of `features` [n, d] of samples named `ids` [n]; ValueError when they are no finite table, or a name comes twice."""
+        x = table(features)
+        named = None if ids is None else list(ids)
+        if named is not None and len(named) != len(x):
+            raise ValueError(f"{len(x)} samples and {len(named)} names")
+        found = cls(0, np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1])), None if named is None else frozenset())
+        for i, part in enumerate(chunks(x)):
+            mean = part.mean(0)
+            centred = part - mean
+            told = None if named is None else named[i * ROWS : i * ROWS + len(part)]
+            if told is not None and len(set(told)) < len(told):
+                raise ValueError(f"sample {next(t for t in told if told.count(t) > 1)!r} is there twice")
+            found += cls(len(part), mean, centred.T @ centred, None if told is None else frozenset(told))
+        return found
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer)
+        ids = None if self.ids is None or other.ids is None else self.ids | other.ids
+        if ids is not None and self.ids is not None and len(ids) < self.n + other.n:
+            raise ValueError(f"sample {min(self.ids & (other.ids or set()))!r} is there twice")
+        n = self.n + other.n
+        apart = other.mean - self.mean
+        between = np.outer(apart, apart) * (self.n * other.n / max(n, 1))
+        return Moments(n, self.mean + apart * (other.n / max(n, 1)), self.scatter + other.scatter + between, ids)
 
-    @property
-    def mean(self) -> Array:
-        """[d]."""
-        return self.total / self.n
+    def without(self, part: Moments) -> Moments:
+        """What is left when `part`, which is in these moments, is taken out."""
+        n = self.n - part.n
+        mean = (self.n * self.mean - part.n * part.mean) / n
+        apart = part.mean - mean
+        return Moments(n, mean, self.scatter - part.scatter - np.outer(apart, apart) * (n * part.n / self.n))
 
     @property
     def covariance(self) -> Array:
         """[d, d], divisor n - 1, symmetric; ValueError with fewer than two rows."""
         if self.n < 2:
             raise ValueError(f"a covariance needs at least two samples, got {self.n}")
-        centred = self.outer - np.outer(self.total, self.total) / self.n
-        found: Array = (centred + centred.T) / (2 * (self.n - 1))
+        found: Array = self.scatter / (self.n - 1)  # X^T X is symmetric to the last bit, and so are sums of such
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
-    """The Gaussian that distances are measured to, with the square root of its covariance: one eigendecomposition for
-    all cells.
-    """
+    """What samples are measured against: the Gaussian through reference features and, where they are kept, the features."""
 
     n: int
     mean: Array
     """[d]."""
     root: Array
-    """[d, d] symmetric square root of the covariance."""
+    """[d, d] lower triangular factor of the covariance, root @ root.T: worked out once for all cells."""
+    features: np.ndarray | None = field(default=None, repr=False)
+    """[n, d]; None where only moments were kept: then there is a Fréchet distance, and no other."""
 
     @classmethod
-    def of(cls, moments: Moments) -> Reference:
-        """From the reference's moments; eigenvalues a rounding below zero count as zero."""
-        eigenvalues, basis = np.linalg.eigh(moments.covariance)
-        return cls(moments.n, moments.mean, (basis * np.sqrt(eigenvalues.clip(min=0))) @ basis.T)
+    def of(cls, moments: Moments, features: ArrayLike | None = None) -> Reference:
+        """From the reference's moments: Cholesky's factor, or, where the covariance is singular, one from its eigenvectors."""
+        covariance = moments.covariance
+        try:
+            root = np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError:
+            eigenvalues, basis = np.linalg.eigh(covariance)
+            root = np.ascontiguousarray(np.linalg.qr((basis * np.sqrt(eigenvalues.clip(min=0))).T).R.T)
+        return cls(moments.n, moments.mean, root, None if features is None else table(features))
+
+    @classmethod
+    def through(cls, features: ArrayLike) -> Reference:
+        """From the reference's features [n, d], which are kept."""
+        return cls.of(Moments.of(features), features)
 
 
 def frechet(features: ArrayLike | Moments, reference: Reference) -> float:
     """Squared Fréchet (2-Wasserstein) distance of the Gaussian through `features` [n, d] to the reference's.
 
-    |m - m_r|^2 + tr S + tr S_r - 2 tr (S_r^1/2 S S_r^1/2)^1/2 (Dowson & Landau 1982). The last trace comes from the
-    symmetric eigenproblem, or, with no more samples than features, from the nuclear norm of (X - m) S_r^1/2 / sqrt(n
-    - 1), which never forms the singular S. Biased upwards by about c / n with a c of the model's own: compare only at
-    equal n.
+    |m - m_r|^2 + tr S + tr S_r - 2 tr (R^T S R)^1/2 with S_r = R R^T (Dowson & Landau 1982). The last trace comes from the
+    symmetric eigenproblem, or, with no more samples than features, from the nuclear norm of (X - m) R / sqrt(n - 1), which
+    never forms the singular S. Biased upwards by about c / n with a c of the model's own: compare only at equal n.
     """
     if not isinstance(features, Moments):
-        x = np.asarray(features, np.float64)
+        x = table(features)
         if 2 <= len(x) <= x.shape[1]:
-            centred = (x - x.mean(0)) / np.sqrt(len(x) - 1)
-            roots = np.linalg.svd(centred @ reference.root, compute_uv=False)
-            return _distance(x.mean(0), float(np.sum(centred**2)), float(roots.sum()), reference)
+            mean, centred = _centre(x)
+            roots = np.linalg.svd(centred @ reference.root / np.sqrt(len(x) - 1), compute_uv=False)
+            return _distance(mean, float(np.sum(centred**2)) / (len(x) - 1), float(roots.sum()), reference)
         features = Moments.of(x)
     covariance = features.covariance
-    middle = reference.root @ covariance @ reference.root
-    roots = np.sqrt(np.linalg.eigvalsh((middle + middle.T) / 2).clip(min=0))
+    roots = np.sqrt(_eigenvalues(_seen(covariance, reference)).clip(min=0))
     return _distance(features.mean, float(np.trace(covariance)), float(roots.sum()), reference)
 
 
-def floor(n: int, reference: Reference, *, draws: int = 8, seed: int = 0) -> float:
-    """What `frechet` gives on average for n samples drawn from the reference's own Gaussian: perfection, at this n."""
+@lru_cache(maxsize=32)
+def floor(n: int, reference: Reference, *, seed: int = 0) -> float:
+    """What `frechet` gives on average for n samples drawn from the reference's own Gaussian: perfection, at this n.
+
+    The mean of 2048 / d draws, at least four: the more features, the less one draw differs from the next.
+    """
     rng = np.random.default_rng(seed)
     shape = (n, len(reference.mean))
-    found = [frechet(reference.mean + rng.standard_normal(shape) @ reference.root, reference) for _ in range(draws)]
-    return float(np.mean(found))
+    drawn = (rng.standard_normal(shape) @ reference.root.T for _ in range(max(4, 2048 // shape[1])))
+    return float(np.mean([frechet(reference.mean + x, reference) for x in drawn]))
+
+
+def _centre(x: np.ndarray) -> tuple[Array, Array]:
+    """Mean [d] and the rows minus it [n, d], float64; for tables of few rows."""
+    whole = np.concatenate(list(chunks(x)))
+    return whole.mean(0), whole - whole.mean(0)
+
+
+def _seen(covariance: Array, reference: Reference) -> Array:
+    """R^T S R, [d, d]: the covariance in the reference's own coordinates, by triangular products, which take half the arithmetic."""
+    upper = reference.root.T  # as Fortran has it, without a copy
+    half = blas.dtrmm(1.0, upper, covariance.T)
+    found: Array = blas.dtrmm(1.0, upper, half, side=1, trans_a=1).T  # symmetric, so that its transpose is no other
+    return found
+
+
+def _eigenvalues(symmetric: Array) -> Array:
+    """Ascending. Of a large matrix by torch, where that is imported anyway: its LAPACK took half the time of numpy's."""
+    torch = sys.modules.get("torch")
+    if torch is None or len(symmetric) < LARGE:
+        return np.linalg.eigvalsh(symmetric)
+    found: Array = torch.linalg.eigvalsh(torch.from_numpy(symmetric)).numpy()
+    return found
 
 
 def _distance(centre: Array, variance: float, shared: float, reference: Reference) -> float:
@@ -108,24 +196,41 @@ def _distance(centre: Array, variance: float, shared: float, reference: Referenc
 def influence(features: ArrayLike, reference: Reference) -> Array:
     """[n]: what each sample does to `frechet`, the distance's derivative along its weight, summing to zero.
 
-    2 (m - m_r).(x - m) + (x - m)^T (I - T) (x - m) - mean, T = S_r^1/2 (S_r^1/2 S S_r^1/2)^-1/2 S_r^1/2. With n <= d
+    2 (m - m_r).(x - m) + (x - m)^T (I - T) (x - m) - mean, T = R (R^T S R)^-1/2 R^T with S_r = R R^T. With n <= d
     the inverse is taken on the samples' own span, where reweighting them stays: the infinitesimal jackknife.
     """
-    x = np.asarray(features, np.float64)
-    centred = x - x.mean(0)
-    seen = centred @ reference.root  # [n, d]
-    if len(x) <= x.shape[1]:
-        _, roots, basis = np.linalg.svd(seen / np.sqrt(len(x) - 1), full_matrices=False)
-        basis = basis.T
+    return _linearise(table(features), reference)[1]
+
+
+def read_frechet(features: ArrayLike, reference: Reference, groups: ArrayLike | None = None) -> Reading:
+    """`frechet` with its influence, groups as units; ValueError with fewer than two samples."""
+    value, each = _linearise(table(features), reference)
+    return linear(value, each, groups)
+
+
+def _linearise(x: np.ndarray, reference: Reference) -> tuple[float, Array]:
+    """Distance and influence [n] from one decomposition."""
+    n = len(x)
+    if n < 2:
+        raise ValueError(f"a Fréchet distance needs at least two samples, got {n}")
+    if n <= x.shape[1]:
+        mean, centred = _centre(x)
+        _, roots, basis = np.linalg.svd(centred @ reference.root / np.sqrt(n - 1), full_matrices=False)
+        basis, variance = basis.T, float(np.sum(centred**2)) / (n - 1)
     else:
-        eigenvalues, basis = np.linalg.eigh(seen.T @ seen / (len(x) - 1))
-        roots = np.sqrt(eigenvalues.clip(min=0))
+        moments = Moments.of(x)
+        mean, covariance = moments.mean, moments.covariance
+        eigenvalues, basis = np.linalg.eigh(_seen(covariance, reference))
+        roots, variance = np.sqrt(eigenvalues.clip(min=0)), float(np.trace(covariance))
     kept = roots > CUT * roots.max(initial=0.0)
-    transported = np.sum((seen @ basis[:, kept]) ** 2 / roots[kept], axis=1)
-    bent = (np.sum(centred**2, axis=1) - transported) * len(x) / (len(x) - 1)  # the covariance's divisor is n - 1
-    raw = 2 * centred @ (x.mean(0) - reference.mean) + bent
-    found: Array = raw - raw.mean()
-    return found
+    carry = reference.root @ (basis[:, kept] / np.sqrt(roots[kept]))  # [d, k], T = carry @ carry.T
+    raw = []
+    for part in chunks(x):
+        off = part - mean
+        bent = np.sum(off**2, 1) - np.sum((off @ carry) ** 2, 1)
+        raw.append(2 * off @ (mean - reference.mean) + bent * (n / (n - 1)))  # the covariance's divisor is n - 1
+    each = np.concatenate(raw)
+    return _distance(mean, variance, float(roots.sum()), reference), each - each.mean()
 
 
 def frechet_delta(
@@ -145,18 +250,31 @@ def frechet_contrast(
     tables: Sequence[ArrayLike], signs: Sequence[int], reference: Reference, groups: ArrayLike | None = None
 ) -> Estimate:
     """The sum of `signs` times the distances of paired `tables` [n, d] each, with an interval as `frechet_delta` has it."""
-    found = [np.asarray(table, np.float64) for table in tables]
-    for table in found[1:]:
-        if table.shape != found[0].shape:
-            raise ValueError(f"features of shape {found[0].shape} cannot be paired with {table.shape}")
-    value = sum(sign * frechet(x, reference) for sign, x in zip(signs, found, strict=True))
-    n = len(found[0])
-    _, member = np.unique(np.arange(n) if groups is None else np.asarray(groups), return_inverse=True)
-    num = int(member.max()) + 1
-    if num < 2:
-        return Estimate(value=value, low=None, high=None, n=num, se=None)
-    each = sum(sign * influence(x, reference) for sign, x in zip(signs, found, strict=True))
-    total = np.bincount(member, weights=each)
-    se = float(np.sqrt(num / (num - 1) * np.sum(total**2)) / n)
-    low, high = student(value, se, num - 1)
-    return Estimate(value=value, low=low, high=high, n=num, se=se)
+    found = _paired(tables)
+    return contrast([read_frechet(x, reference, groups) for x in found], signs)
+
+
+def jackknifed_contrast(
+    tables: Sequence[ArrayLike], signs: Sequence[int], reference: Reference, groups: ArrayLike | None = None
+) -> Estimate:
+    """`frechet_contrast` with the interval by the delete-block jackknife over (at most 50) blocks of whole groups.
+
+    A cross-check that knows nothing of influence functions; it costs an eigenproblem per table and block.
+    """
+    found = _paired(tables)
+    block = blocks(len(found[0]), groups)
+    return contrast([_jackknifed(x, reference, block) for x in found], signs)
+
+
+def _jackknifed(x: np.ndarray, reference: Reference, block: np.ndarray) -> Reading:
+    parts = [Moments.of(x[block == b]) for b in range(int(block.max()) + 1)]
+    whole = sum(parts[1:], parts[0])
+    return jackknife(frechet(x, reference), [frechet(whole.without(part), reference) for part in parts])
+
+
+def _paired(tables: Sequence[ArrayLike]) -> list[np.ndarray]:
+    found = [table(x) for x in tables]
+    for x in found[1:]:
+        if x.shape != found[0].shape:
+            raise ValueError(f"features of shape {found[0].shape} cannot be paired with {x.shape}")
+    return found

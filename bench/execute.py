@@ -80,7 +80,7 @@ def open_folder(cells: Sequence[Cell], command: str) -> Path:
     spec, folder = cells[0].spec, cells[0].spec.folder
     document = {
         "schema": SCHEMA,
-        "spec": asdict(spec),
+        "spec": asdict(spec) | {"margins": dict(spec.margins)},
         "cells": [cell.key for cell in cells],
         "settings": spec.settings(),
     }
@@ -92,6 +92,13 @@ def open_folder(cells: Sequence[Cell], command: str) -> Path:
                 raise ValueError(
                     f"out: {folder} was made with {name} {found!r}, not {value!r}; choose another folder with --out"
                 )
+        stated = before.get("spec", {}).get("margins")
+        if stated not in (None, dict(spec.margins)):
+            raise ValueError(
+                f"margins: {folder} states {stated}, and they are fixed before a run; choose another folder with --out"
+            )
+        if stated is None:
+            del document["spec"]["margins"]  # stated after the fact, they would be none
         document["cells"] = list(dict.fromkeys([*before.get("cells", []), *document["cells"]]))
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"out: {folder} is not empty and is no run folder; choose another with --out")

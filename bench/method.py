@@ -145,6 +145,8 @@ class Method(Protocol):
     traits: Traits
     dial: ClassVar[tuple[str, float, float] | None]
     """A knob and the range over which turning it one way saves ever more compute: what `match` turns."""
+    label: str
+    """What its rows in reports are for where they are not to be judged as a method's: "noise floor", "ceiling"; else ""."""
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Install the method on a pipeline, through `at` alone."""
@@ -208,6 +210,7 @@ def method(
             "recipe": lambda self: None,
             "inputs": lambda self: [],
             "dial": None,
+            "label": "",
         }
         for part, nothing in missing.items():
             if not hasattr(cls, part):

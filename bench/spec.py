@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ditbench.margins import MARGINS, read_margins
+
 SPECS = Path(__file__).parent / "specs"
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -40,6 +42,9 @@ class Spec:
     """Run folder; a name of its own under runs/ when empty."""
     plugins: tuple[str, ...] = ()
     """Python files with methods of your own."""
+    margins: tuple[tuple[str, float], ...] = MARGINS
+    """Metric -> how small a difference counts as none, in the metric's unit; in TOML a table `[margins]`, whose keys replace those of
+    these or are added. Stated before the run, and fixed with its folder: by them a stack is called equivalent."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -60,6 +65,9 @@ class Spec:
             raise ValueError("models: none given")
         if self.weights not in ("bundled", "hub", "random") and not Path(self.weights).is_dir():
             raise ValueError(f"weights: {self.weights!r} is none of bundled, hub, random and no folder either")
+        for metric, margin in self.margins:
+            if not 0 < margin < float("inf"):
+                raise ValueError(f"margins.{metric}: {margin} is not above 0")
         for plugin in self.plugins:
             if not Path(plugin).is_file():
                 raise ValueError(f"plugins: there is no file {plugin!r}")
@@ -71,7 +79,7 @@ class Spec:
             return Path(self.out)
         if replace(self, out="") == read_toml("default"):
             return Path("runs/default")
-        told = {k: v for k, v in asdict(self).items() if k != "out"}
+        told = {k: v for k, v in asdict(self).items() if k != "out" and (k, v) != ("margins", MARGINS)}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"
 
@@ -112,7 +120,9 @@ def from_table(table: dict[str, Any], start: Spec) -> Spec:
                 f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(types)}")
             )
         kind = types[key]
-        if kind is tuple:
+        if key == "margins":
+            value = tuple((dict(start.margins) | read_margins(value)).items())
+        elif kind is tuple:
             if not isinstance(value, (list, tuple)):
                 raise ValueError(f"{key}: expected a list of strings, got {value!r}")
             for i, item in enumerate(value):

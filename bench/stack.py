@@ -58,6 +58,7 @@ class Stack:
         """The methods as a record holds them, every knob spelled out."""
         return [
             {"name": m.name, "knobs": values(m), "family": m.traits.family, "stage": m.traits.stage.name.lower(), "paper": m.traits.paper}
+            | ({"label": m.label} if m.label else {})
             for m in self.methods
         ]  # fmt: skip
 

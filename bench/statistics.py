@@ -114,6 +114,15 @@ def median(values: ArrayLike) -> Estimate:
     return Estimate(value=float(np.median(x)), low=float(x[k - 1]), high=float(x[n - k]), n=n, se=None)
 
 
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Low and high of a share of n independent trials (Wilson 1927)."""
+    z = float(special.ndtri((1 + LEVEL) / 2))
+    share, shrink = successes / n, 1 + z**2 / n
+    reach = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / shrink
+    centre = (share + z**2 / (2 * n)) / shrink
+    return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
+
+
 def _unseen(value: float, num: int, bounds: tuple[float, float] | None) -> tuple[float, float]:
     if bounds is None:
         return value, value

@@ -7,6 +7,7 @@ where the data carry none). Nothing is ever NaN: a number that cannot be had is 
 
     key, model, family, world, stack, status, reason      as in the record
     methods         list of method names
+    label           "" or what a method says its row is for: "noise floor", "ceiling"
     baseline        True for the stack "none"
     baseline_key    key of the `none` cell that deltas and ratios are against, or None (then all of those are None)
     num_samples, batch_size, rounds, seed, device, dtype, weights      from record["run"]
@@ -35,30 +36,42 @@ An entry of `quality`:
 
     value           estimate | None
     delta           estimate | None: cell minus none, same requests and noise
-    mde             float | None: smallest delta that 80 % of such runs would detect, 2.80 standard errors
+    mde             float | None: smallest delta that 80 % of such runs would detect, 2.80 standard errors; None where
+                    the pairs show no spread to go by
     better, unit    "higher" | "lower", str
     interval        how the intervals were made, in words
     reason          "" or why value is None
     delta_reason    "" or why delta is None
     floor           float | None: what perfect samples would score at this n (Fréchet distances only)
+    se_jackknife    float | None: the delta's standard error by the block jackknife, as a check (Fréchet distances only)
+    primary         whether the metric is one of those whose p-values are adjusted
+    against_none    whether the value is already a comparison with none
+    margin          float | None: how small a delta counts as none, as stated before the run
+    p, p_equivalent    float | None: of "no difference" (McNemar's exact test for binary scores, else t), and of "no smaller than the
+                    margin" (TOST); p_holm, p_equivalent_holm    the same adjusted across the model's stacks and the primary metrics
+    verdict         "" or better, worse, equivalent, inconclusive, by `ditbench.verdict.RULE`
     parts           {attribute: {"value": estimate, "delta": estimate | None}}
 
-Metrics: align.shapes_v1 (parts: class; or shape, colour, size, position, background, texture, motion); fd.shapes_v1
-(value without interval, because a Fréchet distance is biased in n; the delta has one); perceptual.shapes_v1, psnr.vs_none and ssim.vs_none
+Metrics: align.shapes_v1 (parts: class; or shape, colour, size, position, background, texture, motion); fd, mmd, precision and
+recall.shapes_v1 (value without interval: such statistics are biased in n or rest on one reference; the delta has one);
+perceptual.shapes_v1, psnr.vs_none and ssim.vs_none
 (the value is already against none, so delta is None, and for the baseline itself the value too).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from typing import Any
 
-from ditbench import statistics
-from ditbench.distances import Reference, floor, frechet, frechet_delta
+from ditbench import statistics, verdict
+from ditbench.distances import Reference
 from ditbench.metrics import Metric, metrics
-from ditbench.metrics.frechet import FEATURE, reference
 from ditbench.metrics.stored import Scores, read_scores
+from ditbench.readings import contrast
+from ditbench.sets import CHECKED, STATISTICS, Sets
 from ditbench.statistics import FEWEST_GROUPS, Estimate
 
 __all__ = ["Scores", "read_scores", "summarise"]
@@ -73,20 +86,26 @@ def summarise(
     records: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Scores],
     references: Mapping[str, Reference] | None = None,
+    margins: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """A row per record, in the order given; keys as this module's docstring says.
 
-    `references` gives the Fréchet reference by world; left out, those that ditbench carries are read.
+    `references` gives the reference by world; left out, those that ditbench carries are read. `margins`: by metric, as the run's
+    spec states them; a metric without one is never said to be equivalent.
     """
     baselines = {r["model"]: r for r in records if r["stack"] == "none" and r["status"] in MEASURED}
-    return [_row(r, baselines.get(r["model"]), scores, references) for r in records]
+    sets = Sets(lambda world, family: reference_of(world, family) if references is None else _held(references, world))
+    rows = [_row(r, baselines.get(r["model"]), scores, sets, margins or {}) for r in records]
+    verdict.judge(rows)
+    return rows
 
 
 def _row(
     record: Mapping[str, Any],
     none: Mapping[str, Any] | None,
     scores: Mapping[str, Scores],
-    references: Mapping[str, Reference] | None,
+    sets: Sets,
+    margins: Mapping[str, float],
 ) -> dict[str, Any]:
     run = record["run"]
     if (
@@ -99,6 +118,7 @@ def _row(
     row = {name: record.get(name, "") for name in ("key", "model", "family", "world", "stack", "status", "reason")}
     row |= {
         "methods": [m["name"] for m in record["methods"]],
+        "label": ", ".join(m["label"] for m in record["methods"] if m.get("label")),
         "baseline": record["stack"] == "none",
         "baseline_key": none["key"] if none is not None else None,
     }
@@ -107,7 +127,7 @@ def _row(
     }
     row |= {
         "sampling": dict(record["sampling"]),
-        "quality": {m.name: _quality(m, record, none, scores, references) for m in metrics().values()},
+        "quality": {m.name: _quality(m, record, none, scores, sets, margins.get(m.name)) for m in metrics().values()},
         "timing": {name: _timing(record, name) for name in ("call_s", *(f"{stage}_s" for stage in STAGES))},
         "share": shares(record["timing"]),
     }
@@ -120,11 +140,13 @@ def _row(
 
 def _quality(
     metric: Metric, record: Mapping[str, Any], none: Mapping[str, Any] | None, scores: Mapping[str, Scores],
-    references: Mapping[str, Reference] | None,
+    sets: Sets, margin: float | None,
 ) -> dict[str, Any]:  # fmt: skip
     entry: dict[str, Any] = {
         "value": None, "delta": None, "mde": None, "better": metric.better, "unit": metric.unit, "interval": "",
-        "reason": "", "delta_reason": "", "floor": None, "parts": {},
+        "reason": "", "delta_reason": "", "floor": None, "se_jackknife": None, "primary": metric.primary,
+        "against_none": metric.against_none, "margin": margin,
+        "p": None, "p_equivalent": None, "p_holm": None, "p_equivalent_holm": None, "verdict": "", "parts": {},
     }  # fmt: skip
     mine = scores.get(record["key"])
     entry["reason"] = entry["delta_reason"] = _missing(metric, record, mine)
@@ -138,12 +160,16 @@ def _quality(
     elif theirs is None or none is None or _missing(metric, none, theirs):
         entry["delta_reason"] = "the baseline `none` has no scores in this run"
     against = None if entry["delta_reason"] else theirs
-    if metric.family == "frechet":
-        _distance(entry, record["world"], mine, against, references)
-    else:
-        _means(entry, metric, mine, against)
-    if entry["delta"] is not None and entry["delta"]["se"] is not None:
-        entry["mde"] = statistics.detectable(entry["delta"]["se"])
+    delta = (
+        _statistic(entry, metric, record["world"], mine, against, sets)
+        if metric.statistic
+        else _means(entry, metric, mine, against)
+    )
+    if delta is not None and delta.se is not None:
+        entry["mde"] = statistics.detectable(delta.se) or None
+        if entry["p"] is None:
+            entry["p"] = verdict.difference_p(delta)
+        entry["p_equivalent"] = None if margin is None else verdict.equivalence_p(delta, margin)
     return entry
 
 
@@ -155,8 +181,10 @@ def _missing(metric: Metric, record: Mapping[str, Any], scores: Scores | None) -
     return str(scores.reasons.get(metric.name, "not scored yet"))
 
 
-def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores | None) -> None:
+def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores | None) -> Estimate | None:
+    """Fill in the means of a metric and its parts; the difference of the whole metric."""
     names = [metric.name] + sorted(name for name in mine.arrays if name.startswith(metric.name + "."))
+    found = None
     for name in names:
         values, group = mine.arrays[name], mine.arrays["group"]
         into = (
@@ -165,39 +193,60 @@ def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores 
             else entry["parts"].setdefault(name.removeprefix(metric.name + "."), {"delta": None})
         )
         value = statistics.mean(values, group, bounds=metric.bounds)
+        binary = value.n == len(values) and metric.bounds == (0, 1) and verdict.is_binary(values)
+        if binary:
+            low, high = statistics.wilson(int(values.sum()), len(values))
+            value = replace(value, low=low, high=high)
         into["value"] = value.as_dict()
         if against is not None:
-            into["delta"] = statistics.delta(values, against.arrays[name], group, bounds=metric.bounds).as_dict()
-    how = "BCa bootstrap" if entry["value"]["n"] >= FEWEST_GROUPS else "Student's t"
-    entry["interval"] = f"{how} over {entry['value']['n']} prompts" if entry["value"]["n"] > 1 else ""
+            delta = statistics.delta(values, against.arrays[name], group, bounds=metric.bounds)
+            into["delta"] = delta.as_dict()
+            if name == metric.name:
+                found = delta
+                if binary and delta.n > 1:
+                    entry["p"] = verdict.mcnemar(values, against.arrays[name])
+        if name == metric.name and value.n > 1:
+            how = "BCa bootstrap" if value.n >= FEWEST_GROUPS else "Student's t"
+            entry["interval"] = f"{how} over {value.n} prompts" + (
+                "; of the value Wilson's, p by McNemar's exact test" if binary else ""
+            )
+    return found
 
 
-def _distance(
-    entry: dict[str, Any], world: str, mine: Scores, against: Scores | None, references: Mapping[str, Reference] | None
-) -> None:
-    features, group = mine.arrays[FEATURE], mine.arrays["group"]
+def _statistic(
+    entry: dict[str, Any], metric: Metric, world: str, mine: Scores, against: Scores | None, sets: Sets
+) -> Estimate | None:
+    """Fill in a statistic of the whole set; its difference."""
+    statistic, features, group = STATISTICS[metric.statistic], mine.arrays[metric.features], mine.arrays["group"]
     try:
-        held = reference_of(world) if references is None else references[world]
-    except (ValueError, KeyError) as error:
-        entry["reason"] = entry["delta_reason"] = (
-            str(error) if isinstance(error, ValueError) else f"no reference for the world {world}"
-        )
-        return
-    if len(features) < 2:
-        entry["reason"] = entry["delta_reason"] = "a Fréchet distance needs at least two samples"
-        return
-    value = frechet(features, held)
-    entry["value"] = Estimate(value=value, low=None, high=None, n=len(features), se=None).as_dict()
-    entry["floor"] = floor(len(features), held)
-    if against is not None:
-        entry["delta"] = frechet_delta(features, against.arrays[FEATURE], held, group).as_dict()
-        entry["interval"] = f"influence function over {entry['delta']['n']} prompts, at n = {len(features)}"
+        reading, held = sets.read(metric, world, mine), sets.find(world, metric.family)
+    except ValueError as error:
+        entry["reason"] = entry["delta_reason"] = str(error)
+        return None
+    entry["value"] = Estimate(value=reading.value, low=None, high=None, n=len(features), se=None).as_dict()
+    entry["floor"] = statistic.floor(len(features), held) if statistic.floor else None
+    if against is None:
+        return None
+    delta = contrast([reading, sets.read(metric, world, against)], [1, -1])
+    entry["delta"] = delta.as_dict()
+    entry["interval"] = f"{statistic.interval.format(n=delta.n)}, at n = {len(features)}"
+    if statistic.check and features.shape[1] <= CHECKED and delta.n >= FEWEST_GROUPS:
+        tables = [features, against.arrays[metric.features]]
+        entry["se_jackknife"] = statistic.check(tables, [1, -1], held, group).se
+    return delta
+
+
+def _held(references: Mapping[str, Reference], world: str) -> Reference:
+    if world not in references:
+        raise ValueError(f"no reference for the world {world}")
+    return references[world]
 
 
 @cache
-def reference_of(world: str) -> Reference:
-    """The reference that ditbench carries for a world, read once; ValueError when it is missing or damaged."""
-    return reference(world)
+def reference_of(world: str, family: str = "frechet") -> Reference:
+    """The reference a metric family has for a world, read once; ValueError when it is missing or damaged."""
+    found: Reference = import_module(f"ditbench.metrics.{family}").reference(world)
+    return found
 
 
 def _timing(record: Mapping[str, Any], name: str) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ BUILT_IN: dict[str, str] = {
     "l2c": "ditbench.methods.l2c:L2C",
     "magcache": "ditbench.methods.magcache:MagCache",
     "pab": "ditbench.methods.pab:Pab",
+    "rerun": "ditbench.methods.rerun:Rerun",
     "taylorseer": "ditbench.methods.taylorseer:TaylorSeer",
     "teacache": "ditbench.methods.teacache:TeaCache",
     "toca": "ditbench.methods.toca:Toca",

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ditbench import statistics
-from ditbench.distances import frechet, frechet_delta
 from ditbench.metrics import Metric, metrics
-from ditbench.metrics.frechet import FEATURE
 from ditbench.metrics.stored import Scores, read_scores
+from ditbench.readings import contrast
 from ditbench.reports.sections import SHOWN, Row, Section, differing
 from ditbench.reports.wording import DASH, fixed, number, places_of, spoken
+from ditbench.sets import Sets
 from ditbench.statistics import Estimate
 from ditbench.summary import reference_of
 
@@ -83,9 +83,9 @@ def _qualities(
     mine, theirs = scores[0].get(one["key"]), scores[1].get(other["key"])
     if mine is None or theirs is None:
         return [_line("quality", "", "", "", "not compared: one of them is not scored")]
-    lines = []
+    lines, sets = [], Sets(reference_of)
     for metric in metrics().values():
-        change = _change(metric, mine, theirs, one["world"])
+        change = _change(metric, mine, theirs, one["world"], sets)
         if change is not None:
             before, after, moved = change
             gate = gates.alignment if metric.name == "align.shapes_v1" else None
@@ -98,22 +98,24 @@ def _qualities(
     return lines
 
 
-def _change(metric: Metric, mine: Scores, theirs: Scores, world: str) -> tuple[float, float, Estimate] | None:
+def _change(
+    metric: Metric, mine: Scores, theirs: Scores, world: str, sets: Sets
+) -> tuple[float, float, Estimate] | None:
     """Before, after, and the paired change; None where either has no such metric."""
     if any(s.reasons.get(metric.name, "missing") for s in (mine, theirs)):
         return None
     group = theirs.arrays["group"]
-    if metric.family == "frechet":
-        before, after = mine.arrays[FEATURE], theirs.arrays[FEATURE]
-        if len(before) < 2:
+    if metric.statistic:
+        try:
+            before, after = (sets.read(metric, world, s) for s in (mine, theirs))
+        except ValueError:
             return None
-        held = reference_of(world)
-        return frechet(before, held), frechet(after, held), frechet_delta(after, before, held, group)
+        return before.value, after.value, contrast([after, before], [1, -1])
     if metric.name not in mine.arrays or metric.name not in theirs.arrays:
         return None
-    before, after = mine.arrays[metric.name], theirs.arrays[metric.name]
-    moved = statistics.delta(after, before, group, bounds=metric.bounds)
-    return float(before.mean()), float(after.mean()), moved
+    old, new = mine.arrays[metric.name], theirs.arrays[metric.name]
+    moved = statistics.delta(new, old, group, bounds=metric.bounds)
+    return float(old.mean()), float(new.mean()), moved
 
 
 def _speed(old: Row, new: Row, gates: Gates) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
-from ditbench.reports.sections import SHOWN, Row, Section, file_name, status
-from ditbench.reports.tables import CONVENTION, FIDELITY
-from ditbench.reports.wording import DASH, interval, number, places_of, share, size, times, value
+from ditbench.reports.sections import SHOWN, Row, Section, file_name, labelled, status
+from ditbench.reports.tables import CONVENTION, FIDELITY, RULES
+from ditbench.reports.wording import DASH, fixed, interval, number, places_of, share, size, times, value
 
 Cell = tuple[str, str]
 """A number and, in smaller type under it, its interval."""
@@ -49,6 +49,7 @@ def _conventions() -> list[str]:
     return [
         *(sentence.strip().rstrip(".") + "." for sentence in CONVENTION.split(". ")),
         FIDELITY,
+        *RULES,
         "A change is this stack minus none on the same requests and noise.",
         "The detectable change is the smallest that four in five such runs would find.",
         "A Fréchet distance is biased in n: compare it at equal n only. Its own value carries no interval; its change does.",
@@ -171,7 +172,7 @@ def _table(rows: Sequence[Row], cells: object, label: str) -> str:
         told = status(row)
         mark = f' <span class="mark {escape(told)}">{escape(told)}</span>' if told != SHOWN else ""
         kind = "baseline" if row["baseline"] else "away" if row["status"] != SHOWN else ""
-        name = f'<th scope="row">{escape(row["stack"]).replace("+", "+<wbr>").replace("(", "<wbr>(")}{mark}</th>'
+        name = f'<th scope="row">{escape(labelled(row)).replace("+", "+<wbr>").replace("(", "<wbr>(")}{mark}</th>'
         if row["status"] != SHOWN:
             filled = (
                 f'<td class="reason" colspan="{max(1, len(heads))}"><span>{escape(row["reason"] or told)}</span></td>'
@@ -201,6 +202,8 @@ def _glance(row: Row) -> dict[str, Cell]:
     }
     for metric, entry in row["quality"].items():
         places = places_of(metric)
+        if not (entry["primary"] or entry["against_none"]):
+            continue  # below, in the details
         if metric.endswith(".vs_none"):
             found[f"{metric}\n{entry['unit']}".strip()] = (
                 value(entry["value"], places),
@@ -215,6 +218,7 @@ def _glance(row: Row) -> dict[str, Cell]:
                 value(entry["delta"], places, True),
                 interval(entry["delta"], places, True),
             )
+            found[f"{metric.partition('.')[0]}\nverdict"] = entry["verdict"] or DASH, ""
     return found
 
 
@@ -250,6 +254,8 @@ def _quality(row: Row) -> dict[str, Cell]:
                 found[f"{name}\nminus none"] = value(told["delta"], places, True), interval(told["delta"], places, True)
         if entry["mde"] is not None:
             found[f"{metric.partition('.')[0]}\ndetectable"] = value({"value": entry["mde"]}, places), ""
+            found[f"{metric.partition('.')[0]}\nmargin"] = fixed(entry["margin"], places), ""
+            found[f"{metric.partition('.')[0]}\nverdict"] = entry["verdict"] or DASH, ""
     return found | {"n": (str(row["num_samples"]), ""), "record key": (row["key"], "")}
 
 

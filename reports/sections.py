@@ -17,6 +17,7 @@ Row = dict[str, Any]
 SHOWN = "ok"
 """The only status with numbers: an inert method changed nothing, so it has no speed-up to show."""
 TIMES = ("speedup_call", "speedup_denoise", "speedup_predicted", "realised", "realised_call")
+EMPTIED = ("value", "delta", "mde", "floor", "se_jackknife", "p", "p_equivalent", "p_holm", "p_equivalent_holm")
 MACHINE = ("device", "processor", "cores", "threads", "capability", "cuda", "tf32", "packages", "variables")
 """Fields of a record's environment that two times must share before one is divided by the other."""
 
@@ -108,7 +109,8 @@ def _section(folder: Path, name: str) -> Section:
     left_out += [
         f"{key} has no record: the run has not come to it, or stopped while it was in flight" for key in missing
     ]
-    rows = [_presentable(row, records) for row in summarise(run.records, scores)]
+    margins = run.spec.get("spec", {}).get("margins")
+    rows = [_presentable(row, records) for row in summarise(run.records, scores, margins=margins)]
     order = {model: i for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))}
     rows.sort(key=lambda row: (order[row["model"]], not row["baseline"]))
     command = folder / "command.txt"
@@ -130,7 +132,8 @@ def _presentable(row: Row, records: Mapping[str, dict[str, Any]]) -> Row:
         }
         row["quality"] = {
             name: entry
-            | {"value": None, "delta": None, "mde": None, "parts": {}, "reason": f"the cell is {row['status']}"}
+            | dict.fromkeys(EMPTIED)
+            | {"verdict": "", "parts": {}, "reason": f"the cell is {row['status']}"}
             for name, entry in row["quality"].items()
         }
         return row | {"suspect": False, "notes": notes}
@@ -154,6 +157,11 @@ def _presentable(row: Row, records: Mapping[str, dict[str, Any]]) -> Row:
 def status(row: Row) -> str:
     """`suspect` where the times are not to be trusted, else the record's status."""
     return "suspect" if row["suspect"] else str(row["status"])
+
+
+def labelled(row: Row) -> str:
+    """The stack, and after it what its row is for, where it is not to be judged as a method."""
+    return f"{row['stack']} ({row['label']})" if row["label"] else str(row["stack"])
 
 
 def file_name(text: str) -> str:

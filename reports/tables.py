@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ditbench.reports.sections import Report, Row, Section, status
+from ditbench.reports.sections import Report, Row, Section, labelled, status
 from ditbench.reports.wording import DASH, fixed, number, places_of, share, size, spoken, times
+from ditbench.verdict import RULE
 
 DOCUMENT = 1
 """Version of the JSON document."""
@@ -34,9 +35,17 @@ WHOLE = (
     "threads",
 )
 """Columns of whole numbers, with those named after a count or bytes: written without a decimal point also where some are missing."""
+JUDGED = ("verdict", "margin", "p", "p_equivalent", "p_holm", "p_equivalent_holm")
 FIDELITY = (
     "perceptual.shapes_v1, psnr.vs_none and ssim.vs_none say how closely a sample repeats the un-accelerated one of the same noise: "
     "fidelity, not quality."
+)
+
+
+RULES = (
+    RULE,
+    "Rows marked noise floor are the un-accelerated model again, by a path that changes rounding only; rows marked ceiling, from other "
+    "noise. What a method costs means something only between the two.",
 )
 
 
@@ -46,7 +55,7 @@ def write_tables(section: Section, folder: Path) -> list[Path]:
     found = []
     for name, frame, text in (
         ("speed", speed(section), _markdown(section, "Speed and memory", CONVENTION, _speed_cells)),
-        ("quality", quality(section), _markdown(section, "Quality", FIDELITY, _quality_cells)),
+        ("quality", quality(section), _markdown(section, "Quality", FIDELITY, _quality_cells, RULES)),
     ):
         whole = [column for column in map(str, frame.columns) if column in WHOLE or column.endswith(("_n", "_bytes"))]
         frame[whole] = frame[whole].astype("Int64")
@@ -105,8 +114,10 @@ def quality(section: Section) -> pd.DataFrame:
             for part, told in parts.items():
                 line = {"run": section.name} | {name: row[name] for name in ("model", "stack", "status")}
                 line |= {"metric": metric, "part": part} | _spread("value", told["value"], counted=True)
-                line |= _spread("delta", told["delta"], counted=True) | {"mde": told.get("mde")}
+                line |= _spread("delta", told["delta"], counted=True)
+                line |= {name: told.get(name) for name in ("mde", "se_jackknife", *JUDGED)}
                 line |= {name: entry[name] for name in ("better", "unit", "interval", "reason", "delta_reason")}
+                line |= {"label": row["label"]}
                 lines.append(line | after)
     return pd.DataFrame(lines)
 
@@ -147,9 +158,10 @@ def _quality_cells(row: Row) -> dict[str, str]:
     for name, entry in row["quality"].items():
         places = places_of(name)
         found[name] = spoken(entry["value"], places)
-        if not name.endswith(".vs_none"):
+        if not entry["against_none"]:
             found[f"{name} minus none"] = spoken(entry["delta"], places, signed=True)
             found[f"{name} detectable"] = fixed(entry["mde"], places)
+            found[f"{name} verdict"] = entry["verdict"] or DASH
     return found | {"n": str(row["num_samples"])}
 
 
@@ -161,10 +173,10 @@ def spoken_time(estimate: Mapping[str, Any] | None) -> str:
     return number(estimate["value"]) + (f" [{number(low)}, {number(high)}]" if low is not None else "")
 
 
-def _markdown(section: Section, title: str, convention: str, cells: Any) -> str:
+def _markdown(section: Section, title: str, convention: str, cells: Any, rules: Sequence[str] = ()) -> str:
     parts = [f"# {title}: {section.name}", "", convention, ""]
     for model, rows in section.models.items():
-        lines = [{"stack": row["stack"], "status": status(row)} | cells(row) | {"key": row["key"]} for row in rows]
+        lines = [{"stack": labelled(row), "status": status(row)} | cells(row) | {"key": row["key"]} for row in rows]
         heads = list(lines[0])
         parts += [f"## {model}", "", section.caption(model) + ".", ""]
         parts += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -172,6 +184,12 @@ def _markdown(section: Section, title: str, convention: str, cells: Any) -> str:
         parts += (
             [""] + [f"- `{_escape(row['stack'])}`: {_escape(note)}" for row in rows for note in row["notes"]] + [""]
         )
+    if rules:
+        margins = {n: e["margin"] for row in section.rows for n, e in row["quality"].items() if e["margin"] is not None}
+        told = (
+            ", ".join(f"{name} {margin:g}" for name, margin in margins.items()) or "none, so that nothing is equivalent"
+        )
+        parts += [f"{rule}\n" for rule in (*rules, f"Margins stated before the run: {told}.")]
     parts += [f"- left out: {_escape(sentence)}" for sentence in section.left_out]
     return "\n".join(parts).rstrip() + "\n"
 

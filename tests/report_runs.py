@@ -57,7 +57,8 @@ def write_run(
     """Write a run folder; returns it."""
     folder.mkdir(parents=True)
     cells = [(model, stack, status) for model in models for stack, status in stacks]
-    write_json(folder / "spec.json", {"schema": SCHEMA, "cells": [key_of(m, s) for m, s, _ in cells]})
+    spec = {"margins": {"align.shapes_v1": 0.02, "fd.shapes_v1": 30.0}}
+    write_json(folder / "spec.json", {"schema": SCHEMA, "cells": [key_of(m, s) for m, s, _ in cells], "spec": spec})
     (folder / "command.txt").write_text("python run_bench.py --methods 'fora(interval=3)'\n")
     (folder / "requests").mkdir()
     for model in models:
@@ -133,6 +134,9 @@ def write_cell(folder, model, stack, status, rng, n, rounds, drift, resolution, 
     reasons = {
         "align.shapes_v1": "",
         "fd.shapes_v1": "",
+        "mmd.shapes_v1": "",
+        "precision.shapes_v1": "",
+        "recall.shapes_v1": "",
         "psnr.vs_none": against,
         "ssim.vs_none": against,
         "perceptual.shapes_v1": against,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 
 from ditbench import cell, record
 from ditbench.record import read_json, read_run
+from ditbench.spec import Spec
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -146,6 +148,25 @@ def test_other_settings_need_another_folder(finished):
     done = bench(finished, "--seed", "1", check=False)
     assert done.returncode == 2
     assert "was made with seed 0, not 1; choose another folder with --out" in done.stderr
+
+
+def test_margins_are_stated_with_the_run_and_fixed_from_then_on(finished, tmp_path):
+    stated = read_json(finished / "spec.json")["spec"]["margins"]
+    assert stated == dict(Spec().margins)
+    (tmp_path / "wide.toml").write_text("[margins]\nfd.shapes_v1 = 900\n")
+    done = bench(finished, "--spec", str(tmp_path / "wide.toml"), check=False)
+    assert done.returncode == 2 and "they are fixed before a run; choose another folder with --out" in done.stderr
+    assert read_json(finished / "spec.json")["spec"]["margins"] == stated
+
+
+def test_a_run_that_began_without_margins_gets_none_afterwards(finished, tmp_path):
+    out = tmp_path / "old"
+    shutil.copytree(finished, out)
+    document = read_json(out / "spec.json")
+    del document["spec"]["margins"]
+    record.write_json(out / "spec.json", document)
+    bench(out)
+    assert "margins" not in read_json(out / "spec.json")["spec"]
 
 
 def test_a_folder_of_another_schema_version_is_refused(tmp_path):

@@ -447,3 +447,62 @@ def test_firstblock_that_never_skips_is_idle(kind):
         attached.start(5)
         tried.generate(tried.sampling, [0])
         assert stack.idle(tried.sampling, attached) == ["firstblock"]
+
+
+# rerun
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "text", ["rerun", "rerun(split=3)", "rerun(attention='math')", "rerun(split=2,attention='math')"]
+)
+def test_the_noise_floor_is_the_plain_sample_up_to_rounding(text, kind):
+    tried = subject(kind)
+    plain, again = tried.generate(tried.sampling, [0, 1, 2]), generate(text, kind, [0, 1, 2])
+    assert (again - plain).norm() <= 1e-3 * plain.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_transformer_sees_the_parts_of_a_batch_and_a_lone_sample_twice(kind):
+    tried, seen, passes = subject(kind), [], 2 if kind in ("dit", "pixart") else 1
+    hook = tried.pipeline.transformer.register_forward_pre_hook(lambda *_: seen.append("whole"))
+    first = sublayers(tried.pipeline.transformer)[0].modules[0]
+    inner = first.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(len(kwargs.get("hidden_states", *args[:1]))), with_kwargs=True
+    )
+    counted = {}
+    generate("rerun", kind, [0, 1, 2], counted)
+    size = -(-3 * passes // 2)
+    assert seen[:3] == ["whole", size, 3 * passes - size]
+    assert counted["rerun.passes_split"] == seen.count("whole")
+    seen.clear()
+    generate("rerun", kind, [0])
+    hook.remove(), inner.remove()
+    assert seen[:2] == ["whole", 2 if passes == 1 else 1]  # a sample's two guidance passes are two rows already
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ceiling_starts_from_other_noise_the_same_every_time(kind):
+    tried, counted = subject(kind), {}
+    plain = tried.generate(tried.sampling, [0])
+    one, again, two = (
+        generate("rerun(seed=1)", kind, counters=counted),
+        generate("rerun(seed=1)", kind),
+        generate("rerun(seed=2)", kind),
+    )
+    assert torch.equal(one, again) and not torch.equal(one, two)
+    assert (one - plain).norm() > 0.1 * plain.norm() and counted["rerun.draws_exchanged"] == 1
+    assert torch.equal(tried.generate(tried.sampling, [0]), plain)
+
+
+def test_rerun_says_what_its_row_is_for_and_mixes_with_nothing():
+    assert (
+        Stack.parse("rerun").describe()[0]["label"]
+        == Stack.parse("rerun(attention='math')").methods[0].label
+        == "noise floor"
+    )
+    assert Stack.parse("rerun(seed=1)").methods[0].label == "ceiling"
+    assert "label" not in Stack.parse("fora").describe()[0]
+    assert Stack.parse("fora+rerun").problems() and Stack.parse("int8+rerun").problems()
+    with pytest.raises(ValueError, match="rerun knows the attention 'math', not 'sage'"):
+        Stack.parse("rerun(attention='sage')")

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from report_runs import ENVIRONMENT, REASONS, SCHEDULE, STACKS, WORLDS, key_of, write_run
 
-from ditbench import reports, summary
-from ditbench.distances import Moments, Reference
+from ditbench import reports, summary, verdict
+from ditbench.distances import Reference
 from ditbench.reports import charts, grids, heatmaps, labels, overview, sections, style, terminal, wording
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,8 +33,8 @@ NUMBERS = (
 def normal_reference():
     """A Fréchet reference of our own, so that these tests need no data files."""
     patch = pytest.MonkeyPatch()
-    held = Reference.of(Moments.of(np.random.default_rng(0).standard_normal((2048, 64))))
-    patch.setattr(summary, "reference_of", lambda world: held)
+    held = Reference.through(np.random.default_rng(0).standard_normal((512, 64)))
+    patch.setattr(summary, "reference_of", lambda world, family: held)
     yield
     patch.undo()
 
@@ -447,3 +447,41 @@ def test_a_method_that_did_not_engage_has_no_point_among_the_speed_ups(tmp_path)
     ratio, measured, *_, below, above = points["int8"]
     row = next(r for r in section.rows if r["stack"] == "int8")
     assert ratio == row["speedup_flops"] and measured == row["speedup_denoise"]["value"] and below > 0 < above
+
+
+def test_verdicts_margins_and_their_rule_are_in_the_tables_and_on_the_page(report, run):
+    lines = [
+        line for line in lines_of(run / "report/tables/quality.csv") if line["part"] == "" and line["status"] == "ok"
+    ]
+    judged = [line for line in lines if line["delta"]]
+    assert judged and {line["verdict"] for line in judged} <= set(verdict.WORDS)
+    assert {line["margin"] for line in judged if line["metric"] == "fd.shapes_v1"} == {"30.0"}
+    assert all(float(line["p_holm"]) >= float(line["p"]) for line in judged if line["p_holm"])
+    assert not [line for line in lines if not line["delta"] and line["verdict"]]
+    table, page = (run / "report/tables/quality.md").read_text(), report.page.read_text()
+    assert table.count(verdict.RULE) == 1 and "fd.shapes_v1 verdict" in table
+    assert "Margins stated before the run: align.shapes_v1 0.02, fd.shapes_v1 30." in table
+    assert "two one-sided tests" in page and "<td>worse</td>" in page
+
+
+def test_a_run_that_stated_no_margin_has_nothing_equivalent(tmp_path):
+    run = write_run(tmp_path / "run", n=9, stacks=STACKS[:3])
+    spec = json.loads((run / "spec.json").read_text())
+    del spec["spec"]
+    (run / "spec.json").write_text(json.dumps(spec))
+    entries = [e for row in sections.read_sections([run])[0].rows for e in row["quality"].values()]
+    assert all(e["margin"] is None and e["verdict"] != "equivalent" for e in entries)
+
+
+def test_a_row_that_says_what_it_is_for_is_labelled(tmp_path):
+    run = write_run(tmp_path / "run", n=9, stacks=STACKS[:3])
+    path = run / "cells" / key_of("dit-tiny", "fora(interval=3)") / "record.json"
+    record = json.loads(path.read_text())
+    record["methods"][0]["label"] = "noise floor"
+    path.write_text(json.dumps(record))
+    page = reports.build([run]).page.read_text().replace("<wbr>", "")
+    assert "fora(interval=3) (noise floor)" in page
+    assert "| fora(interval=3) (noise floor) |" in (run / "report/tables/quality.md").read_text()
+    assert [line["label"] for line in lines_of(run / "report/tables/quality.csv") if line["part"] == ""][
+        -1
+    ] == "noise floor"

@@ -18,6 +18,11 @@ from ditbench.spec import Spec, check_writable, from_table, read_toml
         ("device = 'tpu'", "device: 'tpu' is neither cpu, cuda nor cuda:N"),
         ("weights = 'nowhere'", "weights: 'nowhere' is none of bundled, hub, random and no folder"),
         ("rounds = [", "spec.toml: "),
+        ("margins = 0.1", "margins: expected a table of metrics, got 0.1"),
+        ("[margins]\nfd.shape_v1 = 3", r"margins.fd.shape_v1: unknown metric 'fd.shape_v1'; nearest: fd.shapes_v1"),
+        ("[margins]\nfd.shapes_v1 = 'wide'", "margins.fd.shapes_v1: expected a number, got 'wide'"),
+        ("[margins]\npsnr.vs_none = 1", "margins.psnr.vs_none: its value is already against none"),
+        ("[margins]\n'fd.shapes_v1' = 0", "margins.fd.shapes_v1: 0.0 is not above 0"),
     ],
 )
 def test_a_wrong_spec_file_names_the_file_and_the_key(tmp_path, text, complaint):
@@ -53,3 +58,12 @@ def test_a_folder_below_a_file_cannot_be_written_to(tmp_path):
         check_writable(tmp_path / "file" / "run")
     check_writable(tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
+
+
+def test_stated_margins_replace_the_defaults_one_by_one(tmp_path):
+    path = tmp_path / "spec.toml"
+    path.write_text("[margins]\nalign.shapes_v1 = 0.05\n'mmd.shapes_v1' = 1\n")
+    spec = read_toml(str(path))
+    assert dict(spec.margins) == dict(Spec().margins) | {"align.shapes_v1": 0.05, "mmd.shapes_v1": 1.0}
+    assert spec.folder != Spec().folder
+    assert "margins" not in spec.settings()  # they change no sample and no time

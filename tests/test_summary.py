@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from ditbench.distances import Moments, Reference, frechet
+from ditbench.kernels import read_mmd_spread
+from ditbench.manifold import read_recall
 from ditbench.metrics import metrics
 from ditbench.metrics.stored import Scores
 from ditbench.summary import DRIFT_BOUND, predict, shares, summarise
@@ -16,7 +18,7 @@ KEYS = {
     "key", "model", "family", "world", "stack", "status", "reason", "methods", "baseline", "baseline_key", "num_samples", "batch_size",
     "rounds", "seed", "device", "dtype", "weights", "sampling", "quality", "timing", "share", "speedup_call", "speedup_denoise",
     "speedup_interval", "speedup_flops", "speedup_predicted", "realised", "realised_call", "flops", "memory", "counters", "first_call_s",
-    "load_s", "drift", "drift_bound", "suspect",
+    "load_s", "drift", "drift_bound", "suspect", "label",
 }  # fmt: skip
 
 
@@ -65,7 +67,7 @@ def scores(seed, shift=0.0, baseline=False):
     return Scores(samples_sha256="", arrays=arrays, reasons=reasons)
 
 
-REFERENCE = Reference.of(Moments.of(np.random.default_rng(1).standard_normal((2000, 6))))
+REFERENCE = Reference.through(np.random.default_rng(1).standard_normal((2000, 6)))
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +195,102 @@ def test_missing_scores_and_references_are_said(rows):
     assert unscored["value"] is None and unscored["reason"] == "not scored yet"
     entry = summarise([record("none")], {"m--none": scores(0, baseline=True)}, {})[0]["quality"]["fd.shapes_v1"]
     assert entry["value"] is None and entry["reason"] == "no reference for the world scene"
+
+
+# ---------------------------------------------------------------------------------------------- verdicts
+
+
+def judged(margins, *, n=N, **cells):
+    """Quality by stack and metric of a run whose cells' scores are `scores(*arguments)`."""
+    told = {"m--none": scores(0, baseline=True)} | {f"m--{name}": scores(*given) for name, given in cells.items()}
+    rows = summarise([record("none"), *map(record, cells)], told, {"scene": REFERENCE}, margins)
+    return {row["stack"]: row["quality"] for row in rows}
+
+
+def test_every_statistic_of_the_set_has_a_value_and_a_paired_delta():
+    found = judged({}, fora=(1, 0.3))["fora"]
+    mine, theirs = (scores(*a).arrays["feature.shapes_v1"] for a in ((1, 0.3), (0,)))
+    for name, read in (("mmd.shapes_v1", read_mmd_spread), ("recall.shapes_v1", read_recall)):
+        values = [read(x, REFERENCE).value for x in (mine, theirs)]
+        assert found[name]["value"]["value"] == pytest.approx(values[0])
+        assert found[name]["delta"]["value"] == pytest.approx(values[0] - values[1])
+        assert found[name]["delta"]["se"] > 0 and found[name]["mde"] > 0 and found[name]["floor"] is None
+    assert found["recall.shapes_v1"]["interval"] == "delete-block jackknife over 40 blocks of prompts, at n = 40"
+    fd = found["fd.shapes_v1"]
+    assert fd["se_jackknife"] == pytest.approx(fd["delta"]["se"], rel=0.3)
+
+
+def test_a_reference_of_moments_alone_leaves_the_kernel_distance_out_and_says_why():
+    told = {"m--none": scores(0, baseline=True)}
+    held = Reference.of(Moments.of(REFERENCE.features))
+    quality = summarise([record("none")], told, {"scene": held})[0]["quality"]
+    assert quality["fd.shapes_v1"]["value"]["value"] > 0
+    assert "only the moments of this reference were kept" in quality["mmd.shapes_v1"]["reason"]
+
+
+def test_a_verdict_needs_a_stated_margin_to_say_equivalent():
+    wide, none = judged({"fd.shapes_v1": 50.0}, fora=(1, 0.0)), judged({}, fora=(1, 0.0))
+    assert wide["fora"]["fd.shapes_v1"]["verdict"] == "equivalent"
+    assert wide["fora"]["fd.shapes_v1"]["margin"] == 50
+    assert none["fora"]["fd.shapes_v1"]["verdict"] == "inconclusive"
+    assert none["fora"]["fd.shapes_v1"]["p_equivalent"] is None
+    assert wide["none"]["fd.shapes_v1"]["verdict"] == wide["fora"]["psnr.vs_none"]["verdict"] == ""
+
+
+def test_what_is_worse_is_called_worse_by_the_metric_s_own_direction():
+    found = judged({"fd.shapes_v1": 0.01, "align.shapes_v1": 0.001}, fora=(1, 0.6))["fora"]
+    assert found["align.shapes_v1"]["delta"]["value"] < 0 < found["fd.shapes_v1"]["delta"]["value"]
+    assert found["align.shapes_v1"]["verdict"] == found["fd.shapes_v1"]["verdict"] == "worse"
+
+
+def test_primary_metrics_pay_for_every_stack_tried_and_the_others_do_not():
+    few, many = judged({}, a=(1, 0.1)), judged({}, a=(1, 0.1), b=(2, 0.0), c=(3, 0.0), d=(4, 0.0))
+    for name in ("align.shapes_v1", "fd.shapes_v1"):
+        assert few["a"][name]["p"] == many["a"][name]["p"]
+        assert few["a"][name]["p_holm"] <= many["a"][name]["p_holm"]
+    family = sorted(
+        q[name]["p"] for s, q in many.items() for name in ("align.shapes_v1", "fd.shapes_v1") if s != "none"
+    )
+    smallest = min(
+        q[name]["p_holm"] for s, q in many.items() for name in ("align.shapes_v1", "fd.shapes_v1") if s != "none"
+    )
+    assert smallest == pytest.approx(min(1, 8 * family[0]))
+    assert many["a"]["recall.shapes_v1"]["p_holm"] is None and many["a"]["recall.shapes_v1"]["p"] is not None
+
+
+def test_binary_scores_have_wilson_s_interval_and_mcnemar_s_p():
+    right = {"m--none": np.repeat([1.0, 0.0], [30, 10]), "m--fora": np.repeat([1.0, 0.0, 1.0, 0.0], [22, 8, 1, 9])}
+    told = {
+        key: Scores(samples_sha256="", arrays={"align.shapes_v1": x, "group": np.arange(N)}, reasons={"align.shapes_v1": ""})
+        for key, x in right.items()
+    }  # fmt: skip
+    entry = summarise([record("none"), record("fora")], told, {"scene": REFERENCE})[1]["quality"]["align.shapes_v1"]
+    assert entry["p"] == pytest.approx(2 * 10 / 2**9)  # 8 lost, 1 gained: 2 P(at most 1 of 9)
+    assert entry["value"]["low"] == pytest.approx(0.4220, abs=1e-3) and entry["value"]["high"] == pytest.approx(
+        0.7149, abs=1e-3
+    )
+    assert entry["interval"].endswith("of the value Wilson's, p by McNemar's exact test")
+
+
+def test_an_inert_cell_is_not_judged():
+    told = {"m--none": scores(0, baseline=True), "m--noop": scores(0)}
+    rows = summarise(
+        [record("none"), record("noop", status="inert")], told, {"scene": REFERENCE}, {"fd.shapes_v1": 1.0}
+    )
+    assert rows[1]["quality"]["fd.shapes_v1"]["verdict"] == ""
+
+
+def test_a_noise_floor_claims_nothing_and_costs_the_methods_nothing():
+    told = {"m--none": scores(0, baseline=True), "m--fora": scores(1, 0.1), "m--rerun": scores(2)}
+    labelled = record("rerun", methods=[{"name": "rerun", "label": "noise floor"}])
+    both = summarise([record("none"), record("fora"), labelled], told, {"scene": REFERENCE})
+    alone = summarise([record("none"), record("fora")], told, {"scene": REFERENCE})
+    assert both[1]["quality"] == alone[1]["quality"] and both[2]["label"] == "noise floor"
+    floor = both[2]["quality"]["fd.shapes_v1"]
+    assert floor["p_holm"] is None and floor["p"] is not None and floor["verdict"] == "inconclusive"
+
+
+def test_pairs_that_never_differ_have_no_detectable_difference():
+    told = {"m--none": scores(0, baseline=True), "m--same": scores(0)}
+    entry = summarise([record("none"), record("same")], told, {"scene": REFERENCE})[1]["quality"]["fd.shapes_v1"]
+    assert entry["delta"]["value"] == 0 and entry["mde"] is None

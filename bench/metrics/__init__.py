@@ -34,6 +34,13 @@ class Metric:
     """Range one sample's value can have; None for unbounded values and for statistics of the whole set."""
     against_none: bool = False
     """Whether a value is already a comparison with the un-accelerated sample of the same noise."""
+    statistic: str = ""
+    """Name in `ditbench.sets.STATISTICS` of what is made of the set of samples; "" for the mean of per-sample values. Such a family
+    has a fourth function, `reference(world)`, the `Reference` they are set against."""
+    features: str = ""
+    """Array of the scores file that the statistic reads, [n, d]."""
+    primary: bool = False
+    """Whether verdicts on it are adjusted for how many stacks were tried."""
 
     @property
     def module(self) -> ModuleType:
@@ -42,6 +49,7 @@ class Metric:
 
 
 _JUDGE = "the judge's weights and samples of a shapes world"
+_RENDERS = _JUDGE + ", and the reference features of that world"
 _BASELINE = "samples of the stack `none` in the same run"
 _TABLE = (
     Metric(
@@ -53,6 +61,7 @@ _TABLE = (
         "the judge reads in the sample.",
         needs=_JUDGE,
         bounds=(0.0, 1.0),
+        primary=True,
     ),
     Metric(
         name="fd.shapes_v1",
@@ -61,7 +70,41 @@ _TABLE = (
         unit="",
         doc="Squared Fréchet distance of the judge's 64 features to 2048 held-out renders; biased in n, so compare at "
         "equal n only.",
-        needs=_JUDGE + ", and the reference features of that world",
+        needs=_RENDERS,
+        statistic="frechet",
+        features="feature.shapes_v1",
+        primary=True,
+    ),
+    Metric(
+        name="mmd.shapes_v1",
+        family="frechet",
+        better="lower",
+        unit="",
+        doc="Squared maximum mean discrepancy of the judge's features to the same renders (Gaussian kernel as wide as they are spread), "
+        "x 1000; unbiased in n.",
+        needs=_RENDERS,
+        statistic="mmd_spread",
+        features="feature.shapes_v1",
+    ),
+    Metric(
+        name="precision.shapes_v1",
+        family="frechet",
+        better="higher",
+        unit="fraction",
+        doc="Share of the samples that look right: that lie among the renders (balls to third neighbours in the judge's features).",
+        needs=_RENDERS,
+        statistic="precision",
+        features="feature.shapes_v1",
+    ),
+    Metric(
+        name="recall.shapes_v1",
+        family="frechet",
+        better="higher",
+        unit="fraction",
+        doc="Share of what there is that the samples show: of the renders, those that lie among them; compare at equal n only.",
+        needs=_RENDERS,
+        statistic="recall",
+        features="feature.shapes_v1",
     ),
     Metric(
         name="perceptual.shapes_v1",

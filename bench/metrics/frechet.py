@@ -1,4 +1,7 @@
-"""Fréchet distance of judge features to held-out renders: `fd.shapes_v1`. Estimated by `ditbench.distances`."""
+"""The judge's features and those of held-out renders: what `fd`, `mmd`, `precision` and `recall` of `shapes_v1` are made of.
+
+The statistics themselves are in `ditbench.sets`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 import ditbench
-from ditbench.distances import Moments, Reference
+from ditbench.distances import Reference
 from ditbench.metrics import Metric
 from ditbench.metrics.samples import Sampled
 
@@ -46,7 +49,7 @@ def reference(world: str, path: Path | None = None) -> Reference:
     """Reference of a world (features [2048, 64]); ValueError says when the file is missing or damaged."""
     path = path or reference_path(world)
     try:
-        return Reference.of(Moments.of(load_file(path)["feature"]))
+        return Reference.through(load_file(path)["feature"])
     except FileNotFoundError:
         raise ValueError(
             f"the reference features are missing ({path.name}; `python -m ditbench.metrics.reference` makes them)"

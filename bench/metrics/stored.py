@@ -34,7 +34,9 @@ class Scores:
 
     def having(self, metric: str, reason: str, fingerprint: str, arrays: Mapping[str, NDArray[Any]]) -> Scores:
         """These scores with a metric's arrays, or the reason it has none, in place of what they held of it."""
-        kept = {name: a for name, a in self.arrays.items() if name not in self.owned.get(metric, [])}
+        shared = {name for other, names in self.owned.items() if other != metric for name in names}
+        gone = set(self.owned.get(metric, [])) - shared
+        kept = {name: a for name, a in self.arrays.items() if name not in gone}
         return Scores(
             samples_sha256=self.samples_sha256,
             arrays=kept | dict(arrays),

@@ -1,0 +1,80 @@
+"""A statistic of a set of samples as its value and what each independent unit adds to it: paired differences and their intervals follow.
+
+n samples, G groups (samples of one prompt, which are not independent), U units: the groups, or blocks of whole groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ditbench.statistics import Array, Estimate, student
+
+BLOCKS = 50
+"""Units of a block jackknife, where there are as many groups."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """One statistic of one set of samples."""
+
+    value: float
+    parts: Array
+    """[U]: to first order, what each unit adds to the value; they sum to zero."""
+
+
+def contrast(readings: Sequence[Reading], signs: Sequence[int]) -> Estimate:
+    """The sum of `signs` times the values of readings on the same units, with Student's t interval (U - 1).
+
+    What the sets have in common cancels unit by unit, which is all that pairing is. ValueError when the units are not the same number;
+    fewer than two: no interval.
+    """
+    num = len(readings[0].parts)
+    if wrong := next((len(r.parts) for r in readings if len(r.parts) != num), None):
+        raise ValueError(f"readings of {num} and of {wrong} units cannot be paired")
+    value = float(sum(sign * r.value for sign, r in zip(signs, readings, strict=True)))
+    if num < 2:
+        return Estimate(value=value, low=None, high=None, n=num, se=None)
+    each = sum(sign * r.parts for sign, r in zip(signs, readings, strict=True))
+    se = float(np.sqrt(num / (num - 1) * np.sum(np.square(each))))
+    low, high = student(value, se, num - 1)
+    return Estimate(value=value, low=low, high=high, n=num, se=se)
+
+
+def members(n: int, groups: ArrayLike | None) -> np.ndarray:
+    """[n]: the number of each sample's group, from 0 in order of appearance; without `groups`, a group each.
+
+    ValueError when there are not n labels.
+    """
+    if groups is None:
+        return np.arange(n)
+    labels = np.asarray(groups)
+    if labels.shape != (n,):
+        raise ValueError(f"{n} samples and group labels of shape {labels.shape}")
+    _, first, member = np.unique(labels, return_index=True, return_inverse=True)
+    place = np.empty(len(first), np.int64)
+    place[np.argsort(first)] = np.arange(len(first))
+    found: np.ndarray = place[member]
+    return found
+
+
+def blocks(n: int, groups: ArrayLike | None, num: int = BLOCKS) -> np.ndarray:
+    """[n]: the number of each sample's block, of at most `num`: whole groups, dealt out in turn."""
+    member = members(n, groups)
+    found: np.ndarray = member % num
+    return found
+
+
+def linear(value: float, influence: Array, groups: ArrayLike | None) -> Reading:
+    """A reading from the influence [n] of each sample on the value (its derivative along the sample's weight, Hampel 1974)."""
+    centred = influence - influence.mean()
+    return Reading(value=value, parts=np.bincount(members(len(centred), groups), weights=centred) / len(centred))
+
+
+def jackknife(value: float, without: ArrayLike) -> Reading:
+    """A reading from the values [U] a statistic has when each block is left out (delete-block jackknife, Kunsch 1989)."""
+    left = np.asarray(without, np.float64)
+    return Reading(value=value, parts=(len(left) - 1) / len(left) * (left.mean() - left))

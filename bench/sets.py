@@ -1,0 +1,71 @@
+"""The table of statistics of a set of samples: features of a metric family in, `Reading` out. numpy only.
+
+A metric whose row names one of these (`Metric.statistic`) is no mean of per-sample values: `read` takes the features [n, d] that its
+family extracted, the reference its family knows, and the groups [n], and gives a value and what paired differences need. Another
+extractor is another row of the metrics' table, and nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ditbench.distances import Reference, floor, jackknifed_contrast, read_frechet
+from ditbench.kernels import gaussian, read_mmd, read_mmd_spread
+from ditbench.manifold import read_inception_score, read_precision, read_recall
+from ditbench.readings import Reading
+from ditbench.statistics import Estimate
+
+if TYPE_CHECKING:
+    from ditbench.metrics import Metric
+    from ditbench.metrics.stored import Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """How one number is made of a set of features."""
+
+    read: Callable[..., Reading]
+    """(features [n, d], reference, groups [n]) -> Reading; ValueError says why there is none."""
+    interval: str
+    """How a difference gets its interval, and over units of what."""
+    floor: Callable[..., float] | None = None
+    """(n, reference) -> what perfect samples would score at this n, where that is not the best there is."""
+    check: Callable[..., Estimate] | None = None
+    """(tables, signs, reference, groups) -> the same difference with an interval made another way."""
+
+
+_BLOCKS = "delete-block jackknife over {n} blocks of prompts"
+_INFLUENCE = "influence function over {n} prompts"
+STATISTICS = {
+    "frechet": Statistic(read=read_frechet, interval=_INFLUENCE, floor=floor, check=jackknifed_contrast),
+    "mmd_cubic": Statistic(read=read_mmd, interval=_INFLUENCE),
+    "mmd_spread": Statistic(read=read_mmd_spread, interval=_INFLUENCE),
+    "mmd_gaussian": Statistic(read=partial(read_mmd, kernel=gaussian), interval=_INFLUENCE),
+    "mmd_gaussian_biased": Statistic(read=partial(read_mmd, kernel=gaussian, biased=True), interval=_INFLUENCE),
+    "precision": Statistic(read=read_precision, interval=_INFLUENCE),
+    "recall": Statistic(read=read_recall, interval=_BLOCKS),
+    "inception_score": Statistic(read=read_inception_score, interval=_BLOCKS),
+    "inception_score_whole": Statistic(read=partial(read_inception_score, splits=1), interval=_BLOCKS),
+}
+CHECKED = 256
+"""Features up to which the check is made in every report: it costs an eigenproblem per block."""
+
+
+class Sets:
+    """Statistics of the cells of a run, each worked out once: the baseline's is needed by every stack."""
+
+    def __init__(self, find: Callable[[str, str], Reference]) -> None:
+        self.find = find
+        """(world, metric family) -> its reference; ValueError when there is none."""
+        self._known: dict[tuple[str, int], Reading] = {}
+
+    def read(self, metric: Metric, world: str, scores: Scores) -> Reading:
+        """A cell's statistic; ValueError says why there is none."""
+        at = metric.name, id(scores)
+        if at not in self._known:
+            features, group = scores.arrays[metric.features], scores.arrays["group"]
+            self._known[at] = STATISTICS[metric.statistic].read(features, self.find(world, metric.family), group)
+        return self._known[at]
