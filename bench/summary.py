@@ -29,6 +29,7 @@ where the data carry none). Nothing is ever NaN: a number that cannot be had is 
     first_call_s, load_s     float | None
     drift           float | None: none's time per sample across rounds, slowest / fastest - 1; None with one round
     drift_bound     the bound `suspect` uses
+    warnings        list of sentences: numbers of this row that contradict each other
     suspect         True when drift is above the bound: the times of this model in this run are not to be trusted
 
 An entry of `quality`:
@@ -42,10 +43,13 @@ An entry of `quality`:
     delta_reason    "" or why delta is None
     floor           float | None: what perfect samples would score at this n (Fréchet distances only)
     parts           {attribute: {"value": estimate, "delta": estimate | None}}
+    table           table of the report it stands in: "" the first, "more", or "video"
+    n_identical     int | None: samples that equal the un-accelerated one bit by bit (psnr.vs_none only)
 
 Metrics: align.shapes_v1 (parts: class; or shape, colour, size, position, background, texture, motion); fd.shapes_v1
-(value without interval, because a Fréchet distance is biased in n; the delta has one); perceptual.shapes_v1, psnr.vs_none and ssim.vs_none
-(the value is already against none, so delta is None, and for the baseline itself the value too).
+(value without interval, because a Fréchet distance is biased in n; the delta has one); those that compare with none, as
+psnr.vs_none does (the value is already against none, so delta is None, and for the baseline itself the value too). psnr.vs_none has the
+part `pooled`: PSNR of the mean squared error of all samples, never above the mean PSNR that is its value.
 """
 
 from __future__ import annotations
@@ -54,9 +58,11 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from ditbench import statistics
 from ditbench.distances import Reference, floor, frechet, frechet_delta
-from ditbench.metrics import Metric, metrics
+from ditbench.metrics import Metric, fidelity, metrics
 from ditbench.metrics.frechet import FEATURE, reference
 from ditbench.metrics.stored import Scores, read_scores
 from ditbench.statistics import FEWEST_GROUPS, Estimate
@@ -111,6 +117,9 @@ def _row(
         "timing": {name: _timing(record, name) for name in ("call_s", *(f"{stage}_s" for stage in STAGES))},
         "share": shares(record["timing"]),
     }
+    psnr, ssim = (row["quality"][f"{name}.vs_none"]["value"] for name in ("psnr", "ssim"))
+    doubt = fidelity.doubtful(psnr and psnr["value"], ssim and ssim["value"])
+    row |= {"warnings": [doubt] if doubt else []}
     row |= _speedups(record, none)
     row |= {name: dict(record.get(name) or {}) for name in ("flops", "memory", "counters")}
     row |= {"first_call_s": record.get("first_call_s"), "load_s": record.get("load_s")}
@@ -124,7 +133,7 @@ def _quality(
 ) -> dict[str, Any]:  # fmt: skip
     entry: dict[str, Any] = {
         "value": None, "delta": None, "mde": None, "better": metric.better, "unit": metric.unit, "interval": "",
-        "reason": "", "delta_reason": "", "floor": None, "parts": {},
+        "reason": "", "delta_reason": "", "floor": None, "parts": {}, "table": metric.table, "n_identical": None,
     }  # fmt: skip
     mine = scores.get(record["key"])
     entry["reason"] = entry["delta_reason"] = _missing(metric, record, mine)
@@ -168,8 +177,21 @@ def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores 
         into["value"] = value.as_dict()
         if against is not None:
             into["delta"] = statistics.delta(values, against.arrays[name], group, bounds=metric.bounds).as_dict()
+    if metric.name == "psnr.vs_none":
+        errors = statistics.mean(mine.arrays["mse.vs_none"], mine.arrays["group"], bounds=(0.0, 1.0))
+        entry["parts"]["pooled"] = {"value": _pooled(errors).as_dict(), "delta": None}
+        entry["n_identical"] = int((mine.arrays["mse.vs_none"] == 0).sum())
     how = "BCa bootstrap" if entry["value"]["n"] >= FEWEST_GROUPS else "Student's t"
     entry["interval"] = f"{how} over {entry['value']['n']} prompts" if entry["value"]["n"] > 1 else ""
+
+
+def _pooled(errors: Estimate) -> Estimate:
+    """Decibels of a mean squared error; the ends of its interval change places."""
+    value, high, low = (
+        None if x is None else fidelity.pooled(np.array([x])) for x in (errors.value, errors.low, errors.high)
+    )
+    assert value is not None
+    return Estimate(value=value, low=low, high=high, n=errors.n, se=None)
 
 
 def _distance(

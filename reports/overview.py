@@ -120,9 +120,11 @@ def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
         for note in row["notes"]:
             found.setdefault(note, []).append(row["stack"])
     for metric in rows[0]["quality"] if rows else ():
+        had = any(row["quality"][metric]["value"] for row in rows)
         for row in rows:
             entry = row["quality"][metric]
-            if row["status"] == SHOWN and entry["value"] is None and not row["baseline"]:
+            first = entry["table"] == "" or had
+            if first and row["status"] == SHOWN and entry["value"] is None and not row["baseline"]:
                 found.setdefault(f"no {metric}: {entry['reason']}", []).append(row["stack"])
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ CONVENTION = (
     "speedup_denoise: measured, denoising loop. speedup_call: measured, whole pipeline call. "
     "realised: speedup_denoise / speedup_flops. Intervals are 95 %."
 )
+FIRST = ("stack", "status")
+"""Columns of every table; of the others those stand there that have a number in some row."""
 WHOLE = (
     "num_samples",
     "batch_size",
@@ -32,16 +34,21 @@ WHOLE = (
     "forwards",
     "cores",
     "threads",
+    "n_identical",
 )
 """Columns of whole numbers, with those named after a count or bytes: written without a decimal point also where some are missing."""
 FIDELITY = (
-    "perceptual.shapes_v1, psnr.vs_none and ssim.vs_none say how closely a sample repeats the un-accelerated one of the same noise: "
+    "perceptual.shapes_v1 and what ends in .vs_none say how closely a sample repeats the un-accelerated one of the same noise: "
     "fidelity, not quality."
+)
+MOTION = (
+    "vstyle.* are formulas on pixels and not VBench. A video that stands still does best on frame_mad, second_diff and "
+    "linear_interp_smooth: read block_motion and motion_energy_ratio beside them."
 )
 
 
 def write_tables(section: Section, folder: Path) -> list[Path]:
-    """Write speed and quality as .csv and .md into `folder`; returns the paths."""
+    """Write speed and quality as .csv and .md into `folder`, and for videos video.md; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for name, frame, text in (
@@ -53,6 +60,9 @@ def write_tables(section: Section, folder: Path) -> list[Path]:
         frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
         (folder / f"{name}.md").write_text(text)
         found += [folder / f"{name}.csv", folder / f"{name}.md"]
+    if any(entry["value"] for row in section.rows for entry in row["quality"].values() if entry["table"] == "video"):
+        (folder / "video.md").write_text(_markdown(section, "Videos", MOTION, _video_cells))
+        found.append(folder / "video.md")
     return found
 
 
@@ -107,6 +117,7 @@ def quality(section: Section) -> pd.DataFrame:
                 line |= {"metric": metric, "part": part} | _spread("value", told["value"], counted=True)
                 line |= _spread("delta", told["delta"], counted=True) | {"mde": told.get("mde")}
                 line |= {name: entry[name] for name in ("better", "unit", "interval", "reason", "delta_reason")}
+                line |= {"n_identical": None if part else entry["n_identical"]}
                 lines.append(line | after)
     return pd.DataFrame(lines)
 
@@ -143,8 +154,18 @@ def _speed_cells(row: Row) -> dict[str, str]:
 
 
 def _quality_cells(row: Row) -> dict[str, str]:
+    return _metric_cells(row, ("", "more"))
+
+
+def _video_cells(row: Row) -> dict[str, str]:
+    return _metric_cells(row, ("video",))
+
+
+def _metric_cells(row: Row, tables: Sequence[str]) -> dict[str, str]:
     found = {}
     for name, entry in row["quality"].items():
+        if entry["table"] not in tables:
+            continue
         places = places_of(name)
         found[name] = spoken(entry["value"], places)
         if not name.endswith(".vs_none"):
@@ -165,7 +186,7 @@ def _markdown(section: Section, title: str, convention: str, cells: Any) -> str:
     parts = [f"# {title}: {section.name}", "", convention, ""]
     for model, rows in section.models.items():
         lines = [{"stack": row["stack"], "status": status(row)} | cells(row) | {"key": row["key"]} for row in rows]
-        heads = list(lines[0])
+        heads = [head for head in lines[0] if head in FIRST or any(line[head] != DASH for line in lines)]
         parts += [f"## {model}", "", section.caption(model) + ".", ""]
         parts += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         parts += ["| " + " | ".join(_escape(line[head]) for head in heads) + " |" for line in lines]

@@ -13,6 +13,7 @@ from report_runs import ENVIRONMENT, REASONS, SCHEDULE, STACKS, WORLDS, key_of, 
 
 from ditbench import reports, summary
 from ditbench.distances import Moments, Reference
+from ditbench.metrics.stored import read_file, write_file
 from ditbench.reports import grids, heatmaps, labels, overview, sections, style, terminal, wording
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +132,8 @@ def test_every_quality_number_carries_its_n_and_every_delta_its_baseline(report,
     lines = [line for line in lines_of(run / "report/tables/quality.csv") if line["value"]]
     assert all(int(line["value_n"]) == 12 for line in lines)
     assert all(int(line["delta_n"]) == 12 and line["baseline_key"] for line in lines if line["delta"])
-    assert {line["part"] for line in lines} == {"", "shape", "colour"}
+    assert {line["part"] for line in lines} == {"", "shape", "colour", "pooled"}
+    assert {line["n_identical"] for line in lines if line["metric"] == "psnr.vs_none" and not line["part"]} == {"0"}
     assert not [line for line in lines if line["stack"] == "none" and line["delta"]]
 
 
@@ -418,3 +420,24 @@ def test_a_hundred_cells_take_little_enough_work(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert int(done.stdout.rpartition("calls ")[2]) <= 9_000_000
     assert (run / "report" / "index.html").is_file()
+
+
+def test_videos_have_a_table_of_their_own_and_the_first_stays_narrow(tmp_path):
+    run = write_run(tmp_path / "run", models=("wan-tiny", "dit-tiny"), n=9, stacks=STACKS[:3])
+    for path in (run / "scores").glob("wan*.safetensors"):
+        scores = read_file(path)
+        rng = np.random.default_rng(0)
+        write_file(path, scores.having("vstyle.frame_mad", "", "", {"vstyle.frame_mad": rng.random(9)}))
+    report = reports.build([run])
+    tables = run / "report/tables"
+    assert "| stack | status | vstyle.frame_mad | vstyle.frame_mad minus none |" in (tables / "video.md").read_text()
+    assert "vstyle" not in (tables / "quality.md").read_text() and "ms_ssim" not in (tables / "quality.md").read_text()
+    page = report.page.read_text()
+    assert page.count("<summary>Videos</summary>") == 1
+    first = page[page.index("<table>") : page.index("</table>")]
+    assert "psnr.vs_none" in first and "vstyle" not in first
+    assert "no ms_ssim.vs_none, vstyle.second_diff" in page and "Not measured, and why" in page
+
+
+def test_pictures_have_no_table_of_videos(report, run):
+    assert not (run / "report/tables/video.md").exists() and "<summary>Videos</summary>" not in report.page.read_text()

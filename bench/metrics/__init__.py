@@ -24,7 +24,7 @@ class Metric:
     family: str
     """Module of this package that extracts it."""
     better: str
-    """"higher" or "lower"."""
+    """"higher", "lower", or "neither" where only a comparison says something."""
     unit: str
     doc: str
     """One sentence."""
@@ -34,6 +34,8 @@ class Metric:
     """Range one sample's value can have; None for unbounded values and for statistics of the whole set."""
     against_none: bool = False
     """Whether a value is already a comparison with the un-accelerated sample of the same noise."""
+    table: str = ""
+    """Table of the report it stands in: "" the first, "more", or "video"."""
 
     @property
     def module(self) -> ModuleType:
@@ -43,6 +45,7 @@ class Metric:
 
 _JUDGE = "the judge's weights and samples of a shapes world"
 _BASELINE = "samples of the stack `none` in the same run"
+_VIDEO = "videos"
 _TABLE = (
     Metric(
         name="align.shapes_v1",
@@ -94,6 +97,88 @@ _TABLE = (
         needs=_BASELINE,
         bounds=(-1.0, 1.0),
         against_none=True,
+    ),
+    Metric(
+        name="ms_ssim.vs_none",
+        family="fidelity",
+        better="higher",
+        unit="",
+        doc="Multi-scale structural similarity (five scales, the authors' weights) to the un-accelerated sample of the same noise.",
+        needs=_BASELINE + ", of at least 176 pixels a side",
+        bounds=(0.0, 1.0),
+        against_none=True,
+        table="more",
+    ),
+    Metric(
+        name="vstyle.frame_mad",
+        family="video",
+        better="higher",
+        unit="",
+        doc="1 - mean absolute difference of neighbouring frames; a frozen video has 1.",
+        needs=_VIDEO,
+        bounds=(0.0, 1.0),
+        table="video",
+    ),
+    Metric(
+        name="vstyle.second_diff",
+        family="video",
+        better="lower",
+        unit="",
+        doc="Mean absolute second difference over three frames: flicker, with steady motion mostly taken out; a frozen video has 0.",
+        needs=_VIDEO + " of at least three frames",
+        bounds=(0.0, 1.0),
+        table="video",
+    ),
+    Metric(
+        name="vstyle.linear_interp_smooth",
+        family="video",
+        better="higher",
+        unit="",
+        doc="1 - mean absolute difference of every second frame to the mean of its neighbours; a frozen video has 1.",
+        needs=_VIDEO + " of at least three frames",
+        bounds=(0.0, 1.0),
+        table="video",
+    ),
+    Metric(
+        name="vstyle.block_motion",
+        family="video",
+        better="neither",
+        unit="% of the shorter side",
+        doc="Mean displacement of 8x8 blocks from frame to frame, by block matching; a frozen video has 0.",
+        needs=_VIDEO + " of at least 16 pixels a side",
+        table="video",
+    ),
+    Metric(
+        name="vstyle.hist_consistency",
+        family="video",
+        better="higher",
+        unit="",
+        doc="Cosine of each frame's colour and gradient histograms to those of the frame before and of the first, halved sum.",
+        needs=_VIDEO,
+        bounds=(0.0, 1.0),
+        table="video",
+    ),
+    Metric(
+        name="tdiff_fidelity.vs_none",
+        family="video",
+        better="higher",
+        unit="dB",
+        doc="PSNR between the frame-difference maps of a video and of the un-accelerated one of the same noise, at most 100 dB: added "
+        "flicker or frozen motion; its part `mae` is their mean absolute difference.",
+        needs=_VIDEO + " and " + _BASELINE,
+        against_none=True,
+        table="video",
+    ),
+    Metric(
+        name="motion_energy_ratio.vs_none",
+        family="video",
+        better="neither",
+        unit="",
+        doc="Mean absolute frame difference over that of the un-accelerated video of the same noise; below 1 motion was damped, above 1 "
+        "motion or flicker was added.",
+        needs=_VIDEO + " and " + _BASELINE,
+        against_none=True,
+        table="video",
     ),
 )
 
