@@ -34,6 +34,8 @@ class Metric:
     """Range one sample's value can have; None for unbounded values and for statistics of the whole set."""
     against_none: bool = False
     """Whether a value is already a comparison with the un-accelerated sample of the same noise."""
+    official: str = ""
+    """What entitles it to a name that belongs to a published metric: the pinned files, or the package that measures it."""
     table: str = ""
     """Table of the report it stands in: "" the first, "more", or "video"."""
 
@@ -107,6 +109,17 @@ _TABLE = (
         needs=_BASELINE + ", of at least 176 pixels a side",
         bounds=(0.0, 1.0),
         against_none=True,
+        table="more",
+    ),
+    Metric(
+        name="lpips.alex_v0_1",
+        family="lpips",
+        better="lower",
+        unit="",
+        doc="LPIPS (AlexNet, version 0.1) to the un-accelerated sample of the same noise: reproduction, not quality.",
+        needs=_BASELINE + ", and alexnet-owt-7be5be79.pth in the folder of DITBENCH_EXTRACTORS or torch's hub",
+        against_none=True,
+        official="AlexNet's and the heads' files by their sha256",
         table="more",
     ),
     Metric(
