@@ -58,9 +58,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
-
-from ditbench import statistics
+from ditbench import combined, statistics
 from ditbench.distances import Reference, floor, frechet, frechet_delta
 from ditbench.metrics import Metric, fidelity, metrics
 from ditbench.metrics.frechet import FEATURE, reference
@@ -73,6 +71,7 @@ DRIFT_BOUND = 0.10
 """A baseline whose slowest round took over 10 % longer than its fastest makes the times of its model suspect."""
 STAGES = ("text", "denoise", "decode")
 MEASURED = ("ok", "inert")
+ASKED = "scored only when asked for: score RUN --metrics NAME"
 
 
 def summarise(
@@ -147,7 +146,9 @@ def _quality(
     elif theirs is None or none is None or _missing(metric, none, theirs):
         entry["delta_reason"] = "the baseline `none` has no scores in this run"
     against = None if entry["delta_reason"] else theirs
-    if metric.family == "frechet":
+    if combined.of_sets(metric):
+        combined.fill(entry, metric, mine, theirs, record["stack"] == "none")
+    elif metric.family == "frechet":
         _distance(entry, record["world"], mine, against, references)
     else:
         _means(entry, metric, mine, against)
@@ -161,13 +162,13 @@ def _missing(metric: Metric, record: Mapping[str, Any], scores: Scores | None) -
         return f"the cell is {record['status']}"
     if scores is None:
         return "not scored yet"
-    return str(scores.reasons.get(metric.name, "not scored yet"))
+    return str(scores.reasons.get(metric.name, ASKED if metric.asked else "not scored yet"))
 
 
 def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores | None) -> None:
     names = [metric.name] + sorted(name for name in mine.arrays if name.startswith(metric.name + "."))
     for name in names:
-        values, group = mine.arrays[name], mine.arrays["group"]
+        values, group = combined.own(name, mine)
         into = (
             entry
             if name == metric.name
@@ -176,22 +177,14 @@ def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores 
         value = statistics.mean(values, group, bounds=metric.bounds)
         into["value"] = value.as_dict()
         if against is not None:
-            into["delta"] = statistics.delta(values, against.arrays[name], group, bounds=metric.bounds).as_dict()
+            values, others, group = combined.both(name, mine, against)
+            into["delta"] = (
+                statistics.delta(values, others, group, bounds=metric.bounds).as_dict() if len(values) else None
+            )
     if metric.name == "psnr.vs_none":
-        errors = statistics.mean(mine.arrays["mse.vs_none"], mine.arrays["group"], bounds=(0.0, 1.0))
-        entry["parts"]["pooled"] = {"value": _pooled(errors).as_dict(), "delta": None}
-        entry["n_identical"] = int((mine.arrays["mse.vs_none"] == 0).sum())
+        entry |= combined.pooled(mine)
     how = "BCa bootstrap" if entry["value"]["n"] >= FEWEST_GROUPS else "Student's t"
     entry["interval"] = f"{how} over {entry['value']['n']} prompts" if entry["value"]["n"] > 1 else ""
-
-
-def _pooled(errors: Estimate) -> Estimate:
-    """Decibels of a mean squared error; the ends of its interval change places."""
-    value, high, low = (
-        None if x is None else fidelity.pooled(np.array([x])) for x in (errors.value, errors.low, errors.high)
-    )
-    assert value is not None
-    return Estimate(value=value, low=low, high=high, n=errors.n, se=None)
 
 
 def _distance(

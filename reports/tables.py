@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from ditbench.reports.sections import Report, Row, Section, status
+from ditbench.reports.sections import SHOWN, Report, Row, Section, status
 from ditbench.reports.wording import DASH, fixed, number, places_of, share, size, spoken, times
+from ditbench.summary import ASKED
 
 DOCUMENT = 1
 """Version of the JSON document."""
@@ -106,11 +107,18 @@ def _speed_line(section: Section, row: Row) -> dict[str, Any]:
 
 
 def quality(section: Section) -> pd.DataFrame:
-    """One line per cell, metric and part of it (the whole metric has an empty part)."""
+    """One line per cell, metric and part of it (the whole metric has an empty part), but for metrics nobody asked for."""
+    reasons: dict[str, set[str]] = {}
+    for row in section.rows:
+        for metric, entry in row["quality"].items():
+            reasons.setdefault(metric, set()).update([entry["reason"]] if row["status"] == SHOWN else [])
+    unasked = {metric for metric, told in reasons.items() if told == {ASKED}}
     lines = []
     for row in section.rows:
         after = _circumstances(row, section.records[row["key"]]["environment"])
         for metric, entry in row["quality"].items():
+            if metric in unasked:
+                continue
             parts = {"": entry} | entry["parts"]
             for part, told in parts.items():
                 line = {"run": section.name} | {name: row[name] for name in ("model", "stack", "status")}
