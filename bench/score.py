@@ -129,9 +129,12 @@ def _score_cell(path: Path, cell: Sampled, wanted: list[Metric], requests: list[
         reason, arrays = _extract(cell, metric)
         if not current or reason != scores.reasons[metric.name]:
             scores = scores.having(metric.name, reason, fingerprint, arrays)
+            scores = replace(scores, arrays={**scores.arrays, "group": group(requests)})
+            if metric.asked:  # it may have taken hours, and the next one may never end
+                write_file(path, scores)
     if scores is before:
         return False
-    write_file(path, replace(scores, arrays={**scores.arrays, "group": group(requests)}))
+    write_file(path, scores)
     return True
 
 

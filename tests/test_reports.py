@@ -445,3 +445,16 @@ def test_pictures_have_no_table_of_videos(report, run):
         "vstyle.frame_mad" in metrics and "vbench.total" not in metrics
     )  # the one is missing, the other was not asked for
     assert not (run / "report/tables/video.md").exists() and "<summary>Videos</summary>" not in report.page.read_text()
+
+
+def test_what_was_asked_for_and_could_not_be_had_is_said_on_the_terminal(tmp_path, capsys):
+    run = write_run(tmp_path / "run", n=9, stacks=STACKS[:2])
+    for path in (run / "scores").iterdir():
+        scores = read_file(path)
+        for name in ("pickscore.v1", "imagereward.v1_0"):
+            scores = scores.having(name, "its weights are missing", "", {})
+        write_file(path, scores)
+    reports.print_report(reports.build([run]))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "none, fewer_steps(steps=10): no pickscore.v1, imagereward.v1_0: its weights are missing" in told
+    assert "vbench" not in told and "vstyle" not in told
