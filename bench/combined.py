@@ -44,7 +44,7 @@ def of_sets(metric: Metric) -> bool:
 
 
 def fill(entry: dict[str, Any], metric: Metric, mine: Scores, theirs: Scores | None, baseline: bool) -> None:
-    """Put value and change of a metric `of_sets` into its entry, or the reason they are missing. `theirs`: scores of `none`."""
+    """Put value and change of a metric `of_sets` into its entry, or the reason they are missing. `theirs`: scores to compare with."""
     if metric.family == "cdfvd":
         _distance(entry, mine, theirs, baseline)
         return
@@ -52,7 +52,7 @@ def fill(entry: dict[str, Any], metric: Metric, mine: Scores, theirs: Scores | N
     try:
         entry["value"] = combine(vbench.scored(mine), what).as_dict()
         entry["interval"] = f"Student's t over the influence of {entry['value']['n']} prompts"
-        if theirs is not None and not baseline:
+        if theirs is not None:
             entry["delta"] = combine(vbench.apart(mine, theirs), what, difference=True).as_dict()
     except ValueError as error:
         reason = "reason" if entry["value"] is None else "delta_reason"

@@ -147,7 +147,7 @@ def _quality(
         entry["delta_reason"] = "the baseline `none` has no scores in this run"
     against = None if entry["delta_reason"] else theirs
     if combined.of_sets(metric):
-        combined.fill(entry, metric, mine, theirs, record["stack"] == "none")
+        combined.fill(entry, metric, mine, theirs if metric.against_none else against, record["stack"] == "none")
     elif metric.family == "frechet":
         _distance(entry, record["world"], mine, against, references)
     else:

@@ -225,5 +225,6 @@ def main(job_path: str, answer_path: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, which has a vbench.py of its own
+    own = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != own]  # it has a vbench.py too
     main(*sys.argv[1:])

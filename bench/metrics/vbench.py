@@ -29,7 +29,8 @@ def refuse(cell: Sampled, metric: Metric) -> str:
     if cell.prompts is None:
         return "the requests carry no prompts"
     try:
-        ENVIRONMENT.python()
+        if metric.name.partition(".")[2] not in SUMS:  # they are made of what is there already
+            ENVIRONMENT.python()
     except ValueError as error:
         return str(error)
     return ""
