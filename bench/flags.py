@@ -63,7 +63,11 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
 
     score = command("score", "score the samples of a run again")
     score.add_argument("run", type=Path, metavar="RUN")
-    score.add_argument("--metrics", default="", help="names, comma separated (default: all)")
+    score.add_argument(
+        "--metrics",
+        default="",
+        help="names or their first words, comma separated (default: all that need no other environment)",
+    )
 
     report = command("report", "make tables, figures and the page of runs from their records")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")

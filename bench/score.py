@@ -44,7 +44,8 @@ def score_run(
 ) -> Scoring:
     """Bring the scores of every measured cell of a run up to date and say what was done.
 
-    `metrics` chooses some by name (default: all). Scores are against the cell with stack `none` of the same model. A
+    `metrics` chooses some by name (default: all but those that are scored only when asked for).
+    Scores are against the cell with stack `none` of the same model. A
     samples file that is damaged is set aside and named; its cell is then left without scores. Raises ValueError for
     an unknown metric or no run folder.
     """
@@ -99,6 +100,7 @@ def _sampled(
     else:
         baseline = opened[none["key"]]
     truths = [r["truth"] for r in requests if r["truth"] is not None]
+    prompts = [r["prompt"] for r in requests if r["prompt"] is not None]
     return Sampled(
         world=record.get("world", ""),
         weights=record["run"]["weights"],
@@ -107,6 +109,7 @@ def _sampled(
         baseline=baseline,
         no_baseline=why,
         judge_folder=judge_folder,
+        prompts=prompts if len(prompts) == len(requests) else None,
     )
 
 
@@ -126,9 +129,12 @@ def _score_cell(path: Path, cell: Sampled, wanted: list[Metric], requests: list[
         reason, arrays = _extract(cell, metric)
         if not current or reason != scores.reasons[metric.name]:
             scores = scores.having(metric.name, reason, fingerprint, arrays)
+            scores = replace(scores, arrays={**scores.arrays, "group": group(requests)})
+            if metric.asked:  # it may have taken hours, and the next one may never end
+                write_file(path, scores)
     if scores is before:
         return False
-    write_file(path, replace(scores, arrays={**scores.arrays, "group": group(requests)}))
+    write_file(path, scores)
     return True
 
 

@@ -30,6 +30,7 @@ where the data carry none). Nothing is ever NaN: a number that cannot be had is 
     first_call_s, load_s     float | None
     drift           float | None: none's time per sample across rounds, slowest / fastest - 1; None with one round
     drift_bound     the bound `suspect` uses
+    warnings        list of sentences: numbers of this row that contradict each other
     suspect         True when drift is above the bound: the times of this model in this run are not to be trusted
 
 An entry of `quality`:
@@ -51,11 +52,13 @@ An entry of `quality`:
                     margin" (TOST); p_holm, p_equivalent_holm    the same adjusted across the model's stacks and the primary metrics
     verdict         "" or better, worse, equivalent, inconclusive, by `ditbench.verdict.RULE`
     parts           {attribute: {"value": estimate, "delta": estimate | None}}
+    table           table of the report it stands in: "" the first, "more", or "video"
+    n_identical     int | None: samples that equal the un-accelerated one bit by bit (psnr.vs_none only)
 
 Metrics: align.shapes_v1 (parts: class; or shape, colour, size, position, background, texture, motion); fd, mmd, precision and
-recall.shapes_v1 (value without interval: such statistics are biased in n or rest on one reference; the delta has one);
-perceptual.shapes_v1, psnr.vs_none and ssim.vs_none
-(the value is already against none, so delta is None, and for the baseline itself the value too).
+recall.shapes_v1 (value without interval: such statistics are biased in n or rest on one reference; the delta has one); those that compare
+with none, as psnr.vs_none does (the value is already against none, so delta is None, and for the baseline itself the value too).
+psnr.vs_none has the part `pooled`: PSNR of the mean squared error of all samples, never above the mean PSNR that is its value.
 """
 
 from __future__ import annotations
@@ -66,9 +69,9 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from ditbench import statistics, verdict
+from ditbench import combined, statistics, verdict
 from ditbench.distances import Reference
-from ditbench.metrics import Metric, metrics
+from ditbench.metrics import Metric, fidelity, metrics
 from ditbench.metrics.stored import Scores, read_scores
 from ditbench.readings import contrast
 from ditbench.sets import CHECKED, STATISTICS, Sets
@@ -80,6 +83,7 @@ DRIFT_BOUND = 0.10
 """A baseline whose slowest round took over 10 % longer than its fastest makes the times of its model suspect."""
 STAGES = ("text", "denoise", "decode")
 MEASURED = ("ok", "inert")
+ASKED = "scored only when asked for: score RUN --metrics NAME"
 
 
 def summarise(
@@ -131,6 +135,9 @@ def _row(
         "timing": {name: _timing(record, name) for name in ("call_s", *(f"{stage}_s" for stage in STAGES))},
         "share": shares(record["timing"]),
     }
+    psnr, ssim = (row["quality"][f"{name}.vs_none"]["value"] for name in ("psnr", "ssim"))
+    doubt = fidelity.doubtful(psnr and psnr["value"], ssim and ssim["value"])
+    row |= {"warnings": [doubt] if doubt else []}
     row |= _speedups(record, none)
     row |= {name: dict(record.get(name) or {}) for name in ("flops", "memory", "counters")}
     row |= {"first_call_s": record.get("first_call_s"), "load_s": record.get("load_s")}
@@ -147,6 +154,7 @@ def _quality(
         "reason": "", "delta_reason": "", "floor": None, "se_jackknife": None, "primary": metric.primary,
         "against_none": metric.against_none, "margin": margin,
         "p": None, "p_equivalent": None, "p_holm": None, "p_equivalent_holm": None, "verdict": "", "parts": {},
+        "table": metric.table, "n_identical": None,
     }  # fmt: skip
     mine = scores.get(record["key"])
     entry["reason"] = entry["delta_reason"] = _missing(metric, record, mine)
@@ -160,11 +168,14 @@ def _quality(
     elif theirs is None or none is None or _missing(metric, none, theirs):
         entry["delta_reason"] = "the baseline `none` has no scores in this run"
     against = None if entry["delta_reason"] else theirs
-    delta = (
-        _statistic(entry, metric, record["world"], mine, against, sets)
-        if metric.statistic
-        else _means(entry, metric, mine, against)
-    )
+    if combined.of_sets(metric):
+        delta = combined.fill(
+            entry, metric, mine, theirs if metric.against_none else against, record["stack"] == "none"
+        )
+    elif metric.statistic:
+        delta = _statistic(entry, metric, record["world"], mine, against, sets)
+    else:
+        delta = _means(entry, metric, mine, against)
     if delta is not None and delta.se is not None:
         entry["mde"] = statistics.detectable(delta.se) or None
         if entry["p"] is None:
@@ -178,7 +189,7 @@ def _missing(metric: Metric, record: Mapping[str, Any], scores: Scores | None) -
         return f"the cell is {record['status']}"
     if scores is None:
         return "not scored yet"
-    return str(scores.reasons.get(metric.name, "not scored yet"))
+    return str(scores.reasons.get(metric.name, ASKED if metric.asked else "not scored yet"))
 
 
 def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores | None) -> Estimate | None:
@@ -186,7 +197,7 @@ def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores 
     names = [metric.name] + sorted(name for name in mine.arrays if name.startswith(metric.name + "."))
     found = None
     for name in names:
-        values, group = mine.arrays[name], mine.arrays["group"]
+        values, group = combined.own(name, mine)
         into = (
             entry
             if name == metric.name
@@ -199,17 +210,22 @@ def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores 
             value = replace(value, low=low, high=high)
         into["value"] = value.as_dict()
         if against is not None:
-            delta = statistics.delta(values, against.arrays[name], group, bounds=metric.bounds)
+            values, others, group = combined.both(name, mine, against)
+            if not len(values):
+                continue
+            delta = statistics.delta(values, others, group, bounds=metric.bounds)
             into["delta"] = delta.as_dict()
             if name == metric.name:
                 found = delta
                 if binary and delta.n > 1:
-                    entry["p"] = verdict.mcnemar(values, against.arrays[name])
+                    entry["p"] = verdict.mcnemar(values, others)
         if name == metric.name and value.n > 1:
             how = "BCa bootstrap" if value.n >= FEWEST_GROUPS else "Student's t"
             entry["interval"] = f"{how} over {value.n} prompts" + (
                 "; of the value Wilson's, p by McNemar's exact test" if binary else ""
             )
+    if metric.name == "psnr.vs_none":
+        entry |= combined.pooled(mine)
     return found
 
 
@@ -232,7 +248,15 @@ def _statistic(
     entry["interval"] = f"{statistic.interval.format(n=delta.n)}, at n = {len(features)}"
     if statistic.check and features.shape[1] <= CHECKED and delta.n >= FEWEST_GROUPS:
         tables = [features, against.arrays[metric.features]]
-        entry["se_jackknife"] = statistic.check(tables, [1, -1], held, group).se
+        check = statistic.check(tables, [1, -1], held, group)
+        entry["se_jackknife"] = check.se
+        if len(features) <= 2 * features.shape[1] and check.se is not None and check.se > (delta.se or 0):
+            low, high = statistics.student(
+                delta.value, check.se, check.n - 1
+            )  # so near its rank the influence is too small
+            delta = replace(check, value=delta.value, low=low, high=high)
+            entry["delta"] = delta.as_dict()
+            entry["interval"] = f"delete-block jackknife over {delta.n} blocks of prompts, at n = {len(features)}"
     return delta
 
 

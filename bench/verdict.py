@@ -80,8 +80,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def decide(value: float, better: str, p: float | None, p_equivalent: float | None) -> str:
-    """The verdict on a difference `value` of a metric whose `better` is "higher" or "lower", by `RULE`; "" without p-values."""
-    if p is None:
+    """The verdict on a difference `value` of a metric whose `better` is "higher" or "lower", by `RULE`; "" without p-values, or where
+    neither is better."""
+    if p is None or better not in ("higher", "lower"):
         return ""
     if p_equivalent is not None and p_equivalent <= ALPHA:
         return "equivalent"

@@ -37,8 +37,9 @@ class Gates:
 def compare(a: Section, b: Section, gates: Gates) -> list[dict[str, Any]]:
     """A row for each model, stack and quantity of both runs: before, after, change with its interval, verdict.
 
-    Verdicts: `identical`, `better`, `worse` (the interval of the change excludes nothing having changed), `regression` (worse, and past
-    the gate), `not told apart`, or `not compared` with the field that differs. ValueError when the runs share no cell.
+    Verdicts: `identical`, `changed` (where neither way is better), `better`, `worse` (the interval of the change excludes nothing having
+    changed), `regression` (worse, and past the gate), `not told apart`, or `not compared` with the field that differs. ValueError when the
+    runs share no cell.
     """
     scores = read_scores(a.folder), read_scores(b.folder)
     found = []
@@ -91,6 +92,8 @@ def _qualities(
             gate = gates.alignment if metric.name == "align.shapes_v1" else None
             places = places_of(metric.name)
             verdict = _verdict(moved, 1 if metric.better == "higher" else -1, gate)
+            if metric.better == "neither" and verdict in ("better", "worse"):
+                verdict = "changed"
             told = spoken(moved.as_dict(), places, signed=True)
             if moved.se == 0 and moved.value == 0:  # an interval would be about samples that were not drawn
                 verdict, told = "identical", ""

@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ditbench.reports.sections import SHOWN, Report, Row, Section, status
+from ditbench.metrics import metrics
+from ditbench.reports.sections import SHOWN, Report, Row, Section, status, unmeasured
 from ditbench.reports.terminal import console
 from ditbench.reports.wording import DASH, interval, number, places_of, size, times, value
+from ditbench.summary import ASKED
 
 DIM, BAD, WARN = "dim", "red", "yellow"
 MIN_STACK = 16
@@ -120,10 +122,17 @@ def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
         for note in row["notes"]:
             found.setdefault(note, []).append(row["stack"])
     for metric in rows[0]["quality"] if rows else ():
+        had = any(row["quality"][metric]["value"] for row in rows)
         for row in rows:
             entry = row["quality"][metric]
-            if row["status"] == SHOWN and entry["value"] is None and not row["baseline"]:
+            first = entry["table"] == "" or had
+            if first and row["status"] == SHOWN and entry["value"] is None and not row["baseline"]:
                 found.setdefault(f"no {metric}: {entry['reason']}", []).append(row["stack"])
+    measured = [row["stack"] for row in rows if row["status"] == SHOWN]
+    for reason, names in unmeasured(rows, first=False).items():
+        asked = [name for name in names if reason != ASKED and metrics()[name].asked]
+        if asked:
+            found[f"no {', '.join(asked)}: {reason}"] = measured
     return found
 
 

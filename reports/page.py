@@ -11,8 +11,8 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
-from ditbench.reports.sections import SHOWN, Row, Section, file_name, labelled, status
-from ditbench.reports.tables import CONVENTION, FIDELITY, RULES
+from ditbench.reports.sections import SHOWN, Row, Section, file_name, labelled, status, unmeasured
+from ditbench.reports.tables import CONVENTION, FIDELITY, MOTION, RULES
 from ditbench.reports.wording import DASH, fixed, interval, number, places_of, share, size, times, value
 
 Cell = tuple[str, str]
@@ -78,7 +78,8 @@ def _section(section: Section, pictures: Mapping[str, Sequence[Path]], out: Path
     at = f"{section.name}/tables" if several else "tables"
     tables = [
         f'<a href="{quote(f"{at}/{name}")}">{name}</a>'
-        for name in ("speed.csv", "speed.md", "quality.csv", "quality.md")
+        for name in ("speed.csv", "speed.md", "quality.csv", "quality.md", "video.md")
+        if name != "video.md" or (out / at / name).is_file()
     ]
     parts.append(f"<p>Tables at full precision: {', '.join(tables)}.</p>")
     return "\n".join(parts)
@@ -100,14 +101,8 @@ def _environments(section: Section) -> dict[str, list[str]]:
 def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) -> str:
     rows = section.models[model]
     notes = [f"{', '.join(stacks)}: {note}" for note, stacks in _notes(rows).items()]
-    for metric in dict.fromkeys(name for row in rows for name in row["quality"]):
-        missing = {
-            row["quality"][metric]["reason"]
-            for row in rows
-            if row["status"] == SHOWN and row["quality"][metric]["value"] is None
-        }
-        if len(missing) == 1 and all(row["quality"][metric]["value"] is None for row in rows):
-            notes.append(f"no {metric}: {missing.pop()}")
+    notes += [f"no {metric}: {reason}" for reason, names in unmeasured(rows, first=True).items() for metric in names]
+    nowhere = [f"no {', '.join(names)}: {reason}" for reason, names in unmeasured(rows, first=False).items()]
     parts = [
         f'<h2 id="{_anchor(section, model)}">{escape(model)}</h2>',
         f'<p class="quiet">{escape(section.caption(model))}</p>',
@@ -122,6 +117,12 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         "<details><summary>Quality in parts, smallest detectable changes, record keys</summary>"
         + _table(rows, _quality, f"{model}: quality") + "</details>",
     ]  # fmt: skip
+    if any(entry["value"] for row in rows for entry in row["quality"].values() if entry["table"] == "video"):
+        parts.append(
+            f"<details><summary>Videos</summary><p>{escape(MOTION)}</p>{_table(rows, _video, f'{model}: videos')}</details>"
+        )
+    if nowhere:
+        parts.append(f"<details><summary>Not measured, and why</summary>{_list(nowhere)}</details>")
     return "\n".join(part for part in parts if part)
 
 
@@ -200,7 +201,19 @@ def _glance(row: Row) -> dict[str, Cell]:
         "seconds\nper sample": _seconds(row, "call_s"),
         "peak\nmemory": (size(row["memory"].get("peak_bytes")), ""),
     }
+    return found | _compared(row, "")
+
+
+def _video(row: Row) -> dict[str, Cell]:
+    return _compared(row, "video")
+
+
+def _compared(row: Row, table: str) -> dict[str, Cell]:
+    """The metrics of one table: values, and changes against none."""
+    found: dict[str, Cell] = {}
     for metric, entry in row["quality"].items():
+        if entry["table"] != table:
+            continue
         places = places_of(metric)
         if not (entry["primary"] or entry["against_none"]):
             continue  # below, in the details
@@ -214,7 +227,7 @@ def _glance(row: Row) -> dict[str, Cell]:
                 value(entry["value"], places),
                 interval(entry["value"], places),
             )
-            found[f"{metric.partition('.')[0]}\nminus none"] = (
+            found[f"{metric.partition('.')[2] if table else metric.partition('.')[0]}\nminus none"] = (
                 value(entry["delta"], places, True),
                 interval(entry["delta"], places, True),
             )
@@ -246,10 +259,12 @@ def _speed(row: Row) -> dict[str, Cell]:
 def _quality(row: Row) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     for metric, entry in row["quality"].items():
+        if entry["table"] == "video":
+            continue
         places = places_of(metric)
         for part, told in ({"": entry} | entry["parts"]).items():
             name = f"{metric.partition('.')[0]} {part}".strip()
-            if told["value"] and not (part == "" and metric.endswith(".vs_none")):
+            if told["value"] and not (part == "" and metric.endswith(".vs_none") and entry["table"] == ""):
                 found[name] = value(told["value"], places), interval(told["value"], places)
                 found[f"{name}\nminus none"] = value(told["delta"], places, True), interval(told["delta"], places, True)
         if entry["mde"] is not None:

@@ -133,7 +133,7 @@ def _presentable(row: Row, records: Mapping[str, dict[str, Any]]) -> Row:
         row["quality"] = {
             name: entry
             | dict.fromkeys(EMPTIED)
-            | {"verdict": "", "parts": {}, "reason": f"the cell is {row['status']}"}
+            | {"verdict": "", "parts": {}, "n_identical": None, "reason": f"the cell is {row['status']}"}
             for name, entry in row["quality"].items()
         }
         return row | {"suspect": False, "notes": notes}
@@ -146,12 +146,26 @@ def _presentable(row: Row, records: Mapping[str, dict[str, Any]]) -> Row:
         )
     if baseline is None and not row["baseline"]:
         notes.append("nothing to compare with: the baseline `none` has no usable record in this run")
+    notes += row["warnings"]
     if row["suspect"]:
         notes.append(
             f"suspect: the baseline's slowest round took {share(row['drift'])} longer than its fastest; "
             f"above {share(row['drift_bound'])} the times of this model are not to be trusted"
         )
     return row | {"notes": notes}
+
+
+def unmeasured(rows: Sequence[Row], first: bool) -> dict[str, list[str]]:
+    """Metrics of the first table, or of the others, that no row has, by their reasons; a baseline's own reason counts only alone."""
+    found: dict[str, list[str]] = {}
+    measured = [row for row in rows if row["status"] == SHOWN]
+    for metric in measured[0]["quality"] if measured else ():
+        entries = [row["quality"][metric] for row in measured]
+        if (entries[0]["table"] == "") == first and not any(entry["value"] for entry in entries):
+            own = [e["reason"] for row, e in zip(measured, entries, strict=True) if not row["baseline"]]
+            for reason in dict.fromkeys(own or [entry["reason"] for entry in entries]):
+                found.setdefault(reason, []).append(metric)
+    return found
 
 
 def status(row: Row) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from ditbench.reports.sections import Report, Row, Section, labelled, status
+from ditbench.reports.sections import SHOWN, Report, Row, Section, labelled, status
 from ditbench.reports.wording import DASH, fixed, number, places_of, share, size, spoken, times
+from ditbench.summary import ASKED
 from ditbench.verdict import RULE
 
 DOCUMENT = 1
@@ -21,6 +22,8 @@ CONVENTION = (
     "speedup_denoise: measured, denoising loop. speedup_call: measured, whole pipeline call. "
     "realised: speedup_denoise / speedup_flops. Intervals are 95 %."
 )
+FIRST = ("stack", "status")
+"""Columns of every table; of the others those stand there that have a number in some row."""
 WHOLE = (
     "num_samples",
     "batch_size",
@@ -33,12 +36,17 @@ WHOLE = (
     "forwards",
     "cores",
     "threads",
+    "n_identical",
 )
 """Columns of whole numbers, with those named after a count or bytes: written without a decimal point also where some are missing."""
 JUDGED = ("verdict", "margin", "p", "p_equivalent", "p_holm", "p_equivalent_holm")
 FIDELITY = (
-    "perceptual.shapes_v1, psnr.vs_none and ssim.vs_none say how closely a sample repeats the un-accelerated one of the same noise: "
+    "perceptual.shapes_v1 and what ends in .vs_none say how closely a sample repeats the un-accelerated one of the same noise: "
     "fidelity, not quality."
+)
+MOTION = (
+    "vstyle.* are formulas on pixels and not VBench. A video that stands still does best on frame_mad, second_diff and "
+    "linear_interp_smooth: read block_motion and motion_energy_ratio beside them."
 )
 
 
@@ -50,7 +58,7 @@ RULES = (
 
 
 def write_tables(section: Section, folder: Path) -> list[Path]:
-    """Write speed and quality as .csv and .md into `folder`; returns the paths."""
+    """Write speed and quality as .csv and .md into `folder`, and for videos video.md; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for name, frame, text in (
@@ -62,6 +70,9 @@ def write_tables(section: Section, folder: Path) -> list[Path]:
         frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
         (folder / f"{name}.md").write_text(text)
         found += [folder / f"{name}.csv", folder / f"{name}.md"]
+    if any(entry["value"] for row in section.rows for entry in row["quality"].values() if entry["table"] == "video"):
+        (folder / "video.md").write_text(_markdown(section, "Videos", MOTION, _video_cells))
+        found.append(folder / "video.md")
     return found
 
 
@@ -105,11 +116,18 @@ def _speed_line(section: Section, row: Row) -> dict[str, Any]:
 
 
 def quality(section: Section) -> pd.DataFrame:
-    """One line per cell, metric and part of it (the whole metric has an empty part)."""
+    """One line per cell, metric and part of it (the whole metric has an empty part), but for metrics nobody asked for."""
+    reasons: dict[str, set[str]] = {}
+    for row in section.rows:
+        for metric, entry in row["quality"].items():
+            reasons.setdefault(metric, set()).update([entry["reason"]] if row["status"] == SHOWN else [])
+    unasked = {metric for metric, told in reasons.items() if told == {ASKED}}
     lines = []
     for row in section.rows:
         after = _circumstances(row, section.records[row["key"]]["environment"])
         for metric, entry in row["quality"].items():
+            if metric in unasked:
+                continue
             parts = {"": entry} | entry["parts"]
             for part, told in parts.items():
                 line = {"run": section.name} | {name: row[name] for name in ("model", "stack", "status")}
@@ -118,6 +136,7 @@ def quality(section: Section) -> pd.DataFrame:
                 line |= {name: told.get(name) for name in ("mde", "se_jackknife", *JUDGED)}
                 line |= {name: entry[name] for name in ("better", "unit", "interval", "reason", "delta_reason")}
                 line |= {"label": row["label"]}
+                line |= {"n_identical": None if part else entry["n_identical"]}
                 lines.append(line | after)
     return pd.DataFrame(lines)
 
@@ -154,8 +173,18 @@ def _speed_cells(row: Row) -> dict[str, str]:
 
 
 def _quality_cells(row: Row) -> dict[str, str]:
+    return _metric_cells(row, ("", "more"))
+
+
+def _video_cells(row: Row) -> dict[str, str]:
+    return _metric_cells(row, ("video",))
+
+
+def _metric_cells(row: Row, tables: Sequence[str]) -> dict[str, str]:
     found = {}
     for name, entry in row["quality"].items():
+        if entry["table"] not in tables:
+            continue
         places = places_of(name)
         found[name] = spoken(entry["value"], places)
         if not entry["against_none"]:
@@ -177,7 +206,7 @@ def _markdown(section: Section, title: str, convention: str, cells: Any, rules: 
     parts = [f"# {title}: {section.name}", "", convention, ""]
     for model, rows in section.models.items():
         lines = [{"stack": labelled(row), "status": status(row)} | cells(row) | {"key": row["key"]} for row in rows]
-        heads = list(lines[0])
+        heads = [head for head in lines[0] if head in FIRST or any(line[head] != DASH for line in lines)]
         parts += [f"## {model}", "", section.caption(model) + ".", ""]
         parts += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         parts += ["| " + " | ".join(_escape(line[head]) for head in heads) + " |" for line in lines]

@@ -74,4 +74,4 @@ def count(number_: int, noun: str) -> str:
 
 def places_of(metric: str) -> int:
     """Decimal places a metric is shown with."""
-    return {"fd": 2, "psnr": 1}.get(metric.partition(".")[0], 3)
+    return {"fd": 2, "psnr": 1, "tdiff_fidelity": 1, "vstyle": 4}.get(metric.partition(".")[0], 3)

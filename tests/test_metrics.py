@@ -48,8 +48,8 @@ def judge_folder(tmp_path_factory):
 
 def test_names_belong_to_us_and_every_metric_says_what_it_is():
     for name, metric in metrics().items():
-        assert not set(name.lower().replace("_", ".").split(".")) & set(RESERVED)
-        assert metric.better in ("higher", "lower") and metric.doc.endswith(".") and metric.needs
+        assert metric.official or not set(name.lower().replace("_", ".").split(".")) & set(RESERVED)
+        assert metric.better in ("higher", "lower", "neither") and metric.doc.endswith(".") and metric.needs
         assert (
             callable(metric.module.extract) and callable(metric.module.refuse) and callable(metric.module.fingerprint)
         )
@@ -69,7 +69,7 @@ def test_an_unknown_metric_is_refused_with_the_nearest_names():
     with pytest.raises(ValueError, match=r"unknown metric 'psnr.vs_nun'; nearest: psnr.vs_none"):
         select("align.shapes_v1,psnr.vs_nun")
     assert [m.name for m in select("ssim.vs_none, align.shapes_v1")] == ["ssim.vs_none", "align.shapes_v1"]
-    assert len(select()) == len(metrics())
+    assert [m.name for m in select()] == [name for name, m in metrics().items() if not m.asked]
 
 
 def test_psnr_of_unrelated_pictures_is_not_flattered_by_uint8_wrapping_round(tmp_path):
@@ -115,6 +115,43 @@ def test_ssim_is_the_published_one():
     a = noise(0, 1, 12, 14, 3)
     b = (0.6 * a + 0.4 * noise(1, 1, 12, 14, 3)).astype(np.uint8)
     assert fidelity.similarity(a, b)[0] == pytest.approx(slow_ssim(a[0] / 255, b[0] / 255), abs=1e-4)
+
+
+def test_ssim_and_ms_ssim_are_torchmetrics_own(tmp_path):
+    from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure, StructuralSimilarityIndexMeasure
+
+    a = noise(0, 3, 176, 180, 3)
+    b = (0.7 * a + 0.3 * noise(1, 3, 176, 180, 3)).astype(np.uint8)
+    both = cell(samples_at(tmp_path / "a", a), baseline=samples_at(tmp_path / "b", b))
+    for name, oracle in (
+        ("ssim.vs_none", StructuralSimilarityIndexMeasure(data_range=1.0)),
+        ("ms_ssim.vs_none", MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0, normalize="relu")),
+    ):
+        assert fidelity.refuse(both, metrics()[name]) == ""
+        found = fidelity.extract(both, metrics()[name])[name]
+        expected = [float(oracle(to_pixels(x[None]), to_pixels(y[None]))) for x, y in zip(a, b, strict=True)]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert found.min() > 0 and found.max() < 1
+
+
+def test_ms_ssim_is_refused_where_halving_leaves_less_than_a_window(tmp_path):
+    small, metric = samples_at(tmp_path / "s", noise(0, 1, 175, 200, 3)), metrics()["ms_ssim.vs_none"]
+    assert "at least 176 pixels" in fidelity.refuse(cell(small, baseline=small), metric)
+
+
+def test_pooled_psnr_is_that_of_the_mean_error_and_never_above_the_mean_psnr():
+    errors = np.array([0.1, 0.001, 0.0])
+    assert fidelity.pooled(errors) == pytest.approx(10 * np.log10(3 / 0.101))
+    assert fidelity.pooled(errors) < fidelity.decibels(errors).mean() == pytest.approx((10 + 30 + 100) / 3)
+    assert fidelity.pooled(np.zeros(2)) == 100
+
+
+def test_psnr_and_ssim_that_contradict_each_other_are_doubted():
+    a, b = noise(0, 1, 32, 32, 3), noise(1, 1, 32, 32, 3)
+    wrapped = 10 * np.log10(255**2 / np.mean((a - b) ** 2))
+    assert "8-bit differences that wrapped round" in fidelity.doubtful(wrapped, fidelity.similarity(a, b)[0])
+    honest = fidelity.decibels(fidelity.frame_errors(a, b)).mean()
+    assert fidelity.doubtful(honest, 0.1) == fidelity.doubtful(35, 0.9) == fidelity.doubtful(None, None) == ""
 
 
 def test_a_video_is_the_mean_of_its_frames(tmp_path):

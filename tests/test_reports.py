@@ -13,6 +13,7 @@ from report_runs import ENVIRONMENT, REASONS, SCHEDULE, STACKS, WORLDS, key_of, 
 
 from ditbench import reports, summary, verdict
 from ditbench.distances import Reference
+from ditbench.metrics.stored import read_file, write_file
 from ditbench.reports import charts, grids, heatmaps, labels, overview, sections, style, terminal, wording
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +135,8 @@ def test_every_quality_number_carries_its_n_and_every_delta_its_baseline(report,
     lines = [line for line in lines_of(run / "report/tables/quality.csv") if line["value"]]
     assert all(int(line["value_n"]) == 12 for line in lines)
     assert all(int(line["delta_n"]) == 12 and line["baseline_key"] for line in lines if line["delta"])
-    assert {line["part"] for line in lines} == {"", "shape", "colour"}
+    assert {line["part"] for line in lines} == {"", "shape", "colour", "pooled"}
+    assert {line["n_identical"] for line in lines if line["metric"] == "psnr.vs_none" and not line["part"]} == {"0"}
     assert not [line for line in lines if line["stack"] == "none" and line["delta"]]
 
 
@@ -485,3 +487,41 @@ def test_a_row_that_says_what_it_is_for_is_labelled(tmp_path):
     assert [line["label"] for line in lines_of(run / "report/tables/quality.csv") if line["part"] == ""][
         -1
     ] == "noise floor"
+
+
+def test_videos_have_a_table_of_their_own_and_the_first_stays_narrow(tmp_path):
+    run = write_run(tmp_path / "run", models=("wan-tiny", "dit-tiny"), n=9, stacks=STACKS[:3])
+    for path in (run / "scores").glob("wan*.safetensors"):
+        scores = read_file(path)
+        rng = np.random.default_rng(0)
+        write_file(path, scores.having("vstyle.frame_mad", "", "", {"vstyle.frame_mad": rng.random(9)}))
+    report = reports.build([run])
+    tables = run / "report/tables"
+    assert "| stack | status | vstyle.frame_mad | vstyle.frame_mad minus none |" in (tables / "video.md").read_text()
+    assert "vstyle" not in (tables / "quality.md").read_text() and "ms_ssim" not in (tables / "quality.md").read_text()
+    page = report.page.read_text()
+    assert page.count("<summary>Videos</summary>") == 1
+    first = page[page.index("<table>") : page.index("</table>")]
+    assert "psnr.vs_none" in first and "vstyle" not in first
+    assert "no ms_ssim.vs_none, lpips.alex_v0_1, vstyle.second_diff" in page and "Not measured, and why" in page
+
+
+def test_pictures_have_no_table_of_videos(report, run):
+    metrics = {line["metric"] for line in lines_of(run / "report/tables/quality.csv")}
+    assert (
+        "vstyle.frame_mad" in metrics and "vbench.total" not in metrics
+    )  # the one is missing, the other was not asked for
+    assert not (run / "report/tables/video.md").exists() and "<summary>Videos</summary>" not in report.page.read_text()
+
+
+def test_what_was_asked_for_and_could_not_be_had_is_said_on_the_terminal(tmp_path, capsys):
+    run = write_run(tmp_path / "run", n=9, stacks=STACKS[:2])
+    for path in (run / "scores").iterdir():
+        scores = read_file(path)
+        for name in ("pickscore.v1", "imagereward.v1_0"):
+            scores = scores.having(name, "its weights are missing", "", {})
+        write_file(path, scores)
+    reports.print_report(reports.build([run]))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "none, fewer_steps(steps=10): no pickscore.v1, imagereward.v1_0: its weights are missing" in told
+    assert "vbench" not in told and "vstyle" not in told

@@ -1,11 +1,16 @@
 """Scoring a run folder made by hand, with a judge that learned nothing."""
 
 import json
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from other_environment import executable, site
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
@@ -79,7 +84,11 @@ def test_every_measured_cell_gets_values_per_sample_and_reasons_for_what_is_miss
         "align.shapes_v1": (N,), "align.shapes_v1.class": (N,), "feature.shapes_v1": (N, 64), "mse.vs_none": (N,),
         "psnr.vs_none": (N,), "ssim.vs_none": (N,), "perceptual.shapes_v1": (N,), "group": (N,),
     }  # fmt: skip
-    assert set(fast.reasons.values()) == {""}
+    assert {name for name, reason in fast.reasons.items() if not reason} == {
+        "align.shapes_v1", "fd.shapes_v1", "psnr.vs_none", "ssim.vs_none", "perceptual.shapes_v1",
+    }  # fmt: skip
+    assert fast.reasons["vstyle.frame_mad"] == "these are pictures, not videos"
+    assert "at least 176 pixels" in fast.reasons["ms_ssim.vs_none"]
     assert 20 < fast.arrays["psnr.vs_none"].mean() < 40
     assert none.reasons["psnr.vs_none"] == "this is the baseline itself" and "psnr.vs_none" not in none.arrays
     assert not list((run / "scores").glob(".*"))
@@ -102,6 +111,60 @@ def test_metrics_can_be_added_later_and_the_earlier_ones_stay(run, judge_folder)
     both = read_file(run / "scores" / "m--fast.safetensors")
     assert set(both.reasons) == {"psnr.vs_none", "ssim.vs_none"}
     np.testing.assert_array_equal(both.arrays["psnr.vs_none"], first.arrays["psnr.vs_none"])
+
+
+def bytes_of_samples(run):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (run / "cells").rglob("samples.safetensors")}
+
+
+def test_a_scoring_that_is_killed_goes_on_where_it_stopped(run, judge_folder):
+    before = bytes_of_samples(run)
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nsys.path.insert(0, '.')\nimport run_bench\n"
+        "from ditbench.score import score_run\n"
+        "def tell(key, done, total):\n    if done == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "score_run(Path(sys.argv[1]), 'psnr.vs_none', progress=tell)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(run)], cwd=Path(__file__).parents[1])
+    assert killed.returncode == -signal.SIGKILL
+    assert set(read_scores(run)) == {"m--fast"}
+    kept = (run / "scores" / "m--fast.safetensors").stat().st_mtime_ns
+    done = score_run(run, "psnr.vs_none", judge_folder=judge_folder)
+    assert done.kept == ["m--fast"] and done.written == ["m--none"] and not done.damaged
+    assert (run / "scores" / "m--fast.safetensors").stat().st_mtime_ns == kept
+    assert bytes_of_samples(run) == before
+
+
+def test_a_metric_that_is_asked_for_later_adds_to_the_scores_and_leaves_the_samples_alone(run, judge_folder):
+    score_run(run, judge_folder=judge_folder)
+    first, before = read_scores(run)["m--fast"], bytes_of_samples(run)
+    told = []
+    done = score_run(run, "pickscore,vbench.total", progress=lambda *at: told.append(at), judge_folder=judge_folder)
+    assert done.written == ["m--fast", "m--none"] and told[-1] == ("", 2, 2)
+    after = read_scores(run)["m--fast"]
+    assert set(after.reasons) - set(first.reasons) == {"pickscore.v1", "vbench.total"}
+    assert after.reasons["pickscore.v1"] == "the requests carry no prompts"
+    for name, array in first.arrays.items():
+        np.testing.assert_array_equal(after.arrays[name], array)
+    assert bytes_of_samples(run) == before
+    assert score_run(run, "pickscore,vbench.total", judge_folder=judge_folder).kept == ["m--fast", "m--none"]
+
+
+def test_what_took_hours_is_kept_before_the_next_begins(tmp_path, monkeypatch):
+    (tmp_path / "spec.json").write_text(json.dumps({"schema": 1, "cells": []}))
+    write_requests(tmp_path, "w", [None], ["a red car"])
+    write_cell(tmp_path, "w", "none", np.zeros((1, 3, 64, 64, 3), np.uint8), world="")
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(site(folder)))
+    monkeypatch.setenv("STAND_IN_WIDTH", "64")
+    python = f'#!/bin/sh\nif grep -q object_class "$2"; then kill -9 $PPID; fi\nexec {sys.executable} "$@"\n'
+    monkeypatch.setenv("DITBENCH_PYTHON_VBENCH", str(executable(tmp_path / "python", python)))
+    command = [sys.executable, "run_bench.py", "score", str(tmp_path), "--metrics", "vbench.color,vbench.object_class"]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    scores = read_scores(tmp_path)["w--none"]
+    assert scores.arrays["vbench.color"].shape == (1,) and "vbench.object_class" not in scores.reasons
 
 
 def test_new_samples_of_the_baseline_make_fidelity_stale_and_nothing_else(run, judge_folder):

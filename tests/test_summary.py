@@ -18,7 +18,7 @@ KEYS = {
     "key", "model", "family", "world", "stack", "status", "reason", "methods", "baseline", "baseline_key", "num_samples", "batch_size",
     "rounds", "seed", "device", "dtype", "weights", "sampling", "quality", "timing", "share", "speedup_call", "speedup_denoise",
     "speedup_interval", "speedup_flops", "speedup_predicted", "realised", "realised_call", "flops", "memory", "counters", "first_call_s",
-    "load_s", "drift", "drift_bound", "suspect", "label",
+    "load_s", "drift", "drift_bound", "suspect", "label", "warnings",
 }  # fmt: skip
 
 
@@ -59,11 +59,19 @@ def scores(seed, shift=0.0, baseline=False):
         "feature.shapes_v1": features.astype(np.float32), "align.shapes_v1.colour": colour, "align.shapes_v1.shape": shape,
         "align.shapes_v1": (colour + shape) / 2, "group": np.arange(N),
     }  # fmt: skip
-    reasons = dict.fromkeys(metrics(), "")
+    reasons = dict.fromkeys(metrics(), "not asked") | {
+        name: ""
+        for name in (
+            *AGAINST,
+            "align.shapes_v1",
+            *(m.name for m in metrics().values() if m.features == "feature.shapes_v1"),
+        )
+    }
     if baseline:
         reasons |= dict.fromkeys(AGAINST, "this is the baseline itself")
     else:
         arrays |= {name: 0.8 + 0.01 * r.standard_normal(N) for name in AGAINST}
+        arrays["mse.vs_none"] = np.append(0.0, 0.02 * r.random(N - 1))
     return Scores(samples_sha256="", arrays=arrays, reasons=reasons)
 
 
@@ -168,6 +176,23 @@ def test_fidelity_has_a_value_and_no_delta(rows):
     assert entry["value"]["value"] == pytest.approx(0.8, abs=0.01) and entry["value"]["low"] < entry["value"]["high"]
     assert entry["delta"] is None and entry["delta_reason"] == "the value is already against none"
     assert rows["m--none"]["quality"]["psnr.vs_none"]["reason"] == "this is the baseline itself"
+
+
+def test_pooled_psnr_and_the_number_of_identical_samples_stand_beside_the_mean(rows):
+    entry, errors = rows["m--fora"]["quality"]["psnr.vs_none"], scores(1, 0.3).arrays["mse.vs_none"]
+    pooled = entry["parts"]["pooled"]["value"]
+    assert pooled["value"] == pytest.approx(-10 * np.log10(errors.mean()))
+    assert pooled["low"] < pooled["value"] < pooled["high"] and pooled["n"] == N
+    assert entry["n_identical"] == 1 and rows["m--fora"]["quality"]["ssim.vs_none"]["n_identical"] is None
+
+
+def test_psnr_and_ssim_that_cannot_both_be_true_are_a_warning_of_the_row(rows):
+    assert rows["m--fora"]["warnings"] == []
+    odd = scores(1)
+    odd = Scores(samples_sha256="", arrays=dict(odd.arrays) | {"psnr.vs_none": np.full(N, 28.4), "ssim.vs_none": np.full(N, 0.6)},
+                 reasons=odd.reasons)  # fmt: skip
+    row = summarise([record("none"), record("fora")], {"m--none": scores(0, baseline=True), "m--fora": odd}, {})[1]
+    assert len(row["warnings"]) == 1 and "28.4 dB beside SSIM 0.60" in row["warnings"][0]
 
 
 def test_a_refused_cell_keeps_its_reason_and_empty_columns(rows):

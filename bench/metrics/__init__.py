@@ -24,7 +24,7 @@ class Metric:
     family: str
     """Module of this package that extracts it."""
     better: str
-    """"higher" or "lower"."""
+    """"higher", "lower", or "neither" where only a comparison says something."""
     unit: str
     doc: str
     """One sentence."""
@@ -41,6 +41,12 @@ class Metric:
     """Array of the scores file that the statistic reads, [n, d]."""
     primary: bool = False
     """Whether verdicts on it are adjusted for how many stacks were tried."""
+    official: str = ""
+    """What entitles it to a name that belongs to a published metric: the pinned files, or the package that measures it."""
+    asked: bool = False
+    """Whether it is scored only when asked for by name: it needs another Python environment, or hours."""
+    table: str = ""
+    """Table of the report it stands in: "" the first, "more", or "video"."""
 
     @property
     def module(self) -> ModuleType:
@@ -143,17 +149,20 @@ _TABLE = (
 
 def metrics() -> dict[str, Metric]:
     """Every metric by name, in the order of the tables."""
-    return {metric.name: metric for metric in _TABLE}
+    from ditbench.metrics.more import MORE
+
+    return {metric.name: metric for metric in (*_TABLE, *MORE)}
 
 
 def select(names: str | list[str] | None = None) -> list[Metric]:
-    """Metrics by name (a list, or separated by commas; None: all); ValueError names the nearest where one is
-    unknown.
+    """Metrics by name or first word (a list, or separated by commas; None: all that need not be asked for); ValueError names the
+    nearest where one is unknown.
     """
     table = metrics()
     if names is None:
-        return list(table.values())
-    wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+        return [metric for metric in table.values() if not metric.asked]
+    told = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    wanted = [name for part in told for name in ([n for n in table if n.startswith(f"{part}.")] or [part])]
     for name in wanted:
         if name not in table:
             near = difflib.get_close_matches(name, table, n=3, cutoff=0.4) or list(table)

@@ -1,4 +1,4 @@
-"""Fidelity to the un-accelerated model: PSNR and SSIM of each sample to the baseline's from the same noise.
+"""Fidelity to the un-accelerated model: PSNR, SSIM and MS-SSIM of each sample to the baseline's from the same noise.
 
 They say how far a sample moved, not whether it got worse. Videos: per frame, then the mean. n samples, T frames.
 """
@@ -6,17 +6,21 @@ They say how far a sample moved, not whether it got worse. Videos: per frame, th
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ditbench.metrics import Metric
+from ditbench.metrics.published import digest
 from ditbench.metrics.samples import Sampled, to_pixels
 
 VERSION = "float64 mse 1; ssim gaussian 11 sigma 1.5 rgb 1"
 CAP_DB = 100.0
 """PSNR of identical pictures."""
 WINDOW = 11
+LARGE = {"ssim.vs_none": WINDOW, "ms_ssim.vs_none": WINDOW * 2**4}
+"""Pixels a side that a similarity needs: the window, which MS-SSIM slides over a picture halved four times."""
 
 
 def refuse(cell: Sampled, metric: Metric) -> str:
@@ -26,9 +30,10 @@ def refuse(cell: Sampled, metric: Metric) -> str:
     if cell.baseline.shape != cell.samples.shape:
         mine, theirs = list(cell.samples.shape), list(cell.baseline.shape)
         return f"samples of shape {mine} cannot be held against the baseline's {theirs}"
-    if metric.name == "ssim.vs_none":
-        if min(cell.samples.shape[-3:-1]) < WINDOW:
-            return f"structural similarity needs pictures of at least {WINDOW} pixels a side"
+    if metric.name in LARGE:
+        if min(cell.samples.shape[-3:-1]) < LARGE[metric.name]:
+            kind = "multi-scale structural similarity" if metric.name == "ms_ssim.vs_none" else "structural similarity"
+            return f"{kind} needs pictures of at least {LARGE[metric.name]} pixels a side"
         try:
             import torchmetrics.functional.image  # noqa: F401  (a torchvision built for another torch breaks this import)
         except (ImportError, RuntimeError) as error:
@@ -40,16 +45,17 @@ def fingerprint(cell: Sampled, metric: Metric) -> str:
     """Names everything the values depend on besides the samples: the baseline's samples."""
     if cell.baseline is None:
         return hashlib.sha256((VERSION + cell.no_baseline).encode()).hexdigest()
-    with cell.baseline.path.open("rb") as f:
-        return hashlib.sha256((VERSION + hashlib.file_digest(f, "sha256").hexdigest()).encode()).hexdigest()
+    stat = cell.baseline.path.stat()
+    return hashlib.sha256((VERSION + digest(cell.baseline.path, stat.st_mtime_ns, stat.st_size)).encode()).hexdigest()
 
 
 def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
-    """`ssim.vs_none` [n], or `psnr.vs_none` [n] in dB with the `mse.vs_none` [n] under it (pixels in 0..1)."""
+    """`ssim.vs_none` or `ms_ssim.vs_none` [n], or `psnr.vs_none` [n] in dB with the `mse.vs_none` [n] under it (pixels in 0..1)."""
     assert cell.baseline is not None
     pairs = zip(cell.samples.chunks(), cell.baseline.chunks(), strict=True)
-    if metric.name == "ssim.vs_none":
-        return {metric.name: np.concatenate([similarity(a, b) for a, b in pairs])}
+    if metric.name in LARGE:
+        scales = metric.name == "ms_ssim.vs_none"
+        return {metric.name: np.concatenate([similarity(a, b, scales) for a, b in pairs])}
     errors = np.concatenate([frame_errors(a, b) for a, b in pairs])  # [n, T]
     return {metric.name: decibels(errors).mean(1), "mse.vs_none": errors.mean(1)}
 
@@ -69,16 +75,40 @@ def decibels(errors: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-def similarity(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """SSIM (Wang et al. 2004) of each sample [n], mean over frames; borders are filled by reflection, as torchmetrics does."""
+def pooled(errors: NDArray[np.float64]) -> float:
+    """PSNR of the mean of all `errors` [n], in dB: what one gets who pools before taking the logarithm. Never above the mean PSNR."""
+    return float(decibels(errors.mean(keepdims=True))[0])
+
+
+def doubtful(psnr: float | None, ssim: float | None) -> str:
+    """A warning where PSNR and SSIM contradict each other as they do when 8-bit differences wrapped round, or "".
+
+    (a - b)^2 in uint8 lifts unrelated pictures to 27.9 dB, and no SSIM of theirs is high; faint noise on flat pictures looks alike.
+    """
+    if psnr is None or ssim is None or psnr <= 27 or ssim >= 0.75:
+        return ""
+    return (
+        f"PSNR {psnr:.1f} dB beside SSIM {ssim:.2f}: look at the samples; above 27 dB with SSIM below 0.75 is faint noise on flat "
+        "pictures, or 8-bit differences that wrapped round"
+    )
+
+
+def similarity(a: NDArray[np.uint8], b: NDArray[np.uint8], scales: bool = False) -> NDArray[np.float64]:
+    """SSIM (Wang et al. 2004) of each sample [n], mean over frames; borders are filled by reflection, as torchmetrics does.
+
+    With `scales` MS-SSIM (Wang et al. 2003): five scales, the paper's exponents, negative terms counted as 0.
+    """
     import torch
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    from torchmetrics.functional import image
 
     n, size = len(a), a.shape[-3:]
     first, second = (to_pixels(x.reshape(-1, *size)) for x in (a, b))  # [n*T, 3, H, W]
-    per_frame = structural_similarity_index_measure(
-        first, second, gaussian_kernel=True, sigma=1.5, kernel_size=WINDOW, reduction="none", data_range=1.0
-    )
+    told: dict[str, Any] = {"sigma": 1.5, "kernel_size": WINDOW, "reduction": "none", "data_range": 1.0}
+    per_frame: Any
+    if scales:
+        per_frame = image.multiscale_structural_similarity_index_measure(first, second, normalize="relu", **told)
+    else:
+        per_frame = image.structural_similarity_index_measure(first, second, **told)
     assert isinstance(per_frame, torch.Tensor)
     found: NDArray[np.float64] = per_frame.double().numpy().reshape(n, -1).mean(1)
     return found

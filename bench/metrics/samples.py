@@ -80,6 +80,8 @@ class Sampled:
     """Why there is no baseline."""
     judge_folder: Path | None = None
     """Where the judge's weights lie; None: those that ditbench carries."""
+    prompts: list[str] | None = None
+    """What each sample was asked for in words; None where not every one was."""
 
     @property
     def judge_path(self) -> Path:

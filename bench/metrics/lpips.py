@@ -1,0 +1,151 @@
+"""`lpips.alex_v0_1`: LPIPS (Zhang et al. 2018) with AlexNet, of each sample to the baseline's from the same noise.
+
+Distances of unit-length features after AlexNet's five rectifiers, weighted by the linear heads of version 0.1, averaged over places and
+added up. Nothing but the published files goes by this name: torchvision's AlexNet and the authors' heads, which torchmetrics carries.
+Videos: per frame, then the mean. Inputs are scaled to -1..1 and never resized.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditbench.metrics import Metric, fidelity
+from ditbench.metrics.published import Published, located
+from ditbench.metrics.samples import Sampled, to_pixels
+from ditbench.metrics.statedict import read_state_dict
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = "lpips alex 0.1 1"
+BACKBONE = Published(
+    extractor="alex_v0_1",
+    name="alexnet-owt-7be5be79.pth",
+    sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    where="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+)
+HEADS = Published(
+    extractor="alex_v0_1",
+    name="alex.pth",
+    sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    where="torchmetrics, in functional/image/lpips_models/alex.pth",
+)
+CHANNELS = (64, 192, 384, 256, 256)
+TAPS = (1, 4, 7, 9, 11)
+"""Layers of the trunk that are compared: its rectifiers."""
+SMALLEST = 31
+"""Pixels a side below which nothing is left after the second pooling."""
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+"""ImageNet's mean and deviation for pixels in -1..1."""
+
+Weights = Mapping[str, NDArray[Any]]
+
+
+def refuse(cell: Sampled, metric: Metric) -> str:
+    """Why a cell has no LPIPS, or ""."""
+    if reason := fidelity.refuse(cell, metric):
+        return reason
+    if min(cell.samples.shape[-3:-1]) < SMALLEST:
+        return f"LPIPS needs pictures of at least {SMALLEST} pixels a side"
+    try:
+        located(BACKBONE)
+        located(HEADS, heads_path())
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def fingerprint(cell: Sampled, metric: Metric) -> str:
+    """Names everything the values depend on besides the samples: the baseline's, for the weights can be no others."""
+    return hashlib.sha256((VERSION + fidelity.fingerprint(cell, metric)).encode()).hexdigest()
+
+
+def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
+    """`lpips.alex_v0_1` [n]."""
+    assert cell.baseline is not None
+    net = distance(read_state_dict(located(BACKBONE), "features."), read_state_dict(located(HEADS, heads_path())))
+    pairs = zip(cell.samples.chunks(), cell.baseline.chunks(), strict=True)
+    return {metric.name: np.concatenate([per_sample(net, a, b) for a, b in pairs])}
+
+
+@cache
+def heads_path() -> Path | None:
+    """Where torchmetrics keeps the heads, found without importing it; None where it is not installed."""
+    spec = find_spec("torchmetrics")
+    folders = spec.submodule_search_locations if spec is not None else None
+    return Path(next(iter(folders))) / "functional" / "image" / "lpips_models" if folders else None
+
+
+def trunk() -> torch.nn.Sequential:
+    """AlexNet's features (Krizhevsky 2014, one column) as far as the last rectifier; parameters `<layer>.weight` and `.bias`."""
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
+    )  # fmt: skip
+
+
+def distance(backbone: Weights, heads: Weights) -> torch.nn.Module:
+    """The network from `features.<layer>.weight|bias` and `lin<i>.model.1.weight` [1, C, 1, 1]; ValueError where they do not fit.
+
+    Called with pixels in 0..1 [n, 3, H, W] twice, it gives [n].
+    """
+    import torch
+
+    class Distance(torch.nn.Module):
+        shift: torch.Tensor
+        scale: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = trunk()
+            self.heads = torch.nn.ParameterList(torch.zeros(1, c, 1, 1) for c in CHANNELS)
+            self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
+            self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
+
+        def features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+            hidden, found = (2 * pixels - 1 - self.shift) / self.scale, []
+            for i, layer in enumerate(self.trunk):
+                hidden = layer(hidden)
+                if i in TAPS:
+                    found.append(hidden / (hidden.square().sum(1, keepdim=True) + 1e-8).sqrt())  # [n, C, h, w]
+            return found
+
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            parts = zip(self.heads, self.features(first), self.features(second), strict=True)
+            return torch.stack([(w * (a - b).square()).sum(1).mean((1, 2)) for w, a, b in parts]).sum(0)
+
+    net = Distance()
+    named = {name.replace("features.", "trunk.", 1): a for name, a in backbone.items()}
+    named |= {f"heads.{i}": heads[f"lin{i}.model.1.weight"] for i in range(len(CHANNELS))}
+    told = {name: torch.from_numpy(a) for name, a in named.items()}
+    try:
+        net.load_state_dict(told | {"shift": net.shift, "scale": net.scale})
+    except RuntimeError as error:
+        raise ValueError(
+            f"these are no weights of LPIPS with AlexNet ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    return net.eval().requires_grad_(False)
+
+
+def per_sample(net: torch.nn.Module, a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """[n]: mean over frames of samples [n, H, W, 3] or [n, T, H, W, 3]."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    first, second = (to_pixels(x.reshape(-1, *x.shape[-3:])).to(device) for x in (a, b))
+    with torch.inference_mode():
+        found: NDArray[np.float64] = net.to(device)(first, second).double().cpu().numpy()
+    return found.reshape(len(a), -1).mean(1)
