@@ -47,17 +47,20 @@ def _spec(args: argparse.Namespace) -> Any:
         table["models"] = [part for part in args.models.split(",") if part]
     if getattr(args, "methods", None) is not None:
         table["methods"] = split_stacks(args.methods) if args.methods else []
-    if args.plugin:
-        table["plugins"] = args.plugin
+    for name, key in (("plugin", "plugins"), ("reference", "references")):
+        if getattr(args, name):
+            table[key] = getattr(args, name)
     return from_table(table, read_toml(args.spec or "default"))
 
 
 def _cells(args: argparse.Namespace) -> list[Any]:
     from ditbench.plan import plan
+    from ditbench.references import examine
     from ditbench.spec import check_writable
 
     spec = _spec(args)
     cells = plan(spec)
+    examine(spec.references)
     check_writable(spec.folder)
     return cells
 
@@ -86,6 +89,7 @@ def _carry_out(cells: list[Any]) -> Path:
     command = "python run_bench.py " + shlex.join(sys.argv[1:])
     with progress() as tell:
         folder = execute(cells, command.strip(), tell)
+    _tell_references(folder, cells[0].spec.references)
     with progress() as tell:
         scoring = score_run(folder, progress=plain(tell))
     _complain(scoring.damaged)
@@ -115,10 +119,28 @@ def _score(args: argparse.Namespace) -> int:
     from ditbench.score import score_run
 
     metrics = [name for name in args.metrics.split(",") if name] or None
+    _tell_references(args.run, args.reference)
     with progress() as tell:
         scoring = score_run(args.run, metrics, progress=plain(tell))
     _complain(scoring.damaged)
     return max(SOME_FAILED if scoring.damaged else OK, _tell_report([args.run], None, args.json, None))
+
+
+def _tell_references(folder: Path, told: Sequence[str]) -> None:
+    from ditbench.references import tell
+
+    tell(folder, told)
+
+
+def _reference(args: argparse.Namespace) -> int:
+    from ditbench.building import build
+    from ditbench.progress import counting, progress
+
+    with progress() as tell:
+        made = build(args.source, args.extractor, args.out, progress=counting(tell, args.source.name))
+    row = {"file": str(args.out), **{name: made[name] for name in ("n", "extractor", "key", "preprocessing")}}
+    _show([row], args.json, f"what it was made of: {args.out.with_suffix('.json')}")
+    return OK
 
 
 def _complain(sentences: list[str]) -> None:
@@ -244,5 +266,6 @@ def _show(rows: list[dict[str, Any]], as_json: bool, caption: str, hide: Sequenc
 
 COMMANDS = {
     "run": _run, "plan": _plan, "count": _count, "prepare": _prepare, "match": _match, "stack": _stack, "score": _score,
+    "reference": _reference,
     "report": _report, "list": _list, "check": _check, "doctor": _doctor,
 }  # fmt: skip

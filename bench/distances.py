@@ -6,7 +6,7 @@ n samples, d features, G groups (samples of one prompt, which are not independen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -64,6 +64,8 @@ class Reference:
     """[d]."""
     root: Array
     """[d, d] symmetric square root of the covariance."""
+    features: np.ndarray | None = field(default=None, repr=False)
+    """[n, d]; None where only moments were kept: then there is a Fréchet distance, and no other."""
 
     @classmethod
     def of(cls, moments: Moments) -> Reference:

@@ -145,6 +145,31 @@ def _sha256(path: Path, size: int, changed_ns: int) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+class Shelf:
+    """Extractors and where their files lie, with the networks that have been loaded; one for a whole scoring."""
+
+    def __init__(self, table: Table | None = None, folder: Path | None = None) -> None:
+        self.table = extractors() if table is None else table
+        self.folder = folder
+        self._loaded: dict[str, Any] = {}
+
+    def refuse(self, name: str) -> str:
+        """Why an extractor cannot be used, or ""."""
+        try:
+            verified(find(name, self.table), self.folder)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def network(self, name: str) -> Any:
+        """The `ditbench.networks.Network` of an extractor, loaded once; ValueError says why there is none."""
+        from ditbench.networks import load
+
+        if name not in self._loaded:
+            self._loaded[name] = load(find(name, self.table), self.folder)
+        return self._loaded[name]
+
+
 def unnamed(metric: str, extractor: Extractor | None) -> str:
     """Why a metric may not be called so: it bears a reserved word without a pinned extractor in its name; "" when it may.
 

@@ -62,6 +62,16 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
     score.add_argument("run", type=Path, metavar="RUN")
     score.add_argument("--metrics", default="", help="names, comma separated (default: all)")
 
+    _reference_flag(score)
+
+    reference = command("reference", "make a reference set for metrics that look through an extractor")
+    reference.add_argument("what", choices=("build",))
+    reference.add_argument(
+        "source", type=Path, metavar="DIR", help="a folder of PNG and JPEG files, or an npz of ADM's"
+    )
+    reference.add_argument("--extractor", required=True, help="a row of bench/extractors.toml, such as tf2015")
+    reference.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+
     report = command("report", "make tables, figures and the page of runs from their records")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="folder for the report (default: RUN/report)")
@@ -78,6 +88,11 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
 
     command("doctor", "say what works on this machine and what is missing")
     return found
+
+
+def _reference_flag(command: argparse.ArgumentParser) -> None:
+    about = "a reference file (`reference build`) or npz of ADM's, for all models or one; may be given again"
+    command.add_argument("--reference", action="append", default=[], metavar="[MODEL=]FILE", help=about)
 
 
 def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
@@ -98,3 +113,4 @@ def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     command.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="a file with methods of your own"
     )
+    _reference_flag(command)

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ditbench.metrics import Metric, select
+from ditbench.extractors import Shelf
+from ditbench.metrics import Metric, features, select
 from ditbench.metrics.samples import Sampled, Samples
 from ditbench.metrics.stored import Scores, read_file, write_file
 from ditbench.record import MEASURED, read_json, read_run, set_aside
@@ -40,16 +41,19 @@ class Scoring:
 
 
 def score_run(
-    folder: Path, metrics: str | list[str] | None = None, progress: Tell | None = None, judge_folder: Path | None = None
-) -> Scoring:
+    folder: Path, metrics: str | list[str] | None = None, progress: Tell | None = None, judge_folder: Path | None = None,
+    shelf: Shelf | None = None,
+) -> Scoring:  # fmt: skip
     """Bring the scores of every measured cell of a run up to date and say what was done.
 
-    `metrics` chooses some by name (default: all). Scores are against the cell with stack `none` of the same model. A
+    `metrics` chooses some by name (default: all, but for models of a shapes world those that need no extractor); `shelf` has the
+    extractors (default: the official ones). Scores are against the cell with stack `none` of the same model. A
     samples file that is damaged is set aside and named; its cell is then left without scores. Raises ValueError for
     an unknown metric or no run folder.
     """
     wanted, run, done = select(metrics), read_run(folder), Scoring()
     opened: dict[str, Samples] = {}
+    shelf = shelf or Shelf()
     cells = [r for r in run.records if r["status"] in MEASURED]
     for record in cells:
         path = folder / "cells" / record["key"] / SAMPLES
@@ -70,8 +74,9 @@ def score_run(
             (folder / "scores" / f"{key}.safetensors").unlink(missing_ok=True)
             continue
         requests = _requests(folder, record["model"], len(opened[key]))
-        cell = _sampled(record, baselines.get(record["model"]), opened, requests, judge_folder)
-        new = _score_cell(folder / "scores" / f"{key}.safetensors", cell, wanted, requests, done)
+        cell = _sampled(record, baselines.get(record["model"]), opened, requests, judge_folder, shelf)
+        chosen = [m for m in wanted if metrics is not None or not (cell.world and m.extractor)]
+        new = _score_cell(folder / "scores" / f"{key}.safetensors", cell, features.before(chosen), requests, done)
         (done.written if new else done.kept).append(key)
     if progress:
         progress("", len(cells), len(cells))
@@ -87,7 +92,7 @@ def _requests(folder: Path, model: str, num: int) -> list[dict[str, Any]]:
 
 def _sampled(
     record: dict[str, Any], none: dict[str, Any] | None, opened: dict[str, Samples], requests: list[dict[str, Any]],
-    judge_folder: Path | None,
+    judge_folder: Path | None, shelf: Shelf,
 ) -> Sampled:  # fmt: skip
     baseline, why = None, ""
     if record["stack"] == "none":
@@ -99,6 +104,7 @@ def _sampled(
     else:
         baseline = opened[none["key"]]
     truths = [r["truth"] for r in requests if r["truth"] is not None]
+    prompts = [r["prompt"] for r in requests if r["prompt"] is not None]
     return Sampled(
         world=record.get("world", ""),
         weights=record["run"]["weights"],
@@ -107,6 +113,8 @@ def _sampled(
         baseline=baseline,
         no_baseline=why,
         judge_folder=judge_folder,
+        prompts=prompts if len(prompts) == len(requests) else None,
+        shelf=shelf,
     )
 
 
@@ -119,6 +127,8 @@ def _score_cell(path: Path, cell: Sampled, wanted: list[Metric], requests: list[
         scores = Scores(samples_sha256=samples_sha256)
     before = scores
     for metric in wanted:
+        cell.features.clear()
+        cell.features.update(scores.arrays)
         fingerprint = metric.module.fingerprint(cell, metric)
         current = scores.fingerprints.get(metric.name) == fingerprint
         if current and not scores.reasons[metric.name]:

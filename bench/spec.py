@@ -40,6 +40,8 @@ class Spec:
     """Run folder; a name of its own under runs/ when empty."""
     plugins: tuple[str, ...] = ()
     """Python files with methods of your own."""
+    references: tuple[str, ...] = ()
+    """Reference files for metrics that look through an extractor: FILE for all models, or MODEL=FILE."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -60,6 +62,9 @@ class Spec:
             raise ValueError("models: none given")
         if self.weights not in ("bundled", "hub", "random") and not Path(self.weights).is_dir():
             raise ValueError(f"weights: {self.weights!r} is none of bundled, hub, random and no folder either")
+        for told in self.references:
+            if not Path(told).is_file() and not Path(told.rpartition("=")[2]).is_file():
+                raise ValueError(f"references: there is no file {told.rpartition('=')[2]!r}")
         for plugin in self.plugins:
             if not Path(plugin).is_file():
                 raise ValueError(f"plugins: there is no file {plugin!r}")
@@ -69,9 +74,9 @@ class Spec:
         """The run folder: `out`, or `runs/` and a name that follows from what is run, so that the same command resumes it."""
         if self.out:
             return Path(self.out)
-        if replace(self, out="") == read_toml("default"):
+        if replace(self, out="", references=()) == read_toml("default"):
             return Path("runs/default")
-        told = {k: v for k, v in asdict(self).items() if k != "out"}
+        told = {k: v for k, v in asdict(self).items() if k not in ("out", "references")}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"
 

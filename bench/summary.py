@@ -57,14 +57,17 @@ from typing import Any
 from ditbench import statistics
 from ditbench.distances import Reference, floor, frechet, frechet_delta
 from ditbench.metrics import Metric, metrics
-from ditbench.metrics.frechet import FEATURE, reference
+from ditbench.metrics.frechet import reference
 from ditbench.metrics.stored import Scores, read_scores
+from ditbench.references import Told
 from ditbench.statistics import FEWEST_GROUPS, Estimate
 
 __all__ = ["Scores", "read_scores", "summarise"]
 
 DRIFT_BOUND = 0.10
 """A baseline whose slowest round took over 10 % longer than its fastest makes the times of its model suspect."""
+FLOORED = 256
+"""Features up to which perfection at this n is simulated in every report: beyond, it costs minutes."""
 STAGES = ("text", "denoise", "decode")
 MEASURED = ("ok", "inert")
 
@@ -73,13 +76,17 @@ def summarise(
     records: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Scores],
     references: Mapping[str, Reference] | None = None,
+    *,
+    told: Told | None = None,
 ) -> list[dict[str, Any]]:
     """A row per record, in the order given; keys as this module's docstring says.
 
-    `references` gives the Fréchet reference by world; left out, those that ditbench carries are read.
+    `references` gives the Fréchet reference by world; left out, those that ditbench carries are read. `told`: those the run was told, for
+    metrics that look through an extractor; such a metric has an entry only where some cell was scored with it.
     """
     baselines = {r["model"]: r for r in records if r["stack"] == "none" and r["status"] in MEASURED}
-    return [_row(r, baselines.get(r["model"]), scores, references) for r in records]
+    shown = [m for m in metrics().values() if not m.extractor or any(m.name in s.reasons for s in scores.values())]
+    return [_row(r, baselines.get(r["model"]), scores, references, shown, told) for r in records]
 
 
 def _row(
@@ -87,6 +94,8 @@ def _row(
     none: Mapping[str, Any] | None,
     scores: Mapping[str, Scores],
     references: Mapping[str, Reference] | None,
+    shown: Sequence[Metric],
+    told: Told | None,
 ) -> dict[str, Any]:
     run = record["run"]
     if (
@@ -107,7 +116,7 @@ def _row(
     }
     row |= {
         "sampling": dict(record["sampling"]),
-        "quality": {m.name: _quality(m, record, none, scores, references) for m in metrics().values()},
+        "quality": {m.name: _quality(m, record, none, scores, references, told) for m in shown},
         "timing": {name: _timing(record, name) for name in ("call_s", *(f"{stage}_s" for stage in STAGES))},
         "share": shares(record["timing"]),
     }
@@ -120,7 +129,7 @@ def _row(
 
 def _quality(
     metric: Metric, record: Mapping[str, Any], none: Mapping[str, Any] | None, scores: Mapping[str, Scores],
-    references: Mapping[str, Reference] | None,
+    references: Mapping[str, Reference] | None, told: Told | None,
 ) -> dict[str, Any]:  # fmt: skip
     entry: dict[str, Any] = {
         "value": None, "delta": None, "mde": None, "better": metric.better, "unit": metric.unit, "interval": "",
@@ -138,8 +147,10 @@ def _quality(
     elif theirs is None or none is None or _missing(metric, none, theirs):
         entry["delta_reason"] = "the baseline `none` has no scores in this run"
     against = None if entry["delta_reason"] else theirs
-    if metric.family == "frechet":
-        _distance(entry, record["world"], mine, against, references)
+    if metric.statistic == "frechet":
+        _distance(entry, metric, record, mine, against, references, told)
+    elif metric.statistic:
+        entry["reason"] = entry["delta_reason"] = f"the statistic {metric.statistic} is not built yet"
     else:
         _means(entry, metric, mine, against)
     if entry["delta"] is not None and entry["delta"]["se"] is not None:
@@ -173,11 +184,15 @@ def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores 
 
 
 def _distance(
-    entry: dict[str, Any], world: str, mine: Scores, against: Scores | None, references: Mapping[str, Reference] | None
-) -> None:
-    features, group = mine.arrays[FEATURE], mine.arrays["group"]
+    entry: dict[str, Any], metric: Metric, record: Mapping[str, Any], mine: Scores, against: Scores | None,
+    references: Mapping[str, Reference] | None, told: Told | None,
+) -> None:  # fmt: skip
+    features, group, world = mine.arrays[metric.features], mine.arrays["group"], record["world"]
     try:
-        held = reference_of(world) if references is None else references[world]
+        if metric.extractor:
+            held = (told or Told()).reference(metric, record["model"])
+        else:
+            held = reference_of(world) if references is None else references[world]
     except (ValueError, KeyError) as error:
         entry["reason"] = entry["delta_reason"] = (
             str(error) if isinstance(error, ValueError) else f"no reference for the world {world}"
@@ -188,9 +203,9 @@ def _distance(
         return
     value = frechet(features, held)
     entry["value"] = Estimate(value=value, low=None, high=None, n=len(features), se=None).as_dict()
-    entry["floor"] = floor(len(features), held)
+    entry["floor"] = floor(len(features), held) if features.shape[1] <= FLOORED else None
     if against is not None:
-        entry["delta"] = frechet_delta(features, against.arrays[FEATURE], held, group).as_dict()
+        entry["delta"] = frechet_delta(features, against.arrays[metric.features], held, group).as_dict()
         entry["interval"] = f"influence function over {entry['delta']['n']} prompts, at n = {len(features)}"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.record import read_json, read_run
+from ditbench.references import Told
 from ditbench.reports.wording import count, share
 from ditbench.summary import read_scores, summarise
 
@@ -108,7 +109,7 @@ def _section(folder: Path, name: str) -> Section:
     left_out += [
         f"{key} has no record: the run has not come to it, or stopped while it was in flight" for key in missing
     ]
-    rows = [_presentable(row, records) for row in summarise(run.records, scores)]
+    rows = [_presentable(row, records) for row in summarise(run.records, scores, told=Told(folder))]
     order = {model: i for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))}
     rows.sort(key=lambda row: (order[row["model"]], not row["baseline"]))
     command = folder / "command.txt"

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
+from ditbench.extractors import extractors, unnamed
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -34,6 +36,16 @@ class Metric:
     """Range one sample's value can have; None for unbounded values and for statistics of the whole set."""
     against_none: bool = False
     """Whether a value is already a comparison with the un-accelerated sample of the same noise."""
+    statistic: str = ""
+    """Name in `ditbench.sets.STATISTICS` of what is made of the set of samples; "" for the mean of per-sample values."""
+    features: str = ""
+    """Array of the scores file that the statistic reads, [n, d]."""
+    extractor: str = ""
+    """Row of `extractors.toml` whose features it is made of; such a metric is left out of a world's models unless asked for by name."""
+
+    def __post_init__(self) -> None:
+        if reason := unnamed(self.name, extractors().get(self.extractor)):
+            raise ValueError(reason)
 
     @property
     def module(self) -> ModuleType:
@@ -62,6 +74,8 @@ _TABLE = (
         doc="Squared Fréchet distance of the judge's 64 features to 2048 held-out renders; biased in n, so compare at "
         "equal n only.",
         needs=_JUDGE + ", and the reference features of that world",
+        statistic="frechet",
+        features="feature.shapes_v1",
     ),
     Metric(
         name="perceptual.shapes_v1",
@@ -100,7 +114,9 @@ _TABLE = (
 
 def metrics() -> dict[str, Metric]:
     """Every metric by name, in the order of the tables."""
-    return {metric.name: metric for metric in _TABLE}
+    from ditbench.metrics.official import ROWS
+
+    return {metric.name: metric for metric in (*_TABLE, *ROWS)}
 
 
 def select(names: str | list[str] | None = None) -> list[Metric]:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from ditbench.extractors import Shelf
+
 if TYPE_CHECKING:
     import torch
 
@@ -80,6 +82,12 @@ class Sampled:
     """Why there is no baseline."""
     judge_folder: Path | None = None
     """Where the judge's weights lie; None: those that ditbench carries."""
+    prompts: list[str] | None = None
+    """What each sample was asked for in words; None where not every one was."""
+    shelf: Shelf = field(default_factory=Shelf)
+    """The networks to look through."""
+    features: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Arrays of the scores file as it stands: features that are there are not extracted again."""
 
     @property
     def judge_path(self) -> Path:

@@ -154,7 +154,7 @@ class BlockE(nn.Module):
 
 
 class Inception(nn.Module):
-    """Pixels [n, 3, 299, 299] in -1..1 -> `pool` [n, 2048], `logits` [n, 1008] without bias, `spatial` [n, 7 * 17 * 17]."""
+    """Pixels [n, 3, 299, 299] in -1..1 -> `pool` [n, 2048], `classes` [n, 1008] probabilities, `spatial` [n, 7 * 17 * 17]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class Inception(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def read(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The three features. The bias of the classes is left out, as the inception score of 2016 left it out."""
+        """The three features. Probabilities are the softmax of logits without their bias, as the inception score of 2016 left it out."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # [n, 64, 147, 147]
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))  # [n, 192, 71, 71]
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))  # [n, 288, 35, 35]
@@ -181,4 +181,4 @@ class Inception(nn.Module):
         spatial = x[:, :SPATIAL].flatten(1)  # the 1x1 branch comes first
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(x))))  # [n, 2048, 8, 8]
         pool = x.mean((2, 3))
-        return {"pool": pool, "logits": pool @ self.fc.weight.T, "spatial": spatial}
+        return {"pool": pool, "classes": (pool @ self.fc.weight.T).softmax(1), "spatial": spatial}
