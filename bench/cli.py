@@ -40,7 +40,7 @@ def _spec(args: argparse.Namespace) -> Any:
     from ditbench.stack import split_stacks
 
     table: dict[str, Any] = {}
-    for name in ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights", "out"):
+    for name in ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights", "prompts", "out"):
         if (value := getattr(args, name)) is not None:
             table[name] = value
     if args.models is not None:
@@ -55,12 +55,14 @@ def _spec(args: argparse.Namespace) -> Any:
 
 def _cells(args: argparse.Namespace) -> list[Any]:
     from ditbench.plan import plan
+    from ditbench.prompts import load_prompts
     from ditbench.references import examine
     from ditbench.spec import check_writable
 
     spec = _spec(args)
     cells = plan(spec)
     examine(spec.references)
+    load_prompts(spec.prompts)
     check_writable(spec.folder)
     return cells
 

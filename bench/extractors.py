@@ -125,7 +125,7 @@ def verified(extractor: Extractor, folder: Path | None = None) -> dict[str, Path
     That is: no network behind it, no pinned hash, a file missing, or a file with another hash.
     """
     if extractor.not_built:
-        raise ValueError(f"{extractor.name} cannot be run: {extractor.not_built}")
+        raise ValueError(f"{extractor.name} cannot be run: {extractor.not_built} (published at {extractor.published})")
     if not extractor.pinned:
         raise ValueError(f"{extractor.name} is not pinned: the sha256 of its published files is not known here")
     paths = locate(extractor, folder)

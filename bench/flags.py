@@ -109,6 +109,9 @@ def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     command.add_argument("--device", help="cpu, cuda or cuda:N")
     command.add_argument("--dtype", help="float32, bfloat16 or float16")
     command.add_argument("--weights", help="bundled, hub, random, or a local folder")
+    command.add_argument(
+        "--prompts", metavar="FILE", help="prompts of full-size text models: a file, or a set of datasets/manifest.toml"
+    )
     command.add_argument("--out", metavar="FOLDER", help="run folder; the same folder goes on with a run")
     command.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="a file with methods of your own"

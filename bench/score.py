@@ -169,9 +169,15 @@ def _extract(cell: Sampled, metric: Metric) -> tuple[str, dict[str, np.ndarray]]
 
 
 def group(requests: list[dict[str, Any]]) -> np.ndarray:
-    """[n] int64: requests with one prompt share a number. Classes are a fixed set, not drawn: each such request
-    stands alone.
+    """[n] int64: requests of one prompt, or of one entry of a prompt file, share a number. Classes are a fixed set, not drawn: each
+    such request stands alone.
     """
-    prompts = [r["prompt"] if r["prompt"] is not None else r["id"] for r in requests]
-    numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    return np.array([numbers[prompt] for prompt in prompts], np.int64)
+    units = [_unit(r) for r in requests]
+    numbers = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
+    return np.array([numbers[unit] for unit in units], np.int64)
+
+
+def _unit(request: dict[str, Any]) -> Any:
+    if request.get("entry") is not None:
+        return request["entry"]
+    return request["prompt"] if request["prompt"] is not None else request["id"]

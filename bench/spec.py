@@ -40,6 +40,8 @@ class Spec:
     """Run folder; a name of its own under runs/ when empty."""
     plugins: tuple[str, ...] = ()
     """Python files with methods of your own."""
+    prompts: str = ""
+    """Prompt file, or a set of `datasets/manifest.toml`, for full-size text models; those that come along when empty."""
     references: tuple[str, ...] = ()
     """Reference files for metrics that look through an extractor: FILE for all models, or MODEL=FILE."""
 
@@ -76,13 +78,13 @@ class Spec:
             return Path(self.out)
         if replace(self, out="", references=()) == read_toml("default"):
             return Path("runs/default")
-        told = {k: v for k, v in asdict(self).items() if k not in ("out", "references")}
+        told = {k: v for k, v in asdict(self).items() if k not in ("out", "references") and (k, v) != ("prompts", "")}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"
 
     def settings(self) -> dict[str, Any]:
         """What all cells of one run folder share: changing any of these needs another folder."""
-        names = ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights")
+        names = ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights", "prompts")
         return {name: getattr(self, name) for name in names}
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from ditbench.reports.sections import SHOWN, Row, Section, file_name, status
 from ditbench.reports.tables import CONVENTION, FIDELITY
-from ditbench.reports.wording import DASH, interval, number, places_of, share, size, times, value
+from ditbench.reports.wording import DASH, interval, number, places_of, share, short, size, times, value
 
 Cell = tuple[str, str]
 """A number and, in smaller type under it, its interval."""
@@ -213,7 +213,7 @@ def _glance(row: Row) -> dict[str, Cell]:
                 value(entry["value"], places),
                 interval(entry["value"], places),
             )
-            found[f"{metric.partition('.')[0]}\nminus none"] = (
+            found[f"{short(metric)}\nminus none"] = (
                 value(entry["delta"], places, True),
                 interval(entry["delta"], places, True),
             )
@@ -246,12 +246,12 @@ def _quality(row: Row) -> dict[str, Cell]:
     for metric, entry in row["quality"].items():
         places = places_of(metric)
         for part, told in ({"": entry} | entry["parts"]).items():
-            name = f"{metric.partition('.')[0]} {part}".strip()
+            name = f"{short(metric)} {part}".strip()
             if told["value"] and not (part == "" and metric.endswith(".vs_none")):
                 found[name] = value(told["value"], places), interval(told["value"], places)
                 found[f"{name}\nminus none"] = value(told["delta"], places, True), interval(told["delta"], places, True)
         if entry["mde"] is not None:
-            found[f"{metric.partition('.')[0]}\ndetectable"] = value({"value": entry["mde"]}, places), ""
+            found[f"{short(metric)}\ndetectable"] = value({"value": entry["mde"]}, places), ""
     return found | {"n": (str(row["num_samples"]), ""), "record key": (row["key"], "")}
 
 

@@ -30,7 +30,11 @@ class Network:
         self.extractor = extractor
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         module = import_module(f"ditbench.networks.{extractor.architecture}")
-        self._net = module.build(extractor, paths)
+        try:
+            self._net = module.build(extractor, paths)
+        except ImportError as error:  # a torchvision built for another torch takes transformers with it
+            said = str(error.__cause__ or error).splitlines()[0]
+            raise ValueError(f"{extractor.name} needs transformers, which cannot be imported ({said})") from error
         self._net.eval().requires_grad_(False).to(self.device)
 
     def features(self, pictures: NDArray[np.uint8], batch: int = BATCH) -> dict[str, NDArray[np.float32]]:
