@@ -11,7 +11,8 @@ where the data carry none). Nothing is ever NaN: a number that cannot be had is 
     baseline_key    key of the `none` cell that deltas and ratios are against, or None (then all of those are None)
     num_samples, batch_size, rounds, seed, device, dtype, weights      from record["run"]
     sampling        dict as in the record (steps, guidance, height, width, frames, text_tokens)
-    quality         {metric name: entry}, an entry for every metric; see below
+    quality         {metric name: entry}, an entry for every metric, but for those that look through an extractor only where some cell
+                    of the run was scored with it; see below
     timing          {"call_s" | "text_s" | "denoise_s" | "decode_s": estimate | None}: seconds per sample, median over
                     timed batches
     share           {"text", "denoise", "decode"}: float | None, this cell's measured shares of stage time, sum 1
@@ -42,6 +43,8 @@ An entry of `quality`:
     delta_reason    "" or why delta is None
     floor           float | None: what perfect samples would score at this n (Fréchet distances only)
     parts           {attribute: {"value": estimate, "delta": estimate | None}}
+    extractor       "" or the key of the extractor a network metric looks through (architecture, files, preprocessing)
+    reference       "" or the sha256 of the reference file it is set against
 
 Metrics: align.shapes_v1 (parts: class; or shape, colour, size, position, background, texture, motion); fd.shapes_v1
 (value without interval, because a Fréchet distance is biased in n; the delta has one); perceptual.shapes_v1, psnr.vs_none and ssim.vs_none
@@ -56,6 +59,7 @@ from typing import Any
 
 from ditbench import statistics
 from ditbench.distances import Reference, floor, frechet, frechet_delta
+from ditbench.extractors import find
 from ditbench.metrics import Metric, metrics
 from ditbench.metrics.frechet import reference
 from ditbench.metrics.stored import Scores, read_scores
@@ -133,8 +137,10 @@ def _quality(
 ) -> dict[str, Any]:  # fmt: skip
     entry: dict[str, Any] = {
         "value": None, "delta": None, "mde": None, "better": metric.better, "unit": metric.unit, "interval": "",
-        "reason": "", "delta_reason": "", "floor": None, "parts": {},
+        "reason": "", "delta_reason": "", "floor": None, "parts": {}, "extractor": "", "reference": "",
     }  # fmt: skip
+    if metric.extractor:
+        entry["extractor"] = find(metric.extractor, told.table if told else None).key
     mine = scores.get(record["key"])
     entry["reason"] = entry["delta_reason"] = _missing(metric, record, mine)
     if mine is None or entry["reason"]:
@@ -190,7 +196,9 @@ def _distance(
     features, group, world = mine.arrays[metric.features], mine.arrays["group"], record["world"]
     try:
         if metric.extractor:
-            held = (told or Told()).reference(metric, record["model"])
+            told = told or Told()
+            held = told.reference(metric, record["model"])
+            entry["reference"] = told.pointer(metric, record["model"])["sha256"]
         else:
             held = reference_of(world) if references is None else references[world]
     except (ValueError, KeyError) as error:

@@ -106,7 +106,10 @@ def quality(section: Section) -> pd.DataFrame:
                 line = {"run": section.name} | {name: row[name] for name in ("model", "stack", "status")}
                 line |= {"metric": metric, "part": part} | _spread("value", told["value"], counted=True)
                 line |= _spread("delta", told["delta"], counted=True) | {"mde": told.get("mde")}
-                line |= {name: entry[name] for name in ("better", "unit", "interval", "reason", "delta_reason")}
+                line |= {
+                    name: entry[name]
+                    for name in ("better", "unit", "interval", "reason", "delta_reason", "extractor", "reference")
+                }
                 lines.append(line | after)
     return pd.DataFrame(lines)
 

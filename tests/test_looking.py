@@ -3,6 +3,7 @@
 The official files are the only difference.
 """
 
+import hashlib
 import json
 
 import numpy as np
@@ -124,12 +125,15 @@ def test_frechet_distances_are_to_the_reference_the_run_was_told(run, shelf, ref
     assert quality["fast"]["fd.dinov2_l14.bicubic224"]["value"]["value"] == pytest.approx(slow_frechet(x, y), rel=1e-4)
     entry = quality["fast"]["fid.tf2015.legacy_tf"]
     assert entry["value"] is None and entry["reason"].startswith("the run was told no reference of tf2015")
+    assert entry["extractor"] == shelf.table["tf2015"].key and entry["reference"] == ""
     tell(run, [f"m={references / 'tf2015.safetensors'}"], shelf.table)
     quality = rows_of(run, shelf)
     x, y = (shelf.network("tf2015").features(pixels(*a)) for a in ((1,), (2, 7)))
     for name, feature in (("fid", "pool"), ("sfid", "spatial")):
         found = score_and_entry(run, shelf, f"{name}.tf2015.legacy_tf")
         assert found["value"]["value"] == pytest.approx(slow_frechet(x[feature], y[feature]), rel=1e-3)
+        file = (references / "tf2015.safetensors").read_bytes()
+        assert found["reference"] == hashlib.sha256(file).hexdigest()
         assert found["delta"]["value"] == pytest.approx(
             found["value"]["value"] - rows_of(run, shelf)["none"][f"{name}.tf2015.legacy_tf"]["value"]["value"]
         )
