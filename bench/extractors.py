@@ -113,8 +113,9 @@ def _places(extractor: Extractor, name: str, folder: Path | None) -> list[Path]:
     if extractor.hub:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(extractor.hub, name, revision=extractor.revision)
-        places += [Path(cached)] if isinstance(cached, str) else []
+        for revision in (extractor.revision, None):  # None: the main branch as it was when it was fetched
+            cached = try_to_load_from_cache(extractor.hub, name, revision=revision)
+            places += [Path(cached)] if isinstance(cached, str) else []
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return [*places, Path(os.environ.get("TORCH_HOME") or caches / "torch") / "hub" / "checkpoints" / name]
 

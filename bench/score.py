@@ -127,8 +127,7 @@ def _score_cell(path: Path, cell: Sampled, wanted: list[Metric], requests: list[
         scores = Scores(samples_sha256=samples_sha256)
     before = scores
     for metric in wanted:
-        cell.features.clear()
-        cell.features.update(scores.arrays)
+        cell.stored["arrays"] = scores.arrays
         fingerprint = metric.module.fingerprint(cell, metric)
         current = scores.fingerprints.get(metric.name) == fingerprint
         if current and not scores.reasons[metric.name]:

@@ -59,6 +59,18 @@ def test_torchs_cache_is_looked_into(tmp_path):
     assert verified(ROW) == {"w.pth": path}
 
 
+@pytest.mark.parametrize("fetched", ["a" * 40, "b" * 40])
+def test_the_hubs_cache_is_looked_into_at_the_pinned_revision_and_at_main(tmp_path, monkeypatch, fetched):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    at = tmp_path / "hub" / "models--somebody--small"
+    (at / "snapshots" / fetched).mkdir(parents=True)
+    (at / "refs").mkdir()
+    (at / "refs" / "main").write_text(fetched)
+    (at / "snapshots" / fetched / "w.pth").write_bytes(b"right")
+    row = replace(ROW, hub="somebody/small", revision="a" * 40)
+    assert verified(row) == {"w.pth": at / "snapshots" / fetched / "w.pth"}
+
+
 def test_a_file_with_another_hash_is_refused_naming_both(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"wrong")
     with pytest.raises(ValueError) as said:
