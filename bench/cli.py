@@ -38,24 +38,29 @@ def _spec(args: argparse.Namespace) -> Any:
     from ditbench.stack import split_stacks
 
     table: dict[str, Any] = {}
-    for name in ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights", "out"):
+    for name in ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights", "prompts", "out"):
         if (value := getattr(args, name)) is not None:
             table[name] = value
     if args.models is not None:
         table["models"] = [part for part in args.models.split(",") if part]
     if getattr(args, "methods", None) is not None:
         table["methods"] = split_stacks(args.methods) if args.methods else []
-    if args.plugin:
-        table["plugins"] = args.plugin
+    for name, key in (("plugin", "plugins"), ("reference", "references")):
+        if getattr(args, name):
+            table[key] = getattr(args, name)
     return from_table(table, read_toml(args.spec or "default"))
 
 
 def _cells(args: argparse.Namespace) -> list[Any]:
     from ditbench.plan import plan
+    from ditbench.prompts import load_prompts
+    from ditbench.references import examine
     from ditbench.spec import check_writable
 
     spec = _spec(args)
     cells = plan(spec)
+    examine(spec.references)
+    load_prompts(spec.prompts)
     check_writable(spec.folder)
     return cells
 
@@ -84,6 +89,7 @@ def _carry_out(cells: list[Any]) -> Path:
     command = "python run_bench.py " + shlex.join(sys.argv[1:])
     with progress() as tell:
         folder = execute(cells, command.strip(), tell)
+    _tell_references(folder, cells[0].spec.references)
     with progress() as tell:
         scoring = score_run(folder, progress=plain(tell))
     _complain(scoring.damaged)
@@ -115,10 +121,28 @@ def _score(args: argparse.Namespace) -> int:
     from ditbench.score import score_run
 
     metrics = [name for name in args.metrics.split(",") if name] or None
+    _tell_references(args.run, args.reference)
     with progress() as tell:
         scoring = score_run(args.run, metrics, progress=plain(tell))
     _complain(scoring.damaged)
     return max(SOME_FAILED if scoring.damaged else OK, _tell_report([args.run], None, args.json, None))
+
+
+def _tell_references(folder: Path, told: Sequence[str]) -> None:
+    from ditbench.references import tell
+
+    tell(folder, told)
+
+
+def _reference(args: argparse.Namespace) -> int:
+    from ditbench.building import build
+    from ditbench.progress import counting, progress
+
+    with progress() as tell:
+        made = build(args.source, args.extractor, args.out, progress=counting(tell, args.source.name))
+    row = {"file": str(args.out), **{name: made[name] for name in ("n", "extractor", "key", "preprocessing")}}
+    _show([row], args.json, f"what it was made of: {args.out.with_suffix('.json')}")
+    return OK
 
 
 def _complain(sentences: list[str]) -> None:
@@ -239,5 +263,5 @@ def _show(rows: list[dict[str, Any]], as_json: bool, caption: str, hide: Sequenc
 COMMANDS = {
     "run": _run, "plan": _plan, "count": _count, "prepare": _prepare, "match": _match, "stack": _stack, "score": _score,
     "report": _report, "recommend": asking.recommend, "compare": asking.compare, "reproduce": asking.reproduce,
-    "list": _list, "check": _check, "doctor": _doctor,
+    "reference": _reference, "list": _list, "check": _check, "doctor": _doctor,
 }  # fmt: skip

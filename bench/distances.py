@@ -120,19 +120,22 @@ class Reference:
 
     @classmethod
     def of(cls, moments: Moments, features: ArrayLike | None = None) -> Reference:
-        """From the reference's moments: Cholesky's factor, or, where the covariance is singular, one from its eigenvectors."""
-        covariance = moments.covariance
-        try:
-            root = np.linalg.cholesky(covariance)
-        except np.linalg.LinAlgError:
-            eigenvalues, basis = np.linalg.eigh(covariance)
-            root = np.ascontiguousarray(np.linalg.qr((basis * np.sqrt(eigenvalues.clip(min=0))).T).R.T)
-        return cls(moments.n, moments.mean, root, None if features is None else table(features))
+        """From the reference's moments."""
+        return cls(moments.n, moments.mean, factor(moments.covariance), None if features is None else table(features))
 
     @classmethod
     def through(cls, features: ArrayLike) -> Reference:
         """From the reference's features [n, d], which are kept."""
         return cls.of(Moments.of(features), features)
+
+
+def factor(covariance: Array) -> Array:
+    """[d, d] lower triangular R with R R^T the covariance: Cholesky's, or, where that is singular, one from its eigenvectors."""
+    try:
+        return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        eigenvalues, basis = np.linalg.eigh(covariance)
+        return np.ascontiguousarray(np.linalg.qr((basis * np.sqrt(eigenvalues.clip(min=0))).T).R.T)
 
 
 def frechet(features: ArrayLike | Moments, reference: Reference) -> float:

@@ -23,7 +23,7 @@ def examine() -> list[dict[str, Any]]:
             rows.append(_row(name, "ok", version(name)))
         except PackageNotFoundError:
             rows.append(_row(name, "missing", f"pip install -c constraints.txt {name}"))
-    rows += [_gpu(), _torchvision(), *_zoo()]
+    rows += [_gpu(), _torchvision(), *_zoo(), *_metrics(), *_prompts()]
     return rows
 
 
@@ -74,4 +74,36 @@ def _zoo() -> list[dict[str, Any]]:
                 "weights there" if there else "python -m ditbench.zoo.train judge",
             )
         )
+    return rows
+
+
+def _metrics() -> list[dict[str, Any]]:
+    """Extractors with the files they lack, their hashes and where they are published; then every metric: available, or for want of what."""
+    from ditbench.extractors import Shelf
+    from ditbench.metrics import metrics
+
+    shelf, rows = Shelf(), []
+    why = {name: shelf.refuse(name) for name, row in shelf.table.items() if row.architecture != "judge"}
+    for name, reason in why.items():
+        rows.append(_row(f"extractor {name}", "absent" if reason else "ok", reason or "pinned files there"))
+    for metric in metrics().values():
+        missing = why.get(metric.extractor, "")
+        files = ", ".join(shelf.table[metric.extractor].files) if missing else ""
+        note = f"wants {files} (see extractor {metric.extractor})" if missing else f"needs {metric.needs}"
+        rows.append(_row(metric.name, "absent" if missing else "ok", note))
+    return rows
+
+
+def _prompts() -> list[dict[str, Any]]:
+    """Prompt sets: there, or what is missing and where it is published."""
+    from ditbench.prompts import find_prompts, prompt_sets
+
+    rows = []
+    for name, facts in prompt_sets().items():
+        if facts["ships"] == "yes":
+            continue
+        try:
+            rows.append(_row(f"prompts {name}", "ok", str(find_prompts(name))))
+        except ValueError as error:
+            rows.append(_row(f"prompts {name}", "absent", str(error).removeprefix("prompts: ")))
     return rows

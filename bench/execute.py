@@ -87,8 +87,7 @@ def open_folder(cells: Sequence[Cell], command: str) -> Path:
     if (folder / "spec.json").exists():
         before = read_spec(folder)
         for name, value in spec.settings().items():
-            if before.get("settings", {}).get(name) != value:
-                found = before.get("settings", {}).get(name)
+            if (found := before.get("settings", {}).get(name, "")) != value:
                 raise ValueError(
                     f"out: {folder} was made with {name} {found!r}, not {value!r}; choose another folder with --out"
                 )
@@ -108,7 +107,10 @@ def open_folder(cells: Sequence[Cell], command: str) -> Path:
     for model in {cell.model.name: cell.model for cell in cells}.values():
         path = folder / "requests" / f"{model.name}.json"
         if not path.exists():
-            write_json(path, [asdict(r) for r in make_requests(model, count_for(model, spec.num_samples), spec.seed)])
+            write_json(
+                path,
+                [asdict(r) for r in make_requests(model, count_for(model, spec.num_samples), spec.seed, spec.prompts)],
+            )
     for cell in cells:
         _take_up(cell, folder / "cells" / cell.key)
         if not (folder / "cells" / cell.key / "record.json").exists():

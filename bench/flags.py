@@ -69,6 +69,16 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
         help="names or their first words, comma separated (default: all that need no other environment)",
     )
 
+    _reference_flag(score)
+
+    reference = command("reference", "make a reference set for metrics that look through an extractor")
+    reference.add_argument("what", choices=("build",))
+    reference.add_argument(
+        "source", type=Path, metavar="DIR", help="a folder of PNG and JPEG files, or an npz of ADM's"
+    )
+    reference.add_argument("--extractor", required=True, help="a row of bench/extractors.toml, such as tf2015")
+    reference.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+
     report = command("report", "make tables, figures and the page of runs from their records")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="folder for the report (default: RUN/report)")
@@ -114,6 +124,11 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
     return found
 
 
+def _reference_flag(command: argparse.ArgumentParser) -> None:
+    about = "a reference file (`reference build`) or npz of ADM's, for all models or one; may be given again"
+    command.add_argument("--reference", action="append", default=[], metavar="[MODEL=]FILE", help=about)
+
+
 def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     command.add_argument(
         "--spec", metavar="FILE.toml", help="read the run from a file or a named spec; flags override it"
@@ -128,7 +143,11 @@ def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     command.add_argument("--device", help="cpu, cuda or cuda:N")
     command.add_argument("--dtype", help="float32, bfloat16 or float16")
     command.add_argument("--weights", help="bundled, hub, random, or a local folder")
+    command.add_argument(
+        "--prompts", metavar="FILE", help="prompts of full-size text models: a file, or a set of datasets/manifest.toml"
+    )
     command.add_argument("--out", metavar="FOLDER", help="run folder; the same folder goes on with a run")
     command.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="a file with methods of your own"
     )
+    _reference_flag(command)

@@ -22,10 +22,10 @@ from ditbench.artifact import below_of
 from ditbench.distances import Reference, frechet_contrast
 from ditbench.metrics.frechet import FEATURE
 from ditbench.metrics.stored import Scores
+from ditbench.quality import reference_of
 from ditbench.record import MEASURED
 from ditbench.stack import Stack
 from ditbench.statistics import Estimate
-from ditbench.summary import reference_of
 
 ALIGNMENT = "align.shapes_v1"
 MARGIN = 0.02

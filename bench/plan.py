@@ -35,6 +35,8 @@ class Cell:
     def key(self) -> str:
         """Folder name: readable, and different whenever anything that changes the samples or their timing differs."""
         told = {"model": self.model.name, "stack": str(self.stack), **self.spec.settings()}
+        if not self.spec.prompts:
+            del told["prompts"]
         if self.needs:
             told["prepared"] = [need.key for need in self.needs]
         if self.inputs:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ditbench.metrics import Metric, select
+from ditbench.extractors import Shelf
+from ditbench.metrics import Metric, features, select
 from ditbench.metrics.samples import Sampled, Samples
 from ditbench.metrics.stored import Scores, read_file, write_file
 from ditbench.record import MEASURED, read_json, read_run, set_aside
@@ -40,17 +41,20 @@ class Scoring:
 
 
 def score_run(
-    folder: Path, metrics: str | list[str] | None = None, progress: Tell | None = None, judge_folder: Path | None = None
-) -> Scoring:
+    folder: Path, metrics: str | list[str] | None = None, progress: Tell | None = None, judge_folder: Path | None = None,
+    shelf: Shelf | None = None,
+) -> Scoring:  # fmt: skip
     """Bring the scores of every measured cell of a run up to date and say what was done.
 
-    `metrics` chooses some by name (default: all but those that are scored only when asked for).
-    Scores are against the cell with stack `none` of the same model. A
+    `metrics` chooses some by name (default: all but those that are scored only when asked for; for models of a shapes world, of those
+    only what needs no extractor); `shelf` has the extractors (default: the official ones). Scores are against the cell with stack
+    `none` of the same model. A
     samples file that is damaged is set aside and named; its cell is then left without scores. Raises ValueError for
     an unknown metric or no run folder.
     """
     wanted, run, done = select(metrics), read_run(folder), Scoring()
     opened: dict[str, Samples] = {}
+    shelf = shelf or Shelf()
     cells = [r for r in run.records if r["status"] in MEASURED]
     for record in cells:
         path = folder / "cells" / record["key"] / SAMPLES
@@ -71,8 +75,9 @@ def score_run(
             (folder / "scores" / f"{key}.safetensors").unlink(missing_ok=True)
             continue
         requests = _requests(folder, record["model"], len(opened[key]))
-        cell = _sampled(record, baselines.get(record["model"]), opened, requests, judge_folder)
-        new = _score_cell(folder / "scores" / f"{key}.safetensors", cell, wanted, requests, done)
+        cell = _sampled(record, baselines.get(record["model"]), opened, requests, judge_folder, shelf)
+        chosen = [m for m in wanted if metrics is not None or not (cell.world and m.extractor)]
+        new = _score_cell(folder / "scores" / f"{key}.safetensors", cell, features.before(chosen), requests, done)
         (done.written if new else done.kept).append(key)
     if progress:
         progress("", len(cells), len(cells))
@@ -88,7 +93,7 @@ def _requests(folder: Path, model: str, num: int) -> list[dict[str, Any]]:
 
 def _sampled(
     record: dict[str, Any], none: dict[str, Any] | None, opened: dict[str, Samples], requests: list[dict[str, Any]],
-    judge_folder: Path | None,
+    judge_folder: Path | None, shelf: Shelf,
 ) -> Sampled:  # fmt: skip
     baseline, why = None, ""
     if record["stack"] == "none":
@@ -110,6 +115,7 @@ def _sampled(
         no_baseline=why,
         judge_folder=judge_folder,
         prompts=prompts if len(prompts) == len(requests) else None,
+        shelf=shelf,
     )
 
 
@@ -122,6 +128,7 @@ def _score_cell(path: Path, cell: Sampled, wanted: list[Metric], requests: list[
         scores = Scores(samples_sha256=samples_sha256)
     before = scores
     for metric in wanted:
+        cell.stored["arrays"] = scores.arrays
         fingerprint = metric.module.fingerprint(cell, metric)
         current = scores.fingerprints.get(metric.name) == fingerprint
         if current and not scores.reasons[metric.name]:
@@ -165,9 +172,15 @@ def _extract(cell: Sampled, metric: Metric) -> tuple[str, dict[str, np.ndarray]]
 
 
 def group(requests: list[dict[str, Any]]) -> np.ndarray:
-    """[n] int64: requests with one prompt share a number. Classes are a fixed set, not drawn: each such request
-    stands alone.
+    """[n] int64: requests of one prompt, or of one entry of a prompt file, share a number. Classes are a fixed set, not drawn: each
+    such request stands alone.
     """
-    prompts = [r["prompt"] if r["prompt"] is not None else r["id"] for r in requests]
-    numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    return np.array([numbers[prompt] for prompt in prompts], np.int64)
+    units = [_unit(r) for r in requests]
+    numbers = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
+    return np.array([numbers[unit] for unit in units], np.int64)
+
+
+def _unit(request: dict[str, Any]) -> Any:
+    if request.get("entry") is not None:
+        return request["entry"]
+    return request["prompt"] if request["prompt"] is not None else request["id"]

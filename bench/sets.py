@@ -7,15 +7,16 @@ extractor is another row of the metrics' table, and nothing here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ditbench.distances import Reference, floor, jackknifed_contrast, read_frechet
 from ditbench.kernels import gaussian, read_mmd, read_mmd_spread
 from ditbench.manifold import read_inception_score, read_precision, read_recall
 from ditbench.readings import Reading
+from ditbench.references import Told
 from ditbench.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Statistic:
     """How a difference gets its interval, and over units of what."""
     floor: Callable[..., float] | None = None
     """(n, reference) -> what perfect samples would score at this n, where that is not the best there is."""
+    alone: bool = False
+    """Whether it knows no reference."""
     check: Callable[..., Estimate] | None = None
     """(tables, signs, reference, groups) -> the same difference with an interval made another way."""
 
@@ -47,8 +50,8 @@ STATISTICS = {
     "mmd_gaussian_biased": Statistic(read=partial(read_mmd, kernel=gaussian, biased=True), interval=_INFLUENCE),
     "precision": Statistic(read=read_precision, interval=_INFLUENCE),
     "recall": Statistic(read=read_recall, interval=_BLOCKS),
-    "inception_score": Statistic(read=read_inception_score, interval=_BLOCKS),
-    "inception_score_whole": Statistic(read=partial(read_inception_score, splits=1), interval=_BLOCKS),
+    "inception_score": Statistic(read=read_inception_score, interval=_BLOCKS, alone=True),
+    "inception_score_whole": Statistic(read=partial(read_inception_score, splits=1), interval=_BLOCKS, alone=True),
 }
 CHECKED = 256
 """Features up to which the check is made in every report: it costs an eigenproblem per block."""
@@ -57,15 +60,24 @@ CHECKED = 256
 class Sets:
     """Statistics of the cells of a run, each worked out once: the baseline's is needed by every stack."""
 
-    def __init__(self, find: Callable[[str, str], Reference]) -> None:
-        self.find = find
-        """(world, metric family) -> its reference; ValueError when there is none."""
+    def __init__(self, find: Callable[[str, str], Reference], told: Told | None = None) -> None:
+        self.find, self.told = find, told or Told()
+        """(world, metric family) -> its reference, ValueError when there is none; and what the run was told, for network metrics."""
         self._known: dict[tuple[str, int], Reading] = {}
 
-    def read(self, metric: Metric, world: str, scores: Scores) -> Reading:
+    def reference(self, metric: Metric, record: Mapping[str, Any]) -> Reference | None:
+        """What a metric of a cell is set against; None where its statistic knows no reference. ValueError says why there is none."""
+        if STATISTICS[metric.statistic].alone:
+            return None
+        if metric.extractor:
+            return self.told.reference(metric, record["model"])
+        return self.find(record["world"], metric.family)
+
+    def read(self, metric: Metric, record: Mapping[str, Any], scores: Scores) -> Reading:
         """A cell's statistic; ValueError says why there is none."""
         at = metric.name, id(scores)
         if at not in self._known:
             features, group = scores.arrays[metric.features], scores.arrays["group"]
-            self._known[at] = STATISTICS[metric.statistic].read(features, self.find(world, metric.family), group)
+            held = self.reference(metric, record)
+            self._known[at] = STATISTICS[metric.statistic].read(features, held, group)
         return self._known[at]

@@ -45,6 +45,10 @@ class Spec:
     margins: tuple[tuple[str, float], ...] = MARGINS
     """Metric -> how small a difference counts as none, in the metric's unit; in TOML a table `[margins]`, whose keys replace those of
     these or are added. Stated before the run, and fixed with its folder: by them a stack is called equivalent."""
+    prompts: str = ""
+    """Prompt file, or a set of `datasets/manifest.toml`, for full-size text models; those that come along when empty."""
+    references: tuple[str, ...] = ()
+    """Reference files for metrics that look through an extractor: FILE for all models, or MODEL=FILE."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -68,6 +72,9 @@ class Spec:
         for metric, margin in self.margins:
             if not 0 < margin < float("inf"):
                 raise ValueError(f"margins.{metric}: {margin} is not above 0")
+        for told in self.references:
+            if not Path(told).is_file() and not Path(told.rpartition("=")[2]).is_file():
+                raise ValueError(f"references: there is no file {told.rpartition('=')[2]!r}")
         for plugin in self.plugins:
             if not Path(plugin).is_file():
                 raise ValueError(f"plugins: there is no file {plugin!r}")
@@ -77,15 +84,19 @@ class Spec:
         """The run folder: `out`, or `runs/` and a name that follows from what is run, so that the same command resumes it."""
         if self.out:
             return Path(self.out)
-        if replace(self, out="") == read_toml("default"):
+        if replace(self, out="", references=()) == read_toml("default"):
             return Path("runs/default")
-        told = {k: v for k, v in asdict(self).items() if k != "out" and (k, v) != ("margins", MARGINS)}
+        told = {
+            k: v
+            for k, v in asdict(self).items()
+            if k not in ("out", "references") and (k, v) not in (("margins", MARGINS), ("prompts", ""))
+        }
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"
 
     def settings(self) -> dict[str, Any]:
         """What all cells of one run folder share: changing any of these needs another folder."""
-        names = ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights")
+        names = ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights", "prompts")
         return {name: getattr(self, name) for name in names}
 
 

@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ditbench.prompts import load_prompts
 
 if TYPE_CHECKING:
     from ditbench.models import Model
@@ -48,6 +49,8 @@ class Request:
     label: int | None = None
     truth: dict[str, Any] | None = None
     """What the picture should show, where that is known exactly (`shapes.Scenes`)."""
+    entry: int | None = None
+    """Line of the prompt file it is from, counted from 0: two lines with one text stay two prompts."""
 
 
 def sampling_of(model: Model) -> Sampling:
@@ -67,18 +70,19 @@ def count_for(model: Model, num: int) -> int:
     return num if model.frames == 1 else max(1, num // PER_VIDEO)
 
 
-def make_requests(model: Model, num: int, seed: int) -> list[Request]:
+def make_requests(model: Model, num: int, seed: int, prompts: str = "") -> list[Request]:
     """The first `num` requests of the stream `seed`: a longer list begins with the shorter one.
 
-    Tiny models are asked for held-out scenes of their world; full-size ones for the prompts in `datasets/prompts.txt`, or ImageNet
-    classes spread over all thousand.
+    Tiny models are asked for held-out scenes of their world; full-size ones for `prompts`, a file or a set of `datasets/manifest.toml`
+    (default: `datasets/prompts.txt`), entry after entry and then from the first again, or for ImageNet classes spread over all thousand.
+    ValueError when the prompts cannot be had.
     """
     if model.world:
         return _scene_requests(model.world, num, seed)
     if model.family == "dit":
         return [_request(i, seed, label=_number(seed, i) % 1000) for i in range(num)]
-    prompts = (_datasets() / "prompts.txt").read_text().splitlines()
-    return [_request(i, seed, prompt=prompts[i % len(prompts)]) for i in range(num)]
+    texts = load_prompts(prompts)
+    return [_request(i, seed, prompt=texts[i % len(texts)], entry=i % len(texts)) for i in range(num)]
 
 
 def training_requests(model: Model, num: int, seed: int) -> list[Request]:
@@ -118,11 +122,6 @@ def _request(index: int, seed: int, mark: int = 0, **asked: Any) -> Request:
 def _number(seed: int, index: int) -> int:
     """A 32-bit number (torch's CPU generator keeps no more) that neighbouring seeds and indices do not share."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "big")
-
-
-def _datasets() -> Path:
-    here = Path(__file__).resolve().parent
-    return here.parent / "datasets" if (here.parent / "run_bench.py").is_file() else here / "datasets"
 
 
 def fingerprint(requests: Sequence[Request]) -> str:

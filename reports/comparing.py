@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ditbench import statistics
 from ditbench.metrics import Metric, metrics
 from ditbench.metrics.stored import Scores, read_scores
+from ditbench.quality import reference_of
 from ditbench.readings import contrast
+from ditbench.references import Told
 from ditbench.reports.sections import SHOWN, Row, Section, differing
 from ditbench.reports.wording import DASH, fixed, number, places_of, spoken
 from ditbench.sets import Sets
 from ditbench.statistics import Estimate
-from ditbench.summary import reference_of
 
 PAIRED = ("requests_sha256", "num_samples", "dtype", "weights")
 """What two cells of a stack must share for their samples to be set side by side."""
@@ -67,7 +69,7 @@ def _cells(
     if unlike := [name for name in PAIRED if one["run"].get(name) != other["run"].get(name)]:
         lines.append(_line("quality", "", "", "", f"not compared: {', '.join(unlike)} differ"))
     else:
-        lines += _qualities(one, other, scores, gates)
+        lines += _qualities(one, other, scores, gates, b.folder)
     if unlike := differing(one["environment"], other["environment"]):
         lines.append(_line("times and memory", "", "", "", f"not compared: {', '.join(unlike)} differ"))
     else:
@@ -80,13 +82,15 @@ def _qualities(
     other: Mapping[str, Any],
     scores: tuple[Mapping[str, Scores], Mapping[str, Scores]],
     gates: Gates,
+    folder: Path,
 ) -> list[dict[str, Any]]:
+    """`folder` of the run after: what it was told as references serves both."""
     mine, theirs = scores[0].get(one["key"]), scores[1].get(other["key"])
     if mine is None or theirs is None:
         return [_line("quality", "", "", "", "not compared: one of them is not scored")]
-    lines, sets = [], Sets(reference_of)
+    lines, sets = [], Sets(reference_of, Told(folder))
     for metric in metrics().values():
-        change = _change(metric, mine, theirs, one["world"], sets)
+        change = _change(metric, mine, theirs, other, sets)
         if change is not None:
             before, after, moved = change
             gate = gates.alignment if metric.name == "align.shapes_v1" else None
@@ -102,7 +106,7 @@ def _qualities(
 
 
 def _change(
-    metric: Metric, mine: Scores, theirs: Scores, world: str, sets: Sets
+    metric: Metric, mine: Scores, theirs: Scores, record: Mapping[str, Any], sets: Sets
 ) -> tuple[float, float, Estimate] | None:
     """Before, after, and the paired change; None where either has no such metric."""
     if any(s.reasons.get(metric.name, "missing") for s in (mine, theirs)):
@@ -110,7 +114,7 @@ def _change(
     group = theirs.arrays["group"]
     if metric.statistic:
         try:
-            before, after = (sets.read(metric, world, s) for s in (mine, theirs))
+            before, after = (sets.read(metric, record, s) for s in (mine, theirs))
         except ValueError:
             return None
         return before.value, after.value, contrast([after, before], [1, -1])

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from ditbench.reports.sections import SHOWN, Row, Section, file_name, status
 from ditbench.reports.style import INK, PALE, PAPER, QUIET, font_path
-from ditbench.reports.wording import places_of, times, value
+from ditbench.reports.wording import places_of, short, times, value
 
 Picture = NDArray[np.uint8]
 """[H, W, 3]."""
@@ -164,9 +164,7 @@ def _row_label(row: Row) -> list[tuple[str, str, bool]]:
     for metric, entry in row["quality"].items():
         if entry["value"] is not None and not metric.endswith(".vs_none"):
             change = f" ({value(entry['delta'], places_of(metric), signed=True)})" if entry["delta"] else ""
-            lines.append(
-                (f"{metric.partition('.')[0]} {value(entry['value'], places_of(metric))}{change}", QUIET, False)
-            )
+            lines.append((f"{short(metric)} {value(entry['value'], places_of(metric))}{change}", QUIET, False))
     if status(row) == "suspect":
         lines.append(("suspect", "#a04000", False))
     return lines

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ditbench.metrics import metrics
+from ditbench.quality import ASKED
 from ditbench.reports.sections import SHOWN, Report, Row, Section, status, unmeasured
 from ditbench.reports.terminal import console
 from ditbench.reports.wording import DASH, interval, number, places_of, size, times, value
-from ditbench.summary import ASKED
 
 DIM, BAD, WARN = "dim", "red", "yellow"
 MIN_STACK = 16

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.record import read_json, read_run
+from ditbench.references import Told
 from ditbench.reports.wording import count, share
 from ditbench.summary import read_scores, summarise
 
@@ -110,7 +111,8 @@ def _section(folder: Path, name: str) -> Section:
         f"{key} has no record: the run has not come to it, or stopped while it was in flight" for key in missing
     ]
     margins = run.spec.get("spec", {}).get("margins")
-    rows = [_presentable(row, records) for row in summarise(run.records, scores, margins=margins)]
+    summed = summarise(run.records, scores, margins=margins, told=Told(folder))
+    rows = [_presentable(row, records) for row in summed]
     order = {model: i for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))}
     rows.sort(key=lambda row: (order[row["model"]], not row["baseline"]))
     command = folder / "command.txt"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from ditbench.quality import ASKED
 from ditbench.reports.sections import SHOWN, Report, Row, Section, labelled, status
 from ditbench.reports.wording import DASH, fixed, number, places_of, share, size, spoken, times
-from ditbench.summary import ASKED
 from ditbench.verdict import RULE
 
 DOCUMENT = 1
@@ -134,7 +134,10 @@ def quality(section: Section) -> pd.DataFrame:
                 line |= {"metric": metric, "part": part} | _spread("value", told["value"], counted=True)
                 line |= _spread("delta", told["delta"], counted=True)
                 line |= {name: told.get(name) for name in ("mde", "se_jackknife", *JUDGED)}
-                line |= {name: entry[name] for name in ("better", "unit", "interval", "reason", "delta_reason")}
+                line |= {
+                    name: entry[name]
+                    for name in ("better", "unit", "interval", "reason", "delta_reason", "extractor", "reference")
+                }
                 line |= {"label": row["label"]}
                 line |= {"n_identical": None if part else entry["n_identical"]}
                 lines.append(line | after)

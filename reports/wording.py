@@ -74,4 +74,12 @@ def count(number_: int, noun: str) -> str:
 
 def places_of(metric: str) -> int:
     """Decimal places a metric is shown with."""
-    return {"fd": 2, "psnr": 1, "tdiff_fidelity": 1, "vstyle": 4}.get(metric.partition(".")[0], 3)
+    return {"fd": 2, "fid": 2, "sfid": 2, "is": 2, "clip100": 2, "psnr": 1, "tdiff_fidelity": 1, "vstyle": 4}.get(
+        metric.partition(".")[0], 3
+    )
+
+
+def short(metric: str) -> str:
+    """A metric's family where the extractor goes without saying, else its whole name: two distances may stand in one table."""
+    family, _, extractor = metric.partition(".")
+    return family if extractor in ("shapes_v1", "vs_none") else metric

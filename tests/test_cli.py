@@ -35,6 +35,13 @@ def told(capsys, *arguments):
         (["--spec", "no-such-spec.toml"], "no-such-spec.toml"),
         (["--device", "tpu"], "device: 'tpu'"),
         (["--plugin", "no-such-file.py"], "no-such-file.py"),
+        (["--reference", "no-such-file"], "references: there is no file 'no-such-file'"),
+        (["--reference", f"dit-tiny={__file__}"], "is no reference file, or damaged"),
+        (["--prompts", "no-such-set"], "there is no file 'no-such-set', nor a set of that name (there are coco2014"),
+        (
+            ["reference", "build", "no-such-folder", "--extractor", "tf2015", "--out", "x.npz"],
+            "does not end in .safetensors",
+        ),
         (["report", "no-such-run"], "no-such-run"),
         (["count", "--models", "flux-9"], "flux-1-dev"),
         (["count", "--steps", "0"], "--steps: 0 is less than 1"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from other_environment import executable, site
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from ditbench import shapes
@@ -208,6 +208,17 @@ def test_a_damaged_scores_file_is_named_and_made_again(run, judge_folder):
     done = score_run(run, judge_folder=judge_folder)
     assert done.written == ["m--fast"] and "m--fast.safetensors is damaged" in done.damaged[0]
     assert path.read_bytes() == whole
+
+
+def test_what_was_read_of_a_file_stays_when_another_takes_its_place(run, judge_folder):
+    score_run(run, "psnr.vs_none", judge_folder=judge_folder)
+    path = run / "scores" / "m--fast.safetensors"
+    before, by_hand = read_file(path), load_file(path)
+    score_run(run, "ssim.vs_none", judge_folder=judge_folder)
+    assert set(before.arrays) == set(by_hand) and "ssim.vs_none" not in before.arrays
+    np.testing.assert_array_equal(before.arrays["psnr.vs_none"], by_hand["psnr.vs_none"])
+    with pytest.raises(KeyError):
+        before.arrays["ssim.vs_none"]
 
 
 def test_random_weights_have_no_quality(tmp_path, judge_folder):

@@ -8,7 +8,7 @@ import torch
 from ditbench import shapes
 from ditbench.distances import frechet_delta
 from ditbench.models import ZOO, load, models
-from ditbench.summary import reference_of
+from ditbench.quality import reference_of
 from ditbench.workload import make_requests
 from ditbench.zoo.card import alignment, samples_of
 from ditbench.zoo.judge import agreement, load_judge

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
+from ditbench.extractors import extractors, unnamed
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -35,18 +37,25 @@ class Metric:
     against_none: bool = False
     """Whether a value is already a comparison with the un-accelerated sample of the same noise."""
     statistic: str = ""
-    """Name in `ditbench.sets.STATISTICS` of what is made of the set of samples; "" for the mean of per-sample values. Such a family
-    has a fourth function, `reference(world)`, the `Reference` they are set against."""
+    """Name in `ditbench.sets.STATISTICS` of what is made of the set of samples; "" for the mean of per-sample values. Unless it looks
+    through an extractor, such a metric's family has a fourth function, `reference(world)`, the `Reference` it is set against."""
     features: str = ""
     """Array of the scores file that the statistic reads, [n, d]."""
     primary: bool = False
     """Whether verdicts on it are adjusted for how many stacks were tried."""
+    extractor: str = ""
+    """Row of `extractors.toml` whose features it is made of; such a metric is left out of a world's models unless asked for by name."""
     official: str = ""
-    """What entitles it to a name that belongs to a published metric: the pinned files, or the package that measures it."""
+    """What else entitles it to a name that belongs to a published metric: the pinned files, or the package that measures it."""
     asked: bool = False
     """Whether it is scored only when asked for by name: it needs another Python environment, or hours."""
     table: str = ""
     """Table of the report it stands in: "" the first, "more", or "video"."""
+
+    def __post_init__(self) -> None:
+        reason = unnamed(self.name, extractors().get(self.extractor))
+        if reason and not self.official:
+            raise ValueError(reason)
 
     @property
     def module(self) -> ModuleType:
@@ -150,8 +159,9 @@ _TABLE = (
 def metrics() -> dict[str, Metric]:
     """Every metric by name, in the order of the tables."""
     from ditbench.metrics.more import MORE
+    from ditbench.metrics.official import ROWS
 
-    return {metric.name: metric for metric in (*_TABLE, *MORE)}
+    return {metric.name: metric for metric in (*_TABLE, *MORE, *ROWS)}
 
 
 def select(names: str | list[str] | None = None) -> list[Metric]:

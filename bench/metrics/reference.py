@@ -71,7 +71,7 @@ def enter(manifest: Path, name: str, **facts: str) -> None:
     """
     entries = tomllib.loads(manifest.read_text()) if manifest.exists() else {}
     entries[name] = facts
-    head = "# Every data file here: where it is from, its licence, how it was made, and its sha256.\n"
+    head = "# Every data file here, and the sets that do not come along: where from, licence, how made, and sha256 where it is known.\n"
     tables = [
         f'["{file}"]\n' + "".join(f"{key} = {_quoted(value)}\n" for key, value in told.items())
         for file, told in sorted(entries.items())

@@ -5,7 +5,7 @@ n samples, T frames, H height, W width, Q = 4 quadrants.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+
+from ditbench.extractors import Shelf
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +84,15 @@ class Sampled:
     """Where the judge's weights lie; None: those that ditbench carries."""
     prompts: list[str] | None = None
     """What each sample was asked for in words; None where not every one was."""
+    shelf: Shelf = field(default_factory=Shelf)
+    """The networks to look through."""
+    stored: dict[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    """Under "arrays": those of the scores file as it stands, so that features that are there are not extracted again."""
+
+    @property
+    def features(self) -> Mapping[str, NDArray[Any]]:
+        """Arrays that have been extracted of these samples so far, by name."""
+        return self.stored.get("arrays", {})
 
     @property
     def judge_path(self) -> Path:

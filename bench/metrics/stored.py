@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,37 @@ class Scores:
         )
 
 
+class _Kept(Mapping[str, NDArray[Any]]):
+    """Arrays of an open file, each read when it is asked for: a cell's network features may be a gigabyte.
+
+    A file that takes this one's place changes nothing: it is the one that was opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, "np")
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        found: NDArray[Any] = self._file.get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def read_file(path: Path) -> Scores:
     """A scores file; ValueError when it is damaged or of another schema version."""
     try:
         with safe_open(path, "np") as f:
             told = json.loads(f.metadata()["scores"])
-            if told.pop("schema") != SCHEMA:
-                raise ValueError(f"{path} was written by another version of ditbench")
-            names = list(f.keys())
-            return Scores(arrays={name: f.get_tensor(name) for name in names}, **told)
+        if told.pop("schema") != SCHEMA:
+            raise ValueError(f"{path} was written by another version of ditbench")
+        return Scores(arrays=_Kept(path), **told)
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
 

@@ -1,0 +1,50 @@
+"""What doctor says of metrics, extractors and prompts."""
+
+import hashlib
+
+import pytest
+
+from ditbench.doctor import examine
+from ditbench.extractors import FOLDER, extractors
+from ditbench.metrics import metrics
+
+
+@pytest.fixture
+def nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.delenv("DITBENCH_DATASETS", raising=False)
+    return tmp_path
+
+
+def rows():
+    return {row["what"]: row for row in examine()}
+
+
+def test_every_metric_is_available_or_says_which_file_it_wants(nothing):
+    found = rows()
+    for name, metric in metrics().items():
+        if not metric.extractor:
+            assert found[name]["state"] == "ok"
+            continue
+        row = extractors()[metric.extractor]
+        assert found[name]["state"] == "absent" and all(file in found[name]["note"] for file in row.files)
+        told = found[f"extractor {metric.extractor}"]["note"]
+        assert all(file in told and sha256 in told for file, sha256 in row.files.items()) and row.published in told
+
+
+def test_what_has_no_network_here_says_so_and_where_it_is_published(nothing):
+    for name in ("i3d", "videomae"):
+        row = rows()[f"extractor {name}"]
+        assert row["state"] == "absent" and extractors()[name].published in row["note"]
+
+
+def test_a_wrong_file_is_told_with_both_hashes(nothing):
+    (nothing / "model.safetensors").write_bytes(b"x")
+    note = rows()["extractor dinov2_l14"]["note"]
+    assert hashlib.sha256(b"x").hexdigest() in note and extractors()["dinov2_l14"].files["model.safetensors"] in note
+
+
+def test_prompt_sets_that_are_not_there_are_named_with_their_source(nothing):
+    assert "published at https://github.com/Vchitect/VBench" in rows()["prompts vbench"]["note"]
+    assert rows()["prompts drawbench"]["state"] == "absent"

@@ -1,0 +1,120 @@
+"""Prompt files of every layout, read entry by entry, and sets found by name."""
+
+import hashlib
+import json
+
+import pytest
+
+from ditbench import prompts
+from ditbench.models import models
+from ditbench.prompts import FOLDER, find_prompts, load_prompts, manifest, prompt_sets, read_prompts
+from ditbench.score import group
+from ditbench.spec import Spec
+from ditbench.workload import make_requests
+
+TEXTS = ["a cat", "A cat", "a cat", 'a dog, "two" cats\tand one', "a cat "]
+
+
+def write(path, texts):
+    if path.suffix == ".txt":
+        path.write_text("\n".join(texts) + "\n")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(texts))
+    else:
+        mark = "\t" if path.suffix == ".tsv" else ","
+        quoted = ['"' + text.replace('"', '""') + '"' for text in texts]
+        path.write_text("\n".join([f"Prompt{mark}Category", *(f"{text}{mark}x" for text in quoted)]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("ending", [".txt", ".csv", ".tsv", ".json"])
+def test_every_entry_is_one_prompt_equal_or_not(tmp_path, ending):
+    assert read_prompts(write(tmp_path / f"p{ending}", TEXTS)) == TEXTS
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [{"prompt_en": text, "dimension": ["scene"]} for text in TEXTS],
+        {"annotations": [{"image_id": 1, "caption": text} for text in TEXTS]},
+        {f"key{i}": {"category": "plants", "prompt": text} for i, text in enumerate(TEXTS)},
+    ],
+    ids=["vbench", "coco", "mjhq"],
+)
+def test_documents_of_the_published_sets_are_read(tmp_path, document):
+    (tmp_path / "p.json").write_text(json.dumps(document))
+    assert read_prompts(tmp_path / "p.json") == TEXTS
+
+
+def test_repeated_and_near_equal_prompts_stay_requests_of_their_own_and_units_of_their_own(tmp_path):
+    path = write(tmp_path / "p.txt", TEXTS)
+    requests = make_requests(models()["pixart-alpha-256"], 12, 0, str(path))
+    assert [r.prompt for r in requests[:5]] == TEXTS and [r.entry for r in requests] == [0, 1, 2, 3, 4] * 2 + [0, 1]
+    assert len({r.id for r in requests}) == len({r.seed for r in requests}) == 12
+    units = group([{"id": r.id, "prompt": r.prompt, "entry": r.entry} for r in requests])
+    assert units.tolist() == [0, 1, 2, 3, 4] * 2 + [0, 1]
+
+
+def test_the_prompts_that_come_along_are_used_when_none_are_named():
+    requests = make_requests(models()["flux-1-dev"], 3, 0)
+    assert [r.prompt for r in requests] == load_prompts()[:3] and len(load_prompts()) == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "complaint"),
+    [
+        ("p.txt", "", "holds none"),
+        ("p.txt", "a\n\nb\n", "entry 1 of .* is empty"),
+        ("p.csv", "a,b\n1,2\n", "has no column of prompts \\(it has a, b\\)"),
+        ("p.json", "{", "is damaged"),
+        ("p.json", "[1]", "an entry that is no text"),
+        ("p.json", "3", "is no list of prompts"),
+    ],
+)
+def test_files_that_are_no_prompts_are_named(tmp_path, name, contents, complaint):
+    (tmp_path / name).write_text(contents)
+    with pytest.raises(ValueError, match=complaint):
+        read_prompts(tmp_path / name)
+
+
+def test_a_set_that_is_not_there_is_named_with_its_licence_and_source(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    with pytest.raises(ValueError, match=r"drawbench lacks drawbench\.csv .*licence unknown.*published at https://"):
+        find_prompts("drawbench")
+    with pytest.raises(ValueError, match=r"nor a set of that name \(there are coco2014, coco2017, drawbench"):
+        find_prompts("drawbanch")
+
+
+def test_a_set_is_found_in_the_folder_and_its_hash_and_number_of_entries_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    path = write(tmp_path / "drawbench.csv", ["a prompt"] * 200)
+    assert load_prompts("drawbench") == ["a prompt"] * 200
+    write(path, ["a prompt"] * 199)
+    with pytest.raises(ValueError, match="holds 199 entries, and drawbench has 200"):
+        load_prompts("drawbench")
+    pinned = manifest() | {"drawbench": manifest()["drawbench"] | {"sha256": "0" * 64}}
+    monkeypatch.setattr(prompts, "manifest", lambda: pinned)
+    with pytest.raises(
+        ValueError, match=f"its sha256 is {hashlib.sha256(path.read_bytes()).hexdigest()}, expected 000"
+    ):
+        find_prompts("drawbench")
+
+
+def test_the_manifest_says_of_every_set_where_it_is_from_and_what_ships():
+    for name, facts in manifest().items():
+        assert facts["source"] and facts["licence"], name
+        assert "sha256" in facts
+        ships = facts.get("ships", "yes") == "yes"
+        assert ships == (prompts.datasets() / name).is_file()
+        if ships:
+            assert hashlib.sha256((prompts.datasets() / name).read_bytes()).hexdigest() == facts["sha256"]
+    assert {"parti", "drawbench", "mjhq", "coco2014", "coco2017", "vbench"} <= set(prompt_sets())
+
+
+def test_other_prompts_are_another_run_and_references_are_not(tmp_path):
+    path = write(tmp_path / "p.txt", TEXTS)
+    plain, asked = Spec(models=("flux-1-dev",)), Spec(models=("flux-1-dev",), prompts=str(path))
+    assert plain.folder != asked.folder and plain.settings() != asked.settings()
+    assert Spec(models=("flux-1-dev",), references=(str(path),)).folder == plain.folder
+    with pytest.raises(ValueError, match="references: there is no file 'nowhere'"):
+        Spec(references=("flux-1-dev=nowhere",))
