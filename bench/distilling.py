@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ditbench.fewstep import FewStepScheduler, Way
+from ditbench.finishing import finish
 from ditbench.fit import fit
 from ditbench.interval import NAME, Intervals
 from ditbench.objectives import OBJECTIVES, Lesson, trajectory
+from ditbench.perceptual import Perceptual
 from ditbench.process import Process
 from ditbench.trajectories import Denoiser, record
+from ditbench.zoo.judge import load_judge
 
 if TYPE_CHECKING:
     from ditbench.method import Attachment
@@ -52,6 +55,12 @@ class Recipe:
     """1e-3 undoes the teacher: on pixart-tiny the loss stood at .4 until the rate fell, where 4e-4 is below .15 after 150 iterations."""
     average: float = 0.998
     """Decay of the running average that is kept."""
+    finish: int = 200
+    """Iterations of the last stage, `ditbench.finishing`, of a `trajectory` student; nothing else is finished, to compare recipes alone."""
+    finish_batch: int = 8
+    """Pictures, or half as many videos."""
+    finish_rate: float = 2e-4
+    finish_average: float = 0.95
     seed: int = 0
 
 
@@ -87,20 +96,31 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
                 average=recipe.average, weight_decay=0.0, tell=room.tell,
             )  # fmt: skip
         teacher = copy.deepcopy(student).requires_grad_(False)
-    save_file({k: v.half().contiguous() for k, v in student.state_dict().items()}, folder / WEIGHTS)
     notes = {
         "timesteps": recorded.timesteps[grid[:-1]].tolist(), "levels": recorded.levels[grid].tolist(), "noise": process.noise,
         "way": WAYS[recipe.objective],
     }  # fmt: skip
+    logs = [(work / str(stage), "jumps", stage * lesson.iterations) for stage in range(stages)]
+    if recipe.objective != "trajectory" or not room.model.world:
+        recipe = replace(recipe, finish=0)
+    if recipe.finish:
+        distance = Perceptual(load_judge(room.model.world))
+        finish(
+            room, student, FewStepScheduler(**notes), distance, work / "finish", iterations=recipe.finish,
+            batch=max(1, recipe.finish_batch // (1 if room.model.frames == 1 else 2)), rate=recipe.finish_rate,
+            teacher_steps=steps, average=recipe.finish_average,
+        )  # fmt: skip
+        logs.append((work / "finish", "pixels", stages * lesson.iterations))
+    save_file({k: v.half().contiguous() for k, v in student.state_dict().items()}, folder / WEIGHTS)
     (folder / NOTES).write_text(
         json.dumps({"teacher": fingerprint(room.pipe.transformer), "sampler": notes}, indent=1) + "\n"
     )
     with (folder / "log.csv").open("w", newline="") as f:
         writer = csv.writer(f)
-        writer.writerow(["step", "loss", "seconds"])
-        for stage in range(stages):
-            _, *rows = csv.reader((work / str(stage) / "loss.csv").open(newline=""))
-            writer.writerows([int(step) + stage * lesson.iterations, *rest] for step, *rest in rows)
+        writer.writerow(["step", "loss", "seconds", "loss_of"])
+        for at, what, before in logs:
+            _, *rows = csv.reader((at / "loss.csv").open(newline=""))
+            writer.writerows([int(step) + before, *rest, what] for step, *rest in rows)
     shutil.rmtree(work)
     return asdict(recipe)
 

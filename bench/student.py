@@ -5,7 +5,7 @@ T steps, L sub-layers, S levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ditbench.method import Stage, Traits
+from ditbench.painting import paint
 from ditbench.rules import Selector
 from ditbench.schedule import LEVELS
 from ditbench.stack import Stack
@@ -109,10 +110,6 @@ class Student(Trainee):
         at.patch(transformer, "forward", forwarded)
 
 
-class _Decoded(Exception):
-    """Carries what the autoencoder decoded out of a pipeline call."""
-
-
 @contextmanager
 def studio(
     pipe: Any, below: Stack, selector: Selector, checkpointed: bool, prepared: Mapping[str, Path] | None = None
@@ -120,28 +117,14 @@ def studio(
     """The student attached on top of the stack `below` with what that was `prepared` with, and `paint(levels, arguments, steps)` ->
     pixels 0..1 with gradients. Noise generators are spent by a call: draw the arguments anew for the next."""
     student = Student(selector, checkpointed)
-    kind: Any = type(pipe)
-    call: Callable[..., Any] = kind.__call__.__wrapped__  # without its no_grad
-    decode = pipe.vae.decode
 
-    def decoded(latents: Tensor, *_: Any, **__: Any) -> Any:
-        raise _Decoded(decode(latents).sample)
-
-    def paint(levels: Tensor | None, arguments: dict[str, Any], steps: int) -> Tensor:
+    def painted(levels: Tensor | None, arguments: dict[str, Any], steps: int) -> Tensor:
         student.levels = levels
         attached.start(steps, len(arguments["generator"]))
-        pipe.vae.decode = decoded
-        try:
-            call(pipe, **arguments | {"output_type": "pt"})
-        except _Decoded as found:
-            pixels: Tensor = (found.args[0] / 2 + 0.5).clamp(0, 1)
-            return pixels
-        finally:
-            del pipe.vae.decode
-        raise AssertionError(f"{type(pipe).__name__} did not decode")
+        return paint(pipe, arguments)
 
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
     with Stack((*below.methods, student)).attached(pipe, prepared) as attached:
-        yield student, paint
+        yield student, painted

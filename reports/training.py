@@ -68,17 +68,24 @@ def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
     x = np.arange(len(rows))
     if rows[0].get("step"):
         x = np.array([int(row["step"]) for row in rows])
-    seen = [(at, float(row["loss"])) for at, row in zip(x, rows, strict=True) if row["loss"]]
     held = [(at, float(row["held_out"])) for at, row in zip(x, rows, strict=True) if row.get("held_out")]
-    at, loss = (np.array(part) for part in zip(*seen, strict=True))
-    if len(loss) > 3 * SMOOTH:
-        axis.plot(at, loss, ".", color=ink, alpha=0.25, markersize=3)
-        axis.plot(at[SMOOTH - 1 :], np.convolve(loss, np.ones(SMOOTH) / SMOOTH, "valid"), color=ink, label="loss")
-    else:
-        axis.plot(at, loss, color=ink, label="loss")
+    whole = True
+    for i, what in enumerate(
+        dict.fromkeys(row.get("loss_of", "") for row in rows)
+    ):  # losses of different things are different lines
+        mine = [
+            (at, row["loss"]) for at, row in zip(x, rows, strict=True) if row.get("loss_of", "") == what and row["loss"]
+        ]
+        at, loss = np.array([at for at, _ in mine]), np.array([float(told) for _, told in mine])
+        label, style = f"loss of {what}" if what else "loss", "-" if i == 0 else "--"
+        if len(loss) > 3 * SMOOTH:
+            axis.plot(at, loss, ".", color=ink, alpha=0.25, markersize=3)
+            at, loss = at[SMOOTH - 1 :], np.convolve(loss, np.ones(SMOOTH) / SMOOTH, "valid")
+        axis.plot(at, loss, style, color=ink, label=label)
+        whole = whole and bool((loss > 0).all())
     if held:
         axis.plot(*zip(*held, strict=True), "D-", color=mark, markersize=3.5, linewidth=0.8, label="held out")
-    if (loss > 0).all():
+    if whole:
         axis.set_yscale("log")
     axis.set_xlabel("iteration", color=QUIET)
     axis.legend(fontsize=7.5, labelcolor=INK)

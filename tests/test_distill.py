@@ -13,6 +13,8 @@ from ditbench.distilling import Recipe, fingerprint, prepare_student
 from ditbench.fewstep import FewStepScheduler
 from ditbench.models import load, models
 from ditbench.objectives import OBJECTIVES, meanflow_target, scm_tangent
+from ditbench.painting import paint
+from ditbench.perceptual import Perceptual
 from ditbench.prepare import Workroom
 from ditbench.process import Process, angle, flow_velocity, level_of_angle, scale, trig_velocity
 from ditbench.quiet import quiet
@@ -21,6 +23,7 @@ from ditbench.testing import KINDS, Subject, check_method
 from ditbench.tiny import OUTPUT
 from ditbench.trajectories import Denoiser, record
 from ditbench.workload import call_arguments, make_requests, sampling_of
+from ditbench.zoo.judge import load_judge
 
 MEANS, SHARES, SPREAD = torch.tensor([-1.3, 0.4, 1.1]).double(), torch.tensor([0.3, 0.5, 0.2]).double(), 0.3
 
@@ -171,7 +174,7 @@ def test_a_student_is_trained_put_in_place_and_taken_out(kind, tmp_path):
 
 
 def trained(room, objective, folder):
-    few = Recipe(objective=objective, steps=2, recordings=4, iterations=4, batch=2, average=0.5)
+    few = Recipe(objective=objective, steps=2, recordings=4, iterations=4, batch=2, average=0.5, finish=0)
     return prepare_student(folder, room, few)
 
 
@@ -181,7 +184,7 @@ def test_every_recipe_moves_the_weights_and_keeps_them_finite_on_noise_and_on_fl
     kind, objective, tmp_path, monkeypatch
 ):
     room, told = room_of(kind), []
-    few = Recipe(objective=objective, steps=2, recordings=4, iterations=24, batch=4, rate=1e-3, average=0.5)
+    few = Recipe(objective=objective, steps=2, recordings=4, iterations=24, batch=4, rate=1e-3, average=0.5, finish=0)
     trained_room = replace(room, tell=lambda row: told.append(row))
     prepare_student(tmp_path, trained_room, few)
     weights = load_file(tmp_path / "student.safetensors")
@@ -247,4 +250,27 @@ def test_the_log_of_a_training_in_stages_goes_on_counting(tmp_path):
     prepare_student(tmp_path, room_of("pixart"), few)  # 4 steps to 2 to 1
     steps = [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()]
     assert steps == ["step", "2", "4"]
+    assert all(line.endswith(",jumps") for line in (tmp_path / "log.csv").read_text().splitlines()[1:])
     assert len(json.loads((tmp_path / "student.json").read_text())["sampler"]["timesteps"]) == 1
+
+
+def test_finishing_brings_the_students_pixels_nearer_to_the_teachers(tmp_path):
+    room, distance = room_of("pixart"), Perceptual(load_judge("scene"))
+    few = Recipe(steps=2, recordings=4, iterations=4, batch=2, average=0.5, finish=0)
+    before = {name: p.clone() for name, p in room.pipe.transformer.named_parameters()}
+    apart = []
+    for finish in (0, 8):
+        folder = tmp_path / str(finish)
+        folder.mkdir()
+        prepare_student(folder, room, replace(few, finish=finish, finish_batch=2, finish_rate=1e-3, finish_average=0.0))
+        with torch.no_grad():
+            target = paint(room.pipe, room.draw(9, 4))
+            adapted = Stack.parse(f"distill(steps=2, student={str(folder)!r})")
+            with adapted.attached(room.pipe) as attached:
+                arguments = room.draw(9, 4, steps=2, guidance=1.0)
+                attached.start(2, 4)
+                apart.append(float(distance(target, paint(room.pipe, arguments)).mean()))
+    assert apart[1] < apart[0]
+    assert all(torch.equal(p, before[name]) for name, p in room.pipe.transformer.named_parameters())
+    kinds = [line.rpartition(",")[2] for line in (tmp_path / "8" / "log.csv").read_text().splitlines()]
+    assert kinds == ["loss_of", "jumps", "pixels"]
