@@ -85,7 +85,8 @@ def test_every_measured_cell_gets_values_per_sample_and_reasons_for_what_is_miss
         "psnr.vs_none": (N,), "ssim.vs_none": (N,), "perceptual.shapes_v1": (N,), "group": (N,),
     }  # fmt: skip
     assert {name for name, reason in fast.reasons.items() if not reason} == {
-        "align.shapes_v1", "fd.shapes_v1", "psnr.vs_none", "ssim.vs_none", "perceptual.shapes_v1",
+        "align.shapes_v1", "fd.shapes_v1", "mmd.shapes_v1", "precision.shapes_v1", "recall.shapes_v1", "psnr.vs_none", "ssim.vs_none",
+        "perceptual.shapes_v1",
     }  # fmt: skip
     assert fast.reasons["vstyle.frame_mad"] == "these are pictures, not videos"
     assert "at least 176 pixels" in fast.reasons["ms_ssim.vs_none"]
