@@ -116,8 +116,13 @@ def _places(extractor: Extractor, name: str, folder: Path | None) -> list[Path]:
         for revision in (extractor.revision, None):  # None: the main branch as it was when it was fetched
             cached = try_to_load_from_cache(extractor.hub, name, revision=revision)
             places += [Path(cached)] if isinstance(cached, str) else []
+    return [*places, torch_hub() / name]
+
+
+def torch_hub() -> Path:
+    """Where torch keeps the weights it downloads."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [*places, Path(os.environ.get("TORCH_HOME") or caches / "torch") / "hub" / "checkpoints" / name]
+    return Path(os.environ.get("TORCH_HOME") or caches / "torch").expanduser() / "hub" / "checkpoints"
 
 
 def verified(extractor: Extractor, folder: Path | None = None) -> dict[str, Path]:
@@ -131,13 +136,18 @@ def verified(extractor: Extractor, folder: Path | None = None) -> dict[str, Path
         raise ValueError(f"{extractor.name} is not pinned: the sha256 of its published files is not known here")
     paths = locate(extractor, folder)
     for name, path in paths.items():
-        stat = path.stat()
-        got = _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
+        got = digest(path)
         if got != extractor.files[name]:
             raise ValueError(
                 f"{path} is not the {name} of {extractor.name}: its sha256 is {got}, expected {extractor.files[name]}"
             )
     return paths
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, read once for as long as it is unchanged."""
+    stat = path.stat()
+    return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +9,11 @@ import torch
 from safetensors.numpy import save_file
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
-from ditbench.metrics import lpips, metrics, published
+from ditbench.extractors import FOLDER
+from ditbench.metrics import lpips, metrics
 from ditbench.metrics.published import Published, located
 from ditbench.metrics.samples import Sampled, Samples, to_pixels
-from ditbench.metrics.statedict import read_state_dict
+from ditbench.networks.files import read_tensors
 
 METRIC = metrics()["lpips.alex_v0_1"]
 
@@ -43,7 +43,7 @@ def shelf(tmp_path, monkeypatch):
         extractor="alex_v0_1", name=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), where="here"
     )
     monkeypatch.setattr(lpips, "BACKBONE", pin)
-    monkeypatch.setenv(published.FOLDER, str(folder))
+    monkeypatch.setenv(FOLDER, str(folder))
     return folder
 
 
@@ -54,7 +54,7 @@ def pair(path, a, b):
 
 
 def heads():
-    return read_state_dict(located(lpips.HEADS, lpips.heads_path()))
+    return read_tensors(located(lpips.HEADS, lpips.heads_path()))
 
 
 def test_the_trunk_is_alexnets():
@@ -87,8 +87,8 @@ def test_a_run_on_random_weights_is_what_torchmetrics_makes_of_the_same_weights(
     found = lpips.extract(cell, METRIC)["lpips.alex_v0_1"]
 
     features = lpips.trunk()
-    told = read_state_dict(shelf / lpips.BACKBONE.name, "features.")
-    features.load_state_dict({name.removeprefix("features."): torch.from_numpy(v) for name, v in told.items()})
+    told = read_tensors(shelf / lpips.BACKBONE.name)
+    features.load_state_dict({n.removeprefix("features."): v for n, v in told.items() if n.startswith("features.")})
     monkeypatch.setattr(torchmetrics_lpips, "_get_tv_model_features", lambda net, pretrained: features)
     oracle = torchmetrics_lpips._LPIPS(net="alex")
     expected = oracle(to_pixels(a), to_pixels(b), normalize=True).flatten()
@@ -99,7 +99,7 @@ def test_a_run_on_random_weights_is_what_torchmetrics_makes_of_the_same_weights(
 def test_a_video_is_the_mean_of_its_frames(shelf, tmp_path):
     a, b = noise(0, 2, 3, 32, 32, 3), noise(1, 2, 3, 32, 32, 3)
     found = lpips.extract(pair(tmp_path, a, b), METRIC)["lpips.alex_v0_1"]
-    net = lpips.distance(read_state_dict(located(lpips.BACKBONE), "features."), heads())
+    net = lpips.distance(read_tensors(located(lpips.BACKBONE)), heads())
     np.testing.assert_allclose(
         found, [lpips.per_sample(net, x, y).mean() for x, y in zip(a, b, strict=True)], rtol=1e-5
     )
@@ -108,7 +108,7 @@ def test_a_video_is_the_mean_of_its_frames(shelf, tmp_path):
 def test_no_file_and_a_wrong_file_are_null_with_what_is_missing_and_where_it_is_published(tmp_path, monkeypatch):
     cell = pair(tmp_path, noise(0, 1, 32, 32, 3), noise(1, 1, 32, 32, 3))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv(published.FOLDER, raising=False)
+    monkeypatch.delenv(FOLDER, raising=False)
     reason = lpips.refuse(cell, METRIC)
     assert "alexnet-owt-7be5be79.pth is missing (sha256 7be5be79" in reason and "download.pytorch.org/models" in reason
     hub = tmp_path / "torch/hub/checkpoints"
@@ -118,7 +118,7 @@ def test_no_file_and_a_wrong_file_are_null_with_what_is_missing_and_where_it_is_
     os.replace(hub / lpips.BACKBONE.name, tmp_path / "moved")
     (tmp_path / "alex_v0_1").mkdir()
     os.replace(tmp_path / "moved", tmp_path / "alex_v0_1" / lpips.BACKBONE.name)
-    monkeypatch.setenv(published.FOLDER, str(tmp_path))
+    monkeypatch.setenv(FOLDER, str(tmp_path))
     assert f"{tmp_path}/alex_v0_1/" in lpips.refuse(cell, METRIC)
 
 
@@ -132,45 +132,4 @@ def test_small_pictures_and_other_weights_are_refused(shelf, tmp_path):
     cell = pair(tmp_path, noise(0, 1, 30, 64, 3), noise(1, 1, 30, 64, 3))
     assert lpips.refuse(cell, METRIC) == "LPIPS needs pictures of at least 31 pixels a side"
     with pytest.raises(ValueError, match="no weights of LPIPS with AlexNet"):
-        lpips.distance({"features.0.weight": np.zeros((1, 1), np.float32)}, heads())
-
-
-@pytest.mark.parametrize("archive", [True, False])
-def test_tensors_are_read_as_torch_reads_them_from_either_kind_of_file(archive, tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    whole = torch.randn(4, 6, generator=generator)
-    told = torch.nn.BatchNorm2d(3).state_dict()  # a dictionary with attributes, and a tensor without dimensions
-    told |= {"part": whole[1:, ::2], "turned": whole.T, "half": whole.half(), "long": torch.arange(3)}
-    told |= {"parameter": torch.nn.Parameter(whole), "double": whole.double(), "none": torch.zeros(0, 2)}
-    torch.save(told, tmp_path / "x.pth", _use_new_zipfile_serialization=archive)
-    found = read_state_dict(tmp_path / "x.pth")
-    assert list(found) == list(told)
-    for name, value in told.items():
-        assert found[name].dtype == value.detach().numpy().dtype
-        np.testing.assert_array_equal(found[name], value.detach().numpy())
-    assert list(read_state_dict(tmp_path / "x.pth", "pa")) == ["part", "parameter"]
-
-
-class Harm:
-    def __reduce__(self):
-        return os.system, ("touch harmed",)
-
-
-@pytest.mark.parametrize("archive", [True, False])
-@pytest.mark.parametrize("harm", [Harm(), {"a": 1}, [torch.zeros(1)], {"a": torch.nn.Linear(1, 1)}])
-def test_what_is_no_dictionary_of_tensors_is_refused_and_nothing_is_run(archive, harm, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save(harm, tmp_path / "x.pth", _use_new_zipfile_serialization=archive)
-    with pytest.raises(ValueError, match="is damaged, or no file of tensors"):
-        read_state_dict(tmp_path / "x.pth")
-    assert not Path("harmed").exists()
-
-
-@pytest.mark.parametrize("archive", [True, False])
-def test_a_file_cut_short_is_damaged(archive, tmp_path):
-    torch.save({"a": torch.randn(1000)}, tmp_path / "x.pth", _use_new_zipfile_serialization=archive)
-    data = (tmp_path / "x.pth").read_bytes()
-    for length in (0, 10, len(data) // 2, len(data) - 400):
-        (tmp_path / "x.pth").write_bytes(data[:length])
-        with pytest.raises(ValueError, match="is damaged, or no file of tensors"):
-            read_state_dict(tmp_path / "x.pth")
+        lpips.distance({"features.0.weight": torch.zeros(1, 1)}, heads())

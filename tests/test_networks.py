@@ -74,9 +74,12 @@ def test_a_file_that_fits_the_hash_but_not_the_architecture_is_named(shelf, tmp_
         load(other, folder / "openai_vit_l14")
 
 
-def test_files_that_hold_programs_are_not_run(tmp_path):
+@pytest.mark.parametrize("archive", [True, False])
+def test_files_that_hold_programs_are_not_run(archive, tmp_path):
     path = tmp_path / "w.pth"
-    torch.save({"a": Runs()}, path)
+    torch.save({"a": torch.arange(3)}, path, _use_new_zipfile_serialization=archive)
+    assert read_tensors(path)["a"].tolist() == [0, 1, 2]
+    torch.save({"a": Runs()}, path, _use_new_zipfile_serialization=archive)
     with pytest.raises(ValueError, match="holds something else than tensors"):
         read_tensors(path)
     assert not Runs.ran

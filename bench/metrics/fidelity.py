@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ditbench.extractors import digest
 from ditbench.metrics import Metric
-from ditbench.metrics.published import digest
 from ditbench.metrics.samples import Sampled, to_pixels
 
 VERSION = "float64 mse 1; ssim gaussian 11 sigma 1.5 rgb 1"
@@ -45,8 +45,7 @@ def fingerprint(cell: Sampled, metric: Metric) -> str:
     """Names everything the values depend on besides the samples: the baseline's samples."""
     if cell.baseline is None:
         return hashlib.sha256((VERSION + cell.no_baseline).encode()).hexdigest()
-    stat = cell.baseline.path.stat()
-    return hashlib.sha256((VERSION + digest(cell.baseline.path, stat.st_mtime_ns, stat.st_size)).encode()).hexdigest()
+    return hashlib.sha256((VERSION + digest(cell.baseline.path)).encode()).hexdigest()
 
 
 def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from ditbench.metrics import Metric, fidelity
 from ditbench.metrics.published import Published, located
 from ditbench.metrics.samples import Sampled, to_pixels
-from ditbench.metrics.statedict import read_state_dict
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +45,6 @@ SMALLEST = 31
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """ImageNet's mean and deviation for pixels in -1..1."""
 
-Weights = Mapping[str, NDArray[Any]]
-
 
 def refuse(cell: Sampled, metric: Metric) -> str:
     """Why a cell has no LPIPS, or ""."""
@@ -71,7 +68,9 @@ def fingerprint(cell: Sampled, metric: Metric) -> str:
 def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
     """`lpips.alex_v0_1` [n]."""
     assert cell.baseline is not None
-    net = distance(read_state_dict(located(BACKBONE), "features."), read_state_dict(located(HEADS, heads_path())))
+    from ditbench.networks.files import read_tensors
+
+    net = distance(read_tensors(located(BACKBONE)), read_tensors(located(HEADS, heads_path())))
     pairs = zip(cell.samples.chunks(), cell.baseline.chunks(), strict=True)
     return {metric.name: np.concatenate([per_sample(net, a, b) for a, b in pairs])}
 
@@ -97,8 +96,9 @@ def trunk() -> torch.nn.Sequential:
     )  # fmt: skip
 
 
-def distance(backbone: Weights, heads: Weights) -> torch.nn.Module:
-    """The network from `features.<layer>.weight|bias` and `lin<i>.model.1.weight` [1, C, 1, 1]; ValueError where they do not fit.
+def distance(backbone: Mapping[str, torch.Tensor], heads: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """The network from `features.<layer>.weight|bias` (a classifier's are left out) and `lin<i>.model.1.weight` [1, C, 1, 1]; ValueError
+    where they do not fit.
 
     Called with pixels in 0..1 [n, 3, H, W] twice, it gives [n].
     """
@@ -128,9 +128,8 @@ def distance(backbone: Weights, heads: Weights) -> torch.nn.Module:
             return torch.stack([(w * (a - b).square()).sum(1).mean((1, 2)) for w, a, b in parts]).sum(0)
 
     net = Distance()
-    named = {name.replace("features.", "trunk.", 1): a for name, a in backbone.items()}
-    named |= {f"heads.{i}": heads[f"lin{i}.model.1.weight"] for i in range(len(CHANNELS))}
-    told = {name: torch.from_numpy(a) for name, a in named.items()}
+    told = {name.replace("features.", "trunk.", 1): a for name, a in backbone.items() if name.startswith("features.")}
+    told |= {f"heads.{i}": heads[f"lin{i}.model.1.weight"] for i in range(len(CHANNELS))}
     try:
         net.load_state_dict(told | {"shift": net.shift, "scale": net.scale})
     except RuntimeError as error:

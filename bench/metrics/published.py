@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-FOLDER = "DITBENCH_EXTRACTORS"
-"""Environment variable that names a folder with published files."""
+from ditbench.extractors import FOLDER, digest, torch_hub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +28,12 @@ def located(file: Published, beside: Path | None = None) -> Path:
     It is looked for in `beside`, in the folder that DITBENCH_EXTRACTORS names and that folder's folder of the extractor's name, and
     where torch's hub keeps its downloads.
     """
-    named, cache = os.environ.get(FOLDER), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    hub = Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser() / "hub" / "checkpoints"
-    folders = [*([beside] if beside else []), *([Path(named) / file.extractor, Path(named)] if named else []), hub]
+    named = os.environ.get(FOLDER)
+    folders = [
+        *([beside] if beside else []),
+        *([Path(named) / file.extractor, Path(named)] if named else []),
+        torch_hub(),
+    ]
     found = next((folder / file.name for folder in folders if (folder / file.name).is_file()), None)
     if found is None:
         raise ValueError(
@@ -44,14 +44,6 @@ def located(file: Published, beside: Path | None = None) -> Path:
         raise ValueError(
             f"{found} is taken for nothing: the sha256 of the published {file.name} ({file.where}) is not on record"
         )
-    stat = found.stat()
-    if (mine := digest(found, stat.st_mtime_ns, stat.st_size)) != file.sha256:
+    if (mine := digest(found)) != file.sha256:
         raise ValueError(f"{found} is not the published {file.name}: its sha256 is {mine}, expected {file.sha256}")
     return found
-
-
-@lru_cache
-def digest(path: Path, changed: int, size: int) -> str:
-    """sha256 of a file, read once for as long as it is unchanged."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Name -> tensor. `path` comes from `ditbench.extractors.verified`; ValueError when it holds anything but tensors.
+    """Name -> tensor. `path` comes from `ditbench.extractors.verified` or `ditbench.metrics.published.located`; ValueError when it holds
+    anything but tensors.
 
-    The published Inception and CLIP-336 weights exist only as files of torch.save. They are read with `weights_only`, which builds
-    tensors and runs nothing, and after their sha256 was found right: the one place where the house reads such a file.
+    The published Inception, CLIP-336 and AlexNet weights exist only as files of torch.save. They are read with `weights_only`, which
+    builds tensors and runs nothing, and after their sha256 was found right: the one place where the house reads such a file.
     """
     try:
         if path.suffix == ".safetensors":
