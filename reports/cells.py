@@ -91,6 +91,8 @@ def quality(row: Row) -> dict[str, Cell]:
             found[f"{short(metric)}\ndetectable"] = value({"value": entry["mde"]}, places), ""
             found[f"{short(metric)}\nmargin"] = fixed(entry["margin"], places), ""
             found[f"{short(metric)}\nverdict"] = entry["verdict"] or DASH, ""
+        if entry["primary"]:
+            found[f"{short(metric)}\non frontier"] = fixed(entry["frontier"], 2), ""
     return found | {"n": (str(row["num_samples"]), ""), "record key": (row["key"], "")}
 
 

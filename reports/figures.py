@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ditbench.reports.drawing import Plate, Point, plate
-from ditbench.reports.frontier import dominated, eligible
+from ditbench.reports.frontier import dominated, placed
 from ditbench.reports.sections import Row, Section, file_name
 from ditbench.reports.style import INK, PALE, QUIET, RC
 from ditbench.reports.wording import number
@@ -32,21 +32,21 @@ def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
     found = {}
     with matplotlib.rc_context(matplotlib.rcParamsDefault | RC):
         for model, rows in section.models.items():
-            panels = [metric for metric in METRICS if any(eligible(row, metric) for row in rows)]
+            panels = [metric for metric in METRICS if any(placed(row, metric) for row in rows)]
             if panels:
                 found[model] = _figure(section, model, panels, folder)
     return found
 
 
 def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -> list[Path]:
-    rows = [row for row in section.models[model] if any(eligible(row, metric) for metric in panels)]
+    rows = [row for row in section.models[model] if any(placed(row, metric) for metric in panels)]
     drawn = plate(section, model, rows, len(panels), SMALL_PRINT)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         _panel(axis, drawn, metric)
     _time_axis(drawn.axes, rows)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         level = next(
-            (r["quality"][metric]["value"]["value"] for r in rows if r["baseline"] and eligible(r, metric)), None
+            (r["quality"][metric]["value"]["value"] for r in rows if r["baseline"] and placed(r, metric)), None
         )
         drawn.name(axis, _points(rows, metric), level)
     return drawn.save(f"{model}: quality against time", folder, f"{file_name(model)}-quality-against-time")
@@ -56,7 +56,7 @@ def _panel(axis: Axes, drawn: Plate, metric: str) -> None:
     name, better = METRICS[metric]
     drawn.mark(axis, _points(drawn.rows, metric))
     for row in drawn.rows:
-        if row["baseline"] and eligible(row, metric):
+        if row["baseline"] and placed(row, metric):
             level = row["quality"][metric]["value"]["value"]
             axis.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.5, zorder=1)
     axis.set_ylabel(name)
@@ -82,7 +82,7 @@ def _shade(axis: Axes, rows: Sequence[Row], metric: str, better: str) -> None:
 
 
 def _points(rows: Sequence[Row], metric: str) -> list[Point | None]:
-    return [_point(row, metric) if eligible(row, metric) else None for row in rows]
+    return [_point(row, metric) if placed(row, metric) else None for row in rows]
 
 
 def _point(row: Row, metric: str) -> Point:

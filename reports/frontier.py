@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.reports.sections import SHOWN, Row
-
+SHOWN = "ok"
+"""The only status with numbers: an inert method changed nothing, so it has no speed-up to show."""
 DRAWS = 4000
 NORMAL = 1.959963984540054
 """Standard errors in half a 95 % interval, where the standard error itself is not given."""
 
 Array = NDArray[np.float64]
+Row = dict[str, Any]
 
 
-def eligible(row: Row, metric: str) -> bool:
-    """Whether a row has the time and the quality to stand for itself."""
+def placed(row: Row, metric: str) -> bool:
+    """Whether a row has a time and a quality to be drawn at."""
     entry = row["quality"].get(metric)
     return (
         row["status"] == SHOWN
@@ -27,6 +28,11 @@ def eligible(row: Row, metric: str) -> bool:
         and entry is not None
         and entry["value"] is not None
     )
+
+
+def eligible(row: Row, metric: str) -> bool:
+    """Whether it may also be set against others: its time was measured beside the baseline's, in the same environment."""
+    return placed(row, metric) and (row["baseline"] or row["speedup_call"] is not None)
 
 
 def frontier(rows: Sequence[Row], metric: str) -> list[Row]:
@@ -80,7 +86,7 @@ def _seconds(row: Row) -> float:
 
 
 def _factor(row: Row) -> float:
-    return float(row["speedup_call"]["value"]) if row["speedup_call"] else 1.0
+    return 1.0 if row["baseline"] else float(row["speedup_call"]["value"])
 
 
 def _sign(row: Row, metric: str) -> int:

@@ -10,13 +10,10 @@ from typing import Any
 
 from ditbench.record import read_json, read_run
 from ditbench.references import Told
+from ditbench.reports.frontier import SHOWN, Row, probabilities
 from ditbench.reports.wording import count, share
 from ditbench.summary import read_scores, summarise
 
-Row = dict[str, Any]
-
-SHOWN = "ok"
-"""The only status with numbers: an inert method changed nothing, so it has no speed-up to show."""
 TIMES = ("speedup_call", "speedup_denoise", "speedup_predicted", "realised", "realised_call")
 EMPTIED = ("value", "delta", "mde", "floor", "se_jackknife", "p", "p_equivalent", "p_holm", "p_equivalent_holm")
 MACHINE = ("device", "processor", "cores", "threads", "capability", "cuda", "tf32", "packages", "variables")
@@ -115,6 +112,12 @@ def _section(folder: Path, name: str) -> Section:
     rows = [_presentable(row, records) for row in summed]
     order = {model: i for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))}
     rows.sort(key=lambda row: (order[row["model"]], not row["baseline"]))
+    for model in order:
+        mine = [row for row in rows if row["model"] == model]
+        for metric in mine[0]["quality"]:
+            chances = probabilities(mine, metric) if mine[0]["quality"][metric]["primary"] else {}
+            for row in mine:
+                row["quality"][metric]["frontier"] = chances.get(row["key"])
     command = folder / "command.txt"
     told = command.read_text(errors="replace").strip() if command.is_file() else ""
     return Section(name=name, folder=folder, command=told, rows=rows, records=records, left_out=left_out)

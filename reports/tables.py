@@ -54,6 +54,7 @@ RULES = (
     RULE,
     "Rows marked noise floor are the un-accelerated model again, by a path that changes rounding only; rows marked ceiling, from other "
     "noise. What a method costs means something only between the two.",
+    "On frontier: the probability that no other row here is both faster and better, from the errors of speed-up and change.",
 )
 
 
@@ -133,7 +134,7 @@ def quality(section: Section) -> pd.DataFrame:
                 line = {"run": section.name} | {name: row[name] for name in ("model", "stack", "status")}
                 line |= {"metric": metric, "part": part} | _spread("value", told["value"], counted=True)
                 line |= _spread("delta", told["delta"], counted=True)
-                line |= {name: told.get(name) for name in ("mde", "se_jackknife", *JUDGED)}
+                line |= {name: told.get(name) for name in ("mde", "se_jackknife", "frontier", *JUDGED)}
                 line |= {
                     name: entry[name]
                     for name in ("better", "unit", "interval", "reason", "delta_reason", "extractor", "reference")
@@ -194,6 +195,8 @@ def _metric_cells(row: Row, tables: Sequence[str]) -> dict[str, str]:
             found[f"{name} minus none"] = spoken(entry["delta"], places, signed=True)
             found[f"{name} detectable"] = fixed(entry["mde"], places)
             found[f"{name} verdict"] = entry["verdict"] or DASH
+        if entry["primary"]:
+            found[f"{name} on frontier"] = fixed(entry["frontier"], 2)
     return found | {"n": str(row["num_samples"])}
 
 

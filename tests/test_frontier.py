@@ -1,10 +1,13 @@
 """The frontier of quality against time, and the probability of being on it."""
 
+import csv
 import itertools
 
 import numpy as np
+import pytest
 from report_runs import write_run
 
+from ditbench import reports
 from ditbench.reports.frontier import DRAWS, dominated, frontier, probabilities
 from ditbench.reports.sections import read_sections
 
@@ -69,6 +72,24 @@ def test_an_uncertain_time_is_drawn_on_its_logarithm():
     unsure = [row("none", 1.0, 0.0), row("a", 0.5, -0.1, spread=1.5), row("b", 0.52, -0.1, spread=1.5)]
     assert probabilities(certain, M)["b"] == 0
     assert 0.3 < probabilities(unsure, M)["b"] < 0.5
+
+
+def test_a_row_without_a_time_beside_the_baselines_is_never_on_it():
+    rows = [row("none", 1.0, 0.0), row("a", 0.1, 1.0) | {"speedup_call": None}, row("b", 0.5, 0.1)]
+    assert keys(frontier(rows, M)) == ["b"] and set(probabilities(rows, M)) == {"none", "b"}
+
+
+def test_the_probability_stands_in_the_tables(tmp_path):
+    folder = write_run(tmp_path / "run", n=40)
+    report = reports.build([folder])
+    text = (folder / "report/tables/quality.md").read_text()
+    (section,) = read_sections([folder])
+    chances = probabilities(section.rows, M)
+    assert f"{M} on frontier" in text and "On frontier: the probability" in text
+    found = {line["key"]: line["frontier"] for line in csv.DictReader((folder / "report/tables/quality.csv").open())
+             if (line["metric"], line["part"]) == (M, "")}  # fmt: skip
+    assert {key: float(told) for key, told in found.items() if told} == pytest.approx(chances)
+    assert "On frontier" in report.page.read_text()
 
 
 def test_only_rows_that_ran_and_were_scored_can_be_on_it(tmp_path):
