@@ -51,8 +51,10 @@ def reproduce(args: argparse.Namespace) -> int:
 
     (section,) = read_sections([args.run])
     record = find_row(section, args.row)
-    command = command_of(record, read_spec(args.run).get("spec", {}).get("plugins", []))
-    rows = elsewhere(record, describe(record["run"]["device"]))
-    show_rows(rows, False, "this machine differs from the record's" if rows else "this machine is as the record's")
+    spec = read_spec(args.run).get("spec", {})
+    command, rows = command_of(record, spec), elsewhere(record, spec, describe(record["run"]["device"]))
+    show_rows(
+        rows, False, "not as it was when the record was made" if rows else "all as it was when the record was made"
+    )
     print(json.dumps({"command": command, "differs": rows}) if args.json else command)
     return GATE if rows else OK

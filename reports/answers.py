@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ditbench.margins import MARGINS
 from ditbench.reports.sections import SHOWN, Row, Section, differing, status
 from ditbench.reports.wording import fixed, interval, number, places_of, size, spoken, times
 
@@ -124,22 +125,26 @@ def find_row(section: Section, wanted: str) -> dict[str, Any]:
     raise ValueError(f"no row {wanted!r} in {section.name}; there are {', '.join(section.records)}")
 
 
-def command_of(record: Mapping[str, Any], plugins: Sequence[str] = ()) -> str:
-    """The command that makes a cell, and the baseline it is held against, again in a folder of its own."""
+def command_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    """The command that makes a cell, and the baseline it is held against, again in a folder of its own; `spec` is the run's."""
     run = record["run"]
     words = ["python", "run_bench.py", "run", "--models", record["model"]]
     words += ["--methods", "" if record["stack"] == "none" else record["stack"]]
     for name in ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights"):
         words += [f"--{name.replace('_', '-')}", str(run[name])]
-    for plugin in plugins:
-        words += ["--plugin", plugin]
+    words += ["--prompts", spec["prompts"]] if spec.get("prompts") else []
+    words += [word for told in spec.get("references", ()) for word in ("--reference", told)]
+    words += [word for plugin in spec.get("plugins", ()) for word in ("--plugin", plugin)]
     return shlex.join([*words, "--out", f"runs/again-{record['key']}"])
 
 
-def elsewhere(record: Mapping[str, Any], here: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What this machine's environment has other than the record's: a row for each field that times or samples depend on."""
+def elsewhere(record: Mapping[str, Any], spec: Mapping[str, Any], here: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is not as it was: a row for each field of the environment that times or samples depend on, and for the margins of verdicts,
+    which a command cannot tell."""
     there = record["environment"]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if (margins := spec.get("margins")) is not None and dict(margins) != dict(MARGINS):
+        rows.append({"field": "margins", "record": dict(margins), "here": dict(MARGINS)})
     for name in differing(there, here):
         one, other = there.get(name), here.get(name)
         if isinstance(one, Mapping) and isinstance(other, Mapping):

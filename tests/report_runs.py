@@ -3,6 +3,7 @@
 import numpy as np
 from safetensors.numpy import save_file
 
+from ditbench.margins import MARGINS
 from ditbench.metrics.stored import Scores, write_file
 from ditbench.record import SCHEMA, write_json
 
@@ -57,7 +58,7 @@ def write_run(
     """Write a run folder; returns it."""
     folder.mkdir(parents=True)
     cells = [(model, stack, status) for model in models for stack, status in stacks]
-    spec = {"margins": {"align.shapes_v1": 0.02, "fd.shapes_v1": 30.0}}
+    spec = {"margins": dict(MARGINS)}
     write_json(folder / "spec.json", {"schema": SCHEMA, "cells": [key_of(m, s) for m, s, _ in cells], "spec": spec})
     (folder / "command.txt").write_text("python run_bench.py --methods 'fora(interval=3)'\n")
     (folder / "requests").mkdir()

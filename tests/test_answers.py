@@ -170,7 +170,7 @@ def test_a_row_can_be_reproduced_by_key_or_stack(tmp_path, capsys):
     folder = write_run(tmp_path / "run", stacks=STACKS[:4], n=12, environment=here)
     assert main(["reproduce", str(folder), "fora(interval=3)"]) == OK
     told = capsys.readouterr().out
-    assert "this machine is as the record's" in told
+    assert "all as it was when the record was made" in told
     assert (
         "python run_bench.py run --models dit-tiny --methods 'fora(interval=3)' --num-samples 12 --batch-size 4 --rounds 3"
         in told
@@ -180,6 +180,19 @@ def test_a_row_can_be_reproduced_by_key_or_stack(tmp_path, capsys):
     assert "--methods '' " in command
     assert main(["reproduce", str(folder), "toca"]) == USAGE
     assert "no row 'toca' in run" in capsys.readouterr().err
+
+
+def test_prompts_references_plugins_and_other_margins_are_not_forgotten(tmp_path, capsys):
+    here = json.loads(json.dumps(describe()))
+    folder = write_run(tmp_path / "run", stacks=STACKS[:2], n=12, environment=here)
+    document = json.loads((folder / "spec.json").read_text())
+    told = {"prompts": "mine.txt", "references": ["coco.safetensors"], "plugins": ["mine.py"]}
+    document["spec"] = told | {"margins": {"align.shapes_v1": 0.5}}
+    (folder / "spec.json").write_text(json.dumps(document))
+    assert main(["reproduce", str(folder), key_of("dit-tiny", "none"), "--json"]) == GATE
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert "--prompts mine.txt --reference coco.safetensors --plugin mine.py" in found["command"]
+    assert [row["field"] for row in found["differs"]] == ["margins"]
 
 
 def test_another_machine_is_named_field_by_field(tmp_path, capsys):
