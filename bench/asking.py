@@ -44,15 +44,14 @@ def compare(args: argparse.Namespace) -> int:
 def reproduce(args: argparse.Namespace) -> int:
     """The command that makes a row again; GATE when this machine is not as the record's."""
     from ditbench.environment import describe
-    from ditbench.record import read_spec
     from ditbench.reports.answers import command_of, elsewhere, find_row
     from ditbench.reports.sections import read_sections
     from ditbench.reports.terminal import show_rows
 
     (section,) = read_sections([args.run])
     record = find_row(section, args.row)
-    spec = read_spec(args.run).get("spec", {})
-    command, rows = command_of(record, spec), elsewhere(record, spec, describe(record["run"]["device"]))
+    command = command_of(record, section.spec)
+    rows = elsewhere(record, section.spec, describe(record["run"]["device"]))
     show_rows(
         rows, False, "not as it was when the record was made" if rows else "all as it was when the record was made"
     )

@@ -1,4 +1,4 @@
-"""One page: tables, figures and grids of every section. Works from a file, without network and without scripts."""
+"""One page: tables, figures and grids of every section. Works from a file, without network, and says the same without its script."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
+from ditbench.reports.answers import command_of
 from ditbench.reports.cells import Cell, glance, quality, speed, video
 from ditbench.reports.sections import SHOWN, Row, Section, file_name, labelled, status, unmeasured
 from ditbench.reports.tables import CONVENTION, FIDELITY, MOTION, RULES
@@ -32,6 +33,7 @@ def write_page(sections: Sequence[Section], pictures: Mapping[str, Mapping[str, 
     page = Template((templates / "page.html").read_text()).substitute(
         title=escape(f"ditbench: {', '.join(names)}"),
         css=(templates / "page.css").read_text(),
+        script=(templates / "page.js").read_text(),
         nav="\n".join(links),
         body="\n".join(body),
         conventions="\n".join(f"<li>{escape(sentence)}</li>" for sentence in _conventions()),
@@ -100,7 +102,7 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
     notes += [f"no {metric}: {reason}" for reason, names in unmeasured(rows, first=True).items() for metric in names]
     nowhere = [f"no {', '.join(names)}: {reason}" for reason, names in unmeasured(rows, first=False).items()]
     parts = [
-        f'<h2 id="{_anchor(section, model)}">{escape(model)}</h2>',
+        f'<section class="model" id="{_anchor(section, model)}"><h2>{escape(model)}</h2>',
         f'<p class="quiet">{escape(section.caption(model))}</p>',
         _table(rows, glance, f"{model}: speed and quality"),
         _list(notes) if notes else "",
@@ -119,6 +121,13 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         )
     if nowhere:
         parts.append(f"<details><summary>Not measured, and why</summary>{_list(nowhere)}</details>")
+    commands = "".join(
+        f'<li>{escape(labelled(row))}: <code class="command">{escape(command_of(section.records[row["key"]], section.spec))}</code></li>'
+        for row in rows
+    )
+    parts.append(
+        f'<details><summary>The command of every row</summary><ul class="notes">{commands}</ul></details></section>'
+    )
     return "\n".join(part for part in parts if part)
 
 
@@ -169,7 +178,8 @@ def _table(rows: Sequence[Row], cells: object, label: str) -> str:
         told = status(row)
         mark = f' <span class="mark {escape(told)}">{escape(told)}</span>' if told != SHOWN else ""
         kind = "baseline" if row["baseline"] else "away" if row["status"] != SHOWN else ""
-        name = f'<th scope="row">{escape(labelled(row)).replace("+", "+<wbr>").replace("(", "<wbr>(")}{mark}</th>'
+        stack = escape(labelled(row)).replace("+", "+<wbr>").replace("(", "<wbr>(")
+        name = f'<th scope="row" title="{escape(row["key"])}">{stack}{mark}</th>'
         if row["status"] != SHOWN:
             filled = (
                 f'<td class="reason" colspan="{max(1, len(heads))}"><span>{escape(row["reason"] or told)}</span></td>'

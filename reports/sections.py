@@ -33,6 +33,8 @@ class Section:
     """By cell key."""
     left_out: list[str]
     """One sentence for each file that could not be read."""
+    spec: dict[str, Any]
+    """What the run was told, as its spec.json has it; empty where that says nothing."""
 
     @property
     def models(self) -> dict[str, list[Row]]:
@@ -107,8 +109,8 @@ def _section(folder: Path, name: str) -> Section:
     left_out += [
         f"{key} has no record: the run has not come to it, or stopped while it was in flight" for key in missing
     ]
-    margins = run.spec.get("spec", {}).get("margins")
-    summed = summarise(run.records, scores, margins=margins, told=Told(folder))
+    spec = run.spec.get("spec", {})
+    summed = summarise(run.records, scores, margins=spec.get("margins"), told=Told(folder))
     rows = [_presentable(row, records) for row in summed]
     order = {model: i for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))}
     rows.sort(key=lambda row: (order[row["model"]], not row["baseline"]))
@@ -120,7 +122,7 @@ def _section(folder: Path, name: str) -> Section:
                 row["quality"][metric]["frontier"] = chances.get(row["key"])
     command = folder / "command.txt"
     told = command.read_text(errors="replace").strip() if command.is_file() else ""
-    return Section(name=name, folder=folder, command=told, rows=rows, records=records, left_out=left_out)
+    return Section(name=name, folder=folder, command=told, rows=rows, records=records, left_out=left_out, spec=spec)
 
 
 def _presentable(row: Row, records: Mapping[str, dict[str, Any]]) -> Row:
