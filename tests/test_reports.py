@@ -462,7 +462,7 @@ def test_verdicts_margins_and_their_rule_are_in_the_tables_and_on_the_page(repor
     assert not [line for line in lines if not line["delta"] and line["verdict"]]
     table, page = (run / "report/tables/quality.md").read_text(), report.page.read_text()
     assert table.count(verdict.RULE) == 1 and "fd.shapes_v1 verdict" in table
-    assert "Margins stated before the run: align.shapes_v1 0.02, fd.shapes_v1 30." in table
+    assert "Margins stated before the run: align.shapes_v1 0.02, fd.shapes_v1 30, precision.shapes_v1 0.05" in table
     assert "two one-sided tests" in page and "<td>worse</td>" in page
 
 
