@@ -87,10 +87,10 @@ def _metrics() -> list[dict[str, Any]]:
     for name, reason in why.items():
         rows.append(_row(f"extractor {name}", "absent" if reason else "ok", reason or "pinned files there"))
     for metric in metrics().values():
-        missing = why.get(metric.extractor, "")
-        files = ", ".join(shelf.table[metric.extractor].files) if missing else ""
-        note = f"wants {files} (see extractor {metric.extractor})" if missing else f"needs {metric.needs}"
-        rows.append(_row(metric.name, "absent" if missing else "ok", note))
+        missing = getattr(metric.module, "missing", lambda _: "")(metric)
+        if why.get(metric.extractor):
+            missing = f"wants {', '.join(shelf.table[metric.extractor].files)} (see extractor {metric.extractor})"
+        rows.append(_row(metric.name, "absent" if missing else "ok", missing or f"needs {metric.needs}"))
     return rows
 
 

@@ -25,12 +25,27 @@ def test_every_metric_is_available_or_says_which_file_it_wants(nothing):
     found = rows()
     for name, metric in metrics().items():
         if not metric.extractor:
-            assert found[name]["state"] == "ok"
+            wanted = getattr(metric.module, "missing", lambda _: "")(metric)
+            assert found[name]["state"] == ("absent" if wanted else "ok") and found[name]["note"].endswith(wanted)
             continue
         row = extractors()[metric.extractor]
         assert found[name]["state"] == "absent" and all(file in found[name]["note"] for file in row.files)
         told = found[f"extractor {metric.extractor}"]["note"]
         assert all(file in told and sha256 in told for file, sha256 in row.files.items()) and row.published in told
+
+
+def test_files_and_environments_that_people_bring_are_missed_by_name(nothing, monkeypatch):
+    for name in ("VBENCH", "IMAGEREWARD", "CDFVD"):
+        monkeypatch.delenv(f"DITBENCH_PYTHON_{name}", raising=False)
+    found = rows()
+    assert "alexnet-owt-7be5be79.pth is missing" in found["lpips.alex_v0_1"]["note"]
+    for name, variable in (
+        ("vbench.color", "VBENCH"),
+        ("imagereward.v1_0", "IMAGEREWARD"),
+        ("fd.cdfvd_i3d.vs_none", "CDFVD"),
+    ):
+        assert found[name]["state"] == "absent" and f"DITBENCH_PYTHON_{variable}" in found[name]["note"]
+    assert found["pickscore.v1"]["state"] == "absent" and found["ssim.vs_none"]["state"] == "ok"
 
 
 def test_what_has_no_network_here_says_so_and_where_it_is_published(nothing):

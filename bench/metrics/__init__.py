@@ -5,7 +5,8 @@ Names are `family.extractor`: the extractor is part of the name, and names that 
 KID, CLIPScore, VBench, LPIPS, ...) are left to them. A family is one module of this package with three functions of
 (cell: Sampled, metric: Metric): `refuse -> str`, the reason the metric cannot be had for a cell or ""; `fingerprint
 -> str`, what its values depend on besides the samples; `extract -> dict[str, ndarray]`, arrays [n, ...] in request
-order for the scores file. `ditbench.summary` turns them into estimates.
+order for the scores file. One whose metrics need files or packages that people bring also has `missing(metric) -> str`, which says for
+`doctor` what is not there, or "". `ditbench.summary` turns them into estimates.
 """
 
 from __future__ import annotations

@@ -38,6 +38,11 @@ def refuse(cell: Sampled, metric: Metric) -> str:
         return "these are pictures, not videos"
     if cell.samples.num_frames < SHORTEST:
         return f"I3D needs videos of at least {SHORTEST} frames, got {cell.samples.num_frames}"
+    return missing(metric)
+
+
+def missing(metric: Metric) -> str:
+    """Which file or environment is not there, whatever the cell; "" when all are."""
     try:
         ENVIRONMENT.python()
         located(WEIGHTS)

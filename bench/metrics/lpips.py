@@ -52,6 +52,11 @@ def refuse(cell: Sampled, metric: Metric) -> str:
         return reason
     if min(cell.samples.shape[-3:-1]) < SMALLEST:
         return f"LPIPS needs pictures of at least {SMALLEST} pixels a side"
+    return missing(metric)
+
+
+def missing(metric: Metric) -> str:
+    """Which file or environment is not there, whatever the cell; "" when all are."""
     try:
         located(BACKBONE)
         located(HEADS, heads_path())

@@ -31,10 +31,11 @@ DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 def refuse(cell: Sampled, metric: Metric) -> str:
     """Why a cell has no PickScore, or ""."""
-    if len(cell.samples.shape) == 5:
-        return "these are videos, and it was trained on pictures"
-    if cell.prompts is None:
-        return "the requests carry no prompts"
+    return cell.unpaired or missing(metric)
+
+
+def missing(metric: Metric) -> str:
+    """Which file or environment is not there, whatever the cell; "" when all are."""
     try:
         located(WEIGHTS)
     except ValueError as error:

@@ -49,10 +49,11 @@ JUDGES = {
 
 def refuse(cell: Sampled, metric: Metric) -> str:
     """Why a cell has no such score, or ""."""
-    if len(cell.samples.shape) == 5:
-        return "these are videos, and it was trained on pictures"
-    if cell.prompts is None:
-        return "the requests carry no prompts"
+    return cell.unpaired or missing(metric)
+
+
+def missing(metric: Metric) -> str:
+    """Which file or environment is not there, whatever the cell; "" when all are."""
     try:
         JUDGES[metric.name].environment.python()
         _files(metric)

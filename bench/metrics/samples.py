@@ -103,6 +103,13 @@ class Sampled:
         return folder / ("video.safetensors" if self.world == "video" else "still.safetensors")
 
     @property
+    def unpaired(self) -> str:
+        """Why the samples are no pictures beside prompts, or ""."""
+        if len(self.samples.shape) == 5:
+            return "these are videos, and it was trained on pictures"
+        return "" if self.prompts is not None else "the requests carry no prompts"
+
+    @property
     def unjudged(self) -> str:
         """Why the judge cannot look at these samples, or ""."""
         if not self.world:

@@ -28,6 +28,11 @@ def refuse(cell: Sampled, metric: Metric) -> str:
         return f"a video of {seconds:.2f} s ({cell.samples.num_frames} frames) needs VBench-Long: VBench is for less than 5 s"
     if cell.prompts is None:
         return "the requests carry no prompts"
+    return missing(metric)
+
+
+def missing(metric: Metric) -> str:
+    """Which file or environment is not there, whatever the cell; "" when all are."""
     try:
         if metric.name.partition(".")[2] not in SUMS:  # they are made of what is there already
             ENVIRONMENT.python()
