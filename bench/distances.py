@@ -265,11 +265,13 @@ def jackknifed_contrast(
     A cross-check that knows nothing of influence functions; it costs an eigenproblem per table and block.
     """
     found = _paired(tables)
-    block = blocks(len(found[0]), groups)
-    return contrast([_jackknifed(x, reference, block) for x in found], signs)
+    return contrast([read_jackknifed(x, reference, groups) for x in found], signs)
 
 
-def _jackknifed(x: np.ndarray, reference: Reference, block: np.ndarray) -> Reading:
+def read_jackknifed(features: ArrayLike, reference: Reference, groups: ArrayLike | None = None) -> Reading:
+    """`frechet` with what it is when each of (at most 50) blocks of whole groups is left out, blocks as units."""
+    x = table(features)
+    block = blocks(len(x), groups)
     parts = [Moments.of(x[block == b]) for b in range(int(block.max()) + 1)]
     whole = sum(parts[1:], parts[0])
     return jackknife(frechet(x, reference), [frechet(whole.without(part), reference) for part in parts])

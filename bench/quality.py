@@ -114,7 +114,7 @@ def _statistic(
     entry: dict[str, Any], metric: Metric, record: Mapping[str, Any], mine: Scores, against: Scores | None, sets: Sets
 ) -> Estimate | None:
     """Fill in a statistic of the whole set; its difference."""
-    statistic, features, group = STATISTICS[metric.statistic], mine.arrays[metric.features], mine.arrays["group"]
+    statistic, features = STATISTICS[metric.statistic], mine.arrays[metric.features]
     try:
         reading, held = sets.read(metric, record, mine), sets.reference(metric, record)
     except ValueError as error:
@@ -131,13 +131,11 @@ def _statistic(
     entry["delta"] = delta.as_dict()
     entry["interval"] = f"{statistic.interval.format(n=delta.n)}, at n = {len(features)}"
     if statistic.check and features.shape[1] <= CHECKED and delta.n >= FEWEST_GROUPS:
-        tables = [features, against.arrays[metric.features]]
-        check = statistic.check(tables, [1, -1], held, group)
+        check = contrast([sets.read(metric, record, s, check=True) for s in (mine, against)], [1, -1])
         entry["se_jackknife"] = check.se
         if len(features) <= 2 * features.shape[1] and check.se is not None and check.se > (delta.se or 0):
-            low, high = statistics.student(
-                delta.value, check.se, check.n - 1
-            )  # so near its rank the influence is too small
+            # So near its rank the influence is too small.
+            low, high = statistics.student(delta.value, check.se, check.n - 1)
             delta = replace(check, value=delta.value, low=low, high=high)
             entry["delta"] = delta.as_dict()
             entry["interval"] = f"delete-block jackknife over {delta.n} blocks of prompts, at n = {len(features)}"

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ditbench.distances import Reference, floor, jackknifed_contrast, read_frechet
+from ditbench.distances import Reference, floor, read_frechet, read_jackknifed
 from ditbench.kernels import gaussian, read_mmd, read_mmd_spread
 from ditbench.manifold import read_inception_score, read_precision, read_recall
 from ditbench.readings import Reading
 from ditbench.references import Told
-from ditbench.statistics import Estimate
 
 if TYPE_CHECKING:
     from ditbench.metrics import Metric
@@ -36,14 +35,14 @@ class Statistic:
     """(n, reference) -> what perfect samples would score at this n, where that is not the best there is."""
     alone: bool = False
     """Whether it knows no reference."""
-    check: Callable[..., Estimate] | None = None
-    """(tables, signs, reference, groups) -> the same difference with an interval made another way."""
+    check: Callable[..., Reading] | None = None
+    """The same as `read`, its interval made another way."""
 
 
 _BLOCKS = "delete-block jackknife over {n} blocks of prompts"
 _INFLUENCE = "influence function over {n} prompts"
 STATISTICS = {
-    "frechet": Statistic(read=read_frechet, interval=_INFLUENCE, floor=floor, check=jackknifed_contrast),
+    "frechet": Statistic(read=read_frechet, interval=_INFLUENCE, floor=floor, check=read_jackknifed),
     "mmd_cubic": Statistic(read=read_mmd, interval=_INFLUENCE),
     "mmd_spread": Statistic(read=read_mmd_spread, interval=_INFLUENCE),
     "mmd_gaussian": Statistic(read=partial(read_mmd, kernel=gaussian), interval=_INFLUENCE),
@@ -63,7 +62,7 @@ class Sets:
     def __init__(self, find: Callable[[str, str], Reference], told: Told | None = None) -> None:
         self.find, self.told = find, told or Told()
         """(world, metric family) -> its reference, ValueError when there is none; and what the run was told, for network metrics."""
-        self._known: dict[tuple[str, int], Reading] = {}
+        self._known: dict[tuple[str, int, bool], Reading] = {}
 
     def reference(self, metric: Metric, record: Mapping[str, Any]) -> Reference | None:
         """What a metric of a cell is set against; None where its statistic knows no reference. ValueError says why there is none."""
@@ -73,11 +72,12 @@ class Sets:
             return self.told.reference(metric, record["model"])
         return self.find(record["world"], metric.family)
 
-    def read(self, metric: Metric, record: Mapping[str, Any], scores: Scores) -> Reading:
-        """A cell's statistic; ValueError says why there is none."""
-        at = metric.name, id(scores)
+    def read(self, metric: Metric, record: Mapping[str, Any], scores: Scores, check: bool = False) -> Reading:
+        """A cell's statistic, or the check of it; ValueError says why there is none."""
+        at = metric.name, id(scores), check
         if at not in self._known:
             features, group = scores.arrays[metric.features], scores.arrays["group"]
             held = self.reference(metric, record)
-            self._known[at] = STATISTICS[metric.statistic].read(features, held, group)
+            statistic = STATISTICS[metric.statistic]
+            self._known[at] = (statistic.check if check and statistic.check else statistic.read)(features, held, group)
         return self._known[at]
