@@ -122,19 +122,25 @@ def test_frechet_of_2048_features_takes_at_most_a_third_of_torchmetrics_time():
     factor = mixing(2048, decay=400.0)
     x, y = 1.05 * rng(1).standard_normal((5000, 2048)) @ factor.T, rng(2).standard_normal((5000, 2048)) @ factor.T
     mine, theirs = Moments.of(x), Reference.through(y)  # torchmetrics too has summed when it computes
-    took = []
-
-    def ours():
-        began = time.perf_counter()
-        found = frechet(mine, theirs)
-        took.append(time.perf_counter() - began)
-        return found
-
-    ours()
-    expected, seconds = torchmetrics_frechet(x, y)
-    assert ours() == pytest.approx(expected, rel=1e-5)  # before and after: what else the machine does falls on both
-    print(f"ours {took[0]:.1f} and {took[1]:.1f} s, torchmetrics {seconds:.1f} s")  # noqa: T201
-    assert np.mean(took) <= seconds / 3
+    took: dict[str, list[float]] = {"ours": [], "torchmetrics": []}
+    for name in (
+        "ours",
+        "torchmetrics",
+        "ours",
+        "torchmetrics",
+        "ours",
+    ):  # in turn: what else the machine does falls on both
+        if name == "ours":
+            began = time.perf_counter()
+            found, seconds = frechet(mine, theirs), time.perf_counter() - began
+        else:
+            expected, seconds = torchmetrics_frechet(x, y)
+        took[name].append(seconds)
+    assert found == pytest.approx(expected, rel=1e-5)
+    print(took)  # noqa: T201
+    assert (
+        min(took["ours"]) <= min(took["torchmetrics"]) / 3
+    )  # other work only ever adds to a time: the least is the cleanest
 
 
 def test_a_reference_of_fewer_samples_than_features_has_a_root_too():
