@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 SHARE = "share_of_linear_macs"
 """Note in the record: the share, 0..1, of the transformer's linear multiplications that are in the other format."""
+ERROR = "relative_output_error"
+"""Note in the record: what the other format changes in the outputs of the linear layers it holds, each on the inputs it gets, over the
+transformer's first run: the root of the summed squares of the changes over those of the outputs."""
 SMOOTHING = 0.5
 """How much of the activations' range moves into the weights (SmoothQuant's alpha, its default)."""
 BATCH = 8
@@ -42,15 +46,14 @@ def quantize(pipeline: Any, at: Attachment, scheme: Any, spared: Collection[nn.L
     """
     from torchao.quantization import quantize_
 
-    chosen = [m for m in _linears(at.sublayers) if m not in spared]
-    for linear in chosen:
-        original = linear.weight
+    chosen = {m: m.weight for m in _linears(at.sublayers) if m not in spared}
+    for linear, original in chosen.items():
         at.undo(_put_back, linear, original, original.device, "extra_repr" in vars(linear))
         quantize_(linear, scheme)
         if original.device.type not in ("cpu", "meta"):
             original.data = original.data.cpu()
         at.count("linears")
-    _note_share(pipeline.transformer, at, chosen)
+    _note_first_run(pipeline.transformer, at, chosen)
 
 
 def down_projections(parts: Collection[Sublayer]) -> list[nn.Linear]:
@@ -118,7 +121,7 @@ def _linears(parts: Collection[Sublayer]) -> Iterator[nn.Linear]:
     return (linear for part in parts for linear in part.linears)
 
 
-def _counting(transformer: nn.Module, chosen: list[nn.Linear], undo: ExitStack) -> dict[bool, int]:
+def _counting(transformer: nn.Module, chosen: Collection[nn.Linear], undo: ExitStack) -> dict[bool, int]:
     """Multiplications of linear layers from now on, by whether they are among the chosen."""
     macs, told = {True: 0, False: 0}, {id(linear) for linear in chosen}
 
@@ -131,17 +134,37 @@ def _counting(transformer: nn.Module, chosen: list[nn.Linear], undo: ExitStack) 
     return macs
 
 
-def _note_share(transformer: nn.Module, at: Attachment, chosen: list[nn.Linear]) -> None:
-    """Count the transformer's first run, which the warm-up is, and leave the share as a note."""
+def _note_first_run(transformer: nn.Module, at: Attachment, chosen: dict[nn.Linear, Tensor]) -> None:
+    """Watch the transformer's first run, which the warm-up is, and leave the share and the error as notes."""
     undo = ExitStack()
     at.undo(undo.close)
     macs = _counting(transformer, chosen, undo)
+    squares = _comparing(chosen, undo)
 
     def done(*_: Any) -> None:
         at.notes[SHARE] = macs[True] / max(1, macs[True] + macs[False])
+        if squares["output"]:
+            at.notes[ERROR] = math.sqrt(squares["change"] / squares["output"])
         undo.close()
 
     undo.callback(transformer.register_forward_hook(done).remove)
+
+
+def _comparing(chosen: dict[nn.Linear, Tensor], undo: ExitStack) -> dict[str, float]:
+    """Sums of squares of outputs in the original format and of the changes from them, from now on. One layer at a time is there twice."""
+    squares = {"output": 0.0, "change": 0.0}
+
+    def compare(linear: nn.Linear, inputs: tuple[Tensor], found: Tensor) -> None:
+        if found.is_meta:
+            return
+        with torch.no_grad():
+            exact = nn.functional.linear(inputs[0], chosen[linear].to(found.device), linear.bias)
+            squares["output"] += float(exact.float().square().sum())
+            squares["change"] += float((found - exact).float().square().sum())
+
+    for linear in chosen:
+        undo.callback(linear.register_forward_hook(compare).remove)
+    return squares
 
 
 def _put_back(linear: Any, original: Any, device: Any, had_repr: bool) -> None:

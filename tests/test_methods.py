@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -199,9 +200,22 @@ def test_quantised_layers_err_as_their_format_does_and_the_share_is_noted(text, 
         exact = transformer(*args, **kwargs)[0]
         with Stack.parse(text).attached(tried.pipeline) as attached:
             assert attached.notes() == {}
+            seen = []
+            hooks = [
+                m.register_forward_hook(lambda *told: seen.append(told))
+                for s in sublayers(transformer)
+                for m in s.linears
+            ]
             rounded = transformer(*args, **kwargs)[0]
-            (share,) = attached.notes().values()
+            for hook in hooks:
+                hook.remove()
+            share, noted = attached.notes().values()
+            seen = [told for told in seen if type(told[0].weight.data).__name__.startswith("Int")]
     assert low < float((exact - rounded).norm() / exact.norm()) < high
+    with torch.no_grad():  # with the stack taken back: the layers as they were, on the inputs they had inside it
+        pairs = [(found, linear(*inputs)) for linear, inputs, found in seen]
+    squares = [sum(float(x.square().sum()) for x in xs) for xs in ([a - b for a, b in pairs], [b for _, b in pairs])]
+    assert pairs and noted == pytest.approx(math.sqrt(squares[0] / squares[1]), rel=1e-3)
     whole = share_of_linear_macs(tried.pipeline, lambda: tried.generate(tried.sampling, [0]))
     assert share < whole - 0.1 if "spared" in text else share == pytest.approx(whole)
 
