@@ -1,7 +1,15 @@
 """README and CONTRIBUTING say what the code does."""
 
+import csv
+import io
+import json
 import re
 from pathlib import Path
+
+import pytest
+
+from ditbench.reports.matching import matched_table
+from ditbench.reports.stacking import answer_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,7 +22,6 @@ def test_the_example_in_contributing_is_the_one_the_tests_run():
 
 def test_every_command_line_in_the_documents_parses():
     import contextlib
-    import io
     import shlex
 
     from ditbench.cli import COMMANDS
@@ -34,3 +41,20 @@ def test_every_command_line_in_the_documents_parses():
                     raise AssertionError(f"{name}: {line!r}: {complaint.getvalue()}") from None
             seen += 1
     assert seen >= 5
+
+
+def matched(text, budget):
+    return matched_table(list(csv.DictReader(io.StringIO(text))), budget)
+
+
+TABLES = {"matched": matched, "stacking": lambda text: answer_table(json.loads(text))}
+GENERATED = re.compile(r"<!-- table: (\S+) (\S+) ?(\S*) -->\n\n(.*?)\n<!-- end of table -->", re.S)
+DOCUMENTS = [ROOT / "README.md", *ROOT.glob("reports/published/*/README.md")]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.parent.name)
+def test_tables_in_the_documents_are_those_of_the_published_numbers(path):
+    found = GENERATED.findall(path.read_text())
+    assert path.read_text().count("<!-- table:") == len(found) >= 1
+    for kind, file, told, shown in found:
+        assert shown == TABLES[kind]((ROOT / "reports/published" / file).read_text(), *told.split())
