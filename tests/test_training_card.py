@@ -3,10 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 
-from ditbench.artifact import BUNDLED
+from ditbench.artifact import BUNDLED, needs_of
+from ditbench.models import select
 from ditbench.reports.training import draw_training, write_card
 from ditbench.schedule import Schedule
+from ditbench.stack import Stack
 
 MANIFEST = {
     "method": "m", "model": "dit-tiny", "steps": 4, "below": "distill", "stack": "distill+m", "seconds": 12.5,
@@ -37,3 +40,10 @@ def test_everything_that_is_shipped_has_its_card():
     for folder in shipped:
         assert (folder / "README.md").is_file(), folder
         assert (folder / "training.png").is_file() == (folder / "log.csv").is_file(), folder
+
+
+@pytest.mark.parametrize("model", select("tiny"), ids=lambda model: model.name)
+@pytest.mark.parametrize("text", ["diffsparse", "distill", "distill+diffsparse", "distill+diffsparse(tuned='alone')"])
+def test_the_stacks_that_users_type_first_have_what_they_need_in_the_repository(text, model):
+    needs = needs_of(model, Stack.parse(text), "bundled")
+    assert needs and all((BUNDLED / need.folder / "manifest.json").is_file() for need in needs)
