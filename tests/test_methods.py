@@ -221,6 +221,13 @@ def test_quantised_layers_err_as_their_format_does_and_the_share_is_noted(text, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cache", ["fora", "toca", "duca", "teacache", "taylorseer", "diffsparse(allocator='uniform')"])
+def test_caches_run_over_quantised_layers_as_over_others(cache, kind):
+    both, alone = generate(f"int8+{cache}", kind), generate(cache, kind)
+    assert 0 < float((both - alone).norm() / alone.norm()) < 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_smoothed_down_projections_are_the_same_function_before_rounding(kind, tmp_path):
     tried, found = subject(kind), {}
     linears = down_projections(sublayers(tried.pipeline.transformer))
