@@ -155,7 +155,11 @@ def _comparing(chosen: dict[nn.Linear, Tensor], undo: ExitStack) -> dict[str, fl
     squares = {"output": 0.0, "change": 0.0}
 
     def compare(linear: nn.Linear, inputs: tuple[Tensor], found: Tensor) -> None:
-        if found.is_meta or found.shape[-1] != linear.out_features:  # no numbers, or rerouted by a method above
+        widths = inputs[0].shape[-1], found.shape[-1]
+        if found.is_meta or widths != (
+            linear.in_features,
+            linear.out_features,
+        ):  # no numbers, or rerouted by a method above
             return
         with torch.no_grad():
             exact = nn.functional.linear(inputs[0], chosen[linear].to(found.device), linear.bias)
