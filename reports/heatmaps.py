@@ -63,13 +63,11 @@ def paint(axis: Any, schedule: dict[str, Any], left: bool = True, below: bool = 
         if left:
             middle, at = (first + end - 1) / 2, axis.get_yaxis_transform()
             axis.text(-0.02, middle, kind, transform=at, ha="right", va="center", fontsize=7, color=INK)
-    axis.set_yticks([])
+    axis.yaxis.set_visible(False)
+    axis.xaxis.set_visible(below)
     axis.grid(False)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if below:
-        axis.set_xlabel("step", fontsize=7.5, color=QUIET)
-    else:
-        axis.tick_params(labelbottom=False)
+    axis.set_xlabel("step", fontsize=7.5, color=QUIET)
     return image
 
 
