@@ -142,6 +142,7 @@ def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 PICTURES = {
     "quality-against-time": ("plot", "Quality of {} against seconds per sample", "Quality against time"),
+    "stacking": ("matrix", "Which methods stack on {}, a cell for each combination", "Do they stack? Methods by methods"),
     "promised-and-measured": ("plot", "Measured speed-up of the loop of {} against its ratio of FLOPs", "Promised and measured speed-up"),
     "memory": ("plot", "Peak memory of {} under each stack, in parts", "Peak memory"),
     "schedules": (
@@ -157,7 +158,7 @@ def _figure(path: Path, model: str, out: Path) -> str:
     link = quote(Path(os.path.relpath(path, out)).as_posix())
     kind, alt, words = next(told for end, told in PICTURES.items() if path.stem.endswith(f"-{end}"))
     links = f'<a href="{link}">open the picture</a>'
-    if kind == "plot":
+    if kind != "grid":
         links = f'<a href="{link}">PNG</a>, <a href="{link[:-4]}.svg">SVG</a>'
         link = f"{link[:-4]}.svg"
     picture = f'<img class="{kind}" loading="lazy" src="{link}" alt="{escape(alt.format(model))}">'
