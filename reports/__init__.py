@@ -24,6 +24,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     from ditbench.reports.figures import draw_figures
     from ditbench.reports.grids import draw_grids
     from ditbench.reports.heatmaps import draw_heatmaps
+    from ditbench.reports.matrices import draw_matrices
     from ditbench.reports.page import write_page
     from ditbench.reports.sections import Report, read_sections
     from ditbench.reports.tables import write_tables
@@ -39,7 +40,8 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
         files += write_tables(section, at / "tables")
         plots, grids = draw_figures(section, at / "plots"), draw_grids(section, at / "grids")
         charts, maps = draw_charts(section, at / "plots"), draw_heatmaps(section, at / "plots")
-        drawn = plots, charts, maps, grids
+        stacking = draw_matrices(section, at / "plots")
+        drawn = plots, stacking, charts, maps, grids
         files += [path for found in drawn for paths in found.values() for path in paths]
         pictures[section.name] = {
             model: [p for found in drawn for p in found.get(model, [])] for model in section.models

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ditbench.reports.drawing import Point, plate
+from ditbench.reports.drawing import Point, finish, plate
 from ditbench.reports.figures import reach
 from ditbench.reports.sections import SHOWN, Row, Section, file_name
 from ditbench.reports.style import DPI, INK, PAPER, QUIET, RC
@@ -113,11 +113,7 @@ def _memory(section: Section, model: str, rows: list[Row], folder: Path) -> list
         handles=patches, loc="upper left", bbox_to_anchor=at, ncols=4, fontsize=8, borderaxespad=0, handlelength=1.2
     )
     figure.text(0.02, 0.08 / height, "\n".join(foot), fontsize=6.8, color=QUIET, va="bottom", linespacing=1.25)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{file_name(model)}-memory.png", folder / f"{file_name(model)}-memory.svg"]
-    figure.savefig(paths[0], metadata={"Software": None}, pil_kwargs={"compress_level": 3})
-    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths
+    return finish(figure, folder, f"{file_name(model)}-memory")
 
 
 def _parts(row: Row) -> list[float]:

@@ -5,7 +5,7 @@ n samples, T frames, H height, W width; pixels are uint8 RGB.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,7 +36,7 @@ CLASS_SHAPES = ("circle", "square", "triangle", "cross")
 
 @dataclass(frozen=True)
 class Tiles:
-    """The first samples of a cell, ready to paste: a list per sample, of one picture or of three frames."""
+    """The first samples of a cell: a list per sample, of one picture or of some frames."""
 
     samples: list[list[Picture]]
     trouble: str = ""
@@ -57,7 +57,17 @@ def draw_grids(section: Section, folder: Path) -> dict[str, list[Path]]:
 
 
 def read_tiles(section: Section, row: Row) -> Tiles:
-    """The first samples of a row's cell; none, with the reason, for a cell that did not run or whose file cannot be read."""
+    """The first samples of a row's cell at the size of tiles; none, with the reason, as `read_samples`."""
+    found = read_samples(section, row, None, None, lambda frames: (0, frames // 2, frames - 1))
+    return Tiles([[_fitted(frame) for frame in sample] for sample in found.samples], found.trouble)
+
+
+def read_samples(
+    section: Section, row: Row, pictures: int | None, videos: int | None, frames: Callable[[int], Sequence[int]]
+) -> Tiles:
+    """The first `pictures` or `videos` of a row's cell as they are (None: as many as a grid has columns), and of a video of so many
+    frames those that `frames` names; none, with the reason, for a cell that did not run or whose file cannot be read.
+    """
     if row["status"] != SHOWN:
         return Tiles([], row["reason"] or "no samples")
     path = section.folder / "cells" / row["key"] / "samples.safetensors"
@@ -69,11 +79,12 @@ def read_tiles(section: Section, row: Row) -> Tiles:
             shape, dtype = stored.get_shape(), stored.get_dtype()
             if dtype != "U8" or len(shape) not in (4, 5) or shape[-1] != 3 or 0 in shape:
                 return Tiles([], f"its samples file holds {dtype} of shape {list(shape)}")
-            num = min(shape[0], _columns(len(shape) == 5, max(shape[-3:-1])))
-            if len(shape) == 4:
-                return Tiles([[_fitted(stored[i : i + 1][0])] for i in range(num)])
-            frames = (0, shape[1] // 2, shape[1] - 1)
-            return Tiles([[_fitted(stored[i : i + 1, t : t + 1][0, 0]) for t in frames] for i in range(num)])
+            video = len(shape) == 5
+            num = min(shape[0], (videos if video else pictures) or _columns(video, max(shape[-3:-1])))
+            if not video:
+                return Tiles([[stored[i : i + 1][0]] for i in range(num)])
+            shown = frames(shape[1])
+            return Tiles([[stored[i : i + 1, t : t + 1][0, 0] for t in shown] for i in range(num)])
     except (SafetensorError, OSError) as error:
         return Tiles([], f"its samples file is damaged ({error})")
 

@@ -1,4 +1,4 @@
-"""One page: tables, figures and grids of every section. Works from a file, without network, and says the same without its script."""
+"""One page: tables, figures and grids of every section, all in one file. Works without network, and says the same without its script."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from urllib.parse import quote
 
 from ditbench.reports.answers import command_of
 from ditbench.reports.cells import Cell, glance, quality, speed, video
-from ditbench.reports.sections import SHOWN, Row, Section, file_name, labelled, status, unmeasured
+from ditbench.reports.embedding import data_uri, draw_viewer
+from ditbench.reports.sections import SHOWN, Row, Section, file_name, hardware, labelled, status, unmeasured
 from ditbench.reports.tables import CONVENTION, FIDELITY, MOTION, RULES
-from ditbench.reports.wording import DASH
+from ditbench.reports.wording import DASH, count
 
 
 def write_page(sections: Sequence[Section], pictures: Mapping[str, Mapping[str, Sequence[Path]]], out: Path) -> Path:
@@ -69,9 +70,17 @@ def _section(section: Section, pictures: Mapping[str, Sequence[Path]], out: Path
         parts.append(
             f"<p>The command, which also takes up an unfinished run where it stopped:</p><pre>{escape(section.command)}</pre>"
         )
-    for told, models in _environments(section).items():
+    for told, rows in _environments(section).items():
+        environment = section.records[rows[0]["key"]]["environment"]
+        words = [
+            ", ".join(dict.fromkeys(row["model"] for row in rows)),
+            count(len(rows), "cell"),
+            hardware(environment),
+        ]
+        if environment.get("revision"):
+            words.append(f"revision {environment['revision']}")
         parts.append(
-            f"<details><summary>Environment of {escape(', '.join(models))}</summary><pre>{escape(told)}</pre></details>"
+            f"<details><summary>Environment of {escape('; '.join(words))}</summary><pre>{escape(told)}</pre></details>"
         )
     at = f"{section.name}/tables" if several else "tables"
     tables = [
@@ -83,16 +92,12 @@ def _section(section: Section, pictures: Mapping[str, Sequence[Path]], out: Path
     return "\n".join(parts)
 
 
-def _environments(section: Section) -> dict[str, list[str]]:
-    """Each distinct environment once, with the models measured in it."""
-    found: dict[str, list[str]] = {}
-    for model, rows in section.models.items():
-        for row in rows:
-            environment = section.records[row["key"]]["environment"]
-            if environment:
-                told = found.setdefault(json.dumps(environment, indent=1, sort_keys=True), [])
-                if model not in told:
-                    told.append(model)
+def _environments(section: Section) -> dict[str, list[Row]]:
+    """Each distinct environment once, with the rows measured in it."""
+    found: dict[str, list[Row]] = {}
+    for row in section.rows:
+        if environment := section.records[row["key"]]["environment"]:
+            found.setdefault(json.dumps(environment, indent=1, sort_keys=True), []).append(row)
     return found
 
 
@@ -108,6 +113,8 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         _list(notes) if notes else "",
     ]
     for path in pictures:
+        if path.stem.endswith("-samples"):
+            parts.append(draw_viewer(section, model))
         if path.suffix == ".png":
             parts.append(_figure(path, model, out))
     parts += [
@@ -142,6 +149,7 @@ def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 PICTURES = {
     "quality-against-time": ("plot", "Quality of {} against seconds per sample", "Quality against time"),
+    "stacking": ("matrix", "Which methods stack on {}, a cell for each combination", "Do they stack? Methods by methods"),
     "promised-and-measured": ("plot", "Measured speed-up of the loop of {} against its ratio of FLOPs", "Promised and measured speed-up"),
     "memory": ("plot", "Peak memory of {} under each stack, in parts", "Peak memory"),
     "schedules": (
@@ -157,10 +165,10 @@ def _figure(path: Path, model: str, out: Path) -> str:
     link = quote(Path(os.path.relpath(path, out)).as_posix())
     kind, alt, words = next(told for end, told in PICTURES.items() if path.stem.endswith(f"-{end}"))
     links = f'<a href="{link}">open the picture</a>'
-    if kind == "plot":
+    if kind != "grid":
         links = f'<a href="{link}">PNG</a>, <a href="{link[:-4]}.svg">SVG</a>'
-        link = f"{link[:-4]}.svg"
-    picture = f'<img class="{kind}" loading="lazy" src="{link}" alt="{escape(alt.format(model))}">'
+        path = path.with_suffix(".svg")
+    picture = f'<img class="{kind}" loading="lazy" src="{data_uri(path)}" alt="{escape(alt.format(model))}">'
     return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'
 
 
@@ -190,8 +198,9 @@ def _table(rows: Sequence[Row], cells: object, label: str) -> str:
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>{"".join(parts)}</table></div>'
 
 
-def _filled(first: str, second: str) -> str:
-    return f"<td>{escape(first)}<small>{escape(second)}</small></td>" if second else f"<td>{escape(first)}</td>"
+def _filled(first: str, second: str, hover: str = "") -> str:
+    start = f'<td title="{escape(hover)}">' if hover else "<td>"
+    return f"{start}{escape(first)}<small>{escape(second)}</small></td>" if second else f"{start}{escape(first)}</td>"
 
 
 def _broken(head: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ditbench.interaction import together
 from ditbench.record import read_json, read_run
 from ditbench.references import Told
 from ditbench.reports.frontier import SHOWN, Row, probabilities
@@ -35,6 +36,8 @@ class Section:
     """One sentence for each file that could not be read."""
     spec: dict[str, Any]
     """What the run was told, as its spec.json has it; empty where that says nothing."""
+    stacking: list[dict[str, Any]]
+    """The rows of `ditbench.interaction.together`."""
 
     @property
     def models(self) -> dict[str, list[Row]]:
@@ -122,7 +125,19 @@ def _section(folder: Path, name: str) -> Section:
                 row["quality"][metric]["frontier"] = chances.get(row["key"])
     command = folder / "command.txt"
     told = command.read_text(errors="replace").strip() if command.is_file() else ""
-    return Section(name=name, folder=folder, command=told, rows=rows, records=records, left_out=left_out, spec=spec)
+    stacking = together(_comparable(rows, records), scores)
+    return Section(
+        name=name, folder=folder, command=told, rows=rows, records=records, left_out=left_out, spec=spec, stacking=stacking
+    )  # fmt: skip
+
+
+def _comparable(rows: Sequence[Row], records: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records that may be set against their baseline: asked the same, and without the times that another environment gave."""
+    return [
+        records[row["key"]] | ({} if row["baseline"] or row["speedup_call"] else {"timing": []})
+        for row in rows
+        if row["baseline_key"]
+    ]
 
 
 def _presentable(row: Row, records: Mapping[str, dict[str, Any]]) -> Row:
