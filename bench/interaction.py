@@ -37,6 +37,7 @@ SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 NOT_SLOWER = 1.02
 """A control within 2 % of a stack's time counts as no slower."""
 
+VERDICTS = ("stacks", "clashes", "beaten", "unresolved")
 RULE = (
     f"stacks: the alignment interaction is above -{MARGIN} and the stack beats its equal-time control or is not told from it, both by 95 % "
     f"intervals; clashes: the interaction is below zero; beaten: the control is better; unresolved: otherwise. Equal-time control: the "

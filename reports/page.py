@@ -84,12 +84,16 @@ def _section(section: Section, pictures: Mapping[str, Sequence[Path]], out: Path
         )
     at = f"{section.name}/tables" if several else "tables"
     tables = [
-        f'<a href="{quote(f"{at}/{name}")}">{name}</a>'
-        for name in ("speed.csv", "speed.md", "quality.csv", "quality.md", "video.md")
-        if name != "video.md" or (out / at / name).is_file()
+        f'<a href="{quote(f"{at}/{name}.{kind}")}">{name}.{kind}</a>'
+        for name in TABLES
+        for kind in ("csv", "md", "tex")
+        if (out / at / f"{name}.{kind}").is_file()
     ]
     parts.append(f"<p>Tables at full precision: {', '.join(tables)}.</p>")
     return "\n".join(parts)
+
+
+TABLES = ("speed", "quality", "stacking", "training", "video")
 
 
 def _environments(section: Section) -> dict[str, list[Row]]:

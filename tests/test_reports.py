@@ -57,7 +57,7 @@ def lines_of(path):
 
 def test_a_report_has_tables_plots_grids_and_a_page_for_every_model(report, run):
     names = {str(path.relative_to(run / "report")) for path in report.files}
-    tables = {f"tables/{name}.{kind}" for name in ("speed", "quality") for kind in ("csv", "md")}
+    tables = {f"tables/{name}.{kind}" for name in ("speed", "quality", "stacking") for kind in ("csv", "md", "tex")}
     plots = {
         f"plots/{model}-{what}.{kind}"
         for model in ("dit-tiny", "wan-tiny")
