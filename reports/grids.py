@@ -70,7 +70,7 @@ def read_samples(
     """
     if row["status"] != SHOWN:
         return Tiles([], row["reason"] or "no samples")
-    path = section.folder / "cells" / row["key"] / "samples.safetensors"
+    path = section.home(row).folder / "cells" / row["key"] / "samples.safetensors"
     if not path.is_file():
         return Tiles([], "its samples file is missing")
     try:

@@ -62,6 +62,8 @@ def _section(section: Section, pictures: Mapping[str, Sequence[Path]], out: Path
         parts.append(
             '<p class="quiet">A run of its own: its numbers are not compared with those of the other runs here.</p>'
         )
+    if section.remarks:
+        parts.append(_list(section.remarks))
     if section.left_out:
         parts.append("<h3>Left out</h3>" + _list(section.left_out))
     parts += [_model(section, model, pictures.get(model, []), out) for model in section.models]
@@ -132,10 +134,8 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         )
     if nowhere:
         parts.append(f"<details><summary>Not measured, and why</summary>{_list(nowhere)}</details>")
-    commands = "".join(
-        f'<li>{escape(labelled(row))}: <code class="command">{escape(command_of(section.records[row["key"]], section.spec))}</code></li>'
-        for row in rows
-    )
+    told = [(labelled(row), command_of(section.records[row["key"]], section.home(row).spec)) for row in rows]
+    commands = "".join(f'<li>{escape(of)}: <code class="command">{escape(command)}</code></li>' for of, command in told)
     parts.append(
         f'<details><summary>The command of every row</summary><ul class="notes">{commands}</ul></details></section>'
     )

@@ -23,11 +23,12 @@ MACHINE = ("device", "processor", "cores", "threads", "capability", "cuda", "tf3
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One run: its rows in table order, `none` first within each model."""
+    """One run, or several that were merged: its rows in table order, `none` first within each model. A row's `run` is its run's name."""
 
     name: str
     """Name of the run folder, made unlike those of the other sections."""
     folder: Path
+    """Of merged runs the first one's, as `spec` is."""
     command: str
     rows: list[Row]
     records: dict[str, dict[str, Any]]
@@ -38,6 +39,14 @@ class Section:
     """What the run was told, as its spec.json has it; empty where that says nothing."""
     stacking: list[dict[str, Any]]
     """The rows of `ditbench.interaction.together`."""
+    merged: tuple[Section, ...] = ()
+    """The runs it was merged of, each as a section; none for a run alone."""
+    remarks: tuple[str, ...] = ()
+    """What was merged and how, or what keeps it apart from the other runs of the report."""
+
+    def home(self, row: Row) -> Section:
+        """The run a row was measured in."""
+        return next((section for section in self.merged if section.name == row["run"]), self)
 
     @property
     def models(self) -> dict[str, list[Row]]:
@@ -66,7 +75,7 @@ class Section:
     def requests(self, model: str) -> list[dict[str, Any]]:
         """What the model was asked for, in sample order; empty when the file is missing or damaged."""
         try:
-            found = read_json(self.folder / "requests" / f"{model}.json")
+            found = read_json(self.home(self.models[model][0]).folder / "requests" / f"{model}.json")
         except (OSError, ValueError):
             return []
         return found if isinstance(found, list) else []
@@ -114,21 +123,26 @@ def _section(folder: Path, name: str) -> Section:
     ]
     spec = run.spec.get("spec", {})
     summed = summarise(run.records, scores, margins=spec.get("margins"), told=Told(folder))
-    rows = [_presentable(row, records) for row in summed]
-    order = {model: i for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))}
-    rows.sort(key=lambda row: (order[row["model"]], not row["baseline"]))
-    for model in order:
-        mine = [row for row in rows if row["model"] == model]
-        for metric in mine[0]["quality"]:
-            chances = probabilities(mine, metric) if mine[0]["quality"][metric]["primary"] else {}
-            for row in mine:
-                row["quality"][metric]["frontier"] = chances.get(row["key"])
+    rows = ranked([_presentable(row, records) | {"run": name} for row in summed])
     command = folder / "command.txt"
     told = command.read_text(errors="replace").strip() if command.is_file() else ""
     stacking = together(_comparable(rows, records), scores)
     return Section(
         name=name, folder=folder, command=told, rows=rows, records=records, left_out=left_out, spec=spec, stacking=stacking
     )  # fmt: skip
+
+
+def ranked(rows: list[Row]) -> list[Row]:
+    """Rows in table order, each with its probability of being on the frontier of its model."""
+    order = {model: i for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))}
+    found = sorted(rows, key=lambda row: (order[row["model"]], not row["baseline"]))
+    for model in order:
+        mine = [row for row in found if row["model"] == model]
+        for metric in mine[0]["quality"]:
+            chances = probabilities(mine, metric) if mine[0]["quality"][metric]["primary"] else {}
+            for row in mine:
+                row["quality"][metric]["frontier"] = chances.get(row["key"])
+    return found
 
 
 def _comparable(rows: Sequence[Row], records: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:

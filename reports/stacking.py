@@ -41,7 +41,7 @@ def stacking_frame(section: Section) -> pd.DataFrame:
     lines = []
     for told in section.stacking:
         row = _row(section, told, told["stack"])
-        line = {"run": section.name, "model": told["model"], "stack": told["stack"], "reading": told["reading"]}
+        line = {"run": row["run"], "model": told["model"], "stack": told["stack"], "reading": told["reading"]}
         line |= {"verdict": told["verdict"], "suspect": row["suspect"], "gamma_flops": told.get("gamma_flops")}
         for name, key in ESTIMATES.items():
             line |= spread(name, told[key].as_dict() if told.get(key) else None, counted=True)

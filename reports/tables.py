@@ -101,7 +101,7 @@ def document(report: Report) -> dict[str, Any]:
             {"model": model, "caption": section.caption(model), "rows": rows} for model, rows in section.models.items()
         ]
         told = {"name": section.name, "command": section.command, "models": models, "left_out": section.left_out}
-        runs.append(told | {"stacking": interaction.document(section.stacking)})
+        runs.append(told | {"stacking": interaction.document(section.stacking), "remarks": list(section.remarks)})
     return {"schema": DOCUMENT, "page": str(report.page), "convention": CONVENTION, "runs": runs}
 
 
@@ -112,7 +112,7 @@ def speed(section: Section) -> pd.DataFrame:
 
 def _speed_line(section: Section, row: Row) -> dict[str, Any]:
     environment = section.records[row["key"]]["environment"]
-    line: dict[str, Any] = {"run": section.name} | {
+    line: dict[str, Any] = {"run": row["run"]} | {
         name: row[name] for name in ("model", "stack", "status", "reason", "suspect")
     }
     for name in ("call_s", "text_s", "denoise_s", "decode_s"):
@@ -148,7 +148,7 @@ def quality(section: Section) -> pd.DataFrame:
                 continue
             parts = {"": entry} | entry["parts"]
             for part, told in parts.items():
-                line = {"run": section.name} | {name: row[name] for name in ("model", "stack", "status")}
+                line = {"run": row["run"]} | {name: row[name] for name in ("model", "stack", "status")}
                 line |= {"metric": metric, "part": part} | spread("value", told["value"], counted=True)
                 line |= spread("delta", told["delta"], counted=True)
                 line |= {name: told.get(name) for name in ("mde", "se_jackknife", "frontier", *JUDGED)}
@@ -226,4 +226,4 @@ def _filled(sheet: Sheet, section: Section, cells: Any, rules: Sequence[str] = (
             ", ".join(f"{name} {margin:g}" for name, margin in margins.items()) or "none, so that nothing is equivalent"
         )
         rules = (*rules, f"Margins stated before the run: {told}.")
-    return replace(sheet, blocks=blocks, rules=rules, left_out=section.left_out)
+    return replace(sheet, blocks=blocks, rules=(*rules, *section.remarks), left_out=section.left_out)

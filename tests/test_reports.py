@@ -231,8 +231,12 @@ def test_times_from_two_machines_are_never_divided(tmp_path):
     assert rows["fewer_steps(steps=10)"]["speedup_call"] is not None
 
 
-def test_several_runs_keep_their_own_sections_and_files(tmp_path, capsys):
-    runs = [write_run(tmp_path / at / "same", n=9, stacks=STACKS[:2], seed=i) for i, at in enumerate(("a", "b"))]
+def test_runs_of_two_machines_keep_their_own_sections_and_files(tmp_path, capsys):
+    machines = ENVIRONMENT, ENVIRONMENT | {"cores": 64}
+    runs = [
+        write_run(tmp_path / at / "same", n=9, stacks=STACKS[:2], environment=machine)
+        for at, machine in zip("ab", machines, strict=True)
+    ]
     report = reports.build(runs, tmp_path / "out")
     reports.print_report(report)
     assert [section.name for section in report.sections] == ["same", "same-2"]
