@@ -73,6 +73,20 @@ class Artifact:
     folder: Path
     manifest: dict[str, Any] = field(repr=False)
 
+    def cost(self) -> dict[str, Any]:
+        """What it took, for the record of a cell that uses it: key, seconds, iterations and samples; None for what was not noted.
+
+        Iterations are those its notes tell, finishing included, or the lines of a log that has one for each.
+        """
+        notes, log, iterations = self.manifest["notes"], self.folder / "log.csv", None
+        if "iterations" in notes:
+            iterations = notes["iterations"] + notes.get("finish", 0)
+        elif log.is_file() and (lines := log.read_text().splitlines()) and "iteration" in lines[0].split(","):
+            iterations = len(lines) - 1
+        samples = next((notes[name] for name in ("samples", "recordings") if name in notes), None)
+        told = {name: self.manifest[name] for name in ("recipe", "below", "seconds", "notes")}
+        return {"key": self.folder.name, "iterations": iterations, "samples": samples, **told}
+
 
 def needs_of(model: Model, stack: Stack, weights: str) -> list[Need]:
     """What the methods of a stack must have been prepared for, in the order they attach."""

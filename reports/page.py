@@ -13,8 +13,12 @@ from urllib.parse import quote
 
 from ditbench.reports.answers import command_of
 from ditbench.reports.cells import Cell, glance, quality, speed, video
+from ditbench.reports.costs import training_sheet
 from ditbench.reports.embedding import data_uri, draw_viewer
+from ditbench.reports.imported import imported_sheet
 from ditbench.reports.sections import SHOWN, Row, Section, file_name, hardware, labelled, status, unmeasured
+from ditbench.reports.sheets import KEY, Sheet
+from ditbench.reports.stacking import stacking_sheet
 from ditbench.reports.tables import CONVENTION, FIDELITY, MOTION, RULES
 from ditbench.reports.wording import DASH, count
 
@@ -95,7 +99,7 @@ def _section(section: Section, pictures: Mapping[str, Sequence[Path]], out: Path
     return "\n".join(parts)
 
 
-TABLES = ("speed", "quality", "stacking", "training", "video")
+TABLES = ("speed", "quality", "stacking", "training", "video", "imported")
 
 
 def _environments(section: Section) -> dict[str, list[Row]]:
@@ -132,6 +136,7 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         parts.append(
             f"<details><summary>Videos</summary><p>{escape(MOTION)}</p>{_table(rows, video, f'{model}: videos')}</details>"
         )
+    parts += [_sheet(make(section), model) for make in (stacking_sheet, training_sheet, imported_sheet)]
     if nowhere:
         parts.append(f"<details><summary>Not measured, and why</summary>{_list(nowhere)}</details>")
     told = [(labelled(row), command_of(section.records[row["key"]], section.home(row).spec)) for row in rows]
@@ -140,6 +145,34 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         f'<details><summary>The command of every row</summary><ul class="notes">{commands}</ul></details></section>'
     )
     return "\n".join(part for part in parts if part)
+
+
+def _sheet(sheet: Sheet, model: str) -> str:
+    """What a sheet has about a model, folded up; empty where it has nothing."""
+    parts = []
+    for block in sheet.blocks:
+        if block.model == model:
+            first, *heads = (head for head in block.lines[0] if head != KEY)
+            told = "".join(f'<th scope="col">{_broken(head)}</th>' for head in (first, *heads))
+            told = f"<thead><tr>{told}</tr></thead>"
+            for line in block.lines:
+                name = f'<th scope="row" title="{escape(line.get(KEY, ""))}">{escape(line[first])}</th>'
+                told += f"<tr>{name}{''.join(_filled(*_apart(line[head])) for head in heads)}</tr>"
+            kind = ' class="imported"' if block.italic else ""
+            parts += [f'<p class="quiet">{escape(block.caption)}.</p>'] if block.italic else []
+            label = escape(f"{model}: {sheet.title}")
+            parts.append(
+                f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table{kind}>{told}</table></div>'
+            )
+            parts += [_list(block.notes)] if block.notes else []
+    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in (sheet.convention, *sheet.rules))
+    return f"<details><summary>{escape(sheet.title)}</summary>{words}{''.join(parts)}</details>" if parts else ""
+
+
+def _apart(text: str) -> Cell:
+    """A number and its interval."""
+    number, bracket, interval = text.partition(" [")
+    return number, f"[{interval}" if bracket else ""
 
 
 def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:

@@ -11,6 +11,8 @@ import pandas as pd
 
 from ditbench import interaction
 from ditbench.quality import ASKED
+from ditbench.reports.costs import training_frame, training_sheet, used
+from ditbench.reports.imported import imported_frame, imported_sheet
 from ditbench.reports.sections import SHOWN, Report, Row, Section, labelled, status
 from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, latex, markdown, spread
 from ditbench.reports.stacking import stacking_frame, stacking_sheet
@@ -42,6 +44,8 @@ WHOLE = (
     "threads",
     "n_identical",
     "samples_needed",
+    "iterations",
+    "samples",
 )
 """Columns of whole numbers, with those named after a count or bytes: written without a decimal point also where some are missing."""
 JUDGED = ("verdict", "margin", "p", "p_equivalent", "p_holm", "p_equivalent_holm")
@@ -73,6 +77,10 @@ def write_tables(section: Section, folder: Path) -> list[Path]:
     ]  # fmt: skip
     if section.stacking:
         sheets.append((stacking_sheet(section), stacking_frame(section)))
+    if any(used(section)):
+        sheets.append((training_sheet(section), training_frame(section)))
+    if (elsewhere := imported_sheet(section)).blocks:
+        sheets.append((elsewhere, imported_frame(section)))
     if any(entry["value"] for row in section.rows for entry in row["quality"].values() if entry["table"] == "video"):
         videos = replace(whole, name="video", title="Videos", convention=MOTION)
         sheets.append((_filled(videos, section, _video_cells), None))
