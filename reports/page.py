@@ -11,10 +11,13 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
+from PIL import Image
+
 from ditbench.reports.answers import command_of
 from ditbench.reports.cells import Cell, glance, quality, speed, video
 from ditbench.reports.embedding import data_uri, draw_viewer
 from ditbench.reports.sections import SHOWN, Row, Section, file_name, hardware, labelled, status, unmeasured
+from ditbench.reports.style import DPI
 from ditbench.reports.tables import CONVENTION, FIDELITY, MOTION, RULES
 from ditbench.reports.wording import DASH, count
 
@@ -167,8 +170,12 @@ def _figure(path: Path, model: str, out: Path) -> str:
     links = f'<a href="{link}">open the picture</a>'
     if kind != "grid":
         links = f'<a href="{link}">PNG</a>, <a href="{link[:-4]}.svg">SVG</a>'
-        path = path.with_suffix(".svg")
-    picture = f'<img class="{kind}" loading="lazy" src="{data_uri(path)}" alt="{escape(alt.format(model))}">'
+    with Image.open(path) as drawn:
+        width, height = (round(side * 96 / DPI) for side in drawn.size)  # CSS counts 96 pixels an inch
+    picture = (
+        f'<img class="{kind}" loading="lazy" decoding="async" width="{width}" height="{height}" alt="{escape(alt.format(model))}" '
+        f'src="{data_uri(path)}">'
+    )
     return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'
 
 
