@@ -161,6 +161,7 @@ PICTURES = {
         "grid", "Share of tokens each sub-layer of {} computes at each step, a panel for each scheduled stack",
         "Schedules: the share of tokens computed, by step and sub-layer",
     ),
+    "training": ("small", "Loss over the training of a method for {}", "What was trained for these rows, and for how long"),
     "samples": ("grid", "Samples of {}, a row for each stack", "Samples: the same request and noise down each column"),
 }  # fmt: skip
 """How the page shows a picture, by the end of its file's name: kind, alternative text, caption."""
@@ -170,10 +171,11 @@ def _figure(path: Path, model: str, out: Path) -> str:
     link = quote(Path(os.path.relpath(path, out)).as_posix())
     kind, alt, words = next(told for end, told in PICTURES.items() if path.stem.endswith(f"-{end}"))
     links = f'<a href="{link}">open the picture</a>'
-    if kind != "grid":
+    if kind in ("plot", "matrix"):
         links = f'<a href="{link}">PNG</a>, <a href="{link[:-4]}.svg">SVG</a>'
     with Image.open(path) as drawn:
-        width, height = (round(side * 96 / DPI) for side in drawn.size)  # CSS counts 96 pixels an inch
+        inch = float(drawn.info.get("dpi", (DPI,))[0])
+        width, height = (round(side * 96 / inch) for side in drawn.size)  # CSS counts 96 pixels an inch
     picture = (
         f'<img class="{kind}" loading="lazy" decoding="async" width="{width}" height="{height}" alt="{escape(alt.format(model))}" '
         f'src="{data_uri(path)}">'

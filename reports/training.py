@@ -6,6 +6,7 @@ Read from `log.csv`, `schedule.json` and `manifest.json` alone.
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ditbench.artifact import Artifact, Need, find, needs_of_record
 from ditbench.record import read_json
 from ditbench.reports.heatmaps import paint
+from ditbench.reports.sections import SHOWN, Section, file_name
 from ditbench.reports.style import FAMILIES, INK, QUIET, RC
 from ditbench.schedule import Schedule
 
@@ -35,6 +38,37 @@ def write_card(folder: Path) -> Path:
     title = f"# {manifest['method']} for {manifest['model']}\n\nFor {manifest['steps']} steps{below}.\n"
     (folder / CARD).write_text(f"{title}\n| | |\n|---|---|\n{rows}\n{shown}")
     return folder / CARD
+
+
+def copy_training(section: Section, folder: Path) -> dict[str, list[Path]]:
+    """Copy the picture of every training that a model's cells rest on, where what was trained is on this machine; the copies by model."""
+    found: dict[str, list[Path]] = {}
+    for model, rows in section.models.items():
+        needs = {
+            need.folder: need for row in rows if row["status"] == SHOWN for need in _needs(section.records[row["key"]])
+        }
+        for need in needs.values():
+            trained = _trained(need)
+            if trained and (trained.folder / PICTURE).is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"{file_name(model)}-{need.method}-{need.key}-training.png"
+                path.write_bytes((trained.folder / PICTURE).read_bytes())
+                found.setdefault(model, []).append(path)
+    return found
+
+
+def _needs(record: Mapping[str, Any]) -> list[Need]:
+    try:
+        return needs_of_record(record)
+    except ValueError:  # its method is not installed here: nothing to show
+        return []
+
+
+def _trained(need: Need) -> Artifact | None:
+    try:
+        return find(need)
+    except ValueError:  # damaged: not what the cell was run with
+        return None
 
 
 def draw_training(folder: Path) -> Path | None:
