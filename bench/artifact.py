@@ -11,12 +11,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditbench.models import weights_sha256
+from ditbench.models import models, weights_sha256
 from ditbench.record import read_json, write_json
 from ditbench.stack import Stack
 from ditbench.workload import sampling_of
@@ -90,13 +90,27 @@ class Artifact:
 
 def needs_of(model: Model, stack: Stack, weights: str) -> list[Need]:
     """What the methods of a stack must have been prepared for, in the order they attach."""
+    return _needs(model, stack, lambda: weights_sha256(model, weights))
+
+
+def needs_of_record(record: Mapping[str, Any]) -> list[Need]:
+    """What a record's cell was prepared for; ValueError where its model or a method is not known here, or takes other knobs by now."""
+    table = models()
+    if record["model"] not in table:
+        raise ValueError(f"no model {record['model']!r}")
+    return _needs(
+        table[record["model"]], Stack.restore(record["methods"]), lambda: str(record["run"].get("model_sha256"))
+    )
+
+
+def _needs(model: Model, stack: Stack, sha256: Callable[[], str]) -> list[Need]:
     found = []
     for m in stack.methods:
         if (recipe := m.recipe()) is not None:
             below = below_of(stack, m)
             found.append(
                 Need(
-                    method=m.name, recipe=recipe, model=model.name, weights_sha256=weights_sha256(model, weights),
+                    method=m.name, recipe=recipe, model=model.name, weights_sha256=sha256(),
                     steps=m.adapt(below.adapt(sampling_of(model))).steps, below=str(below), stack=str(Stack((*below.methods, m))),
                 )
             )  # fmt: skip

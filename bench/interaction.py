@@ -28,6 +28,7 @@ from ditbench.stack import Stack
 from ditbench.statistics import Estimate
 
 ALIGNMENT = "align.shapes_v1"
+PERCEPTUAL = "perceptual.shapes_v1"
 SHOWN = "ok"
 """The only status with numbers: an inert method neither sped anything up nor changed anything."""
 MARGIN = 0.02
@@ -142,6 +143,46 @@ def together(
                     | _row(parts, text, cells, controls, scores, references)
                 )
     return found
+
+
+def over_steps(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """What a method still gives when fewer steps are taken: a row for every stack whose other part is a number of steps run alone too.
+
+    Keys: model, `method` (the stack without its `fewer_steps`), steps, and against the cell with the same steps and without the method
+    `speedup`, `alignment` and `perceptual` (estimates or None: changes of the alignment, and of the distance to the un-accelerated
+    sample). Methods run alone are rows at the model's own number of steps.
+    """
+    found = []
+    for model in dict.fromkeys(r["model"] for r in records):
+        cells = {r["stack"]: r for r in records if r["model"] == model and r["status"] == SHOWN}
+        for text, r in cells.items():
+            parts = text.split("+")
+            fewer = [part for part in parts if part.startswith("fewer_steps")]
+            rest = "+".join(part for part in parts if part not in fewer)
+            under = cells.get(fewer[0] if fewer else "none")
+            if text == "none" or not rest or under is None:
+                continue
+            speed = statistics.speedup(under["timing"], r["timing"])
+            row = {"model": model, "method": rest, "steps": r["sampling"]["steps"], "stack": text}
+            row["speedup"] = speed.estimate if speed else None
+            told = [scores.get(cell["key"]) for cell in (r, under)]
+            row |= {
+                name: _change(metric, told, under["stack"])
+                for name, metric in (("alignment", ALIGNMENT), ("perceptual", PERCEPTUAL))
+            }
+            found.append(row)
+    return found
+
+
+def _change(metric: str, told: Sequence[Scores | None], under: str) -> Estimate | None:
+    """The paired difference of a metric between two cells; from the un-accelerated model to itself there is no distance."""
+    mine, theirs = told
+    if mine is None or theirs is None or metric not in mine.arrays:
+        return None
+    others = theirs.arrays.get(
+        metric, np.zeros(len(mine.arrays[metric])) if metric == PERCEPTUAL and under == "none" else None
+    )
+    return None if others is None else statistics.delta(mine.arrays[metric], others, mine.arrays["group"])
 
 
 def _identity(method: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     A record that cannot be read is named and left out. Raises ValueError when a folder holds no run.
     """
     from ditbench.reports.charts import draw_charts
+    from ditbench.reports.crossover import draw_crossovers
     from ditbench.reports.figures import draw_figures
     from ditbench.reports.grids import draw_grids
     from ditbench.reports.heatmaps import draw_heatmaps
@@ -30,6 +31,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     from ditbench.reports.page import write_page
     from ditbench.reports.sections import Report, read_sections
     from ditbench.reports.tables import write_tables
+    from ditbench.reports.training import copy_training
 
     if not folders:
         raise ValueError("a report needs at least one run folder")
@@ -43,7 +45,15 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
         plots, grids = draw_figures(section, at / "plots"), draw_grids(section, at / "grids")
         charts, maps = draw_charts(section, at / "plots"), draw_heatmaps(section, at / "plots")
         stacking = draw_matrices(section, at / "plots")
-        drawn = plots, stacking, charts, maps, grids
+        drawn = (
+            plots,
+            draw_crossovers(section, at / "plots"),
+            stacking,
+            charts,
+            maps,
+            copy_training(section, at / "plots"),
+            grids,
+        )
         files += [path for found in drawn for paths in found.values() for path in paths]
         pictures[section.name] = {
             model: [p for found in drawn for p in found.get(model, [])] for model in section.models

@@ -9,11 +9,12 @@ import pandas as pd
 
 from ditbench.reports.sections import Row, Section, labelled, status
 from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, spread
+from ditbench.reports.training import trained_for
 from ditbench.reports.wording import DASH, number, places_of, spoken, times
 
 TRAINING = (
     "A line for each artefact that a stack uses. seconds: wall time of making it, on the machine where it was made; iterations and "
-    "samples: of its training. What it bought: speed-ups of the whole stack over none and its changes against none, not the artefact's "
+    "samples: of its training; of cells that do not say what they used, as this machine holds it. What it bought: speed-ups of the whole stack over none and its changes against none, not the artefact's "
     "share in them. Intervals are 95 %."
 )
 
@@ -48,9 +49,13 @@ def training_frame(section: Section) -> pd.DataFrame:
 
 
 def used(section: Section) -> Iterator[tuple[Row, str, Mapping[str, Any]]]:
-    """(row, method, what its artefact cost), in table order; nothing for records that do not say what they used."""
+    """(row, method, what its artefact cost), in table order; of records that do not say, what this machine holds for them."""
     for row in section.rows:
-        for method, cost in (section.records[row["key"]].get("artifacts") or {}).items():
+        record = section.records[row["key"]]
+        told = record.get("artifacts")
+        if told is None:
+            told = {method: artifact.cost() for method, artifact in trained_for(record).items()}
+        for method, cost in told.items():
             yield row, method, cost
 
 

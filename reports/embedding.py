@@ -42,9 +42,9 @@ class Sprite:
 
 
 def data_uri(path: Path) -> str:
-    """A picture's file as a link that holds it."""
-    content, kind = path.read_bytes(), {".svg": "svg+xml"}.get(path.suffix, path.suffix[1:])
-    if kind == "png" and len(content) > HEAVY:
+    """A PNG as a link that holds it. Not the SVG: browsers take a tenth of a second for each before they show the page."""
+    content, kind = path.read_bytes(), "png"
+    if len(content) > HEAVY:
         with Image.open(path) as picture:
             content, kind = _webp(picture.convert("RGB"), lossless=False), "webp"
     return _uri(content, kind)

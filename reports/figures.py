@@ -43,7 +43,7 @@ def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -
     drawn = plate(section, model, rows, len(panels), SMALL_PRINT)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         _panel(axis, drawn, metric)
-    _time_axis(drawn.axes, rows)
+    time_axis(drawn.axes, rows)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         level = next(
             (r["quality"][metric]["value"]["value"] for r in rows if r["baseline"] and placed(r, metric)), None
@@ -99,7 +99,8 @@ def reach(estimate: dict[str, Any]) -> tuple[float, float]:
     return max(0.0, estimate["value"] - estimate["low"]), max(0.0, estimate["high"] - estimate["value"])
 
 
-def _time_axis(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
+def time_axis(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
+    """Label the lowest panel's axis of seconds, logarithmic where they differ much."""
     seconds = [row["timing"]["call_s"]["value"] for row in rows]
     last = axes[-1]
     if max(seconds) > 4 * min(seconds):

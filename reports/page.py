@@ -11,6 +11,8 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
+from PIL import Image
+
 from ditbench.reports.answers import command_of
 from ditbench.reports.cells import Cell, glance, quality, speed, video
 from ditbench.reports.costs import training_sheet
@@ -19,6 +21,7 @@ from ditbench.reports.imported import imported_sheet
 from ditbench.reports.sections import SHOWN, Row, Section, file_name, hardware, labelled, status, unmeasured
 from ditbench.reports.sheets import KEY, Sheet
 from ditbench.reports.stacking import stacking_sheet
+from ditbench.reports.style import DPI
 from ditbench.reports.tables import CONVENTION, FIDELITY, MOTION, RULES
 from ditbench.reports.wording import DASH, count
 
@@ -186,6 +189,8 @@ def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 PICTURES = {
     "quality-against-time": ("plot", "Quality of {} against seconds per sample", "Quality against time"),
+    "crossover": ("plot", "Cells of {} beside the curve of fewer steps", "Does it beat fewer steps in the same time?"),
+    "over-steps": ("plot", "What each method gives on {} over the number of steps", "What a method still gives at fewer steps"),
     "stacking": ("matrix", "Which methods stack on {}, a cell for each combination", "Do they stack? Methods by methods"),
     "promised-and-measured": ("plot", "Measured speed-up of the loop of {} against its ratio of FLOPs", "Promised and measured speed-up"),
     "memory": ("plot", "Peak memory of {} under each stack, in parts", "Peak memory"),
@@ -193,6 +198,7 @@ PICTURES = {
         "grid", "Share of tokens each sub-layer of {} computes at each step, a panel for each scheduled stack",
         "Schedules: the share of tokens computed, by step and sub-layer",
     ),
+    "training": ("small", "Loss over the training of a method for {}", "What was trained for these rows, and for how long"),
     "samples": ("grid", "Samples of {}, a row for each stack", "Samples: the same request and noise down each column"),
 }  # fmt: skip
 """How the page shows a picture, by the end of its file's name: kind, alternative text, caption."""
@@ -202,10 +208,15 @@ def _figure(path: Path, model: str, out: Path) -> str:
     link = quote(Path(os.path.relpath(path, out)).as_posix())
     kind, alt, words = next(told for end, told in PICTURES.items() if path.stem.endswith(f"-{end}"))
     links = f'<a href="{link}">open the picture</a>'
-    if kind != "grid":
+    if kind in ("plot", "matrix"):
         links = f'<a href="{link}">PNG</a>, <a href="{link[:-4]}.svg">SVG</a>'
-        path = path.with_suffix(".svg")
-    picture = f'<img class="{kind}" loading="lazy" src="{data_uri(path)}" alt="{escape(alt.format(model))}">'
+    with Image.open(path) as drawn:
+        inch = float(drawn.info.get("dpi", (DPI,))[0])
+        width, height = (round(side * 96 / inch) for side in drawn.size)  # CSS counts 96 pixels an inch
+    picture = (
+        f'<img class="{kind}" loading="lazy" decoding="async" width="{width}" height="{height}" alt="{escape(alt.format(model))}" '
+        f'src="{data_uri(path)}">'
+    )
     return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ditbench.interaction import together
+from ditbench.interaction import over_steps, together
 from ditbench.record import read_json, read_run
 from ditbench.references import Told
 from ditbench.reports.frontier import SHOWN, Row, probabilities
@@ -39,6 +39,8 @@ class Section:
     """What the run was told, as its spec.json has it; empty where that says nothing."""
     stacking: list[dict[str, Any]]
     """The rows of `ditbench.interaction.together`."""
+    over_steps: list[dict[str, Any]]
+    """The rows of `ditbench.interaction.over_steps`."""
     merged: tuple[Section, ...] = ()
     """The runs it was merged of, each as a section; none for a run alone."""
     remarks: tuple[str, ...] = ()
@@ -126,9 +128,10 @@ def _section(folder: Path, name: str) -> Section:
     rows = ranked([_presentable(row, records) | {"run": name} for row in summed])
     command = folder / "command.txt"
     told = command.read_text(errors="replace").strip() if command.is_file() else ""
-    stacking = together(_comparable(rows, records), scores)
+    comparable = _comparable(rows, records)
     return Section(
-        name=name, folder=folder, command=told, rows=rows, records=records, left_out=left_out, spec=spec, stacking=stacking
+        name=name, folder=folder, command=told, rows=rows, records=records, left_out=left_out, spec=spec,
+        stacking=together(comparable, scores), over_steps=over_steps(comparable, scores),
     )  # fmt: skip
 
 

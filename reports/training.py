@@ -6,6 +6,7 @@ Read from `log.csv`, `schedule.json` and `manifest.json` alone.
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ditbench.artifact import Artifact, find, needs_of_record
 from ditbench.record import read_json
 from ditbench.reports.heatmaps import paint
+from ditbench.reports.sections import SHOWN, Section, file_name
 from ditbench.reports.style import FAMILIES, INK, QUIET, RC
 from ditbench.schedule import Schedule
 
@@ -35,6 +38,35 @@ def write_card(folder: Path) -> Path:
     title = f"# {manifest['method']} for {manifest['model']}\n\nFor {manifest['steps']} steps{below}.\n"
     (folder / CARD).write_text(f"{title}\n| | |\n|---|---|\n{rows}\n{shown}")
     return folder / CARD
+
+
+def copy_training(section: Section, folder: Path) -> dict[str, list[Path]]:
+    """Copy the picture of every training that a model's cells rest on, where what was trained is on this machine; the copies by model."""
+    found: dict[str, list[Path]] = {}
+    for model, rows in section.models.items():
+        records = [section.records[row["key"]] for row in rows if row["status"] == SHOWN]
+        used = {artifact.folder: name for record in records for name, artifact in trained_for(record).items()}
+        for trained, method in used.items():
+            if (trained / PICTURE).is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"{file_name(model)}-{method}-{trained.name}-training.png"
+                path.write_bytes((trained / PICTURE).read_bytes())
+                found.setdefault(model, []).append(path)
+    return found
+
+
+def trained_for(record: Mapping[str, Any]) -> dict[str, Artifact]:
+    """What a record's cell was prepared with, by method, where it is on this machine and whole."""
+    found = {}
+    try:
+        for need in needs_of_record(record):
+            if artifact := find(need):
+                found[need.method] = artifact
+    except (
+        ValueError
+    ):  # a method that is not installed here, or an artefact that is damaged: not what the cell was run with
+        return {}
+    return found
 
 
 def draw_training(folder: Path) -> Path | None:

@@ -61,7 +61,7 @@ def test_a_report_has_tables_plots_grids_and_a_page_for_every_model(report, run)
     plots = {
         f"plots/{model}-{what}.{kind}"
         for model in ("dit-tiny", "wan-tiny")
-        for what in ("quality-against-time", "promised-and-measured", "memory", "stacking")
+        for what in ("quality-against-time", "promised-and-measured", "memory", "stacking", "crossover")
         for kind in ("png", "svg")
     }
     plots |= {f"plots/{model}-schedules.png" for model in ("dit-tiny", "wan-tiny")}

@@ -163,7 +163,7 @@ def test_what_was_trained_stands_with_its_cost_beside_what_its_stack_bought(tmp_
     (section,) = sections.read_sections([run])
     assert not list(costs.used(section))
     path = run / "cells" / key_of("dit-tiny", "fora(interval=3)") / "record.json"
-    record = json.loads(path.read_text())
+    record = read_json(path)
     told = find_bundled("distill").cost()
     path.write_text(json.dumps(record | {"artifacts": {"distill": told}}))
     reports.build([run])
