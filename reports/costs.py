@@ -14,8 +14,8 @@ from ditbench.reports.wording import DASH, number, places_of, spoken, times
 
 TRAINING = (
     "A line for each artefact that a stack uses. seconds: wall time of making it, on the machine where it was made; iterations and "
-    "samples: of its training; of cells that do not say what they used, as this machine holds it. What it bought: speed-ups of the whole stack over none and its changes against none, not the artefact's "
-    "share in them. Intervals are 95 %."
+    "samples: of its training; for records that do not name what they used, of what this machine holds for them. What it bought: "
+    "speed-ups of the whole stack over none and its changes against none, not the artefact's share in them. Intervals are 95 %."
 )
 
 
