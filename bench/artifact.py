@@ -145,6 +145,20 @@ def find(need: Need) -> Artifact | None:
     return None
 
 
+def trained_for(record: Mapping[str, Any]) -> dict[str, Artifact]:
+    """What a record's cell was prepared with, by method, where it is on this machine and whole."""
+    found = {}
+    try:
+        for need in needs_of_record(record):
+            if artifact := find(need):
+                found[need.method] = artifact
+    except (
+        ValueError
+    ):  # a method that is not installed here, or an artefact that is damaged: not what the cell was run with
+        return {}
+    return found
+
+
 def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN) -> Artifact:
     """Make an artefact: `make(folder)` writes its files and returns notes. A killed or failed making leaves nothing that `find` finds."""
     folder = root / need.folder

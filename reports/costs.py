@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from ditbench.reports.sections import Row, Section, labelled, status
 from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, spread
-from ditbench.reports.training import trained_for
 from ditbench.reports.wording import DASH, number, places_of, spoken, times
 
 TRAINING = (
@@ -23,7 +22,7 @@ def training_sheet(section: Section) -> Sheet:
     """A block for each model some stack of which uses an artefact."""
     blocks = []
     for model in section.models:
-        lines = [_words(row, method, cost) for row, method, cost in used(section) if row["model"] == model]
+        lines = [_words(row, method, cost) for row, method, cost in section.trained if row["model"] == model]
         if lines:
             heads = [head for head in lines[0] if any(line[head] != DASH for line in lines)]
             shown = [{head: line[head] for head in heads} for line in lines]
@@ -34,7 +33,7 @@ def training_sheet(section: Section) -> Sheet:
 def training_frame(section: Section) -> pd.DataFrame:
     """The same lines at full precision."""
     lines = []
-    for row, method, cost in used(section):
+    for row, method, cost in section.trained:
         line = {name: row[name] for name in ("run", "model", "stack", "status", "reason")} | {"method": method}
         line |= {"artifact": cost["key"], "prepared_under": cost["below"]}
         line |= {name: cost[name] for name in ("seconds", "iterations", "samples")}
@@ -46,17 +45,6 @@ def training_frame(section: Section) -> pd.DataFrame:
                 }
         lines.append(line | circumstances(row, section.records[row["key"]]["environment"]))
     return pd.DataFrame(lines)
-
-
-def used(section: Section) -> Iterator[tuple[Row, str, Mapping[str, Any]]]:
-    """(row, method, what its artefact cost), in table order; of records that do not say, what this machine holds for them."""
-    for row in section.rows:
-        record = section.records[row["key"]]
-        told = record.get("artifacts")
-        if told is None:
-            told = {method: artifact.cost() for method, artifact in trained_for(record).items()}
-        for method, cost in told.items():
-            yield row, method, cost
 
 
 def _words(row: Row, method: str, cost: Mapping[str, Any]) -> dict[str, str]:

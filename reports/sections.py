@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ditbench.artifact import trained_for
 from ditbench.interaction import over_steps, together
 from ditbench.record import read_json, read_run
 from ditbench.references import Told
@@ -49,6 +51,18 @@ class Section:
     def home(self, row: Row) -> Section:
         """The run a row was measured in."""
         return next((section for section in self.merged if section.name == row["run"]), self)
+
+    @cached_property
+    def trained(self) -> list[tuple[Row, str, dict[str, Any]]]:
+        """(row, method, what its artefact cost), in table order; of records that do not say, what this machine holds for them."""
+        found = []
+        for row in self.rows:
+            record = self.records[row["key"]]
+            told = record.get("artifacts")
+            if told is None:
+                told = {method: artifact.cost() for method, artifact in trained_for(record).items()}
+            found += [(row, method, cost) for method, cost in told.items()]
+        return found
 
     @property
     def models(self) -> dict[str, list[Row]]:

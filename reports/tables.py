@@ -11,7 +11,7 @@ import pandas as pd
 
 from ditbench import interaction
 from ditbench.quality import ASKED
-from ditbench.reports.costs import training_frame, training_sheet, used
+from ditbench.reports.costs import training_frame, training_sheet
 from ditbench.reports.imported import imported_frame, imported_sheet
 from ditbench.reports.sections import SHOWN, Report, Row, Section, labelled, status
 from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, latex, markdown, spread
@@ -77,7 +77,7 @@ def write_tables(section: Section, folder: Path) -> list[Path]:
     ]  # fmt: skip
     if section.stacking:
         sheets.append((stacking_sheet(section), stacking_frame(section)))
-    if any(used(section)):
+    if section.trained:
         sheets.append((training_sheet(section), training_frame(section)))
     if (elsewhere := imported_sheet(section)).blocks:
         sheets.append((elsewhere, imported_frame(section)))

@@ -6,7 +6,6 @@ Read from `log.csv`, `schedule.json` and `manifest.json` alone.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ditbench.artifact import Artifact, find, needs_of_record
+from ditbench.artifact import trained_for
 from ditbench.record import read_json
 from ditbench.reports.heatmaps import paint
 from ditbench.reports.sections import SHOWN, Section, file_name
@@ -52,20 +51,6 @@ def copy_training(section: Section, folder: Path) -> dict[str, list[Path]]:
                 path = folder / f"{file_name(model)}-{method}-{trained.name}-training.png"
                 path.write_bytes((trained / PICTURE).read_bytes())
                 found.setdefault(model, []).append(path)
-    return found
-
-
-def trained_for(record: Mapping[str, Any]) -> dict[str, Artifact]:
-    """What a record's cell was prepared with, by method, where it is on this machine and whole."""
-    found = {}
-    try:
-        for need in needs_of_record(record):
-            if artifact := find(need):
-                found[need.method] = artifact
-    except (
-        ValueError
-    ):  # a method that is not installed here, or an artefact that is damaged: not what the cell was run with
-        return {}
     return found
 
 

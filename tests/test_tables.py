@@ -14,7 +14,7 @@ from ditbench.artifact import BUNDLED, Artifact
 from ditbench.interaction import RULE
 from ditbench.models import models
 from ditbench.record import read_json
-from ditbench.reports import costs, imported, sections, sheets, stacking
+from ditbench.reports import imported, sections, sheets, stacking
 from ditbench.reports.frontier import frontier
 
 
@@ -161,7 +161,7 @@ def test_a_stack_with_a_part_that_was_not_measured_is_a_row_with_the_reason_and_
 def test_what_was_trained_stands_with_its_cost_beside_what_its_stack_bought(tmp_path):
     run = write_run(tmp_path / "run", n=9, stacks=STACKS[:3])
     (section,) = sections.read_sections([run])
-    assert not list(costs.used(section))
+    assert not section.trained
     path = run / "cells" / key_of("dit-tiny", "fora(interval=3)") / "record.json"
     record = read_json(path)
     told = find_bundled("distill").cost()
