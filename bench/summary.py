@@ -107,6 +107,7 @@ def summarise(
     )
     rows = [_row(r, baselines.get(r["model"]), scores, sets, shown, margins or {}) for r in records]
     verdict.judge(rows)
+    sets.save()
     return rows
 
 

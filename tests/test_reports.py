@@ -416,8 +416,8 @@ def test_a_report_needs_no_torch(tmp_path):
 def test_a_hundred_cells_take_little_enough_work(tmp_path):
     """Counted in function calls, which no other work on the machine changes.
 
-    The command makes 11.3 million, imports included; when it made 8 million it took 6.6 to 7.9 s on a quiet two-core machine, of the ten it may
-    take. At other hours it took 14 s of processor time on the same machine, so that seconds cannot be asserted.
+    The command makes 11.3 million, imports included; when it made 8 million it took 6.6 to 7.9 s on a quiet two-core machine, of the
+    ten it may take. At other hours it took 14 s of processor time on the same machine, so that seconds cannot be asserted.
     """
     stacks = [("none", "ok"), *((f"fora(interval={i})", "ok") for i in range(2, 26))]
     run = write_run(tmp_path / "large", models=tuple(WORLDS), stacks=stacks, n=9)
