@@ -27,6 +27,7 @@ RC: dict[str, Any] = {
     "grid.color": PALE,
     "grid.linewidth": 0.6,
     "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": QUIET,
     "ytick.color": QUIET,
     "xtick.labelcolor": INK,

@@ -62,7 +62,7 @@ def draw_training(folder: Path) -> Path | None:
     schedule = Schedule.read(folder / "schedule.json") if (folder / "schedule.json").is_file() else None
     if not rows and schedule is None:
         return None
-    with matplotlib.rc_context(matplotlib.rcParamsDefault | RC):
+    with matplotlib.rc_context(matplotlib.rcParamsDefault | RC | {"text.parse_math": True}):  # powers of ten
         num = bool(rows) + (schedule is not None)
         figure = Figure(figsize=(8.4 if num == 2 else 5.2, 2.9), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
