@@ -177,7 +177,7 @@ def _figure(path: Path, model: str, out: Path) -> str:
         inch = float(drawn.info.get("dpi", (DPI,))[0])
         width, height = (round(side * 96 / inch) for side in drawn.size)  # CSS counts 96 pixels an inch
     picture = (
-        f'<img class="{kind}" loading="lazy" decoding="async" width="{width}" height="{height}" alt="{escape(alt.format(model))}" '
+        f'<img class="{kind}" loading="lazy" width="{width}" height="{height}" alt="{escape(alt.format(model))}" '
         f'src="{data_uri(path)}">'
     )
     return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'
