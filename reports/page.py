@@ -162,7 +162,10 @@ PICTURES = {
         "Schedules: the share of tokens computed, by step and sub-layer",
     ),
     "training": ("small", "Loss over the training of a method for {}", "What was trained for these rows, and for how long"),
-    "samples": ("grid", "Samples of {}, a row for each stack", "Samples: the same request and noise down each column"),
+    "samples": (
+        "grid", "Samples of {}, a row for each stack",
+        "Samples: the same request and noise down each column, and below each stack four times its difference to none",
+    ),
 }  # fmt: skip
 """How the page shows a picture, by the end of its file's name: kind, alternative text, caption."""
 

@@ -305,6 +305,16 @@ def test_grids_show_the_same_requests_in_every_row_and_three_frames_of_a_video(r
             assert _occurs(picture, sample[0]), row["stack"]
 
 
+def test_below_each_stack_of_a_grid_are_its_differences_to_the_unaccelerated_samples(run, report):
+    (section,) = sections.read_sections([run])
+    none, other = (grids.read_tiles(section, row).samples[0][0].astype(int) for row in section.models["dit-tiny"][:2])
+    stronger = np.minimum(grids.STRONGER * abs(other - none), 255)[
+        ::8, ::8
+    ]  # a pixel of the sample is eight of the tile
+    picture = np.asarray(Image.open(run / "report/grids/dit-tiny-samples.png"))
+    assert _occurs(picture, stronger.repeat(4, 0).repeat(4, 1)) and not _occurs(picture, np.zeros((64, 64, 3)))
+
+
 def _occurs(picture, tile):
     """Whether the tile is somewhere in the picture, unaltered."""
     height, width = tile.shape[:2]
