@@ -54,12 +54,7 @@ def draw_crossovers(section: Section, folder: Path) -> dict[str, list[Path]]:
             others = [row for row in drawn if kinds[row["key"]] and kinds[row["key"]] <= SAVING]
             if len(curve) > 1 and curve[0]["baseline"] and others:
                 found[model] = _curves(section, model, curve, others, panels, folder)
-            gains = [row for row in section.over_steps if row["model"] == model]
-            several = {
-                m for m in (row["method"] for row in gains) if len({r["steps"] for r in gains if r["method"] == m}) > 1
-            }
-            if several:
-                gains = [row for row in gains if row["method"] in several]
+            if gains := [row for row in section.over_steps if row["model"] == model]:
                 found.setdefault(model, []).extend(_gains(section, model, gains, folder))
     return found
 
