@@ -188,8 +188,11 @@ def _differences(tiles: Tiles, baseline: Tiles) -> list[list[Picture]]:
 
 
 def _halved(difference: NDArray[np.int16]) -> Picture:
-    stronger = np.minimum(STRONGER * difference, 255).astype(np.uint8)
-    return np.asarray(Image.fromarray(stronger).reduce(2))
+    stronger = np.minimum(STRONGER * difference, 255)
+    height, width = (side // 2 * 2 for side in difference.shape[:2])
+    rows = stronger[0:height:2] + stronger[1:height:2]
+    halved: Picture = ((rows[:, 0:width:2] + rows[:, 1:width:2]) // 4).astype(np.uint8)
+    return halved
 
 
 def _row_label(row: Row) -> list[tuple[str, str, bool]]:
