@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ditbench.reports.drawing import NAMED, Point, finish, plate
-from ditbench.reports.figures import reach, time_axis
+from ditbench.reports.figures import reach, scale_time, time_axis
 from ditbench.reports.frontier import eligible
 from ditbench.reports.sections import Row, Section, file_name
 from ditbench.reports.style import DPI, INK, PALE, QUIET, RC
@@ -85,6 +85,7 @@ def _curves(
         )
         words += f"Better than that by {metric}, as measured: {better or 'none'}. "
     drawn = plate(section, model, rows, len(panels), f"{words}Bars: 95 % intervals.", inches=2.4)
+    scale_time(drawn.axes, rows)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         drawn.mark(axis, [_point(row, metric) for row in rows])
         axis.set_ylabel(PANELS[metric][1])
@@ -92,7 +93,7 @@ def _curves(
         _shade(axis, *_line(curve, metric), lower=_lower(rows, metric))
         better = "lower is better" if _lower(rows, metric) else "higher is better"
         axis.set_title(better, loc="right", fontsize=8.5, fontweight="normal", color=QUIET, pad=3)
-    time_axis(drawn.axes, rows)
+    time_axis(drawn.axes)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         drawn.name(axis, [_point(row, metric) for row in rows])
     return drawn.save(f"{model}: does it beat fewer steps?", folder, f"{file_name(model)}-crossover")
