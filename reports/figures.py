@@ -102,9 +102,14 @@ def reach(estimate: dict[str, Any]) -> tuple[float, float]:
 
 def scale_time(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
     """Make the panels' axis of seconds logarithmic where they differ much; before anything is drawn, for limits depend on it."""
-    seconds = [row["timing"]["call_s"]["value"] for row in rows]
-    if max(seconds) > 4 * min(seconds):
+    if far_apart(rows):
         axes[-1].set_xscale("log")
+
+
+def far_apart(rows: Sequence[Row]) -> bool:
+    """Whether times differ so much that their axis is logarithmic."""
+    seconds = [row["timing"]["call_s"]["value"] for row in rows]
+    return bool(max(seconds) > 4 * min(seconds))
 
 
 def time_axis(axes: Sequence[Axes]) -> None:

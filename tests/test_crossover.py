@@ -34,13 +34,19 @@ def test_a_cell_beats_fewer_steps_on_the_better_side_of_their_curve_and_beyond_i
         row(1.0, 0.7, baseline=True),
         row(0.5, 0.5),
     ]  # the baseline lies at nothing lost, whatever its own value is
-    assert crossover._beats(row(seconds, lost), curve, "perceptual.shapes_v1") is beats
+    assert crossover._beats(row(seconds, lost), curve, "perceptual.shapes_v1", False) is beats
 
 
 def test_where_higher_is_better_a_cell_above_the_curve_beats_it():
     curve = [row(1.0, 0.9, "higher", baseline=True), row(0.5, -0.4, "higher")]
-    assert crossover._beats(row(0.75, -0.1, "higher"), curve, "align.shapes_v1")
-    assert not crossover._beats(row(0.75, -0.3, "higher"), curve, "align.shapes_v1")
+    assert crossover._beats(row(0.75, -0.1, "higher"), curve, "align.shapes_v1", False)
+    assert not crossover._beats(row(0.75, -0.3, "higher"), curve, "align.shapes_v1", False)
+
+
+def test_on_a_logarithmic_axis_the_curve_is_straight_there():
+    curve = [row(1.0, 0.0, baseline=True), row(0.01, 0.8)]  # half way down it on that axis: 0.4 at 0.1 s
+    assert crossover._beats(row(0.1, 0.39), curve, "perceptual.shapes_v1", True)
+    assert not crossover._beats(row(0.1, 0.41), curve, "perceptual.shapes_v1", True)
 
 
 def test_the_curve_is_drawn_where_a_run_has_it_and_a_method_over_steps_where_it_ran_at_several(tmp_path):
