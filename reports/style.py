@@ -18,7 +18,7 @@ RC: dict[str, Any] = {
     "axes.labelcolor": INK,
     "axes.titlesize": 11.0,
     "axes.titleweight": "bold",
-    "axes.titley": 1.0,  # where it stands anyway: looking for room among the ticks takes a tenth of the drawing
+    "axes.titley": 1.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
