@@ -146,32 +146,39 @@ def together(
 
 
 def over_steps(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """What a method still gives when fewer steps are taken: a row for every stack whose other part is a number of steps run alone too.
+    """What methods still give when fewer steps are taken, of those that a model was run with at several numbers of steps.
 
-    Keys: model, `method` (the stack without its `fewer_steps`), steps, and against the cell with the same steps and without the method
-    `speedup`, `alignment` and `perceptual` (estimates or None: changes of the alignment, and of the distance to the un-accelerated
-    sample). Methods run alone are rows at the model's own number of steps.
+    A row for each of their cells, set against the cell with as many steps and without the method. Keys: model, `method` (the stack
+    without its `fewer_steps`), stack, steps, and `speedup`, `alignment` and `perceptual`: estimates or None; the latter two are changes of
+    the alignment and of the distance to the un-accelerated sample.
     """
     found = []
     for model in dict.fromkeys(r["model"] for r in records):
         cells = {r["stack"]: r for r in records if r["model"] == model and r["status"] == SHOWN}
+        pairs: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
         for text, r in cells.items():
-            parts = text.split("+")
-            fewer = [part for part in parts if part.startswith("fewer_steps")]
-            rest = "+".join(part for part in parts if part not in fewer)
+            fewer = [part for part in text.split("+") if part.startswith("fewer_steps")]
+            method = "+".join(part for part in text.split("+") if part not in fewer)
             under = cells.get(fewer[0] if fewer else "none")
-            if text == "none" or not rest or under is None:
-                continue
-            speed = statistics.speedup(under["timing"], r["timing"])
-            row = {"model": model, "method": rest, "steps": r["sampling"]["steps"], "stack": text}
-            row["speedup"] = speed.estimate if speed else None
-            told = [scores.get(cell["key"]) for cell in (r, under)]
-            row |= {
-                name: _change(metric, told, under["stack"])
-                for name, metric in (("alignment", ALIGNMENT), ("perceptual", PERCEPTUAL))
-            }
-            found.append(row)
+            if text != "none" and method and under is not None:
+                pairs.setdefault(method, []).append((r, under))
+        for method, told in pairs.items():
+            if len({r["sampling"]["steps"] for r, _ in told}) > 1:
+                found += [_gain(model, method, r, under, scores) for r, under in told]
     return found
+
+
+def _gain(
+    model: str, method: str, cell: Mapping[str, Any], under: Mapping[str, Any], scores: Mapping[str, Scores]
+) -> dict[str, Any]:
+    speed = statistics.speedup(under["timing"], cell["timing"])
+    told = [scores.get(r["key"]) for r in (cell, under)]
+    changes = {
+        name: _change(metric, told, under["stack"])
+        for name, metric in (("alignment", ALIGNMENT), ("perceptual", PERCEPTUAL))
+    }
+    row = {"model": model, "method": method, "stack": cell["stack"], "steps": cell["sampling"]["steps"]}
+    return row | {"speedup": speed.estimate if speed else None} | changes
 
 
 def _change(metric: str, told: Sequence[Scores | None], under: str) -> Estimate | None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ditbench.reports.drawing import NAMED, Point, finish, plate
-from ditbench.reports.figures import reach, time_axis
+from ditbench.reports.figures import far_apart, reach, scale_time, time_axis
 from ditbench.reports.frontier import eligible
 from ditbench.reports.sections import Row, Section, file_name
 from ditbench.reports.style import DPI, INK, PALE, QUIET, RC
@@ -54,12 +54,7 @@ def draw_crossovers(section: Section, folder: Path) -> dict[str, list[Path]]:
             others = [row for row in drawn if kinds[row["key"]] and kinds[row["key"]] <= SAVING]
             if len(curve) > 1 and curve[0]["baseline"] and others:
                 found[model] = _curves(section, model, curve, others, panels, folder)
-            gains = [row for row in section.over_steps if row["model"] == model]
-            several = {
-                m for m in (row["method"] for row in gains) if len({r["steps"] for r in gains if r["method"] == m}) > 1
-            }
-            if several:
-                gains = [row for row in gains if row["method"] in several]
+            if gains := [row for row in section.over_steps if row["model"] == model]:
                 found.setdefault(model, []).extend(_gains(section, model, gains, folder))
     return found
 
@@ -85,11 +80,11 @@ def _curves(
     labels = [row["stack"] if len(rows) <= NAMED else str(i + 1) for i, row in enumerate(rows)]
     words = "Line: the un-accelerated model with fewer steps; in the grey a cell is worse than as many steps as fit into its time. "
     for metric in panels:
-        better = ", ".join(
-            label for row, label in zip(rows, labels, strict=True) if row in others and _beats(row, curve, metric)
-        )
+        ahead = [row in others and _beats(row, curve, metric, far_apart(rows)) for row in rows]
+        better = ", ".join(label for label, there in zip(labels, ahead, strict=True) if there)
         words += f"Better than that by {metric}, as measured: {better or 'none'}. "
     drawn = plate(section, model, rows, len(panels), f"{words}Bars: 95 % intervals.", inches=2.4)
+    scale_time(drawn.axes, rows)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         drawn.mark(axis, [_point(row, metric) for row in rows])
         axis.set_ylabel(PANELS[metric][1])
@@ -97,7 +92,7 @@ def _curves(
         _shade(axis, *_line(curve, metric), lower=_lower(rows, metric))
         better = "lower is better" if _lower(rows, metric) else "higher is better"
         axis.set_title(better, loc="right", fontsize=8.5, fontweight="normal", color=QUIET, pad=3)
-    time_axis(drawn.axes, rows)
+    time_axis(drawn.axes)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         drawn.name(axis, [_point(row, metric) for row in rows])
     return drawn.save(f"{model}: does it beat fewer steps?", folder, f"{file_name(model)}-crossover")
@@ -114,13 +109,16 @@ def _line(curve: Sequence[Row], metric: str) -> tuple[Any, Any]:
     return x, y
 
 
-def _beats(row: Row, curve: Sequence[Row], metric: str) -> bool:
-    """Whether a cell lies on the better side of the straight lines between the curve's points; beyond its ends nothing is said."""
+def _beats(row: Row, curve: Sequence[Row], metric: str, logarithmic: bool) -> bool:
+    """Whether a cell lies on the better side of the straight lines between the curve's points; beyond its ends nothing is said.
+
+    Lines are straight along the axis they are drawn on.
+    """
     point = _point(row, metric)
     if point is None:
         return False
     x, y = _line(curve, metric)
-    ahead = point[1] - np.interp(point[0], x, y)
+    ahead = point[1] - (np.interp(np.log(point[0]), np.log(x), y) if logarithmic else np.interp(point[0], x, y))
     return bool(x[0] <= point[0] <= x[-1] and (ahead < 0 if _lower([row], metric) else ahead > 0))
 
 

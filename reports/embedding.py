@@ -86,7 +86,7 @@ def draw_viewer(section: Section, model: str) -> str:
         f'style="--width: {first.width}; --height: {first.height}; --frames: {first.frames}; --samples: {first.samples}">'
         f'<p><label>left <select class="left">{stacks}</select></label> <label>right <select class="right"></select></label> '
         f'<label>sample <select class="sample">{samples}</select></label></p>'
-        '<div class="stage"><div class="under"></div><div class="over"></div></div>'
+        '<div class="stage"><div class="under"></div><div class="over"></div><span></span><span></span></div>'
         '<p><label class="wide">left &#8596; right <input type="range" class="split" min="0" max="100" value="50"></label> '
         '<label><input type="checkbox" class="difference"> difference, four times as strong</label></p>'
         f"{moving}<figcaption>Two stacks from the same request and noise, one over the other.</figcaption></figure>"
@@ -131,7 +131,7 @@ def _reduced(picture: Any) -> Any:
 
 def _webp(picture: Image.Image, lossless: bool) -> bytes:
     written = BytesIO()
-    picture.save(written, "WEBP", lossless=lossless, quality=0 if lossless else 75, method=0 if lossless else 2)
+    picture.save(written, "WEBP", lossless=lossless, quality=0 if lossless else 75, method=0)
     return written.getvalue()
 
 

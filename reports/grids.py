@@ -1,4 +1,5 @@
-"""Sample grids: a row per stack in table order, the same request and noise down each column. Pictures, or three frames of a video.
+"""Sample grids: a row per stack in table order, the same request and noise down each column, and below it the differences to `none`.
+Pictures, or three frames of a video.
 
 n samples, T frames, H height, W width; pixels are uint8 RGB.
 """
@@ -28,6 +29,8 @@ LEFT, GAP, EDGE = 190, 6, 12
 SMALL, LARGE = 128, 192
 """Side of a tile, pixels: samples up to SMALL are enlarged by whole factors, larger ones reduced to LARGE."""
 LINE, FONT = 14, 11
+STRONGER = 4
+"""How many times stronger differences to the un-accelerated sample are shown, at half the size of a tile."""
 FRAMES = ("first", "middle", "last")
 CLASS_COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 CLASS_SHAPES = ("circle", "square", "triangle", "cross")
@@ -135,8 +138,10 @@ def _draw(model: str, rows: Sequence[Row], tiles: Sequence[Tiles], heads: Sequen
     top = title + max(map(len, words)) * LINE + 10
     labels = [_row_label(row) for row in rows]
     short = 2 * LINE + 10
+    away = [_differences(t, tiles[0]) if rows[0]["baseline"] and t is not tiles[0] else [] for t in tiles]
     heights = [
-        max(height if t.samples else short, len(lines) * LINE + 6) for t, lines in zip(tiles, labels, strict=True)
+        max((height + bool(d) * (height // 2 + 2)) if t.samples else short, len(lines) * LINE + 6)
+        for t, lines, d in zip(tiles, labels, away, strict=True)
     ]
     size = (EDGE + LEFT + num * (inner + GAP) + EDGE, top + sum(h + GAP for h in heights) + EDGE)
     canvas = Image.new("RGB", size, PAPER)
@@ -149,7 +154,7 @@ def _draw(model: str, rows: Sequence[Row], tiles: Sequence[Tiles], heads: Sequen
         bottom = top - 6 - len(lines) * LINE
         pen.text((x, bottom), "\n".join(lines), INK, _font(), spacing=LINE - FONT - 1)
     y = top
-    for row, found, label, high in zip(rows, tiles, labels, heights, strict=True):
+    for row, found, label, high, apart in zip(rows, tiles, labels, heights, away, strict=True):
         pen.line((EDGE, y - GAP // 2, size[0] - EDGE, y - GAP // 2), PALE)
         for k, (text, colour, bold) in enumerate(label):
             pen.text((EDGE, y + 2 + k * LINE), text, colour, _font(bold=bold))
@@ -158,6 +163,13 @@ def _draw(model: str, rows: Sequence[Row], tiles: Sequence[Tiles], heads: Sequen
             for frame in sample:
                 canvas.paste(Image.fromarray(frame), (x, y))
                 x += frame.shape[1] + 2
+        for i, sample in enumerate(apart):
+            x = EDGE + LEFT + i * (inner + GAP)
+            for frame, above in zip(sample, found.samples[i], strict=True):
+                canvas.paste(Image.fromarray(frame), (x, y + height + 2))
+                x += above.shape[1] + 2
+        if apart and y + 2 + len(label) * LINE <= y + height + 2:
+            pen.text((EDGE, y + height + 4), f"difference to none, {STRONGER}x", QUIET, _font())
         if not found.samples:
             wide = size[0] - EDGE - LEFT - EDGE
             reason = wrap(f"{status(row)}: {found.trouble}" if row["status"] != SHOWN else found.trouble, wide - 16, 2)
@@ -165,6 +177,22 @@ def _draw(model: str, rows: Sequence[Row], tiles: Sequence[Tiles], heads: Sequen
             pen.text((EDGE + LEFT + 8, y + 5), "\n".join(reason), QUIET, _font(), spacing=LINE - FONT - 1)
         y += high + GAP
     return canvas
+
+
+def _differences(tiles: Tiles, baseline: Tiles) -> list[list[Picture]]:
+    """How far each tile is from the baseline's, at half its size; nothing where the two are not alike in number and size."""
+    pairs = [list(zip(a, b, strict=False)) for a, b in zip(tiles.samples, baseline.samples, strict=False)]
+    if not pairs or any(a.shape != b.shape for pair in pairs for a, b in pair):
+        return []
+    return [[_halved(np.abs(a.astype(np.int16) - b)) for a, b in pair] for pair in pairs]
+
+
+def _halved(difference: NDArray[np.int16]) -> Picture:
+    stronger = np.minimum(STRONGER * difference, 255)
+    height, width = (side // 2 * 2 for side in difference.shape[:2])
+    rows = stronger[0:height:2] + stronger[1:height:2]
+    halved: Picture = ((rows[:, 0:width:2] + rows[:, 1:width:2]) // 4).astype(np.uint8)
+    return halved
 
 
 def _row_label(row: Row) -> list[tuple[str, str, bool]]:

@@ -199,7 +199,10 @@ PICTURES = {
         "Schedules: the share of tokens computed, by step and sub-layer",
     ),
     "training": ("small", "Loss over the training of a method for {}", "What was trained for these rows, and for how long"),
-    "samples": ("grid", "Samples of {}, a row for each stack", "Samples: the same request and noise down each column"),
+    "samples": (
+        "grid", "Samples of {}, a row for each stack",
+        "Samples: the same request and noise down each column, and below each stack four times its difference to none",
+    ),
 }  # fmt: skip
 """How the page shows a picture, by the end of its file's name: kind, alternative text, caption."""
 
@@ -214,7 +217,7 @@ def _figure(path: Path, model: str, out: Path) -> str:
         inch = float(drawn.info.get("dpi", (DPI,))[0])
         width, height = (round(side * 96 / inch) for side in drawn.size)  # CSS counts 96 pixels an inch
     picture = (
-        f'<img class="{kind}" loading="lazy" decoding="async" width="{width}" height="{height}" alt="{escape(alt.format(model))}" '
+        f'<img class="{kind}" loading="lazy" width="{width}" height="{height}" alt="{escape(alt.format(model))}" '
         f'src="{data_uri(path)}">'
     )
     return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'

@@ -14,7 +14,7 @@ from report_runs import ENVIRONMENT, REASONS, SCHEDULE, STACKS, WORLDS, key_of, 
 from ditbench import reports, summary, verdict
 from ditbench.distances import Reference
 from ditbench.metrics.stored import read_file, write_file
-from ditbench.reports import charts, grids, heatmaps, labels, overview, sections, style, terminal, wording
+from ditbench.reports import charts, figures, grids, heatmaps, labels, overview, sections, style, terminal, wording
 
 ROOT = Path(__file__).resolve().parents[1]
 AWAY = [(stack, status) for stack, status in STACKS if status != "ok"]
@@ -309,6 +309,16 @@ def test_grids_show_the_same_requests_in_every_row_and_three_frames_of_a_video(r
             assert _occurs(picture, sample[0]), row["stack"]
 
 
+def test_below_each_stack_of_a_grid_are_its_differences_to_the_unaccelerated_samples(run, report):
+    (section,) = sections.read_sections([run])
+    none, other = (grids.read_tiles(section, row).samples[0][0].astype(int) for row in section.models["dit-tiny"][:2])
+    stronger = np.minimum(grids.STRONGER * abs(other - none), 255)[
+        ::8, ::8
+    ]  # a pixel of the sample is eight of the tile
+    picture = np.asarray(Image.open(run / "report/grids/dit-tiny-samples.png"))
+    assert _occurs(picture, stronger.repeat(4, 0).repeat(4, 1)) and not _occurs(picture, np.zeros((64, 64, 3)))
+
+
 def _occurs(picture, tile):
     """Whether the tile is somewhere in the picture, unaltered."""
     height, width = tile.shape[:2]
@@ -439,6 +449,23 @@ def test_promise_and_clock_and_memory_are_drawn_for_every_model_that_ran(tmp_pat
         for stem in ("promised-and-measured", "memory"):
             assert (plots / f"{model}-{stem}.png").stat().st_size > 5000
             assert (plots / f"{model}-{stem}.svg").read_text().startswith("<?xml")
+
+
+def test_times_far_apart_have_a_logarithmic_axis_that_begins_near_the_fastest(tmp_path, monkeypatch):
+    seen = []
+    label = figures.time_axis
+    monkeypatch.setattr(
+        figures, "time_axis", lambda axes: (label(axes), seen.append((axes[-1].get_xscale(), axes[-1].get_xlim())))
+    )
+    run = write_run(tmp_path / "run", n=9, stacks=STACKS[:3])
+    (section,) = sections.read_sections([run])
+    section.rows[1]["timing"]["call_s"] = dict.fromkeys(
+        ("value", "low", "high"), section.rows[0]["timing"]["call_s"]["value"] / 40
+    )
+    figures.draw_figures(section, tmp_path / "plots")
+    ((scale, (left, right)),) = seen
+    fastest, slowest = (section.rows[i]["timing"]["call_s"]["value"] for i in (1, 0))
+    assert scale == "log" and fastest / 3 < left < fastest and slowest < right < 3 * slowest
 
 
 def test_the_parts_of_the_peak_add_up_to_it(tmp_path):
