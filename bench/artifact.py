@@ -11,12 +11,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditbench.models import weights_sha256
+from ditbench.models import models, weights_sha256
 from ditbench.record import read_json, write_json
 from ditbench.stack import Stack
 from ditbench.workload import sampling_of
@@ -73,16 +73,44 @@ class Artifact:
     folder: Path
     manifest: dict[str, Any] = field(repr=False)
 
+    def cost(self) -> dict[str, Any]:
+        """What it took, for the record of a cell that uses it: key, seconds, iterations and samples; None for what was not noted.
+
+        Iterations are those its notes tell, finishing included, or the lines of a log that has one for each.
+        """
+        notes, log, iterations = self.manifest["notes"], self.folder / "log.csv", None
+        if "iterations" in notes:
+            iterations = notes["iterations"] + notes.get("finish", 0)
+        elif log.is_file() and (lines := log.read_text().splitlines()) and "iteration" in lines[0].split(","):
+            iterations = len(lines) - 1
+        samples = next((notes[name] for name in ("samples", "recordings") if name in notes), None)
+        told = {name: self.manifest[name] for name in ("recipe", "below", "seconds", "notes")}
+        return {"key": self.folder.name, "iterations": iterations, "samples": samples, **told}
+
 
 def needs_of(model: Model, stack: Stack, weights: str) -> list[Need]:
     """What the methods of a stack must have been prepared for, in the order they attach."""
+    return _needs(model, stack, lambda: weights_sha256(model, weights))
+
+
+def needs_of_record(record: Mapping[str, Any]) -> list[Need]:
+    """What a record's cell was prepared for; ValueError where its model or a method is not known here, or takes other knobs by now."""
+    table = models()
+    if record["model"] not in table:
+        raise ValueError(f"no model {record['model']!r}")
+    return _needs(
+        table[record["model"]], Stack.restore(record["methods"]), lambda: str(record["run"].get("model_sha256"))
+    )
+
+
+def _needs(model: Model, stack: Stack, sha256: Callable[[], str]) -> list[Need]:
     found = []
     for m in stack.methods:
         if (recipe := m.recipe()) is not None:
             below = below_of(stack, m)
             found.append(
                 Need(
-                    method=m.name, recipe=recipe, model=model.name, weights_sha256=weights_sha256(model, weights),
+                    method=m.name, recipe=recipe, model=model.name, weights_sha256=sha256(),
                     steps=m.adapt(below.adapt(sampling_of(model))).steps, below=str(below), stack=str(Stack((*below.methods, m))),
                 )
             )  # fmt: skip
@@ -115,6 +143,20 @@ def find(need: Need) -> Artifact | None:
                     raise ValueError(f"{path} is damaged or missing; remove {folder}, and then: {need.sentence}")
             return Artifact(folder, manifest)
     return None
+
+
+def trained_for(record: Mapping[str, Any]) -> dict[str, Artifact]:
+    """What a record's cell was prepared with, by method, where it is on this machine and whole."""
+    found = {}
+    try:
+        for need in needs_of_record(record):
+            if artifact := find(need):
+                found[need.method] = artifact
+    except (
+        ValueError
+    ):  # a method that is not installed here, or an artefact that is damaged: not what the cell was run with
+        return {}
+    return found
 
 
 def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN) -> Artifact:

@@ -59,9 +59,8 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
         if reason := cell.stack.refusal(pipe):
             return {"status": "refused", "reason": reason}
         sampling = cell.sampling
-        prepared = {
-            name: artifact.folder for name, artifact in resolve(cell.model, cell.stack, cell.spec.weights).items()
-        }
+        artifacts = resolve(cell.model, cell.stack, cell.spec.weights)
+        prepared = {name: artifact.folder for name, artifact in artifacts.items()}
         with cell.stack.attached(pipe, prepared) as attached:
             sampler = measure.Sampler(pipe, cell.model, sampling, attached, cell.spec.device)
             parts = list(batches(requests, cell.batch_size))
@@ -88,6 +87,7 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
                 "counters": attached.counters(),
                 "notes": attached.notes(),
                 "schedule": attached.schedule(),
+                "artifacts": {name: artifact.cost() for name, artifact in artifacts.items()},
                 "environment": environment.describe(cell.spec.device),
                 "sampling": asdict(sampling),
                 "requests_sha256": fingerprint(requests),

@@ -45,8 +45,9 @@ def chunks(x: np.ndarray) -> Iterator[Array]:
 
 def squares(x: Array, y: Array) -> Array:
     """[n, m] squared distances between rows."""
-    found: Array = np.sum(x**2, 1)[:, None] + np.sum(y**2, 1) - 2 * x @ y.T
-    return found.clip(min=0)
+    found: Array = (-2 * x) @ y.T
+    found += np.sum(x**2, 1)[:, None] + np.sum(y**2, 1)
+    return np.maximum(found, 0, out=found)
 
 
 @dataclass(frozen=True, eq=False)

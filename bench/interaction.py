@@ -10,6 +10,7 @@ and for three S(A+B+C) / (S(A) S(B) S(C)) and Q(A+B+C) - Q(A) - Q(B) - Q(C) + 2 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -23,11 +24,13 @@ from ditbench.distances import Reference, frechet_contrast
 from ditbench.metrics.frechet import FEATURE
 from ditbench.metrics.stored import Scores
 from ditbench.quality import reference_of
-from ditbench.record import MEASURED
 from ditbench.stack import Stack
 from ditbench.statistics import Estimate
 
 ALIGNMENT = "align.shapes_v1"
+PERCEPTUAL = "perceptual.shapes_v1"
+SHOWN = "ok"
+"""The only status with numbers: an inert method neither sped anything up nor changed anything."""
 MARGIN = 0.02
 """Alignment that may be lost beyond the sum of what the methods lose alone, and still be said to stack."""
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
@@ -35,6 +38,7 @@ SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 NOT_SLOWER = 1.02
 """A control within 2 % of a stack's time counts as no slower."""
 
+VERDICTS = ("stacks", "clashes", "beaten", "unresolved")
 RULE = (
     f"stacks: the alignment interaction is above -{MARGIN} and the stack beats its equal-time control or is not told from it, both by 95 % "
     f"intervals; clashes: the interaction is below zero; beaten: the control is better; unresolved: otherwise. Equal-time control: the "
@@ -103,25 +107,109 @@ def interactions(
     found = []
     for model in dict.fromkeys(r["model"] for r in records):
         cells = {r["stack"]: r for r in records if r["model"] == model}
-        controls = [r for text, r in cells.items() if text.startswith("fewer_steps") and "+" not in text]
+        controls = _controls(cells)
         for c in subsets(parts):
             for reading, stack in readings(c).items():
                 found.append(
                     {"model": model, "stack": str(stack), "reading": reading}
-                    | _row(c, stack, cells, controls, scores, references)
+                    | _row(list(map(str, c)), str(stack), cells, controls, scores, references)
                 )
     return found
 
 
+def together(
+    records: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, Scores],
+    references: Mapping[str, Reference] | None = None,
+) -> list[dict[str, Any]]:
+    """The rows of `interactions` for every stack of several methods that were each run alone too, and its `parts`: their stacks.
+
+    Found from the records alone, so that no method need be installed. A method counts as run alone however it was tuned in the stack.
+    """
+    found = []
+    for model in dict.fromkeys(r["model"] for r in records):
+        cells = {r["stack"]: r for r in records if r["model"] == model}
+        controls = _controls(cells)
+        alone: dict[str, str] = {}
+        for text, r in cells.items():
+            if len(r["methods"]) == 1:
+                alone.setdefault(_identity(r["methods"][0]), text)
+        for text, r in cells.items():
+            parts = [alone[name] for m in r["methods"] if (name := _identity(m)) in alone]
+            if len(parts) > 1 and len(parts) == len(r["methods"]):
+                frozen = any(m["knobs"].get("tuned") == "alone" for m in r["methods"])
+                found.append(
+                    {"model": model, "stack": text, "reading": "frozen" if frozen else "tuned", "parts": parts}
+                    | _row(parts, text, cells, controls, scores, references)
+                )
+    return found
+
+
+def over_steps(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """What methods still give when fewer steps are taken, of those that a model was run with at several numbers of steps.
+
+    A row for each of their cells, set against the cell with as many steps and without the method. Keys: model, `method` (the stack
+    without its `fewer_steps`), stack, steps, and `speedup`, `alignment` and `perceptual`: estimates or None; the latter two are changes of
+    the alignment and of the distance to the un-accelerated sample.
+    """
+    found = []
+    for model in dict.fromkeys(r["model"] for r in records):
+        cells = {r["stack"]: r for r in records if r["model"] == model and r["status"] == SHOWN}
+        pairs: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+        for text, r in cells.items():
+            fewer = [part for part in text.split("+") if part.startswith("fewer_steps")]
+            method = "+".join(part for part in text.split("+") if part not in fewer)
+            under = cells.get(fewer[0] if fewer else "none")
+            if text != "none" and method and under is not None:
+                pairs.setdefault(method, []).append((r, under))
+        for method, told in pairs.items():
+            if len({r["sampling"]["steps"] for r, _ in told}) > 1:
+                found += [_gain(model, method, r, under, scores) for r, under in told]
+    return found
+
+
+def _gain(
+    model: str, method: str, cell: Mapping[str, Any], under: Mapping[str, Any], scores: Mapping[str, Scores]
+) -> dict[str, Any]:
+    speed = statistics.speedup(under["timing"], cell["timing"])
+    told = [scores.get(r["key"]) for r in (cell, under)]
+    changes = {
+        name: _change(metric, told, under["stack"])
+        for name, metric in (("alignment", ALIGNMENT), ("perceptual", PERCEPTUAL))
+    }
+    row = {"model": model, "method": method, "stack": cell["stack"], "steps": cell["sampling"]["steps"]}
+    return row | {"speedup": speed.estimate if speed else None} | changes
+
+
+def _change(metric: str, told: Sequence[Scores | None], under: str) -> Estimate | None:
+    """The paired difference of a metric between two cells; from the un-accelerated model to itself there is no distance."""
+    mine, theirs = told
+    if mine is None or theirs is None or metric not in mine.arrays:
+        return None
+    others = theirs.arrays.get(
+        metric, np.zeros(len(mine.arrays[metric])) if metric == PERCEPTUAL and under == "none" else None
+    )
+    return None if others is None else statistics.delta(mine.arrays[metric], others, mine.arrays["group"])
+
+
+def _identity(method: Mapping[str, Any]) -> str:
+    """A described method without what it was tuned for."""
+    return json.dumps([method["name"], {k: v for k, v in method["knobs"].items() if k != "tuned"}], sort_keys=True)
+
+
+def _controls(cells: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [r for text, r in cells.items() if text.startswith("fewer_steps") and "+" not in text]
+
+
 def _row(
-    parts: Sequence[Stack], stack: Stack, cells: Mapping[str, Mapping[str, Any]], controls: Sequence[Mapping[str, Any]],
+    parts: Sequence[str], stack: str, cells: Mapping[str, Mapping[str, Any]], controls: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Scores], references: Mapping[str, Reference] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    names = ["none", *map(str, parts), str(stack)]
+    names = ["none", *parts, stack]
     row: dict[str, Any] = {}
     for name in names:
         status = cells[name]["status"] if name in cells else "missing"
-        if status not in MEASURED:
+        if status != SHOWN:
             reason = f": {cells[name]['reason']}" if name in cells else ""
             return row | {"verdict": f"{name} is {status}{reason}"}
     none, *alone, together = (cells[name] for name in names)
@@ -139,9 +227,12 @@ def _row(
     interaction = statistics.mean(values[-1] - sum(values[1:-1]) + (len(alone) - 1) * values[0], group)
     row["alignment"] = interaction
     if all(FEATURE in s.arrays for s in mine if s is not None):
-        reference = reference_of(none["world"]) if references is None else references[none["world"]]
         tables = [s.arrays[FEATURE] for s in mine if s is not None]
-        row["frechet"] = frechet_contrast(tables, [-sign for sign in signs], reference, group)
+        try:
+            reference = reference_of(none["world"]) if references is None else references[none["world"]]
+            row["frechet"] = frechet_contrast(tables, [-sign for sign in signs], reference, group)
+        except ValueError:  # no reference that fits: the distance's own column has the reason
+            row["frechet"] = None
     row |= _control(together, controls, scores, group)
     return row | _verdict(interaction, row.get("over_control"))
 
@@ -150,7 +241,7 @@ def _control(together: Any, controls: Sequence[Any], scores: Mapping[str, Scores
     """The equal-time control, and the alignment the stack has over it."""
     measured = []
     for control in controls:
-        if control["status"] in MEASURED and control["key"] in scores:
+        if control["status"] == SHOWN and control["key"] in scores:
             faster = statistics.speedup(together["timing"], control["timing"])  # the stack's time over the control's
             if faster is not None and faster.estimate.value * NOT_SLOWER >= 1:
                 measured.append(control)

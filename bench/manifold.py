@@ -49,21 +49,22 @@ def read_recall(features: ArrayLike, reference: Reference, groups: ArrayLike | N
     nearest = _nearest(x, block, num)  # [n, B, k]
     k = nearest.shape[2]
     reach = np.sort(nearest.reshape(len(x), -1), axis=1)[:, k - 1]  # [n], squared
-    widened = []
+    widened = [(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))]
     for b in range(num) if num > 1 else ():
         which = np.flatnonzero((nearest[:, b, 0] <= reach) & (block != b))
         rest = np.delete(nearest[which], b, axis=1).reshape(len(which), (num - 1) * k)
-        widened.append((b, which, np.sort(rest, axis=1)[:, k - 1]))
+        widened.append((which, np.sort(rest, axis=1)[:, k - 1], np.full(len(which), b)))
+    which, wider, left_out = (np.concatenate(part) for part in zip(*widened, strict=True))
     covered = np.zeros((len(held), num), bool)  # by a ball of a sample of that block
     gained = np.zeros((len(held), num), bool)  # by a ball that is wider without that block
-    start = 0
-    for r in chunks(held):
-        rows = slice(start, start := start + len(r))
-        for b in range(num):
-            mine = np.flatnonzero(block == b)
-            covered[rows, b] = np.any(squares(r, _rows(x, mine)) <= reach[mine], axis=1)
-        for b, which, wider in widened:
-            gained[rows, b] = np.any(squares(r, _rows(x, which)) <= wider, axis=1)
+    of, at = np.eye(num, dtype=np.float32), 0
+    for a in chunks(x):
+        mine, near, start = slice(at, at + len(a)), (which >= at) & (which < at + len(a)), 0
+        for r in chunks(held):
+            rows, apart = slice(start, start := start + len(r)), squares(r, a)
+            covered[rows] |= _any(apart <= reach[mine], of[block[mine]])
+            gained[rows] |= _any(np.take(apart, which[near] - at, axis=1) <= wider[near], of[left_out[near]])
+        at += len(a)
     elsewhere = covered.sum(1, keepdims=True) - covered > 0
     return jackknife(float(covered.any(1).mean()), (elsewhere | gained).mean(0))
 
@@ -141,6 +142,12 @@ def _nearest(x: np.ndarray, block: np.ndarray, num: int) -> Array:
             apart[rows[:, None] == mine] = np.inf
             near = np.sort(np.partition(apart, min(NEIGHBOURS, len(mine)) - 1, axis=1)[:, :NEIGHBOURS], axis=1)
             found[rows, b, : near.shape[1]] = near
+    return found
+
+
+def _any(hit: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """[m, B]: whether `hit` [m, n] is true anywhere among the columns of each block, `of` [n, B] being 1 where a column is the block's."""
+    found: np.ndarray = hit.astype(np.float32) @ of > 0
     return found
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ditbench.distances import Reference, floor, read_frechet, read_jackknifed
+from ditbench.kept import Kept, key_of
 from ditbench.kernels import gaussian, read_mmd, read_mmd_spread
 from ditbench.manifold import read_inception_score, read_precision, read_recall
 from ditbench.readings import Reading
@@ -63,6 +64,12 @@ class Sets:
         self.find, self.told = find, told or Told()
         """(world, metric family) -> its reference, ValueError when there is none; and what the run was told, for network metrics."""
         self._known: dict[tuple[str, int, bool], Reading] = {}
+        self._kept = Kept(self.told.folder) if self.told.folder else None
+
+    def save(self) -> None:
+        """Keep what was read for the next report of the run, if it has a folder."""
+        if self._kept:
+            self._kept.save()
 
     def reference(self, metric: Metric, record: Mapping[str, Any]) -> Reference | None:
         """What a metric of a cell is set against; None where its statistic knows no reference. ValueError says why there is none."""
@@ -79,5 +86,11 @@ class Sets:
             features, group = scores.arrays[metric.features], scores.arrays["group"]
             held = self.reference(metric, record)
             statistic = STATISTICS[metric.statistic]
-            self._known[at] = (statistic.check if check and statistic.check else statistic.read)(features, held, group)
+            key = key_of(metric.statistic, check, features, group, held) if self._kept else ""
+            found = self._kept.get(key) if self._kept else None
+            if found is None:
+                found = (statistic.check if check and statistic.check else statistic.read)(features, held, group)
+                if self._kept:
+                    self._kept.put(key, found)
+            self._known[at] = found
         return self._known[at]

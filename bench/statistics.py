@@ -7,8 +7,9 @@ interval is two-sided 95 %; every random choice is seeded. Distances between set
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ LEVEL = 0.95
 RESAMPLES = 2000
 FEWEST_GROUPS = 8
 """With fewer groups a bootstrap interval is too short, and `mean` gives a t interval."""
+KEPT = 1000
+"""Groups up to which the bootstrap's draws are kept: 16 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +141,9 @@ def student(value: float, se: float, freedom: int) -> tuple[float, float]:
 
 def _bca(total: Array, count: Array, value: float, seed: int) -> tuple[float, float]:
     """BCa interval of sum(total) / sum(count), groups resampled whole. `total`, `count` [G]."""
-    rng, num = np.random.default_rng(seed), len(total)
-    drawn = np.empty(RESAMPLES)
-    at_once = max(1, 2_000_000 // num)
-    for start in range(0, RESAMPLES, at_once):
-        rows = rng.integers(0, num, (min(at_once, RESAMPLES - start), num))
-        drawn[start : start + at_once] = total[rows].sum(1) / count[rows].sum(1)
+    num = len(total)
+    often = _often(num, seed) if num <= KEPT else _resampled(num, seed)
+    drawn = np.concatenate([part @ total / (part @ count) for part in often])
     below = (np.sum(drawn < value) + np.sum(drawn == value) / 2) / RESAMPLES
     bias = special.ndtri(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
     without = (total.sum() - total) / (count.sum() - count)
@@ -153,6 +153,21 @@ def _bca(total: Array, count: Array, value: float, seed: int) -> tuple[float, fl
     z = bias + special.ndtri(np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     low, high = np.quantile(drawn, special.ndtr(bias + z / (1 - acceleration * z)))
     return float(low), float(high)
+
+
+def _resampled(num: int, seed: int) -> Iterator[Array]:
+    """How often each of `num` groups is drawn in each resample: [RESAMPLES, num], some rows at a time."""
+    rng, at_once = np.random.default_rng(seed), max(1, 2_000_000 // num)
+    for start in range(0, RESAMPLES, at_once):
+        rows = rng.integers(0, num, (min(at_once, RESAMPLES - start), num))
+        flat = (rows + num * np.arange(len(rows))[:, None]).ravel()
+        yield np.bincount(flat, minlength=rows.size).reshape(rows.shape).astype(np.float64)
+
+
+@lru_cache(maxsize=4)
+def _often(num: int, seed: int) -> tuple[Array, ...]:
+    """`_resampled`, drawn once for all the means of a report."""
+    return tuple(_resampled(num, seed))
 
 
 def _finite(values: ArrayLike) -> Array:

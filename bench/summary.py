@@ -82,6 +82,8 @@ __all__ = ["Scores", "read_scores", "summarise"]
 
 DRIFT_BOUND = 0.10
 """A baseline whose slowest round took over 10 % longer than its fastest makes the times of its model suspect."""
+ALIKE = ("requests_sha256", "model_sha256")
+"""What a cell and its baseline must share."""
 STAGES = ("text", "denoise", "decode")
 
 
@@ -105,6 +107,7 @@ def summarise(
     )
     rows = [_row(r, baselines.get(r["model"]), scores, sets, shown, margins or {}) for r in records]
     verdict.judge(rows)
+    sets.save()
     return rows
 
 
@@ -117,12 +120,8 @@ def _row(
     margins: Mapping[str, float],
 ) -> dict[str, Any]:
     run = record["run"]
-    if (
-        none is not None
-        and none["run"].get("requests_sha256") != run.get("requests_sha256")
-        and record["status"] in MEASURED
-    ):
-        none = None  # other requests: nothing may be paired
+    if none is not None and record["status"] in MEASURED and any(none["run"].get(a) != run.get(a) for a in ALIKE):
+        none = None  # other requests, or other weights: nothing may be paired
     drift = statistics.drift(none["timing"]) if none is not None else None
     row = {name: record.get(name, "") for name in ("key", "model", "family", "world", "stack", "status", "reason")}
     row |= {

@@ -17,20 +17,25 @@ __all__ = ["build", "print_report", "report_json"]
 def build(folders: list[Path], out: Path | None = None) -> Report:
     """Make the report of one or more runs in `out` (default: `report/` in the first run's folder).
 
-    Several runs keep a section, and a folder of files, each: no number of one is ever set against a number of another.
+    Runs that agree in all `ditbench.reports.merging.unlike` looks at share a section; the others keep a section, and a folder of files,
+    each, with the fields that differ. Speed-ups and changes are always against the baseline of a cell's own run.
     A record that cannot be read is named and left out. Raises ValueError when a folder holds no run.
     """
     from ditbench.reports.charts import draw_charts
+    from ditbench.reports.crossover import draw_crossovers
     from ditbench.reports.figures import draw_figures
     from ditbench.reports.grids import draw_grids
     from ditbench.reports.heatmaps import draw_heatmaps
+    from ditbench.reports.matrices import draw_matrices
+    from ditbench.reports.merging import merge
     from ditbench.reports.page import write_page
     from ditbench.reports.sections import Report, read_sections
     from ditbench.reports.tables import write_tables
+    from ditbench.reports.training import copy_training
 
     if not folders:
         raise ValueError("a report needs at least one run folder")
-    sections = read_sections(folders)
+    sections = merge(read_sections(folders))
     out = out or folders[0] / ("report" if len(folders) == 1 else f"report-of-{len(folders)}-runs")
     files: list[Path] = []
     pictures: dict[str, dict[str, list[Path]]] = {}
@@ -39,7 +44,16 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
         files += write_tables(section, at / "tables")
         plots, grids = draw_figures(section, at / "plots"), draw_grids(section, at / "grids")
         charts, maps = draw_charts(section, at / "plots"), draw_heatmaps(section, at / "plots")
-        drawn = plots, charts, maps, grids
+        stacking = draw_matrices(section, at / "plots")
+        drawn = (
+            plots,
+            draw_crossovers(section, at / "plots"),
+            stacking,
+            charts,
+            maps,
+            copy_training(section, at / "plots"),
+            grids,
+        )
         files += [path for found in drawn for paths in found.values() for path in paths]
         pictures[section.name] = {
             model: [p for found in drawn for p in found.get(model, [])] for model in section.models

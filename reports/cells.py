@@ -1,11 +1,16 @@
-"""The columns of the page's tables: what each shows of a row. A cell is a number and, in smaller type under it, its interval."""
+"""The columns of the page's tables: what each shows of a row. A cell is a number, in smaller type under it its interval, and how that
+was made, for who hovers over it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from ditbench.reports.sections import Row
 from ditbench.reports.wording import DASH, fixed, interval, number, places_of, share, short, size, times, value
 
-Cell = tuple[str, str]
+Cell = tuple[str, str] | tuple[str, str, str]
 DIRECTION = {"higher": "higher is better", "lower": "lower is better"}
 
 
@@ -39,15 +44,18 @@ def _compared(row: Row, table: str) -> dict[str, Cell]:
             found[f"{metric}\n{entry['unit']}".strip()] = (
                 value(entry["value"], places),
                 interval(entry["value"], places),
+                _made(entry, "value"),
             )
         else:
             found[f"{metric}\n{DIRECTION.get(entry['better'], '')}"] = (
                 value(entry["value"], places),
                 interval(entry["value"], places),
+                _made(entry, "value"),
             )
             found[f"{metric.partition('.')[2] if table else short(metric)}\nminus none"] = (
                 value(entry["delta"], places, True),
                 interval(entry["delta"], places, True),
+                _made(entry, "delta"),
             )
             found[f"{metric.partition('.')[0]}\nverdict"] = entry["verdict"] or DASH, ""
     return found
@@ -96,6 +104,18 @@ def quality(row: Row) -> dict[str, Cell]:
     return found | {"n": (str(row["num_samples"]), ""), "record key": (row["key"], "")}
 
 
+def _made(entry: Mapping[str, Any], name: str) -> str:
+    """What a quality number rests on: its n and how its interval was made, or why there is none."""
+    told = entry[name]
+    if told is None:
+        return str(entry["reason" if name == "value" else "delta_reason"])
+    made = "; ".join(
+        part for part in (f"n = {told['n']}", entry["interval"] if told["low"] is not None else "") if part
+    )
+    chance = entry["p"] if entry["p_holm"] is None else entry["p_holm"]
+    return f"{made}; p = {number(chance, 2)}" if name == "delta" and chance is not None else made
+
+
 def _ratio(row: Row, name: str) -> Cell:
     told = row[name]
     if told is None:
@@ -103,7 +123,8 @@ def _ratio(row: Row, name: str) -> Cell:
     if row["baseline"]:
         return (times(1.0) if name.startswith("speedup") else value(told, 2)), ""
     shown = times(told["value"]) if name.startswith("speedup") else value(told, 2)
-    return shown, interval(told, 2)
+    over = f"interval over {row['speedup_interval']}" if row["speedup_interval"] else "no interval"
+    return shown, interval(told, 2), f"paired inside rounds; {over}"
 
 
 def _seconds(row: Row, name: str) -> Cell:

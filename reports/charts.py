@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ditbench.reports.drawing import Point, plate
+from ditbench.reports.drawing import Point, finish, plate
 from ditbench.reports.figures import reach
 from ditbench.reports.sections import SHOWN, Row, Section, file_name
 from ditbench.reports.style import DPI, INK, PAPER, QUIET, RC
@@ -21,8 +21,10 @@ from ditbench.reports.wording import size
 
 REALISED = (
     "The denoising loop. Line: saved arithmetic became saved time. Below it time was lost to what FLOPs do not count; above it the stack "
-    "saved something besides arithmetic. Bars: 95 % intervals."
+    "saved something besides arithmetic. Bars: 95 % intervals, cut off at the edge."
 )
+CUT = 2.0
+"""How many times beyond the least and the largest value intervals are drawn: of two rounds they can reach into the thousands."""
 PARTS = (
     ("weights", INK, ""), ("there before sampling", "#d9d9d9", "//"), ("kept by methods", "#0072b2", ""), ("rest", "#e69f00", ""),
 )  # fmt: skip
@@ -60,8 +62,9 @@ def _realised(section: Section, model: str, rows: list[Row], folder: Path) -> li
     points = [_promise(row) for row in rows]
     drawn.mark(axis, points)
     told = np.array([p for p in points if p is not None])
-    low = min(told[:, 0].min(), (told[:, 1] - told[:, 4]).min(), 1.0) / 1.15
-    high = max(told[:, 0].max(), (told[:, 1] + told[:, 5]).max(), 1.0) * 1.15
+    least, most = min(told[:, :2].min(), 1.0), max(told[:, :2].max(), 1.0)
+    low = max(min(least, (told[:, 1] - told[:, 4]).min()), least / CUT) / 1.15
+    high = min(max(most, (told[:, 1] + told[:, 5]).max()), most * CUT) * 1.15
     axis.plot([low, high], [low, high], color=QUIET, linewidth=0.9, zorder=1)
     for axes, limit in ((axis.xaxis, axis.set_xlim), (axis.yaxis, axis.set_ylim)):
         (axis.set_xscale if axes is axis.xaxis else axis.set_yscale)("log")
@@ -113,11 +116,7 @@ def _memory(section: Section, model: str, rows: list[Row], folder: Path) -> list
         handles=patches, loc="upper left", bbox_to_anchor=at, ncols=4, fontsize=8, borderaxespad=0, handlelength=1.2
     )
     figure.text(0.02, 0.08 / height, "\n".join(foot), fontsize=6.8, color=QUIET, va="bottom", linespacing=1.25)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{file_name(model)}-memory.png", folder / f"{file_name(model)}-memory.svg"]
-    figure.savefig(paths[0], metadata={"Software": None}, pil_kwargs={"compress_level": 3})
-    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths
+    return finish(figure, folder, f"{file_name(model)}-memory")
 
 
 def _parts(row: Row) -> list[float]:

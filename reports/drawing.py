@@ -105,11 +105,16 @@ class Plate:
             ]
             top = (0.08 + 0.125 * len(self.foot) + 0.1 + KEY_LINE * half) / height
             figure.text(0.095 + 0.45 * column, top, "\n".join(part), fontsize=7, va="top", linespacing=1.3)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
-        figure.savefig(paths[0], metadata={"Software": None}, pil_kwargs={"compress_level": 3})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-        return paths
+        return finish(figure, folder, stem)
+
+
+def finish(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    """Write a figure as PNG and SVG, without anything that differs from one writing to the next."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    figure.savefig(paths[0], metadata={"Software": None}, pil_kwargs={"compress_level": 3})
+    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    return paths
 
 
 def plate(section: Section, model: str, rows: Sequence[Row], panels: int, words: str, inches: float = 3.1) -> Plate:

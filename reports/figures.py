@@ -41,9 +41,10 @@ def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
 def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -> list[Path]:
     rows = [row for row in section.models[model] if any(placed(row, metric) for metric in panels)]
     drawn = plate(section, model, rows, len(panels), SMALL_PRINT)
+    scale_time(drawn.axes, rows)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         _panel(axis, drawn, metric)
-    _time_axis(drawn.axes, rows)
+    time_axis(drawn.axes)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         level = next(
             (r["quality"][metric]["value"]["value"] for r in rows if r["baseline"] and placed(r, metric)), None
@@ -99,11 +100,22 @@ def reach(estimate: dict[str, Any]) -> tuple[float, float]:
     return max(0.0, estimate["value"] - estimate["low"]), max(0.0, estimate["high"] - estimate["value"])
 
 
-def _time_axis(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
+def scale_time(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
+    """Make the panels' axis of seconds logarithmic where they differ much; before anything is drawn, for limits depend on it."""
+    if far_apart(rows):
+        axes[-1].set_xscale("log")
+
+
+def far_apart(rows: Sequence[Row]) -> bool:
+    """Whether times differ so much that their axis is logarithmic."""
     seconds = [row["timing"]["call_s"]["value"] for row in rows]
+    return bool(max(seconds) > 4 * min(seconds))
+
+
+def time_axis(axes: Sequence[Axes]) -> None:
+    """Label the lowest panel's axis of seconds."""
     last = axes[-1]
-    if max(seconds) > 4 * min(seconds):
-        last.set_xscale("log")
+    if last.get_xscale() == "log":
         last.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         last.xaxis.set_minor_locator(NullLocator())
         last.xaxis.set_major_formatter(lambda s, _: f"{s:g}" if s >= 1e-3 else number(s))

@@ -1,11 +1,12 @@
-"""Sample grids: a row per stack in table order, the same request and noise down each column. Pictures, or three frames of a video.
+"""Sample grids: a row per stack in table order, the same request and noise down each column, and below it the differences to `none`.
+Pictures, or three frames of a video.
 
 n samples, T frames, H height, W width; pixels are uint8 RGB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,8 @@ LEFT, GAP, EDGE = 190, 6, 12
 SMALL, LARGE = 128, 192
 """Side of a tile, pixels: samples up to SMALL are enlarged by whole factors, larger ones reduced to LARGE."""
 LINE, FONT = 14, 11
+STRONGER = 4
+"""How many times stronger differences to the un-accelerated sample are shown, at half the size of a tile."""
 FRAMES = ("first", "middle", "last")
 CLASS_COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 CLASS_SHAPES = ("circle", "square", "triangle", "cross")
@@ -36,7 +39,7 @@ CLASS_SHAPES = ("circle", "square", "triangle", "cross")
 
 @dataclass(frozen=True)
 class Tiles:
-    """The first samples of a cell, ready to paste: a list per sample, of one picture or of three frames."""
+    """The first samples of a cell: a list per sample, of one picture or of some frames."""
 
     samples: list[list[Picture]]
     trouble: str = ""
@@ -57,10 +60,20 @@ def draw_grids(section: Section, folder: Path) -> dict[str, list[Path]]:
 
 
 def read_tiles(section: Section, row: Row) -> Tiles:
-    """The first samples of a row's cell; none, with the reason, for a cell that did not run or whose file cannot be read."""
+    """The first samples of a row's cell at the size of tiles; none, with the reason, as `read_samples`."""
+    found = read_samples(section, row, None, None, lambda frames: (0, frames // 2, frames - 1))
+    return Tiles([[_fitted(frame) for frame in sample] for sample in found.samples], found.trouble)
+
+
+def read_samples(
+    section: Section, row: Row, pictures: int | None, videos: int | None, frames: Callable[[int], Sequence[int]]
+) -> Tiles:
+    """The first `pictures` or `videos` of a row's cell as they are (None: as many as a grid has columns), and of a video of so many
+    frames those that `frames` names; none, with the reason, for a cell that did not run or whose file cannot be read.
+    """
     if row["status"] != SHOWN:
         return Tiles([], row["reason"] or "no samples")
-    path = section.folder / "cells" / row["key"] / "samples.safetensors"
+    path = section.home(row).folder / "cells" / row["key"] / "samples.safetensors"
     if not path.is_file():
         return Tiles([], "its samples file is missing")
     try:
@@ -69,11 +82,12 @@ def read_tiles(section: Section, row: Row) -> Tiles:
             shape, dtype = stored.get_shape(), stored.get_dtype()
             if dtype != "U8" or len(shape) not in (4, 5) or shape[-1] != 3 or 0 in shape:
                 return Tiles([], f"its samples file holds {dtype} of shape {list(shape)}")
-            num = min(shape[0], _columns(len(shape) == 5, max(shape[-3:-1])))
-            if len(shape) == 4:
-                return Tiles([[_fitted(stored[i : i + 1][0])] for i in range(num)])
-            frames = (0, shape[1] // 2, shape[1] - 1)
-            return Tiles([[_fitted(stored[i : i + 1, t : t + 1][0, 0]) for t in frames] for i in range(num)])
+            video = len(shape) == 5
+            num = min(shape[0], (videos if video else pictures) or _columns(video, max(shape[-3:-1])))
+            if not video:
+                return Tiles([[stored[i : i + 1][0]] for i in range(num)])
+            shown = frames(shape[1])
+            return Tiles([[stored[i : i + 1, t : t + 1][0, 0] for t in shown] for i in range(num)])
     except (SafetensorError, OSError) as error:
         return Tiles([], f"its samples file is damaged ({error})")
 
@@ -124,8 +138,10 @@ def _draw(model: str, rows: Sequence[Row], tiles: Sequence[Tiles], heads: Sequen
     top = title + max(map(len, words)) * LINE + 10
     labels = [_row_label(row) for row in rows]
     short = 2 * LINE + 10
+    away = [_differences(t, tiles[0]) if rows[0]["baseline"] and t is not tiles[0] else [] for t in tiles]
     heights = [
-        max(height if t.samples else short, len(lines) * LINE + 6) for t, lines in zip(tiles, labels, strict=True)
+        max((height + bool(d) * (height // 2 + 2)) if t.samples else short, len(lines) * LINE + 6)
+        for t, lines, d in zip(tiles, labels, away, strict=True)
     ]
     size = (EDGE + LEFT + num * (inner + GAP) + EDGE, top + sum(h + GAP for h in heights) + EDGE)
     canvas = Image.new("RGB", size, PAPER)
@@ -138,7 +154,7 @@ def _draw(model: str, rows: Sequence[Row], tiles: Sequence[Tiles], heads: Sequen
         bottom = top - 6 - len(lines) * LINE
         pen.text((x, bottom), "\n".join(lines), INK, _font(), spacing=LINE - FONT - 1)
     y = top
-    for row, found, label, high in zip(rows, tiles, labels, heights, strict=True):
+    for row, found, label, high, apart in zip(rows, tiles, labels, heights, away, strict=True):
         pen.line((EDGE, y - GAP // 2, size[0] - EDGE, y - GAP // 2), PALE)
         for k, (text, colour, bold) in enumerate(label):
             pen.text((EDGE, y + 2 + k * LINE), text, colour, _font(bold=bold))
@@ -147,6 +163,13 @@ def _draw(model: str, rows: Sequence[Row], tiles: Sequence[Tiles], heads: Sequen
             for frame in sample:
                 canvas.paste(Image.fromarray(frame), (x, y))
                 x += frame.shape[1] + 2
+        for i, sample in enumerate(apart):
+            x = EDGE + LEFT + i * (inner + GAP)
+            for frame, above in zip(sample, found.samples[i], strict=True):
+                canvas.paste(Image.fromarray(frame), (x, y + height + 2))
+                x += above.shape[1] + 2
+        if apart and y + 2 + len(label) * LINE <= y + height + 2:
+            pen.text((EDGE, y + height + 4), f"difference to none, {STRONGER}x", QUIET, _font())
         if not found.samples:
             wide = size[0] - EDGE - LEFT - EDGE
             reason = wrap(f"{status(row)}: {found.trouble}" if row["status"] != SHOWN else found.trouble, wide - 16, 2)
@@ -154,6 +177,22 @@ def _draw(model: str, rows: Sequence[Row], tiles: Sequence[Tiles], heads: Sequen
             pen.text((EDGE + LEFT + 8, y + 5), "\n".join(reason), QUIET, _font(), spacing=LINE - FONT - 1)
         y += high + GAP
     return canvas
+
+
+def _differences(tiles: Tiles, baseline: Tiles) -> list[list[Picture]]:
+    """How far each tile is from the baseline's, at half its size; nothing where the two are not alike in number and size."""
+    pairs = [list(zip(a, b, strict=False)) for a, b in zip(tiles.samples, baseline.samples, strict=False)]
+    if not pairs or any(a.shape != b.shape for pair in pairs for a, b in pair):
+        return []
+    return [[_halved(np.abs(a.astype(np.int16) - b)) for a, b in pair] for pair in pairs]
+
+
+def _halved(difference: NDArray[np.int16]) -> Picture:
+    stronger = np.minimum(STRONGER * difference, 255)
+    height, width = (side // 2 * 2 for side in difference.shape[:2])
+    rows = stronger[0:height:2] + stronger[1:height:2]
+    halved: Picture = ((rows[:, 0:width:2] + rows[:, 1:width:2]) // 4).astype(np.uint8)
+    return halved
 
 
 def _row_label(row: Row) -> list[tuple[str, str, bool]]:

@@ -5,6 +5,7 @@ T steps, L sub-layers; sub-layers are grouped by kind and ordered by depth.
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +64,20 @@ def paint(axis: Any, schedule: dict[str, Any], left: bool = True, below: bool = 
         if left:
             middle, at = (first + end - 1) / 2, axis.get_yaxis_transform()
             axis.text(-0.02, middle, kind, transform=at, ha="right", va="center", fontsize=7, color=INK)
-    axis.set_yticks([])
+    axis.yaxis.set_visible(False)
+    axis.xaxis.set_visible(below)
     axis.grid(False)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if below:
-        axis.set_xlabel("step", fontsize=7.5, color=QUIET)
-    else:
-        axis.tick_params(labelbottom=False)
+    axis.set_xlabel("step", fontsize=7.5, color=QUIET)
     return image
 
 
 def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, path: Path) -> Path:
     wide, high = min(WIDE, len(shown)), -(-len(shown) // WIDE)
-    width, height = 1.7 + 3.0 * wide, 0.75 + 2.7 * high
+    width, height = 1.7 + 3.0 * wide, 0.85 + 2.6 * high
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
-    edges = {"left": 0.85 / width, "right": 1 - 0.95 / width, "bottom": 0.45 / height, "top": 1 - 0.65 / height}
+    edges = {"left": 0.85 / width, "right": 1 - 0.95 / width, "bottom": 0.45 / height, "top": 1 - 0.75 / height}
     panels = figure.subplots(high, wide, squeeze=False, gridspec_kw=edges | {"wspace": 0.28, "hspace": 0.4})
     image: Any = None
     for i, (axis, entry) in enumerate(zip(panels.flat, [*shown, *[None] * (wide * high - len(shown))], strict=True)):
@@ -87,7 +86,7 @@ def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, path: Pa
             continue
         stack, schedule = entry
         image = paint(axis, schedule, left=i % wide == 0, below=i + wide >= len(shown))
-        axis.set_title(_short(stack), fontsize=8, loc="left")
+        axis.set_title(_short(stack), fontsize=8, loc="left", linespacing=1.1)
     beside = figure.add_axes(
         (1 - 0.8 / width, edges["bottom"], 0.14 / width, min(2.0 / height, edges["top"] - edges["bottom"]))
     )
@@ -100,4 +99,5 @@ def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, path: Pa
 
 
 def _short(stack: str) -> str:
-    return stack if len(stack) <= 36 else stack[:35] + "…"
+    """A stack's name in at most two lines over its panel."""
+    return "\n".join(textwrap.wrap(stack.replace("+", "+ "), 40, max_lines=2, placeholder=" \u2026")).replace("+ ", "+")

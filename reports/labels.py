@@ -96,8 +96,8 @@ def _cheapest(
 
 def _overlap(a: Array, b: Array) -> Array:
     """[c, k]: area that boxes a [c, 4] and b [k, 4] have in common."""
-    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    found: Array = sides.clip(min=0).prod(-1)
+    wide, high = (np.minimum(a[:, None, i + 2], b[:, i + 2]) - np.maximum(a[:, None, i], b[:, i]) for i in (0, 1))
+    found: Array = np.maximum(wide, 0) * np.maximum(high, 0)
     return found
 
 

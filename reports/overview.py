@@ -84,6 +84,8 @@ def show(report: Report) -> None:
     for section in report.sections:
         for model in section.models:
             _show_model(out, section, model, title=f"{section.name}: {model}" if len(report.sections) > 1 else model)
+        for sentence in section.remarks:
+            out.print(Text(f"{section.name}: {sentence}", style=DIM))
         for sentence in section.left_out:
             out.print(Text(f"left out of {section.name}: {sentence}", style=WARN))
         if not section.rows:

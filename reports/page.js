@@ -1,4 +1,4 @@
-// Without it the page says the same: it only sorts tables, copies commands and leaves out models.
+// Without it the page says the same: it only sorts tables, copies commands, leaves out models and lays samples over each other.
 (() => {
   const number = (cell) => {
     const text = cell && !cell.classList.contains("reason") ? cell.firstChild?.textContent ?? "" : "";
@@ -39,6 +39,47 @@
       setTimeout(() => { button.textContent = "copy"; }, 1500);
     });
     code.after(" ", button);
+  }
+  for (const viewer of document.querySelectorAll("figure.viewer")) {
+    const of = (name) => viewer.querySelector(`.${name}`);
+    const [left, right, sample, split, frame, play] = ["left", "right", "sample", "split", "frame", "play"].map(of);
+    const stage = of("stage");
+    const [samples, frames] = [Number(viewer.dataset.samples), Number(viewer.dataset.frames)];
+    const place = (i, of) => `${of > 1 ? (100 * i) / (of - 1) : 0}%`;
+    right.append(...[...left.options].map((option) => option.cloneNode(true)));
+    right.selectedIndex = Math.max(1, [...right.options].findIndex((option) => "chosen" in option.dataset));
+    const show = () => {
+      const strips = [...viewer.querySelectorAll(".strip")];
+      const names = stage.querySelectorAll("span");
+      [[left, of("over"), names[0], strips[0]], [right, of("under"), names[1], strips[1]]].forEach(([choice, layer, name, strip]) => {
+        const option = choice.selectedOptions[0];
+        for (const shown of strip ? [layer, strip] : [layer]) {
+          if (shown.dataset.shows !== option.text) shown.style.backgroundImage = `url(${option.dataset.sprite})`;
+          shown.dataset.shows = option.text;
+          shown.style.backgroundPosition = `${shown === layer ? place(Number(frame?.value ?? 0), frames) : "0%"} ${place(sample.selectedIndex, samples)}`;
+        }
+        name.textContent = option.text;
+        if (strip) strip.previousElementSibling.textContent = option.text;
+      });
+      viewer.style.setProperty("--split", `${split.value}%`);
+      viewer.classList.toggle("differing", of("difference").checked);
+    };
+    const drag = (event) => {
+      if (event.buttons !== 1) return;
+      const box = stage.getBoundingClientRect();
+      split.value = (100 * (event.clientX - box.left)) / box.width;
+      show();
+    };
+    stage.addEventListener("pointerdown", drag);
+    stage.addEventListener("pointermove", drag);
+    viewer.addEventListener("input", show);
+    let clock = null;
+    play?.addEventListener("click", () => {
+      play.textContent = clock ? "play" : "pause";
+      clock = clock ? clearInterval(clock) : setInterval(() => { frame.value = (Number(frame.value) + 1) % frames; show(); }, 200);
+    });
+    viewer.hidden = false;
+    show();
   }
   const models = [...document.querySelectorAll("section.model")];
   if (models.length > 1) {

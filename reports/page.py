@@ -1,4 +1,4 @@
-"""One page: tables, figures and grids of every section. Works from a file, without network, and says the same without its script."""
+"""One page: tables, figures and grids of every section, all in one file. Works without network, and says the same without its script."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
+from PIL import Image
+
 from ditbench.reports.answers import command_of
 from ditbench.reports.cells import Cell, glance, quality, speed, video
-from ditbench.reports.sections import SHOWN, Row, Section, file_name, labelled, status, unmeasured
+from ditbench.reports.costs import training_sheet
+from ditbench.reports.embedding import data_uri, draw_viewer
+from ditbench.reports.imported import imported_sheet
+from ditbench.reports.sections import SHOWN, Row, Section, file_name, hardware, labelled, status, unmeasured
+from ditbench.reports.sheets import KEY, Sheet
+from ditbench.reports.stacking import stacking_sheet
+from ditbench.reports.style import DPI
 from ditbench.reports.tables import CONVENTION, FIDELITY, MOTION, RULES
-from ditbench.reports.wording import DASH
+from ditbench.reports.wording import DASH, count
 
 
 def write_page(sections: Sequence[Section], pictures: Mapping[str, Mapping[str, Sequence[Path]]], out: Path) -> Path:
@@ -61,6 +69,8 @@ def _section(section: Section, pictures: Mapping[str, Sequence[Path]], out: Path
         parts.append(
             '<p class="quiet">A run of its own: its numbers are not compared with those of the other runs here.</p>'
         )
+    if section.remarks:
+        parts.append(_list(section.remarks))
     if section.left_out:
         parts.append("<h3>Left out</h3>" + _list(section.left_out))
     parts += [_model(section, model, pictures.get(model, []), out) for model in section.models]
@@ -69,30 +79,38 @@ def _section(section: Section, pictures: Mapping[str, Sequence[Path]], out: Path
         parts.append(
             f"<p>The command, which also takes up an unfinished run where it stopped:</p><pre>{escape(section.command)}</pre>"
         )
-    for told, models in _environments(section).items():
+    for told, rows in _environments(section).items():
+        environment = section.records[rows[0]["key"]]["environment"]
+        words = [
+            ", ".join(dict.fromkeys(row["model"] for row in rows)),
+            count(len(rows), "cell"),
+            hardware(environment),
+        ]
+        if environment.get("revision"):
+            words.append(f"revision {environment['revision']}")
         parts.append(
-            f"<details><summary>Environment of {escape(', '.join(models))}</summary><pre>{escape(told)}</pre></details>"
+            f"<details><summary>Environment of {escape('; '.join(words))}</summary><pre>{escape(told)}</pre></details>"
         )
     at = f"{section.name}/tables" if several else "tables"
     tables = [
-        f'<a href="{quote(f"{at}/{name}")}">{name}</a>'
-        for name in ("speed.csv", "speed.md", "quality.csv", "quality.md", "video.md")
-        if name != "video.md" or (out / at / name).is_file()
+        f'<a href="{quote(f"{at}/{name}.{kind}")}">{name}.{kind}</a>'
+        for name in TABLES
+        for kind in ("csv", "md", "tex")
+        if (out / at / f"{name}.{kind}").is_file()
     ]
     parts.append(f"<p>Tables at full precision: {', '.join(tables)}.</p>")
     return "\n".join(parts)
 
 
-def _environments(section: Section) -> dict[str, list[str]]:
-    """Each distinct environment once, with the models measured in it."""
-    found: dict[str, list[str]] = {}
-    for model, rows in section.models.items():
-        for row in rows:
-            environment = section.records[row["key"]]["environment"]
-            if environment:
-                told = found.setdefault(json.dumps(environment, indent=1, sort_keys=True), [])
-                if model not in told:
-                    told.append(model)
+TABLES = ("speed", "quality", "stacking", "training", "video", "imported")
+
+
+def _environments(section: Section) -> dict[str, list[Row]]:
+    """Each distinct environment once, with the rows measured in it."""
+    found: dict[str, list[Row]] = {}
+    for row in section.rows:
+        if environment := section.records[row["key"]]["environment"]:
+            found.setdefault(json.dumps(environment, indent=1, sort_keys=True), []).append(row)
     return found
 
 
@@ -108,6 +126,8 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         _list(notes) if notes else "",
     ]
     for path in pictures:
+        if path.stem.endswith("-samples"):
+            parts.append(draw_viewer(section, model))
         if path.suffix == ".png":
             parts.append(_figure(path, model, out))
     parts += [
@@ -119,16 +139,43 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         parts.append(
             f"<details><summary>Videos</summary><p>{escape(MOTION)}</p>{_table(rows, video, f'{model}: videos')}</details>"
         )
+    parts += [_sheet(make(section), model) for make in (stacking_sheet, training_sheet, imported_sheet)]
     if nowhere:
         parts.append(f"<details><summary>Not measured, and why</summary>{_list(nowhere)}</details>")
-    commands = "".join(
-        f'<li>{escape(labelled(row))}: <code class="command">{escape(command_of(section.records[row["key"]], section.spec))}</code></li>'
-        for row in rows
-    )
+    told = [(labelled(row), command_of(section.records[row["key"]], section.home(row).spec)) for row in rows]
+    commands = "".join(f'<li>{escape(of)}: <code class="command">{escape(command)}</code></li>' for of, command in told)
     parts.append(
         f'<details><summary>The command of every row</summary><ul class="notes">{commands}</ul></details></section>'
     )
     return "\n".join(part for part in parts if part)
+
+
+def _sheet(sheet: Sheet, model: str) -> str:
+    """What a sheet has about a model, folded up; empty where it has nothing."""
+    parts = []
+    for block in sheet.blocks:
+        if block.model == model:
+            first, *heads = (head for head in block.lines[0] if head != KEY)
+            told = "".join(f'<th scope="col">{_broken(head)}</th>' for head in (first, *heads))
+            told = f"<thead><tr>{told}</tr></thead>"
+            for line in block.lines:
+                name = f'<th scope="row" title="{escape(line.get(KEY, ""))}">{escape(line[first])}</th>'
+                told += f"<tr>{name}{''.join(_filled(*_apart(line[head])) for head in heads)}</tr>"
+            kind = ' class="imported"' if block.italic else ""
+            parts += [f'<p class="quiet">{escape(block.caption)}.</p>'] if block.italic else []
+            label = escape(f"{model}: {sheet.title}")
+            parts.append(
+                f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table{kind}>{told}</table></div>'
+            )
+            parts += [_list(block.notes)] if block.notes else []
+    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in (sheet.convention, *sheet.rules))
+    return f"<details><summary>{escape(sheet.title)}</summary>{words}{''.join(parts)}</details>" if parts else ""
+
+
+def _apart(text: str) -> Cell:
+    """A number and its interval."""
+    number, bracket, interval = text.partition(" [")
+    return number, f"[{interval}" if bracket else ""
 
 
 def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -142,13 +189,20 @@ def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 PICTURES = {
     "quality-against-time": ("plot", "Quality of {} against seconds per sample", "Quality against time"),
+    "crossover": ("plot", "Cells of {} beside the curve of fewer steps", "Does it beat fewer steps in the same time?"),
+    "over-steps": ("plot", "What each method gives on {} over the number of steps", "What a method still gives at fewer steps"),
+    "stacking": ("matrix", "Which methods stack on {}, a cell for each combination", "Do they stack? Methods by methods"),
     "promised-and-measured": ("plot", "Measured speed-up of the loop of {} against its ratio of FLOPs", "Promised and measured speed-up"),
     "memory": ("plot", "Peak memory of {} under each stack, in parts", "Peak memory"),
     "schedules": (
         "grid", "Share of tokens each sub-layer of {} computes at each step, a panel for each scheduled stack",
         "Schedules: the share of tokens computed, by step and sub-layer",
     ),
-    "samples": ("grid", "Samples of {}, a row for each stack", "Samples: the same request and noise down each column"),
+    "training": ("small", "Loss over the training of a method for {}", "What was trained for these rows, and for how long"),
+    "samples": (
+        "grid", "Samples of {}, a row for each stack",
+        "Samples: the same request and noise down each column, and below each stack four times its difference to none",
+    ),
 }  # fmt: skip
 """How the page shows a picture, by the end of its file's name: kind, alternative text, caption."""
 
@@ -157,10 +211,15 @@ def _figure(path: Path, model: str, out: Path) -> str:
     link = quote(Path(os.path.relpath(path, out)).as_posix())
     kind, alt, words = next(told for end, told in PICTURES.items() if path.stem.endswith(f"-{end}"))
     links = f'<a href="{link}">open the picture</a>'
-    if kind == "plot":
+    if kind in ("plot", "matrix"):
         links = f'<a href="{link}">PNG</a>, <a href="{link[:-4]}.svg">SVG</a>'
-        link = f"{link[:-4]}.svg"
-    picture = f'<img class="{kind}" loading="lazy" src="{link}" alt="{escape(alt.format(model))}">'
+    with Image.open(path) as drawn:
+        inch = float(drawn.info.get("dpi", (DPI,))[0])
+        width, height = (round(side * 96 / inch) for side in drawn.size)  # CSS counts 96 pixels an inch
+    picture = (
+        f'<img class="{kind}" loading="lazy" width="{width}" height="{height}" alt="{escape(alt.format(model))}" '
+        f'src="{data_uri(path)}">'
+    )
     return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'
 
 
@@ -190,8 +249,9 @@ def _table(rows: Sequence[Row], cells: object, label: str) -> str:
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>{"".join(parts)}</table></div>'
 
 
-def _filled(first: str, second: str) -> str:
-    return f"<td>{escape(first)}<small>{escape(second)}</small></td>" if second else f"<td>{escape(first)}</td>"
+def _filled(first: str, second: str, hover: str = "") -> str:
+    start = f'<td title="{escape(hover)}">' if hover else "<td>"
+    return f"{start}{escape(first)}<small>{escape(second)}</small></td>" if second else f"{start}{escape(first)}</td>"
 
 
 def _broken(head: str) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ditbench.artifact import trained_for
+from ditbench.interaction import over_steps, together
 from ditbench.record import read_json, read_run
 from ditbench.references import Told
 from ditbench.reports.frontier import SHOWN, Row, probabilities
@@ -22,11 +25,12 @@ MACHINE = ("device", "processor", "cores", "threads", "capability", "cuda", "tf3
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One run: its rows in table order, `none` first within each model."""
+    """One run, or several that were merged: its rows in table order, `none` first within each model. A row's `run` is its run's name."""
 
     name: str
     """Name of the run folder, made unlike those of the other sections."""
     folder: Path
+    """Of merged runs the first one's, as `spec` is."""
     command: str
     rows: list[Row]
     records: dict[str, dict[str, Any]]
@@ -35,6 +39,30 @@ class Section:
     """One sentence for each file that could not be read."""
     spec: dict[str, Any]
     """What the run was told, as its spec.json has it; empty where that says nothing."""
+    stacking: list[dict[str, Any]]
+    """The rows of `ditbench.interaction.together`."""
+    over_steps: list[dict[str, Any]]
+    """The rows of `ditbench.interaction.over_steps`."""
+    merged: tuple[Section, ...] = ()
+    """The runs it was merged of, each as a section; none for a run alone."""
+    remarks: tuple[str, ...] = ()
+    """What was merged and how, or what keeps it apart from the other runs of the report."""
+
+    def home(self, row: Row) -> Section:
+        """The run a row was measured in."""
+        return next((section for section in self.merged if section.name == row["run"]), self)
+
+    @cached_property
+    def trained(self) -> list[tuple[Row, str, dict[str, Any]]]:
+        """(row, method, what its artefact cost), in table order; of records that do not say, what this machine holds for them."""
+        found = []
+        for row in self.rows:
+            record = self.records[row["key"]]
+            told = record.get("artifacts")
+            if told is None:
+                told = {method: artifact.cost() for method, artifact in trained_for(record).items()}
+            found += [(row, method, cost) for method, cost in told.items()]
+        return found
 
     @property
     def models(self) -> dict[str, list[Row]]:
@@ -63,7 +91,7 @@ class Section:
     def requests(self, model: str) -> list[dict[str, Any]]:
         """What the model was asked for, in sample order; empty when the file is missing or damaged."""
         try:
-            found = read_json(self.folder / "requests" / f"{model}.json")
+            found = read_json(self.home(self.models[model][0]).folder / "requests" / f"{model}.json")
         except (OSError, ValueError):
             return []
         return found if isinstance(found, list) else []
@@ -111,18 +139,36 @@ def _section(folder: Path, name: str) -> Section:
     ]
     spec = run.spec.get("spec", {})
     summed = summarise(run.records, scores, margins=spec.get("margins"), told=Told(folder))
-    rows = [_presentable(row, records) for row in summed]
+    rows = ranked([_presentable(row, records) | {"run": name} for row in summed])
+    command = folder / "command.txt"
+    told = command.read_text(errors="replace").strip() if command.is_file() else ""
+    comparable = _comparable(rows, records)
+    return Section(
+        name=name, folder=folder, command=told, rows=rows, records=records, left_out=left_out, spec=spec,
+        stacking=together(comparable, scores), over_steps=over_steps(comparable, scores),
+    )  # fmt: skip
+
+
+def ranked(rows: list[Row]) -> list[Row]:
+    """Rows in table order, each with its probability of being on the frontier of its model."""
     order = {model: i for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))}
-    rows.sort(key=lambda row: (order[row["model"]], not row["baseline"]))
+    found = sorted(rows, key=lambda row: (order[row["model"]], not row["baseline"]))
     for model in order:
-        mine = [row for row in rows if row["model"] == model]
+        mine = [row for row in found if row["model"] == model]
         for metric in mine[0]["quality"]:
             chances = probabilities(mine, metric) if mine[0]["quality"][metric]["primary"] else {}
             for row in mine:
                 row["quality"][metric]["frontier"] = chances.get(row["key"])
-    command = folder / "command.txt"
-    told = command.read_text(errors="replace").strip() if command.is_file() else ""
-    return Section(name=name, folder=folder, command=told, rows=rows, records=records, left_out=left_out, spec=spec)
+    return found
+
+
+def _comparable(rows: Sequence[Row], records: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records that may be set against their baseline: asked the same, and without the times that another environment gave."""
+    return [
+        records[row["key"]] | ({} if row["baseline"] or row["speedup_call"] else {"timing": []})
+        for row in rows
+        if row["baseline_key"]
+    ]
 
 
 def _presentable(row: Row, records: Mapping[str, dict[str, Any]]) -> Row:

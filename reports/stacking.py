@@ -1,11 +1,86 @@
-"""The answer of `stack --json` as a table for people: a row per model, a column per combination. No torch."""
+"""Which methods stack, as tables: a row for each stack whose methods were run alone too, and the answer of `stack --json`. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
+from ditbench.interaction import RULE, VERDICTS
+from ditbench.reports.sections import Section, status
+from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, spread
 from ditbench.reports.wording import DASH, fixed, spoken
+
+STACKING = (
+    "gamma: the stack's speed-up over the product of those of its methods alone, 1 where speed-ups multiply. Alignment and Fréchet "
+    "interaction: the stack's change minus the sum of its methods', 0 where what they cost adds up. Control: the un-accelerated model "
+    "with the most steps that is no slower than the stack; over control: the stack's alignment minus the control's. Samples needed: to "
+    "resolve what is unresolved. Tuned: what was learned for a method was learned in the stack; frozen: for the plain model. "
+    "Intervals are 95 %."
+)
+
+
+def stacking_sheet(section: Section) -> Sheet:
+    """A block for each model that has stacks whose methods were run alone too, a line for each such stack."""
+    blocks = []
+    for model in section.models:
+        found = [told for told in section.stacking if told["model"] == model]
+        lines = [_words(section, told) for told in found]
+        heads = [h for h in dict.fromkeys(h for line in lines for h in line) if any(line[h] != DASH for line in lines)]
+        if lines:
+            shown = [{head: line[head] for head in heads} for line in lines]
+            notes = [f"`{told['stack']}`: {told['verdict']}" for told in found if told["verdict"] not in VERDICTS]
+            blocks.append(Block(model=model, caption=section.caption(model), lines=shown, notes=notes))
+    title = "Do they stack?"
+    return Sheet(name="stacking", title=title, run=section.name, convention=STACKING, blocks=blocks, rules=(RULE,))
+
+
+def stacking_frame(section: Section) -> pd.DataFrame:
+    """One line a stack: both interactions, verdict and control at full precision, and the keys of all the cells they are from."""
+    lines = []
+    for told in section.stacking:
+        row = _row(section, told, told["stack"])
+        line = {"run": row["run"], "model": told["model"], "stack": told["stack"], "reading": told["reading"]}
+        line |= {"verdict": told["verdict"], "suspect": row["suspect"], "gamma_flops": told.get("gamma_flops")}
+        for name, key in ESTIMATES.items():
+            line |= spread(name, told[key].as_dict() if told.get(key) else None, counted=True)
+        line |= {"control": told.get("control"), "samples_needed": told.get("samples_needed")}
+        line |= circumstances(row, section.records[row["key"]]["environment"]) | {"keys": _keys(section, told)}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+ESTIMATES = {
+    "gamma_clock": "gamma_clock", "alignment_interaction": "alignment", "frechet_interaction": "frechet",
+    "alignment_over_control": "over_control",
+}  # fmt: skip
+"""Columns of estimates, by what `ditbench.interaction` calls them."""
+
+
+def _words(section: Section, told: Mapping[str, Any]) -> dict[str, str]:
+    row, measured = _row(section, told, told["stack"]), "alignment" in told
+    clock, quality, frechet, over = (told[k].as_dict() if told.get(k) else None for k in ESTIMATES.values())
+    needed = told.get("samples_needed")
+    return {
+        "stack": told["stack"], "reading": told["reading"], "status": status(row),
+        "verdict": told["verdict"] if told["verdict"] in VERDICTS else "not measured",
+        "gamma FLOPs": fixed(told.get("gamma_flops"), 2), "gamma clock": spoken(clock, 2),
+        "alignment interaction": spoken(quality, 3, signed=True), "Fréchet interaction": spoken(frechet, 2, signed=True),
+        "control": (told.get("control") or "no control is as fast") if measured else DASH, "over control": spoken(over, 3, signed=True),
+        "samples needed": DASH if needed is None else str(needed), "n": str(row["num_samples"]) if measured else DASH,
+        KEY: _keys(section, told),
+    }  # fmt: skip
+
+
+def _keys(section: Section, told: Mapping[str, Any]) -> str:
+    """Record keys of baseline, methods, stack and control."""
+    stacks = ["none", *told["parts"], told["stack"], *([told["control"]] if told.get("control") else [])]
+    return " ".join(_row(section, told, stack)["key"] for stack in stacks)
+
+
+def _row(section: Section, told: Mapping[str, Any], stack: str) -> Any:
+    return next(row for row in section.models[told["model"]] if row["stack"] == stack)
 
 
 def answer_table(rows: Sequence[Mapping[str, Any]]) -> str:

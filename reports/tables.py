@@ -1,15 +1,21 @@
-"""Rows -> CSV at full precision, Markdown for people, and the JSON document. Shaped with pandas."""
+"""Rows -> CSV at full precision, Markdown and LaTeX for people, and the JSON document. Shaped with pandas."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ditbench import interaction
 from ditbench.quality import ASKED
+from ditbench.reports.costs import training_frame, training_sheet
+from ditbench.reports.imported import imported_frame, imported_sheet
 from ditbench.reports.sections import SHOWN, Report, Row, Section, labelled, status
+from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, latex, markdown, spread
+from ditbench.reports.stacking import stacking_frame, stacking_sheet
 from ditbench.reports.wording import DASH, fixed, number, places_of, share, size, spoken, times
 from ditbench.verdict import RULE
 
@@ -37,6 +43,9 @@ WHOLE = (
     "cores",
     "threads",
     "n_identical",
+    "samples_needed",
+    "iterations",
+    "samples",
 )
 """Columns of whole numbers, with those named after a count or bytes: written without a decimal point also where some are missing."""
 JUDGED = ("verdict", "margin", "p", "p_equivalent", "p_holm", "p_equivalent_holm")
@@ -59,22 +68,37 @@ RULES = (
 
 
 def write_tables(section: Section, folder: Path) -> list[Path]:
-    """Write speed and quality as .csv and .md into `folder`, and for videos video.md; returns the paths."""
+    """Write speed and quality, and what else the run has something for, as .csv, .md and .tex into `folder`; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for name, frame, text in (
-        ("speed", speed(section), _markdown(section, "Speed and memory", CONVENTION, _speed_cells)),
-        ("quality", quality(section), _markdown(section, "Quality", FIDELITY, _quality_cells, RULES)),
-    ):
+    whole = Sheet(name="speed", title="Speed and memory", run=section.name, convention=CONVENTION, blocks=())
+    sheets = [
+        (_filled(whole, section, _speed_cells), speed(section)),
+        (_filled(replace(whole, name="quality", title="Quality", convention=FIDELITY), section, _quality_cells, RULES), quality(section)),
+    ]  # fmt: skip
+    if section.stacking:
+        sheets.append((stacking_sheet(section), stacking_frame(section)))
+    if section.trained:
+        sheets.append((training_sheet(section), training_frame(section)))
+    if (elsewhere := imported_sheet(section)).blocks:
+        sheets.append((elsewhere, imported_frame(section)))
+    if any(entry["value"] for row in section.rows for entry in row["quality"].values() if entry["table"] == "video"):
+        videos = replace(whole, name="video", title="Videos", convention=MOTION)
+        sheets.append((_filled(videos, section, _video_cells), None))
+    return [path for sheet, frame in sheets for path in write_sheet(sheet, frame, folder)]
+
+
+def write_sheet(sheet: Sheet, frame: pd.DataFrame | None, folder: Path) -> list[Path]:
+    """Write a sheet as .md and .tex, and the frame of the same rows, where there is one, as .csv at full precision; returns the paths."""
+    paths = []
+    if frame is not None:
         whole = [column for column in map(str, frame.columns) if column in WHOLE or column.endswith(("_n", "_bytes"))]
         frame[whole] = frame[whole].astype("Int64")
-        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
-        (folder / f"{name}.md").write_text(text)
-        found += [folder / f"{name}.csv", folder / f"{name}.md"]
-    if any(entry["value"] for row in section.rows for entry in row["quality"].values() if entry["table"] == "video"):
-        (folder / "video.md").write_text(_markdown(section, "Videos", MOTION, _video_cells))
-        found.append(folder / "video.md")
-    return found
+        paths.append(folder / f"{sheet.name}.csv")
+        frame.to_csv(paths[0], index=False, lineterminator="\n")
+    for kind, write in (("md", markdown), ("tex", latex)):
+        paths.append(folder / f"{sheet.name}.{kind}")
+        paths[-1].write_text(write(sheet))
+    return paths
 
 
 def document(report: Report) -> dict[str, Any]:
@@ -84,7 +108,8 @@ def document(report: Report) -> dict[str, Any]:
         models = [
             {"model": model, "caption": section.caption(model), "rows": rows} for model, rows in section.models.items()
         ]
-        runs.append({"name": section.name, "command": section.command, "models": models, "left_out": section.left_out})
+        told = {"name": section.name, "command": section.command, "models": models, "left_out": section.left_out}
+        runs.append(told | {"stacking": interaction.document(section.stacking), "remarks": list(section.remarks)})
     return {"schema": DOCUMENT, "page": str(report.page), "convention": CONVENTION, "runs": runs}
 
 
@@ -95,25 +120,25 @@ def speed(section: Section) -> pd.DataFrame:
 
 def _speed_line(section: Section, row: Row) -> dict[str, Any]:
     environment = section.records[row["key"]]["environment"]
-    line: dict[str, Any] = {"run": section.name} | {
+    line: dict[str, Any] = {"run": row["run"]} | {
         name: row[name] for name in ("model", "stack", "status", "reason", "suspect")
     }
     for name in ("call_s", "text_s", "denoise_s", "decode_s"):
-        line |= _spread(name, row["timing"][name], counted=name == "call_s")
+        line |= spread(name, row["timing"][name], counted=name == "call_s")
     line |= {"share_denoise": row["share"]["denoise"]}
     line |= {name: row[name] for name in ("speedup_flops", "speedup_predicted")}
     for name in ("speedup_denoise", "speedup_call"):
-        line |= _spread(name, row[name], counted=True)
+        line |= spread(name, row[name], counted=True)
     line |= {"speedup_interval": row["speedup_interval"]}
     for name in ("realised", "realised_call"):
-        line |= _spread(name, row[name])
+        line |= spread(name, row[name])
     line |= {
         name: row["flops"].get(name) for name in ("flops", "linear_macs", "attention_macs", "conv_macs", "forwards")
     }
     ledger = ("weights_bytes", "cache_bytes", "peak_bytes", "before_bytes", "reserved_bytes")
     line |= {name: row["memory"].get(name) for name in ledger} | {"memory_source": row["memory"].get("source")}
     line |= {name: row[name] for name in ("first_call_s", "load_s", "drift", "drift_bound")}
-    return line | _circumstances(row, environment)
+    return line | circumstances(row, environment)
 
 
 def quality(section: Section) -> pd.DataFrame:
@@ -125,15 +150,15 @@ def quality(section: Section) -> pd.DataFrame:
     unasked = {metric for metric, told in reasons.items() if told == {ASKED}}
     lines = []
     for row in section.rows:
-        after = _circumstances(row, section.records[row["key"]]["environment"])
+        after = circumstances(row, section.records[row["key"]]["environment"])
         for metric, entry in row["quality"].items():
             if metric in unasked:
                 continue
             parts = {"": entry} | entry["parts"]
             for part, told in parts.items():
-                line = {"run": section.name} | {name: row[name] for name in ("model", "stack", "status")}
-                line |= {"metric": metric, "part": part} | _spread("value", told["value"], counted=True)
-                line |= _spread("delta", told["delta"], counted=True)
+                line = {"run": row["run"]} | {name: row[name] for name in ("model", "stack", "status")}
+                line |= {"metric": metric, "part": part} | spread("value", told["value"], counted=True)
+                line |= spread("delta", told["delta"], counted=True)
                 line |= {name: told.get(name) for name in ("mde", "se_jackknife", "frontier", *JUDGED)}
                 line |= {
                     name: entry[name]
@@ -143,20 +168,6 @@ def quality(section: Section) -> pd.DataFrame:
                 line |= {"n_identical": None if part else entry["n_identical"]}
                 lines.append(line | after)
     return pd.DataFrame(lines)
-
-
-def _spread(name: str, estimate: Mapping[str, Any] | None, counted: bool = False) -> dict[str, Any]:
-    told = estimate or {}
-    line = {name: told.get("value"), f"{name}_low": told.get("low"), f"{name}_high": told.get("high")}
-    return line | ({f"{name}_n": told.get("n")} if counted else {})
-
-
-def _circumstances(row: Row, environment: Mapping[str, Any]) -> dict[str, Any]:
-    told = {name: row[name] for name in ("num_samples", "batch_size", "rounds", "seed", "dtype", "weights")}
-    told |= {name: row["sampling"].get(name) for name in ("steps", "guidance", "height", "width", "frames")}
-    machine = {name: environment.get(name) for name in ("processor", "cores", "threads")}
-    device = environment.get("device") or row["device"]
-    return told | {"device": device} | machine | {"key": row["key"], "baseline_key": row["baseline_key"]}
 
 
 def _speed_cells(row: Row) -> dict[str, str]:
@@ -208,26 +219,19 @@ def spoken_time(estimate: Mapping[str, Any] | None) -> str:
     return number(estimate["value"]) + (f" [{number(low)}, {number(high)}]" if low is not None else "")
 
 
-def _markdown(section: Section, title: str, convention: str, cells: Any, rules: Sequence[str] = ()) -> str:
-    parts = [f"# {title}: {section.name}", "", convention, ""]
+def _filled(sheet: Sheet, section: Section, cells: Any, rules: Sequence[str] = ()) -> Sheet:
+    """The sheet with a block for every model of the section, a line for every row."""
+    blocks = []
     for model, rows in section.models.items():
-        lines = [{"stack": labelled(row), "status": status(row)} | cells(row) | {"key": row["key"]} for row in rows]
+        lines = [{"stack": labelled(row), "status": status(row)} | cells(row) | {KEY: row["key"]} for row in rows]
         heads = [head for head in lines[0] if head in FIRST or any(line[head] != DASH for line in lines)]
-        parts += [f"## {model}", "", section.caption(model) + ".", ""]
-        parts += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        parts += ["| " + " | ".join(_escape(line[head]) for head in heads) + " |" for line in lines]
-        parts += (
-            [""] + [f"- `{_escape(row['stack'])}`: {_escape(note)}" for row in rows for note in row["notes"]] + [""]
-        )
+        notes = [f"`{row['stack']}`: {note}" for row in rows for note in row["notes"]]
+        shown = [{head: line[head] for head in heads} for line in lines]
+        blocks.append(Block(model=model, caption=section.caption(model), lines=shown, notes=notes))
     if rules:
         margins = {n: e["margin"] for row in section.rows for n, e in row["quality"].items() if e["margin"] is not None}
         told = (
             ", ".join(f"{name} {margin:g}" for name, margin in margins.items()) or "none, so that nothing is equivalent"
         )
-        parts += [f"{rule}\n" for rule in (*rules, f"Margins stated before the run: {told}.")]
-    parts += [f"- left out: {_escape(sentence)}" for sentence in section.left_out]
-    return "\n".join(parts).rstrip() + "\n"
-
-
-def _escape(text: str) -> str:
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+        rules = (*rules, f"Margins stated before the run: {told}.")
+    return replace(sheet, blocks=blocks, rules=(*rules, *section.remarks), left_out=section.left_out)

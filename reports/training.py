@@ -14,8 +14,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ditbench.artifact import trained_for
 from ditbench.record import read_json
 from ditbench.reports.heatmaps import paint
+from ditbench.reports.sections import SHOWN, Section, file_name
 from ditbench.reports.style import FAMILIES, INK, QUIET, RC
 from ditbench.schedule import Schedule
 
@@ -37,6 +39,21 @@ def write_card(folder: Path) -> Path:
     return folder / CARD
 
 
+def copy_training(section: Section, folder: Path) -> dict[str, list[Path]]:
+    """Copy the picture of every training that a model's cells rest on, where what was trained is on this machine; the copies by model."""
+    found: dict[str, list[Path]] = {}
+    for model, rows in section.models.items():
+        records = [section.records[row["key"]] for row in rows if row["status"] == SHOWN]
+        used = {artifact.folder: name for record in records for name, artifact in trained_for(record).items()}
+        for trained, method in used.items():
+            if (trained / PICTURE).is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"{file_name(model)}-{method}-{trained.name}-training.png"
+                path.write_bytes((trained / PICTURE).read_bytes())
+                found.setdefault(model, []).append(path)
+    return found
+
+
 def draw_training(folder: Path) -> Path | None:
     """Draw `training.png` beside what was trained; None where nothing there can be drawn."""
     told = folder / "log.csv"
@@ -45,7 +62,7 @@ def draw_training(folder: Path) -> Path | None:
     schedule = Schedule.read(folder / "schedule.json") if (folder / "schedule.json").is_file() else None
     if not rows and schedule is None:
         return None
-    with matplotlib.rc_context(matplotlib.rcParamsDefault | RC):
+    with matplotlib.rc_context(matplotlib.rcParamsDefault | RC | {"text.parse_math": True}):  # powers of ten
         num = bool(rows) + (schedule is not None)
         figure = Figure(figsize=(8.4 if num == 2 else 5.2, 2.9), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)

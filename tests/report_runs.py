@@ -1,5 +1,7 @@
 """Run folders of the record's schema, written by hand: every status, small random samples and scores. For the report's tests."""
 
+import re
+
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -76,6 +78,13 @@ def write_run(
     return folder
 
 
+def described(part):
+    """A method of a stack as a record holds it, its knobs as text."""
+    name, knobs = part.partition("(")[0], re.findall(r"(\w+)=([^,)]+)", part)
+    told = {"name": name, "knobs": {knob: value.strip("'") for knob, value in knobs}}
+    return told | {"family": FAMILIES.get(name, "sparsity"), "stage": "schedule", "paper": ""}
+
+
 def write_cell(folder, model, stack, status, rng, n, rounds, drift, resolution, environment):
     key, world, ran = key_of(model, stack), WORLDS[model], status in ("ok", "inert")
     methods = [part.partition("(")[0] for part in stack.split("+")]
@@ -101,7 +110,7 @@ def write_cell(folder, model, stack, status, rng, n, rounds, drift, resolution, 
     flops = {"flops": 4e10 * float(np.round(cost, 2)), "linear_macs": 1.8e10, "attention_macs": 2e9, "conv_macs": 0.0}
     record = {
         "schema": SCHEMA, "key": key, "model": model, "family": model.split("-")[0], "world": world, "stack": stack,
-        "methods": [{"name": m, "knobs": {}, "family": FAMILIES.get(m, "sparsity"), "stage": "schedule", "paper": ""} for m in methods],
+        "methods": [described(part) for part in stack.split("+")],
         "status": status, "reason": REASONS.get(status, ""), "traceback": "", "seconds": 12.3,
         "run": run | {"requests_sha256": "same", "model_sha256": "same"},
         "sampling": sampling | {"frames": 9 if world == "video" else 1},
@@ -117,8 +126,10 @@ def write_cell(folder, model, stack, status, rng, n, rounds, drift, resolution, 
     write_json(at / "record.json", record)
     if not ran:
         return
-    shape = (n, 9, resolution, resolution, 3) if world == "video" else (n, resolution, resolution, 3)
-    save_file({"samples": rng.integers(0, 256, shape, dtype=np.uint8)}, at / "samples.safetensors")
+    grain = 1 if resolution <= 16 else 4  # large samples are not noise in every pixel
+    side = resolution // grain
+    samples = rng.integers(0, 256, (n, 9, side, side, 3) if world == "video" else (n, side, side, 3), dtype=np.uint8)
+    save_file({"samples": samples.repeat(grain, -3).repeat(grain, -2)}, at / "samples.safetensors")
     align = np.clip(0.97 - weaker + 0.05 * rng.standard_normal(n), 0, 1)
     arrays = {
         "align.shapes_v1": align, "align.shapes_v1.shape": align, "align.shapes_v1.colour": np.clip(align + 0.01, 0, 1),

@@ -10,7 +10,8 @@ import pytest
 
 from ditbench import interaction
 from ditbench.distances import Moments, Reference, frechet
-from ditbench.interaction import ALIGNMENT, describe, factorial, interactions, joined
+from ditbench.interaction import ALIGNMENT, PERCEPTUAL, describe, factorial, interactions, joined, over_steps, together
+from ditbench.method import values
 from ditbench.metrics.frechet import FEATURE
 from ditbench.metrics.stored import Scores
 from ditbench.reports.stacking import answer_table
@@ -132,6 +133,64 @@ def test_cells_that_were_not_measured_are_rows_with_the_reason():
     (row,) = interactions(records[:2], scores, (A, B), REFERENCE)
     assert row["verdict"] == "int8 is missing"
     assert describe([row])[0]["verdict"] == "int8 is missing"
+
+
+def described(text):
+    """Methods as a record holds them, of a stack's text."""
+    return [{"name": m.name, "knobs": values(m)} for m in Stack.parse(text).methods]
+
+
+def test_combinations_are_found_in_the_records_whatever_the_methods_are_and_a_frozen_one_beside_its_tuned_one():
+    frozen = "distill+diffsparse(tuned='alone')"
+    times = dict.fromkeys(["none", "diffsparse", "distill", "distill+diffsparse", frozen, "fora+int8"], 1.0)
+    records, scores = world(times, dict.fromkeys(times, 0.0))
+    for record in records:
+        record["methods"] = described(record["stack"])
+    rows = together(records, scores, REFERENCE)
+    assert [(row["stack"], row["reading"], row["parts"]) for row in rows] == [
+        ("distill+diffsparse", "tuned", ["distill", "diffsparse"]),
+        (frozen, "frozen", ["distill", "diffsparse"]),
+    ]  # fora and int8 were never run alone
+    parts = [Stack.parse(text) for text in ("distill", "diffsparse")]
+    assert [{**row, "parts": None} for row in rows] == [
+        {**row, "parts": None} for row in interactions(records, scores, parts, REFERENCE)
+    ]
+
+
+def test_a_method_that_did_not_engage_interacts_with_nothing():
+    records, scores = world(TIMES, dict.fromkeys(TIMES, 0.0))
+    records[1] |= {"status": "inert", "reason": "it changed nothing"}
+    (row,) = interactions(records, scores, (A, B), REFERENCE)
+    assert row["verdict"] == "fora is inert: it changed nothing" and "gamma_clock" not in row
+
+
+def test_what_a_method_gives_at_each_number_of_steps_is_set_against_as_many_steps_without_it():
+    times = {
+        "none": 8.0,
+        "fora": 4.0,
+        "fewer_steps(steps=5)": 2.0,
+        "fewer_steps(steps=5)+fora": 1.6,
+        "fewer_steps(steps=3)+fora": 1.0,
+    }
+    losses = {
+        "none": 0,
+        "fora": 0.1,
+        "fewer_steps(steps=5)": 0.2,
+        "fewer_steps(steps=5)+fora": 0.5,
+        "fewer_steps(steps=3)+fora": 0.6,
+    }
+    records, scores = world(times, losses, steps={text: 5 for text in times if "=5" in text}.items(), noise=0.01)
+    for text in list(times)[1:]:
+        scores[text].arrays[PERCEPTUAL] = np.full(N, losses[text])
+    alone, stacked = over_steps(records, scores)  # none has three steps without fora
+    assert [(row["method"], row["steps"], row["stack"]) for row in (alone, stacked)] == [
+        ("fora", 20, "fora"), ("fora", 5, "fewer_steps(steps=5)+fora"),
+    ]  # fmt: skip
+    assert alone["speedup"].value == pytest.approx(2) and stacked["speedup"].value == pytest.approx(1.25)
+    assert alone["alignment"].value == pytest.approx(-0.1, abs=0.01) and stacked["alignment"].value == pytest.approx(
+        -0.3, abs=0.01
+    )
+    assert (alone["perceptual"].value, stacked["perceptual"].value) == (pytest.approx(0.1), pytest.approx(0.3))
 
 
 def test_the_factorial_has_every_combination_in_both_readings_and_its_controls():

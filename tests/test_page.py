@@ -17,20 +17,24 @@ CHROMIUM = next(
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 
 
+HOSTILE = (
+    "\"><script>window.errors.push('script')</script><img src=x onerror=\"window.errors.push('image')\"> & '</option>"
+)
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    run = write_run(tmp_path_factory.mktemp("page") / "run", models=("dit-tiny", "pixart-tiny"), n=12)
+    run = write_run(tmp_path_factory.mktemp("page") / "run", models=("pixart-tiny", "wan-tiny"), n=12, prompt=HOSTILE)
     return reports.build([run]).page
 
 
-def seen(page, script):
-    """What `script`, run in the page after its own, leaves in `out`; errors of either are in it too."""
+def seen(page, script, real=False):
+    """What `script`, run in the page after its own, leaves in `out`; errors of either are in it too. In virtual time, unless `real`."""
     probe = f"""<script>const out = {{}}; try {{ {script} }} catch (error) {{ out.error = String(error); }}
     const pre = document.createElement("pre"); pre.id = "probe";
     pre.textContent = JSON.stringify({{...out, errors: window.errors}}); document.body.append(pre);</script></body>"""
-    first = (
-        "<script>window.errors = []; window.onerror = (message) => { window.errors.push(message); };</script></head>"
-    )
+    first = """<script>window.errors = []; window.onerror = (message) => { window.errors.push(message); };
+    console.error = console.warn = (...told) => { window.errors.push(told.join(" ")); };</script></head>"""
     path = page.with_name("probe.html")
     path.write_text(page.read_text().replace("</head>", first).replace("</body>", probe))
     command = [
@@ -38,7 +42,7 @@ def seen(page, script):
         "--headless=new",
         "--no-sandbox",
         "--disable-gpu",
-        "--virtual-time-budget=5000",
+        *([] if real else ["--virtual-time-budget=5000"]),
         "--dump-dom",
         path.as_uri(),
     ]
@@ -85,7 +89,7 @@ def test_every_row_has_its_command_to_copy_and_its_key_to_hover(page):
         "first"
     ]
     assert all(c.startswith("python run_bench.py run --models ") for c in found["commands"])
-    assert found["keys"][0] == "dit-tiny--none" and all(found["keys"])
+    assert found["keys"][0] == "pixart-tiny--none" and all(found["keys"])
 
 
 def test_one_model_can_be_shown_alone(page):
@@ -97,5 +101,67 @@ def test_one_model_can_be_shown_alone(page):
       choice.value = ""; choice.dispatchEvent(new Event("change"));
       out.again = models.map((model) => model.hidden);
     """)  # fmt: skip
-    assert found["options"] == ["all models", "dit-tiny", "pixart-tiny"]
+    assert found["options"] == ["all models", "pixart-tiny", "wan-tiny"]
     assert found["hidden"] == [True, False] and found["again"] == [False, False]
+
+
+VIEWER = """
+  const viewer = document.querySelector(`section.model[id$="${model}"] figure.viewer`);
+  const of = (name) => viewer.querySelector(`.${name}`), say = (element) => element.dispatchEvent(new Event("input", {bubbles: true}));
+"""
+
+
+def test_the_slider_moves_the_edge_between_the_unaccelerated_and_a_chosen_stack(page):
+    found = seen(page, f"""
+      const model = "pixart-tiny"; {VIEWER}
+      const edge = () => getComputedStyle(of("over")).clipPath, shown = (name) => of(name).style.backgroundImage;
+      out.names = [of("left"), of("right")].map((choice) => choice.selectedOptions[0].text);
+      out.before = edge(); of("split").value = 25; say(of("split")); out.after = edge();
+      of("split").focus(); out.focused = document.activeElement === of("split");
+      const sprite = shown("under"); of("right").selectedIndex = 1; say(of("right")); out.changed = shown("under") !== sprite;
+      of("sample").selectedIndex = 2; say(of("sample")); out.place = of("over").style.backgroundPosition;
+      of("difference").click(); out.difference = getComputedStyle(of("over")).mixBlendMode;
+      out.options = of("right").options.length; out.asked = of("sample").options[0].text; out.moving = of("play") !== null;
+    """)  # fmt: skip
+    assert found["names"] == ["none", "fora(interval=3)"] and found["options"] == sum(
+        status == "ok" for _, status in STACKS
+    )
+    assert (found["before"], found["after"]) == ("inset(0px 50% 0px 0px)", "inset(0px 75% 0px 0px)")
+    assert found["focused"] and found["changed"] and not found["moving"]
+    assert found["place"].endswith(" 66.6667%") and found["difference"] == "difference"
+    assert found["asked"] == " ".join(f"1: {HOSTILE} 0".split())
+
+
+def test_videos_play_and_pause_frame_by_frame_in_both_stacks_at_once(page):
+    found = seen(page, f"""
+      const model = "wan-tiny"; {VIEWER}
+      const tick = window.setInterval; let turn = null; window.setInterval = (f) => {{ turn = f; return 7; }};
+      let stopped = null; window.clearInterval = (which) => {{ stopped = which; }};
+      of("play").click(); out.playing = of("play").textContent; turn(); turn();
+      out.frame = of("frame").value; out.places = ["over", "under"].map((name) => of(name).style.backgroundPosition);
+      of("play").click(); out.paused = of("play").textContent; out.stopped = stopped;
+      out.strips = [...viewer.querySelectorAll(".strip")].map((strip) => strip.style.backgroundImage.slice(0, 20));
+    """)  # fmt: skip
+    assert (found["playing"], found["frame"], found["paused"], found["stopped"]) == ("pause", "2", "play", 7)
+    assert found["places"] == ["25% 0%", "25% 0%"]  # the third of nine frames
+    assert found["strips"] == ['url("data:image/webp'] * 2
+
+
+def test_the_page_is_one_file_without_anything_remote_and_text_in_it_stays_text(page):
+    found = seen(page, """
+      out.links = [...document.querySelectorAll("[src]")].map((e) => e.getAttribute("src").slice(0, 11));
+      out.scripts = [...document.querySelectorAll("script")].length;
+      out.loaded = [...document.images].every((image) => image.loading === "lazy" && image.alt);
+      out.remote = performance.getEntriesByType("resource").map((e) => e.name.slice(0, 5)).filter((name) => name !== "data:");
+    """)  # fmt: skip
+    assert set(found["links"]) == {"data:image/"} and found["remote"] == [] and found["loaded"]
+    assert found["scripts"] == 3  # the page's, and the two that this test puts in
+
+
+def test_a_model_with_forty_stacks_takes_a_quarter_of_what_a_page_may_weigh_and_opens_at_once(tmp_path):
+    stacks = [("none", "ok"), *((f"fora(interval={i})", "ok") for i in range(2, 41))]
+    run = write_run(tmp_path / "run", models=("pixart-tiny",), stacks=stacks, n=9, resolution=64)
+    page = reports.build([run]).page
+    assert page.stat().st_size <= 15e6 / 4
+    found = seen(page, "out.opened = performance.now();", real=True)
+    assert found["opened"] < 2000

@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from report_runs import key_of, write_run
 
-from ditbench.artifact import BUNDLED, needs_of
+from ditbench import reports
+from ditbench.artifact import BUNDLED, needs_of, needs_of_record
 from ditbench.models import select
-from ditbench.reports.training import draw_training, write_card
+from ditbench.reports.sections import read_sections
+from ditbench.reports.training import copy_training, draw_training, write_card
 from ditbench.schedule import Schedule
 from ditbench.stack import Stack
 
@@ -47,3 +50,31 @@ def test_everything_that_is_shipped_has_its_card():
 def test_the_stacks_that_users_type_first_have_what_they_need_in_the_repository(text, model):
     needs = needs_of(model, Stack.parse(text), "bundled")
     assert needs and all((BUNDLED / need.folder / "manifest.json").is_file() for need in needs)
+
+
+def test_a_record_leads_to_what_its_cell_was_prepared_for():
+    shipped = [p for p in BUNDLED.glob("*/*/manifest.json")]
+    for path in shipped:
+        told = json.loads(path.read_text())
+        methods = Stack.parse(told["stack"]).describe()
+        record = {"model": told["model"], "methods": methods, "run": {"model_sha256": told["weights_sha256"]}}
+        assert [need.key for need in needs_of_record(record)] == [path.parent.name], told["stack"]
+
+
+def test_the_page_shows_what_its_rows_were_trained_with_once_and_nothing_of_other_weights(tmp_path):
+    manifests = {p: json.loads(p.read_text()) for p in BUNDLED.glob("diffsparse/*/manifest.json")}
+    (shipped,) = [p for p, m in manifests.items() if (m["model"], m["below"]) == ("pixart-tiny", "none")]
+    stacks = (("none", "ok"), ("diffsparse", "ok"), ("int8+diffsparse", "ok"), ("noop", "ok"))
+    run = write_run(tmp_path / "run", models=("pixart-tiny",), stacks=stacks, n=9)
+    assert copy_training(read_sections([run])[0], tmp_path / "plots") == {}
+    for stack, _ in stacks[1:3]:
+        path = run / "cells" / key_of("pixart-tiny", stack) / "record.json"
+        record = json.loads(path.read_text())
+        record["run"]["model_sha256"] = json.loads(shipped.read_text())["weights_sha256"]
+        record["methods"] = Stack.parse(stack).describe()
+        path.write_text(json.dumps(record))
+    report = reports.build([run])
+    (copy,) = report.out.glob("plots/*-training.png")
+    assert copy.name == f"pixart-tiny-diffsparse-{shipped.parent.name}-training.png"
+    assert copy.read_bytes() == (shipped.parent / "training.png").read_bytes()
+    assert report.page.read_text().count('<img class="small"') == 1

@@ -1,0 +1,83 @@
+"""Readings kept beside a run: used again where nothing changed, made anew where anything did, and never a reason to fail."""
+
+import numpy as np
+import pytest
+from report_runs import STACKS, key_of, write_run
+from safetensors.numpy import load_file, save_file
+
+from ditbench import reports
+from ditbench.distances import Reference
+from ditbench.kept import FILE, Kept
+from ditbench.kept import key_of as kept_under
+from ditbench.metrics.stored import Scores, read_file, write_file
+from ditbench.readings import Reading
+from ditbench.reports.sections import read_sections
+
+RNG = np.random.default_rng(0)
+X, GROUP = RNG.random((8, 4)).astype(np.float32), np.arange(8)
+REFERENCE = Reference.through(RNG.random((32, 4)))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", n=9, stacks=STACKS[:3])
+
+
+def quality(run):
+    (section,) = read_sections([run])
+    return [row["quality"] for row in section.rows]
+
+
+def test_a_reading_comes_back_bit_by_bit_and_what_was_not_asked_for_is_forgotten(tmp_path):
+    reading = Reading(value=1 / 3, parts=np.array([0.1, -0.2, 0.1]))
+    kept = Kept(tmp_path)
+    assert kept.get("a") is None
+    kept.put("a", reading)
+    kept.put("b", reading)
+    kept.save()
+    again = Kept(tmp_path)
+    found = again.get("a")
+    assert found.value == reading.value and (found.parts == reading.parts).all()
+    again.save()
+    assert list(load_file(tmp_path / FILE)) == ["a"]
+
+
+def test_a_key_changes_with_whatever_a_reading_depends_on():
+    same = kept_under("frechet", False, X, GROUP, REFERENCE)
+    assert same == kept_under("frechet", False, X.copy(), GROUP.copy(), Reference.through(REFERENCE.features))
+    others = [
+        kept_under("mmd_cubic", False, X, GROUP, REFERENCE), kept_under("frechet", True, X, GROUP, REFERENCE),
+        kept_under("frechet", False, X + 1e-6, GROUP, REFERENCE), kept_under("frechet", False, X, GROUP // 2, REFERENCE),
+        kept_under("frechet", False, X, GROUP, Reference.through(REFERENCE.features + 1e-9)),
+        kept_under("frechet", False, X, GROUP, None), kept_under("frechet", False, X.reshape(4, 8), GROUP, REFERENCE),
+    ]  # fmt: skip
+    assert len({same, *others}) == 8
+
+
+def test_a_second_report_takes_its_readings_from_the_run_and_shows_the_same(run):
+    first = quality(run)
+    assert quality(run) == first
+    readings = load_file(run / FILE)
+    assert len(readings) > 10
+    save_file({key: np.concatenate([told[:1] + 1, told[1:]]) for key, told in readings.items()}, run / FILE)
+    for before, after in zip(first, quality(run), strict=True):
+        assert after["fd.shapes_v1"]["value"]["value"] == before["fd.shapes_v1"]["value"]["value"] + 1
+        assert after["align.shapes_v1"] == before["align.shapes_v1"]
+
+
+def test_other_features_are_read_anew_and_a_damaged_file_costs_nothing_but_time(run):
+    first = quality(run)
+    path = run / "scores" / f"{key_of('dit-tiny', STACKS[2][0])}.safetensors"
+    scores = read_file(path)
+    arrays = dict(scores.arrays) | {"feature.shapes_v1": scores.arrays["feature.shapes_v1"] + 1}
+    write_file(path, Scores(samples_sha256="", arrays=arrays, reasons=scores.reasons))
+    second = quality(run)
+    assert second[2]["fd.shapes_v1"]["value"] != first[2]["fd.shapes_v1"]["value"]
+    assert second[1]["fd.shapes_v1"]["value"] == first[1]["fd.shapes_v1"]["value"]
+    (run / FILE).write_bytes(b"half")
+    assert quality(run) == second and len(load_file(run / FILE)) > 10
+
+
+def test_a_report_that_reads_kept_readings_has_the_same_bytes(run, tmp_path):
+    one, two = (reports.build([run], tmp_path / name) for name in ("x", "y"))
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one.files, two.files, strict=True))
