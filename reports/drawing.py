@@ -6,12 +6,14 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from ditbench.reports.labels import Box, place_labels
 from ditbench.reports.sections import SHOWN, Row, Section
@@ -24,6 +26,8 @@ KEY_LINE = 0.132
 """Inches a line of the key takes."""
 LONG = 26
 """Characters from which a stack's name is broken at its plus signs."""
+COLOURS = 128
+"""Of a figure as PNG."""
 HEAD = 0.76
 """Inches for title and legend."""
 
@@ -109,10 +113,19 @@ class Plate:
 
 
 def finish(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Write a figure as PNG and SVG, without anything that differs from one writing to the next."""
+    """Write a figure as PNG and SVG, without anything that differs from one writing to the next; the PNG in few colours, a third of the
+    bytes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
-    figure.savefig(paths[0], metadata={"Software": None}, pil_kwargs={"compress_level": 3})
+    canvas: Any = figure.canvas
+    canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    few = drawn.quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette, paper = few.getpalette() or [], 3 * int(few.getpixel((0, 0)))  # type: ignore[arg-type]
+    palette[paper : paper + 3] = [255, 255, 255]  # white paper stays white
+    few.putpalette(palette)
+    few.save(paths[0], dpi=(DPI, DPI), compress_level=6)
     figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
     return paths
 
