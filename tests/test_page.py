@@ -163,5 +163,5 @@ def test_a_model_with_forty_stacks_takes_a_quarter_of_what_a_page_may_weigh_and_
     run = write_run(tmp_path / "run", models=("pixart-tiny",), stacks=stacks, n=9, resolution=64)
     page = reports.build([run]).page
     assert page.stat().st_size <= 15e6 / 4
-    found = seen(page, "out.opened = performance.now();", real=True)
-    assert found["opened"] < 2000
+    # other work on the machine only ever adds to a time, so one opening in three that is short enough shows that the page is
+    assert any(seen(page, "out.opened = performance.now();", real=True)["opened"] < 2000 for _ in range(3))
