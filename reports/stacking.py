@@ -84,18 +84,18 @@ def _row(section: Section, told: Mapping[str, Any], stack: str) -> Any:
 
 
 def answer_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown of the rows that `ditbench.interaction.document` gives: in each cell the verdict, the speed interaction on FLOPs and on
-    the clock, and the alignment interaction with its interval."""
-    columns = list(dict.fromkeys(_column(row) for row in rows))
+    """Markdown of the rows that `ditbench.interaction.document` gives, a row per combination and a column per model: the verdict, the
+    alignment interaction, and gamma on FLOPs and on the clock."""
+    combinations = list(dict.fromkeys(_combination(row) for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    told = {(row["model"], _column(row)): _cell(row) for row in rows}
-    lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for model in models:
-        lines.append("| " + " | ".join([model, *(told.get((model, column), DASH) for column in columns)]) + " |")
+    told = {(_combination(row), row["model"]): _cell(row) for row in rows}
+    lines = ["| together | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
+    for name in combinations:
+        lines.append(f"| {name} | " + " | ".join(told.get((name, model), DASH) for model in models) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _column(row: Mapping[str, Any]) -> str:
+def _combination(row: Mapping[str, Any]) -> str:
     """The methods without their knobs, and which reading it is."""
     methods = "+".join(part.partition("(")[0] for part in row["stack"].split("+"))
     return f"{methods}, frozen" if row["reading"] == "frozen" else methods
@@ -104,6 +104,5 @@ def _column(row: Mapping[str, Any]) -> str:
 def _cell(row: Mapping[str, Any]) -> str:
     if "alignment" not in row:
         return str(row["verdict"])
-    clock = row["gamma_clock"]
-    gamma = f"speed {fixed(row.get('gamma_flops'), 2)} / {fixed(clock['value'] if clock else None, 2)}"
-    return f"**{row['verdict']}** {gamma}; {spoken(row['alignment'], 3, signed=True)}"
+    gamma = f"gamma {fixed(row.get('gamma_flops'), 2)}, clock {spoken(row['gamma_clock'], 2)}"
+    return f"**{row['verdict']}** {spoken(row['alignment'], 3, signed=True)}; {gamma}"
