@@ -224,7 +224,8 @@ def _row(
         return row | {"verdict": "not scored"}
     values = [s.arrays[ALIGNMENT] for s in mine if s is not None]
     group = mine[0].arrays["group"]  # type: ignore[union-attr]
-    interaction = statistics.mean(values[-1] - sum(values[1:-1]) + (len(alone) - 1) * values[0], group)
+    each = np.round(values[-1] - sum(values[1:-1]) + (len(alone) - 1) * values[0], 9)  # thirds add up to zero again
+    interaction = statistics.mean(each, group, bounds=(-len(alone), len(alone)))
     row["alignment"] = interaction
     if all(FEATURE in s.arrays for s in mine if s is not None):
         tables = [s.arrays[FEATURE] for s in mine if s is not None]
@@ -234,7 +235,7 @@ def _row(
         except ValueError:  # no reference that fits: the distance's own column has the reason
             row["frechet"] = None
     row |= _control(together, controls, scores, group)
-    return row | _verdict(interaction, row.get("over_control"))
+    return row | _verdict(interaction, row.get("over_control"), len(alone))
 
 
 def _control(together: Any, controls: Sequence[Any], scores: Mapping[str, Scores], group: Any) -> dict[str, Any]:
@@ -252,7 +253,7 @@ def _control(together: Any, controls: Sequence[Any], scores: Mapping[str, Scores
     return {"control": best["stack"], "over_control": statistics.delta(a, b, group)}
 
 
-def _verdict(interaction: Estimate, over: Estimate | None) -> dict[str, Any]:
+def _verdict(interaction: Estimate, over: Estimate | None, methods: int) -> dict[str, Any]:
     low, high = interaction.low, interaction.high
     if over is not None and over.high is not None and over.high < 0:
         return {"verdict": "beaten", "samples_needed": None}
@@ -265,4 +266,8 @@ def _verdict(interaction: Estimate, over: Estimate | None) -> dict[str, Any]:
         # From zero, or from the margin: what is farther away.
         reach = max(-interaction.value, interaction.value + MARGIN)
         needed = int(np.ceil(interaction.n * (statistics.detectable(interaction.se) / reach) ** 2))
+    elif (
+        interaction.value == 0
+    ):  # all samples alike: so many that what none of them shows cannot weigh as much as the margin
+        needed = int(np.ceil(np.log(1 - statistics.LEVEL) / np.log(1 - MARGIN / methods)))
     return {"verdict": "unresolved", "samples_needed": needed}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,18 @@ def test_an_unresolved_interaction_says_how_many_samples_would_resolve_it():
         row["samples_needed"] == pytest.approx(N * (2.8015 * row["alignment"].se / reach) ** 2, rel=1e-3)
     )
     assert row["samples_needed"] > N
+
+
+def test_samples_that_are_all_alike_leave_open_what_none_of_them_shows():
+    records, scores = world(TIMES, dict.fromkeys(TIMES, 0.0), noise=0.0)
+    for score in scores.values():  # thirds, so that the sum of the four is zero but for rounding
+        score.arrays[ALIGNMENT] = np.arange(N) % 3 / 3
+    few = {key: replace(score, arrays={k: v[:64] for k, v in score.arrays.items()}) for key, score in scores.items()}
+    row = interactions(records, few, (A, B), REFERENCE)[-1]
+    hidden = 2 * (1 - 0.05 ** (1 / 64))  # a loss of 2 in a share of requests of which 64 show none
+    assert (row["alignment"].low, row["alignment"].high) == pytest.approx((-hidden, hidden))
+    assert (row["verdict"], row["samples_needed"]) == ("unresolved", 299)
+    assert 2 * (1 - 0.05 ** (1 / 299)) < interaction.MARGIN < 2 * (1 - 0.05 ** (1 / 298))
 
 
 def test_cells_that_were_not_measured_are_rows_with_the_reason():
