@@ -1,10 +1,10 @@
-"""Methods at matched compute as a table for people: a row per method, a column per model. No torch."""
+"""Methods at matched compute, and the noise floor they are seen against, as tables for people. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ditbench.reports.wording import fixed
+from ditbench.reports.wording import fixed, number
 
 ORDER = ("fewer_steps", "fora", "toca", "duca", "teacache", "taylorseer")
 BETTER, WORSE = "▼", "▲"
@@ -36,3 +36,35 @@ def _mark(row: Mapping[str, str], metric: str) -> str:
     if not low or float(low) <= 0 <= float(high):
         return ""
     return f" {BETTER if float(high) < 0 else WORSE}"
+
+
+FLOOR = {
+    "rerun": "batch in two parts",
+    "rerun(attention='math')": "other attention",
+    "rerun(seed=1)": "other noise",
+    "diffsparse": "diffsparse",
+}
+"""Columns of `floor_table`, by stack."""
+
+
+def floor_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Markdown of the rows of a `noise-floor.csv`: by model and metric the un-accelerated value, what changes when only rounding does, when
+    the noise does, and with `diffsparse`, and the change that 80 % of runs as large would find there."""
+    lines = ["| model | metric | none | " + " | ".join(FLOOR.values()) + " | detectable |", "|---" * 8 + "|"]
+    for model, metric in dict.fromkeys((row["model"], row["metric"]) for row in rows):
+        found = {row["stack"]: row for row in rows if (row["model"], row["metric"]) == (model, metric)}
+        one, *_ = found.values()
+        changes = [_change(found.get(stack)) for stack in FLOOR]
+        detectable = number(float(found["diffsparse"]["detectable"])) if found["diffsparse"]["detectable"] else "-"
+        lines.append("| " + " | ".join([model, metric, number(float(one["none"])), *changes, detectable]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _change(row: Mapping[str, str] | None) -> str:
+    if row is None or not row["delta"]:
+        return "-"
+    value, low, high = (float(row[name]) for name in ("delta", "low", "high"))
+    places = 3 if row["metric"].startswith(("align", "precision", "recall")) else 2
+    return (
+        f"{fixed(value, places, signed=True)} [{fixed(low, places, signed=True)}, {fixed(high, places, signed=True)}]"
+    )

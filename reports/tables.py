@@ -71,7 +71,7 @@ def write_tables(section: Section, folder: Path) -> list[Path]:
     """Write speed and quality, and what else the run has something for, as .csv, .md and .tex into `folder`; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = Sheet(name="speed", title="Speed and memory", run=section.name, convention=CONVENTION, blocks=())
-    sheets = [
+    sheets: list[tuple[Sheet, pd.DataFrame | None]] = [
         (_filled(whole, section, _speed_cells), speed(section)),
         (_filled(replace(whole, name="quality", title="Quality", convention=FIDELITY), section, _quality_cells, RULES), quality(section)),
     ]  # fmt: skip

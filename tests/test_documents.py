@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ditbench.reports.matching import matched_table
+from ditbench.reports.matching import floor_table, matched_table
 from ditbench.reports.stacking import answer_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +47,11 @@ def matched(text, budget):
     return matched_table(list(csv.DictReader(io.StringIO(text))), budget)
 
 
-TABLES = {"matched": matched, "stacking": lambda text: answer_table(json.loads(text))}
+TABLES = {
+    "matched": matched,
+    "stacking": lambda text: answer_table(json.loads(text)),
+    "floor": lambda text: floor_table(list(csv.DictReader(io.StringIO(text)))),
+}
 GENERATED = re.compile(r"<!-- table: (\S+) (\S+) ?(\S*) -->\n\n(.*?)\n<!-- end of table -->", re.S)
 DOCUMENTS = [ROOT / "README.md", *ROOT.glob("reports/published/*/README.md")]
 
