@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ditbench.anatomy import Sublayer, sublayers
+from ditbench.counter import aside
 from ditbench.student import Trainee
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _comparing(chosen: dict[nn.Linear, Tensor], undo: ExitStack) -> dict[str, fl
             linear.out_features,
         ):  # no numbers, or rerouted by a method above
             return
-        with torch.no_grad():
+        with torch.no_grad(), aside():
             exact = nn.functional.linear(inputs[0], chosen[linear].to(found.device), linear.bias)
             squares["output"] += float(exact.float().square().sum())
             squares["change"] += float((found - exact).float().square().sum())
