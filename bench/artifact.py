@@ -152,9 +152,7 @@ def trained_for(record: Mapping[str, Any]) -> dict[str, Artifact]:
         for need in needs_of_record(record):
             if artifact := find(need):
                 found[need.method] = artifact
-    except (
-        ValueError
-    ):  # a method that is not installed here, or an artefact that is damaged: not what the cell was run with
+    except ValueError:  # a method that is not installed here, or a damaged artefact: not what the cell was run with
         return {}
     return found
 

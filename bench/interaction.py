@@ -24,13 +24,12 @@ from ditbench.distances import Reference, frechet_contrast
 from ditbench.metrics.frechet import FEATURE
 from ditbench.metrics.stored import Scores
 from ditbench.quality import reference_of
+from ditbench.record import SHOWN
 from ditbench.stack import Stack
 from ditbench.statistics import Estimate
 
 ALIGNMENT = "align.shapes_v1"
 PERCEPTUAL = "perceptual.shapes_v1"
-SHOWN = "ok"
-"""The only status with numbers: an inert method neither sped anything up nor changed anything."""
 MARGIN = 0.02
 """Alignment that may be lost beyond the sum of what the methods lose alone, and still be said to stack."""
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
@@ -60,7 +59,8 @@ def joined(parts: Sequence[Stack]) -> Stack:
 def readings(parts: Sequence[Stack]) -> dict[str, Stack]:
     """The stack of them all, and where one of them was prepared for what is below it, the same with that tuned alone: "frozen"."""
     together = joined(parts)
-    above = {m.name for m in together.methods if hasattr(m, "tuned") and below_of(together, m).methods}
+    prepared = [m for m in together.methods if hasattr(m, "tuned") and m.recipe() is not None]
+    above = {m.name for m in prepared if below_of(together, m).methods}
     frozen = Stack.of(*(replace(m, tuned="alone") if m.name in above else m for m in together.methods))
     return {"tuned": together} | ({"frozen": frozen} if frozen != together else {})
 
@@ -266,8 +266,6 @@ def _verdict(interaction: Estimate, over: Estimate | None, methods: int) -> dict
         # From zero, or from the margin: what is farther away.
         reach = max(-interaction.value, interaction.value + MARGIN)
         needed = int(np.ceil(interaction.n * (statistics.detectable(interaction.se) / reach) ** 2))
-    elif (
-        interaction.value == 0
-    ):  # all samples alike: so many that what none of them shows cannot weigh as much as the margin
+    elif interaction.value == 0:  # all alike: so many that what no sample shows cannot weigh as much as the margin
         needed = int(np.ceil(np.log(1 - statistics.LEVEL) / np.log(1 - MARGIN / methods)))
     return {"verdict": "unresolved", "samples_needed": needed}

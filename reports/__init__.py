@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     each, with the fields that differ. Speed-ups and changes are always against the baseline of a cell's own run.
     A record that cannot be read is named and left out. Raises ValueError when a folder holds no run.
     """
+    from ditbench.reports.abreast import abreast
     from ditbench.reports.charts import draw_charts
     from ditbench.reports.crossover import draw_crossovers
     from ditbench.reports.figures import draw_figures
@@ -42,22 +44,19 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     for section in sections:
         at = out if len(sections) == 1 else out / section.name
         files += write_tables(section, at / "tables")
-        plots, grids = draw_figures(section, at / "plots"), draw_grids(section, at / "grids")
-        charts, maps = draw_charts(section, at / "plots"), draw_heatmaps(section, at / "plots")
-        stacking = draw_matrices(section, at / "plots")
-        drawn = (
-            plots,
-            draw_crossovers(section, at / "plots"),
-            stacking,
-            charts,
-            maps,
-            copy_training(section, at / "plots"),
-            grids,
-        )
-        files += [path for found in drawn for paths in found.values() for path in paths]
-        pictures[section.name] = {
-            model: [p for found in drawn for p in found.get(model, [])] for model in section.models
-        }
+        drawing = {
+            draw_figures: "plots", draw_crossovers: "plots", draw_matrices: "plots", draw_charts: "plots", draw_heatmaps: "plots",
+            copy_training: "plots", draw_grids: "grids",
+        }  # fmt: skip
+        jobs = [
+            (model, partial(draw, section.only(model), at / kind))
+            for model in section.models
+            for draw, kind in drawing.items()
+        ]
+        pictures[section.name] = {model: [] for model in section.models}
+        for (model, _), drawn in zip(jobs, abreast([job for _, job in jobs]), strict=True):
+            pictures[section.name][model] += drawn.get(model, [])
+        files += [path for paths in pictures[section.name].values() for path in paths]
     page = write_page(sections, pictures, out)
     return Report(sections=sections, out=out, page=page, files=[*files, page])
 

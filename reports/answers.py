@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ditbench.margins import MARGINS
-from ditbench.reports.sections import SHOWN, Row, Section, differing, status
+from ditbench.record import SHOWN
+from ditbench.reports.sections import Row, Section, differing, status
 from ditbench.reports.wording import fixed, interval, number, places_of, size, spoken, times
 
 ALIGNMENT, FRECHET = "align.shapes_v1", "fd.shapes_v1"

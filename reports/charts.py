@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ditbench.record import SHOWN
 from ditbench.reports.drawing import Point, finish, plate
 from ditbench.reports.figures import reach
-from ditbench.reports.sections import SHOWN, Row, Section, file_name
+from ditbench.reports.sections import Row, Section, file_name
 from ditbench.reports.style import DPI, INK, PAPER, QUIET, RC
 from ditbench.reports.wording import size
 

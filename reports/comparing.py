@@ -12,8 +12,9 @@ from ditbench.metrics import Metric, metrics
 from ditbench.metrics.stored import Scores, read_scores
 from ditbench.quality import reference_of
 from ditbench.readings import contrast
+from ditbench.record import SHOWN
 from ditbench.references import Told
-from ditbench.reports.sections import SHOWN, Row, Section, differing
+from ditbench.reports.sections import Row, Section, differing
 from ditbench.reports.wording import DASH, fixed, number, places_of, spoken
 from ditbench.sets import Sets
 from ditbench.statistics import Estimate

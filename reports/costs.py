@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ditbench.reports.sections import Row, Section, labelled, status
-from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, spread
+from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, spread, without_empty
 from ditbench.reports.wording import DASH, number, places_of, spoken, times
 
 TRAINING = (
@@ -24,9 +24,7 @@ def training_sheet(section: Section) -> Sheet:
     for model in section.models:
         lines = [_words(row, method, cost) for row, method, cost in section.trained if row["model"] == model]
         if lines:
-            heads = [head for head in lines[0] if any(line[head] != DASH for line in lines)]
-            shown = [{head: line[head] for head in heads} for line in lines]
-            blocks.append(Block(model=model, caption=section.caption(model), lines=shown))
+            blocks.append(Block(model=model, caption=section.caption(model), lines=without_empty(lines)))
     return Sheet(name="training", title="What training bought", run=section.name, convention=TRAINING, blocks=blocks)
 
 
@@ -60,5 +58,5 @@ def _words(row: Row, method: str, cost: Mapping[str, Any]) -> dict[str, str]:
     return line | {"n": str(row["num_samples"]), KEY: row["key"]}
 
 
-def _whole(told: int | None) -> str:
-    return DASH if told is None else str(told)
+def _whole(number_of: int | None) -> str:
+    return DASH if number_of is None else str(number_of)

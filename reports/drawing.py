@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from ditbench.record import SHOWN
 from ditbench.reports.labels import Box, place_labels
-from ditbench.reports.sections import SHOWN, Row, Section
+from ditbench.reports.sections import Row, Section
 from ditbench.reports.style import DPI, PAPER, QUIET, Look, look
 from ditbench.reports.wording import share
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ditbench.record import SHOWN
 from ditbench.reports.grids import asked_for, read_samples
-from ditbench.reports.sections import SHOWN, Row, Section, labelled
+from ditbench.reports.sections import Row, Section, labelled
 
 HEAVY = 400_000
 """Bytes from which a PNG goes into the page as WebP with small losses; the file beside the page has none."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SHOWN = "ok"
-"""The only status with numbers: an inert method changed nothing, so it has no speed-up to show."""
+from ditbench.record import SHOWN
+
 DRAWS = 4000
 NORMAL = 1.959963984540054
 """Standard errors in half a 95 % interval, where the standard error itself is not given."""

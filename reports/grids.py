@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import SafetensorError, safe_open
 
-from ditbench.reports.sections import SHOWN, Row, Section, file_name, status
+from ditbench.record import SHOWN
+from ditbench.reports.sections import Row, Section, file_name, status
 from ditbench.reports.style import INK, PALE, PAPER, QUIET, font_path
 from ditbench.reports.wording import places_of, short, times, value
 

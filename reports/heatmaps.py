@@ -16,7 +16,8 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ditbench.reports.sections import SHOWN, Section, file_name
+from ditbench.record import SHOWN
+from ditbench.reports.sections import Section, file_name
 from ditbench.reports.style import DPI, INK, PAPER, QUIET, RC
 
 WIDE, MOST = 3, 12

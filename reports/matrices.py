@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ditbench.interaction import RULE
+from ditbench.record import SHOWN
 from ditbench.reports.drawing import finish
-from ditbench.reports.sections import SHOWN, Row, Section, file_name
+from ditbench.reports.sections import Row, Section, file_name
 from ditbench.reports.style import DPI, INK, PALE, PAPER, QUIET, RC
 from ditbench.reports.wording import count, fixed, interval, times, value
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from ditbench import verdict
-from ditbench.record import MEASURED, read_json
+from ditbench.record import MEASURED, SHOWN, read_json
 from ditbench.references import POINTERS
 from ditbench.reports.answers import elsewhere
-from ditbench.reports.sections import MACHINE, SHOWN, Row, Section, ranked
+from ditbench.reports.sections import MACHINE, Row, Section, ranked
 from ditbench.reports.wording import number, share
 from ditbench.summary import DRIFT_BOUND
 

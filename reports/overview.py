@@ -13,7 +13,8 @@ from rich.text import Text
 
 from ditbench.metrics import metrics
 from ditbench.quality import ASKED
-from ditbench.reports.sections import SHOWN, Report, Row, Section, status, unmeasured
+from ditbench.record import SHOWN
+from ditbench.reports.sections import Report, Row, Section, status, unmeasured
 from ditbench.reports.terminal import console
 from ditbench.reports.wording import DASH, interval, number, places_of, size, times, value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -13,12 +14,14 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from ditbench.record import SHOWN
+from ditbench.reports.abreast import abreast
 from ditbench.reports.answers import command_of
 from ditbench.reports.cells import Cell, glance, quality, speed, video
 from ditbench.reports.costs import training_sheet
 from ditbench.reports.embedding import data_uri, draw_viewer
 from ditbench.reports.imported import imported_sheet
-from ditbench.reports.sections import SHOWN, Row, Section, file_name, hardware, labelled, status, unmeasured
+from ditbench.reports.sections import Row, Section, file_name, hardware, labelled, status, unmeasured
 from ditbench.reports.sheets import KEY, Sheet
 from ditbench.reports.stacking import stacking_sheet
 from ditbench.reports.style import DPI
@@ -73,7 +76,9 @@ def _section(section: Section, pictures: Mapping[str, Sequence[Path]], out: Path
         parts.append(_list(section.remarks))
     if section.left_out:
         parts.append("<h3>Left out</h3>" + _list(section.left_out))
-    parts += [_model(section, model, pictures.get(model, []), out) for model in section.models]
+    parts += abreast(
+        [partial(_model, section.only(model), model, pictures.get(model, []), out) for model in section.models]
+    )
     parts.append("<h2>How it was run</h2>")
     if section.command:
         parts.append(

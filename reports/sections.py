@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ditbench.artifact import trained_for
 from ditbench.interaction import over_steps, together
-from ditbench.record import read_json, read_run
+from ditbench.record import SHOWN, read_json, read_run
 from ditbench.references import Told
-from ditbench.reports.frontier import SHOWN, Row, probabilities
+from ditbench.reports.frontier import Row, probabilities
 from ditbench.reports.wording import count, share
 from ditbench.summary import read_scores, summarise
 
@@ -71,6 +71,10 @@ class Section:
         for row in self.rows:
             found.setdefault(row["model"], []).append(row)
         return found
+
+    def only(self, model: str) -> Section:
+        """The same with the rows of one model."""
+        return replace(self, rows=self.models[model])
 
     def caption(self, model: str) -> str:
         """Sample count, rounds, batch, precision and hardware of a model's rows."""

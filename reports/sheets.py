@@ -6,9 +6,11 @@ And what the lines of all CSVs have in common.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ditbench.reports.wording import DASH
 
 KEY = "key"
 """The column of record keys: last in Markdown, in the notes in LaTeX."""
@@ -36,6 +38,13 @@ class Block:
     notes: Sequence[str] = ()
     italic: bool = False
     """Whether its numbers are another's."""
+
+
+def without_empty(lines: Sequence[Mapping[str, str]], always: Collection[str] = ()) -> list[dict[str, str]]:
+    """The lines with all their columns but those in which none says anything; those named `always` stay."""
+    heads = dict.fromkeys(head for line in lines for head in line)
+    kept = [head for head in heads if head in always or any(line[head] != DASH for line in lines)]
+    return [{head: line[head] for head in kept} for line in lines]
 
 
 @dataclass(frozen=True, kw_only=True)

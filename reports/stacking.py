@@ -9,7 +9,7 @@ import pandas as pd
 
 from ditbench.interaction import RULE, VERDICTS
 from ditbench.reports.sections import Section, status
-from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, spread
+from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, spread, without_empty
 from ditbench.reports.wording import DASH, fixed, spoken
 
 STACKING = (
@@ -25,13 +25,11 @@ def stacking_sheet(section: Section) -> Sheet:
     """A block for each model that has stacks whose methods were run alone too, a line for each such stack."""
     blocks = []
     for model in section.models:
-        found = [told for told in section.stacking if told["model"] == model]
-        lines = [_words(section, told) for told in found]
-        heads = [h for h in dict.fromkeys(h for line in lines for h in line) if any(line[h] != DASH for line in lines)]
+        found = [row for row in section.stacking if row["model"] == model]
+        lines = [_words(section, row) for row in found]
         if lines:
-            shown = [{head: line[head] for head in heads} for line in lines]
-            notes = [f"`{told['stack']}`: {told['verdict']}" for told in found if told["verdict"] not in VERDICTS]
-            blocks.append(Block(model=model, caption=section.caption(model), lines=shown, notes=notes))
+            notes = [f"`{row['stack']}`: {row['verdict']}" for row in found if row["verdict"] not in VERDICTS]
+            blocks.append(Block(model=model, caption=section.caption(model), lines=without_empty(lines), notes=notes))
     title = "Do they stack?"
     return Sheet(name="stacking", title=title, run=section.name, convention=STACKING, blocks=blocks, rules=(RULE,))
 

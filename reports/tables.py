@@ -11,10 +11,11 @@ import pandas as pd
 
 from ditbench import interaction
 from ditbench.quality import ASKED
+from ditbench.record import SHOWN
 from ditbench.reports.costs import training_frame, training_sheet
 from ditbench.reports.imported import imported_frame, imported_sheet
-from ditbench.reports.sections import SHOWN, Report, Row, Section, labelled, status
-from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, latex, markdown, spread
+from ditbench.reports.sections import Report, Row, Section, labelled, status
+from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, latex, markdown, spread, without_empty
 from ditbench.reports.stacking import stacking_frame, stacking_sheet
 from ditbench.reports.wording import DASH, fixed, number, places_of, share, size, spoken, times
 from ditbench.verdict import RULE
@@ -224,14 +225,12 @@ def _filled(sheet: Sheet, section: Section, cells: Any, rules: Sequence[str] = (
     blocks = []
     for model, rows in section.models.items():
         lines = [{"stack": labelled(row), "status": status(row)} | cells(row) | {KEY: row["key"]} for row in rows]
-        heads = [head for head in lines[0] if head in FIRST or any(line[head] != DASH for line in lines)]
         notes = [f"`{row['stack']}`: {note}" for row in rows for note in row["notes"]]
-        shown = [{head: line[head] for head in heads} for line in lines]
-        blocks.append(Block(model=model, caption=section.caption(model), lines=shown, notes=notes))
+        blocks.append(
+            Block(model=model, caption=section.caption(model), lines=without_empty(lines, FIRST), notes=notes)
+        )
     if rules:
         margins = {n: e["margin"] for row in section.rows for n, e in row["quality"].items() if e["margin"] is not None}
-        told = (
-            ", ".join(f"{name} {margin:g}" for name, margin in margins.items()) or "none, so that nothing is equivalent"
-        )
-        rules = (*rules, f"Margins stated before the run: {told}.")
+        stated = ", ".join(f"{name} {margin:g}" for name, margin in margins.items())
+        rules = (*rules, f"Margins stated before the run: {stated or 'none, so that nothing is equivalent'}.")
     return replace(sheet, blocks=blocks, rules=(*rules, *section.remarks), left_out=section.left_out)

@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ditbench.artifact import trained_for
-from ditbench.record import read_json
+from ditbench.record import SHOWN, read_json
 from ditbench.reports.heatmaps import paint
-from ditbench.reports.sections import SHOWN, Section, file_name
+from ditbench.reports.sections import Section, file_name
 from ditbench.reports.style import FAMILIES, INK, QUIET, RC
 from ditbench.schedule import Schedule
 

@@ -1,5 +1,7 @@
 """Run folders of the record's schema, written by hand: every status, small random samples and scores. For the report's tests."""
 
+import csv
+import json
 import re
 
 import numpy as np
@@ -39,6 +41,21 @@ PROMPT = "a large red <b>circle</b> top-left & a small blue square bottom-right 
 
 SCHEDULE = {"sublayers": ["0.self", "0.mlp", "1.self", "1.mlp"], "keep": [[1, 1, 1, 1], [0, 0.5, 0.25, 0]]}
 """What a scheduled cell's record says of its schedule."""
+
+
+def edit(run, change, stack=None, model=None):
+    """Apply `change` to the records of a run: all, or a stack's, or a model's."""
+    for path in (run / "cells").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        if stack in (None, record["stack"]) and model in (None, record["model"]):
+            change(record)
+            path.write_text(json.dumps(record))
+
+
+def lines_of(path):
+    """The lines of a CSV, as dictionaries."""
+    with path.open(newline="") as f:
+        return list(csv.DictReader(f))
 
 
 def key_of(model, stack):

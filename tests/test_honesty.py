@@ -1,31 +1,17 @@
 """What a report cannot be made to show, whatever lies in the run folder: each a way in which tables of accelerators have misled."""
 
-import csv
 import json
 
 import pytest
-from report_runs import ENVIRONMENT, REASONS, STACKS, key_of, write_run
+from report_runs import ENVIRONMENT, REASONS, STACKS, edit, key_of, lines_of, write_run
 
 from ditbench import reports
-from ditbench.record import read_json
 from ditbench.reports.frontier import eligible, frontier
 from ditbench.reports.sections import TIMES, read_sections
 from ditbench.reports.stacking import stacking_frame
 
 TOGETHER = ("none", "fora(interval=3)", "int8", "int8+fora(interval=3)")
 OTHER = ENVIRONMENT | {"processor": "Another 4000"}
-
-
-def edit(run, stack, change, model="dit-tiny"):
-    path = run / "cells" / key_of(model, stack) / "record.json"
-    record = read_json(path)
-    change(record)
-    path.write_text(json.dumps(record))
-
-
-def lines_of(path):
-    with path.open(newline="") as f:
-        return list(csv.DictReader(f))
 
 
 @pytest.fixture
@@ -44,7 +30,7 @@ def merged(tmp_path):
 
 @pytest.mark.parametrize("moved", TOGETHER)
 def test_no_ratio_of_times_from_two_environments_alone_or_in_a_stack(run, moved):
-    edit(run, moved, lambda record: record.update(environment=OTHER))
+    edit(run, stack=moved, change=lambda record: record.update(environment=OTHER))
     (section,) = read_sections([run])
     for row in section.rows:
         if moved in ("none", row["stack"]) and not row["baseline"]:
@@ -56,7 +42,7 @@ def test_no_ratio_of_times_from_two_environments_alone_or_in_a_stack(run, moved)
 
 @pytest.mark.parametrize("field", ["requests_sha256", "model_sha256"])
 def test_no_delta_and_no_ratio_against_a_baseline_of_other_requests_or_other_weights(run, field):
-    edit(run, "int8", lambda record: record["run"].update({field: "other"}))
+    edit(run, stack="int8", change=lambda record: record["run"].update({field: "other"}))
     (section,) = read_sections([run])
     rows = {row["stack"]: row for row in section.rows}
     assert all(rows["int8"][name] is None for name in (*TIMES, "speedup_flops", "baseline_key"))
@@ -99,7 +85,7 @@ def test_no_number_with_an_interval_is_without_its_n_in_any_table_or_document(ru
 def test_a_method_that_did_not_engage_has_no_speed_up_alone_in_a_stack_or_beside_what_it_cost(tmp_path):
     run = write_run(tmp_path / "run", n=9, stacks=[*STACKS, ("int8+noop", "ok")])
     cost = {"key": "k", "seconds": 3.0, "iterations": 2, "samples": None, "below": "none"}
-    edit(run, "noop", lambda record: record.update(artifacts={"noop": cost}))
+    edit(run, stack="noop", change=lambda record: record.update(artifacts={"noop": cost}))
     reports.build([run])
     tables = run / "report/tables"
     speed = {line["stack"]: line for line in lines_of(tables / "speed.csv")}["noop"]

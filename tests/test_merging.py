@@ -1,10 +1,9 @@
 """Several runs in one report: one table where everything agrees, else the field that differs; ratios only within a run."""
 
-import csv
 import json
 
 import pytest
-from report_runs import ENVIRONMENT, STACKS, key_of, write_run
+from report_runs import ENVIRONMENT, STACKS, edit, key_of, lines_of, write_run
 
 from ditbench import reports, verdict
 from ditbench.margins import MARGINS
@@ -13,20 +12,6 @@ from ditbench.reports.merging import merge, unlike
 from ditbench.reports.sections import read_sections
 
 A, B = (("none", "ok"), ("fora(interval=3)", "ok")), (("none", "ok"), ("int8", "ok"), ("firstblock", "refused"))
-
-
-def edit(run, change, stack=None):
-    """Apply `change` to every record of a run, or to a stack's."""
-    for path in (run / "cells").glob("*/record.json"):
-        record = json.loads(path.read_text())
-        if stack in (None, record["stack"]):
-            change(record)
-            path.write_text(json.dumps(record))
-
-
-def lines_of(path):
-    with path.open(newline="") as f:
-        return list(csv.DictReader(f))
 
 
 @pytest.fixture
