@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ditbench.student import Trainee
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from ditbench.prepare import Workroom
 
 BATCH = 8
+CLOSE = 0.005
+"""Near enough to stop turning a dial."""
+TURNS = 10
 
 
 class _Calibrated(Trainee):
@@ -38,11 +42,29 @@ class _Calibrated(Trainee):
 
 def magnitude_ratios(room: Workroom) -> list[float]:
     """Of the residual of all blocks at each step to that of the step before, [T]: the mean over tokens, samples and guidance passes."""
-    import torch
-
     calibrated = _Calibrated()
-    with room.attached(calibrated) as attached, torch.no_grad():
-        attached.start(room.sampling.steps, BATCH)
-        room.pipe(**room.draw(0, BATCH) | {"output_type": "latent"})
+    room.generate(calibrated, BATCH)
     room.tell({"done": 1, "of": 1})
     return [sum(told) / len(told) for told in zip(*calibrated.ratios.values(), strict=True)]
+
+
+def dialled(saves: Callable[[float], float], saved: float, low: float, high: float) -> tuple[float, float]:
+    """By halving, the value of a dial between `low` and `high` whose share `saves(value)` is nearest to `saved`, and its share."""
+    tried: dict[float, float] = {}
+
+    def look(value: float) -> float:
+        if value not in tried:
+            tried[value] = saves(value)
+        return tried[value]
+
+    def off(value: float) -> float:
+        return abs(tried[value] - saved)
+
+    rising = look(high) > look(low)
+    for _ in range(TURNS):
+        if off(min(tried, key=off)) <= CLOSE:
+            break
+        middle = (low + high) / 2
+        low, high = (middle, high) if (look(middle) < saved) == rising else (low, middle)
+    best = min(tried, key=off)
+    return best, tried[best]

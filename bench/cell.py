@@ -85,7 +85,6 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
                 "first_call_s": warm[0].call_s,
                 "timing": timing,
                 "counters": attached.counters(),
-                "notes": attached.notes(),
                 "schedule": attached.schedule(),
                 "artifacts": {name: artifact.cost() for name, artifact in artifacts.items()},
                 "environment": environment.describe(cell.spec.device),
@@ -98,8 +97,10 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
                 found["memory"] = memory
                 part = parts[0] if flops.decides_per_batch(cell.stack) else parts[0][:1]
                 alike = flops.alike_every_call(cell.stack)
-                counted = flops.count_generation(pipe, lambda: sampler(part), alike=alike)
+                with attached.inspected():
+                    counted = flops.count_generation(pipe, lambda: sampler(part), alike=alike)
                 found["flops"] = asdict(counted.divided(len(part)))
+            found["notes"] = attached.notes()
     return found
 
 

@@ -13,9 +13,6 @@ from ditbench.stack import Stack
 if TYPE_CHECKING:
     from ditbench.models import Model
 
-CLOSE = 0.005
-"""Near enough to stop turning."""
-TURNS = 10
 SAMPLES = 4
 """Training requests that are generated to count; methods that decide by values decide on them."""
 BATCH = 16
@@ -38,6 +35,8 @@ def match(model: Model, stacks: list[Stack], saved: float, weights: str) -> list
 
 
 def _matched(stack: Stack, saved: float, saves: Any, pipe: Any) -> dict[str, Any]:
+    from ditbench.calibration import dialled
+
     if reason := stack.refusal(pipe):
         return {"stack": str(stack), "saved": None, "note": reason}
     turned = next((m for m in reversed(stack.methods) if m.dial), None)
@@ -48,27 +47,11 @@ def _matched(stack: Stack, saved: float, saves: Any, pipe: Any) -> dict[str, Any
     def at(value: float) -> Stack:
         return Stack(tuple(replace(m, **{knob: round(value, 3)}) if m is turned else m for m in stack.methods))
 
-    tried: dict[float, float] = {}
-
-    def look(value: float) -> float:
-        if value not in tried:
-            tried[value] = saves(at(value))
-        return tried[value]
-
-    def off(value: float) -> float:
-        return abs(tried[value] - saved)
-
     try:
-        rising = look(high) > look(low)
-        for _ in range(TURNS):
-            if off(min(tried, key=off)) <= CLOSE:
-                break
-            middle = (low + high) / 2
-            low, high = (middle, high) if (look(middle) < saved) == rising else (low, middle)
+        best, found = dialled(lambda value: saves(at(value)), saved, low, high)
     except ValueError as error:
         return {"stack": str(stack), "saved": None, "note": str(error)}
-    best = min(tried, key=off)
-    return {"stack": str(at(best)), "saved": round(tried[best], 4), "note": ""}
+    return {"stack": str(at(best)), "saved": round(found, 4), "note": ""}
 
 
 def _flops(model: Model, pipe: Any, stack: Stack, weights: str) -> float:

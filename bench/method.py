@@ -62,6 +62,7 @@ class Attachment:
         self.engaged = False
         """Whether any counted event was the method at work (`count(..., idle=True)` is not)."""
         self.starts: list[Callable[[], object]] = []
+        self.inspections: list[Callable[[ExitStack], object]] = []
         self.held: list[Callable[[], Iterable[Any]]] = []
         self.shares: dict[tuple[int, int], float] = {}
         """Share of its tokens a sub-layer computed, by (step, sub-layer), in the generation under way or the last one."""
@@ -123,6 +124,11 @@ class Attachment:
     def on_start(self, reset: Callable[[], object]) -> None:
         """Call `reset` before every generation, so that nothing leaks from one to the next."""
         self.starts.append(reset)
+
+    def on_inspection(self, watch: Callable[[ExitStack], object]) -> None:
+        """Call `watch(undo)` before the one generation that is counted and neither timed nor weighed: what costs time or memory to find
+        out for the record belongs there. What it hooks in, `undo` takes away."""
+        self.inspections.append(watch)
 
     def count(self, event: str, by: int = 1, *, idle: bool = False) -> None:
         """Count an event. `idle` events are bookkeeping: they do not show that the method did anything."""

@@ -14,6 +14,7 @@ from ditbench.workload import Sampling, call_arguments, sampling_of, training_re
 
 if TYPE_CHECKING:
     from ditbench.artifact import Need
+    from ditbench.stack import Attached
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -37,6 +38,15 @@ class Workroom:
     def attached(self, trainee: Any) -> Any:
         """The pipeline with the stack below and `trainee` on top, as `Stack.attached` gives it."""
         return Stack((*self.below.methods, trainee)).attached(self.pipe, self.prepared)
+
+    def generate(self, trainee: Any, num: int, seed: int = 0) -> Attached:
+        """Sample `num` training requests with `trainee` on top, and return what was attached, to be asked what it counted."""
+        import torch
+
+        with self.attached(trainee) as attached, torch.no_grad():
+            attached.start(self.sampling.steps, num)
+            self.pipe(**self.draw(seed, num) | {"output_type": "np" if self.model.family == "dit" else "latent"})
+        return attached  # type: ignore[no-any-return]
 
     def draw(self, seed: int, num: int, **other: Any) -> dict[str, Any]:
         """Call arguments of `num` training requests; `other` sampling than the stack below wants, if any."""

@@ -24,7 +24,7 @@ SHARE = "share_of_linear_macs"
 """Note in the record: the share, 0..1, of the transformer's linear multiplications that are in the other format."""
 ERROR = "relative_output_error"
 """Note in the record: what the other format changes in the outputs of the linear layers it holds, each on the inputs it gets, over the
-transformer's first run: the root of the summed squares of the changes over those of the outputs."""
+transformer's first run of the generation that is counted: the root of the summed squares of the changes over those of the outputs."""
 SMOOTHING = 0.5
 """How much of the activations' range moves into the weights (SmoothQuant's alpha, its default)."""
 BATCH = 8
@@ -54,7 +54,7 @@ def quantize(pipeline: Any, at: Attachment, scheme: Any, spared: Collection[nn.L
         if original.device.type not in ("cpu", "meta"):
             original.data = original.data.cpu()
         at.count("linears")
-    _note_first_run(pipeline.transformer, at, chosen)
+    at.on_inspection(lambda undo: _note_first_run(pipeline.transformer, at, chosen, undo))
 
 
 def down_projections(parts: Collection[Sublayer]) -> list[nn.Linear]:
@@ -94,13 +94,10 @@ class _Ranges(Trainee):
             at.undo(linear.register_forward_pre_hook(see).remove)
 
 
-@torch.no_grad()
 def prepare_ranges(folder: Path, room: Workroom) -> dict[str, Any]:
     """Sample training requests and write the reach of every channel, `ranges.safetensors`; returns notes."""
     ranges = _Ranges()
-    with room.attached(ranges) as attached:
-        attached.start(room.sampling.steps, BATCH)
-        room.pipe(**room.draw(0, BATCH), output_type="np" if room.model.family == "dit" else "latent")
+    room.generate(ranges, BATCH)
     room.tell({"done": 1, "of": 1})
     save_file(ranges.found, folder / "ranges.safetensors")
     largest = max(float(r.max() / r.median()) for r in ranges.found.values())
@@ -135,10 +132,8 @@ def _counting(transformer: nn.Module, chosen: Collection[nn.Linear], undo: ExitS
     return macs
 
 
-def _note_first_run(transformer: nn.Module, at: Attachment, chosen: dict[nn.Linear, Tensor]) -> None:
-    """Watch the transformer's first run, which the warm-up is, and leave the share and the error as notes."""
-    undo = ExitStack()
-    at.undo(undo.close)
+def _note_first_run(transformer: nn.Module, at: Attachment, chosen: dict[nn.Linear, Tensor], undo: ExitStack) -> None:
+    """Watch the transformer's next run, and leave the share and the error as notes."""
     macs = _counting(transformer, chosen, undo)
     squares = _comparing(chosen, undo)
 
@@ -152,15 +147,13 @@ def _note_first_run(transformer: nn.Module, at: Attachment, chosen: dict[nn.Line
 
 
 def _comparing(chosen: dict[nn.Linear, Tensor], undo: ExitStack) -> dict[str, float]:
-    """Sums of squares of outputs in the original format and of the changes from them, from now on. One layer at a time is there twice."""
+    """Sums of squares of outputs in the original format and of the changes from them, from now on, without layers that a method above has
+    rerouted. One layer at a time is there twice."""
     squares = {"output": 0.0, "change": 0.0}
 
     def compare(linear: nn.Linear, inputs: tuple[Tensor], found: Tensor) -> None:
-        widths = inputs[0].shape[-1], found.shape[-1]
-        if found.is_meta or widths != (
-            linear.in_features,
-            linear.out_features,
-        ):  # no numbers, or rerouted by a method above
+        rerouted = (inputs[0].shape[-1], found.shape[-1]) != (linear.in_features, linear.out_features)
+        if found.is_meta or rerouted:
             return
         with torch.no_grad(), aside():
             exact = nn.functional.linear(inputs[0], chosen[linear].to(found.device), linear.bias)

@@ -151,6 +151,15 @@ class Attached:
         """What the methods found out, as `method.fact`."""
         return {f"{name}.{fact}": value for name, at in self.attachments.items() for fact, value in at.notes.items()}
 
+    @contextmanager
+    def inspected(self) -> Iterator[None]:
+        """Let the methods watch what runs inside, for their notes (see `Attachment.on_inspection`)."""
+        with ExitStack() as undo:
+            for at in self.attachments.values():
+                for watch in at.inspections:
+                    watch(undo)
+            yield
+
     def schedule(self) -> dict[str, Any] | None:
         """What share of its tokens each sub-layer computed at each step of the last generation, as the method noted; None if none did."""
         noted = next((at for at in self.attachments.values() if at.shares), None)

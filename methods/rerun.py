@@ -1,4 +1,4 @@
-"""The un-accelerated model once more, differing only in what must not matter, or in its noise: between the two lies all that counts."""
+"""The un-accelerated model once more, differing only in what must not matter (noise floor), or in its noise (ceiling)."""
 
 from __future__ import annotations
 

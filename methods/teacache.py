@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ditbench.method import Attachment, Stage, knob, method
+from ditbench.method import Attachment, Stage, build, knob, method
 
 if TYPE_CHECKING:
     from ditbench.blocks import BlockRoute, RunBlock, Streams
+    from ditbench.prepare import Workroom
+
+FOUND = "threshold.json"
 
 PUBLISHED: dict[tuple[str, int], tuple[float, ...]] = {
     ("flux", 3072): (498.65, -283.78, 55.86, -3.820, 0.2642),
@@ -35,13 +40,44 @@ class TeaCache:
     """Accumulated change up to which runs are skipped; 0 skips none."""
     polynomial: tuple[float, ...] = ()
     """Coefficients, highest power first; empty: the authors' for the model they fitted, and the change itself elsewhere."""
+    saved: float = knob(0.0, low=0, below=1)
+    """Share of the transformer's runs to skip, by the threshold that `prepare` found for it; 0: by `threshold`."""
+    tuned: Literal["stack", "alone"] = "stack"
+    """With `saved`: whether the threshold was found on top of the methods below, or on the plain model."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
     dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 4)
+
+    def recipe(self) -> dict[str, Any] | None:
+        """A threshold found for a share depends on what the change is put through."""
+        return {"version": 1, "saved": self.saved, "polynomial": list(self.polynomial)} if self.saved else None
+
+    def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
+        """Look for the threshold that skips `saved` of the runs on a batch of training requests; returns it and the share it skips."""
+        from ditbench.calibration import BATCH, dialled
+
+        def skips(threshold: float) -> float:
+            counters = room.generate(
+                build(TeaCache, {"threshold": threshold, "polynomial": self.polynomial}), BATCH
+            ).counters()
+            reused, computed = (counters.get(f"teacache.passes_{what}", 0) for what in ("reused", "computed"))
+            return reused / (reused + computed)
+
+        threshold, skipped = dialled(skips, self.saved, *self.dial[1:])
+        room.tell({"done": 1, "of": 1})
+        (folder / FOUND).write_text(json.dumps({"threshold": threshold}) + "\n")
+        return {"threshold": threshold, "skipped": round(skipped, 4), "samples": BATCH}
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every block; the first one decides for all."""
         from ditbench.anatomy import family_of
 
+        threshold = self.threshold
+        if self.saved:
+            if at.artifact is None:
+                raise ValueError(
+                    "the threshold has not been found for this model; python run_bench.py prepare 'teacache(saved=...)' does it"
+                )
+            threshold = json.loads((at.artifact / FOUND).read_text())["threshold"]
         width = at.sublayers[0].linears[0].in_features
         terms = self.polynomial or PUBLISHED.get((family_of(pipeline.transformer), width), (1.0, 0.0))
         before: dict[int, Any] = {}
@@ -74,7 +110,7 @@ class TeaCache:
             )  # fmt: skip
             before[branch] = seen
             total[branch] = total.get(branch, 0.0) + sum(c * change**p for p, c in enumerate(reversed(terms)))
-            if branch in residual and at.now.step < at.now.num_steps - 1 and total[branch] < self.threshold:
+            if branch in residual and at.now.step < at.now.num_steps - 1 and total[branch] < threshold:
                 return True
             total[branch] = 0.0
             return False

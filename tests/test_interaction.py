@@ -214,6 +214,11 @@ def test_the_factorial_has_every_combination_in_both_readings_and_its_controls()
         "distill+int8+diffsparse", "distill+int8+diffsparse(tuned='alone')",
     ]  # fmt: skip
     assert sum("fewer_steps" in s for s in stacks) == len(interaction.SHARES)
+    found = factorial([Stack.parse(text) for text in ("teacache(saved=0.43)", "int8")])
+    assert found[:4] == [
+        "teacache(saved=0.43)", "int8", "int8+teacache(saved=0.43)", "int8+teacache(saved=0.43, tuned='alone')",
+    ]  # fmt: skip
+    assert not [s for s in factorial([Stack.parse(text) for text in ("teacache", "int8")]) if "alone" in s]
     with pytest.raises(ValueError, match="two or three methods"):
         factorial(parts[:1])
     with pytest.raises(ValueError, match="both claim num-steps"):

@@ -209,6 +209,9 @@ def test_quantised_layers_err_as_their_format_does_and_the_share_is_noted(text, 
             rounded = transformer(*args, **kwargs)[0]
             for hook in hooks:
                 hook.remove()
+            assert attached.notes() == {}
+            with attached.inspected():
+                assert torch.equal(rounded, transformer(*args, **kwargs)[0])
             share, noted = attached.notes().values()
             seen = [told for told in seen if type(told[0].weight.data).__name__.startswith("Int")]
     assert low < float((exact - rounded).norm() / exact.norm()) < high
@@ -406,14 +409,52 @@ def test_fastercache_extrapolates_what_attention_gave():
     assert torch.equal(generate("fastercache(first=0)", "flux", tried=tried), plain)
 
 
+def room_of(tried, kind, below=()):
+    """What a method is prepared with, for an untrained pipeline."""
+    room = SimpleNamespace(
+        pipe=tried.pipeline, sampling=tried.sampling, draw=lambda seed, num: tried.arguments(tried.sampling, range(num)),
+        attached=lambda trainee: Stack((*below, trainee)).attached(tried.pipeline), tell=lambda row: None,
+        model=SimpleNamespace(family=kind),
+    )  # fmt: skip
+    room.generate = lambda trainee, num: Workroom.generate(room, trainee, num)
+    return room
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_teacache_finds_the_threshold_that_skips_a_share_alone_or_over_what_is_below(kind, tmp_path):
+    tried, told = tiny(kind, steps=8), {}
+    for name, below in (("alone", ()), ("stack", Stack.parse("int8").methods)):
+        (tmp_path / name).mkdir()
+        told[name] = Stack.parse("teacache(saved=0.5)").methods[0].prepare(tmp_path / name, room_of(tried, kind, below))
+        stack = Stack((*below, *Stack.parse("teacache(saved=0.5)").methods))
+        with stack.attached(tried.pipeline, {"teacache": tmp_path / name}) as attached:
+            attached.start(8, 8)
+            tried.generate(tried.sampling, range(8))
+            counters = attached.counters()
+        passes = 2 if kind == "wan" else 1
+        assert counters["teacache.passes_reused"] == told[name]["skipped"] * 8 * passes
+        assert abs(told[name]["skipped"] - 0.5) <= 0.125
+    by_hand = Stack.parse(f"teacache(threshold={told['alone']['threshold']})")
+    with by_hand.attached(tried.pipeline):
+        plain = tried.generate(tried.sampling, range(8))
+    with Stack.parse("teacache(saved=0.5)").attached(tried.pipeline, {"teacache": tmp_path / "alone"}):
+        assert torch.equal(plain, tried.generate(tried.sampling, range(8)))
+    checks = check_method("teacache(saved=0.5)", tried, {"teacache": tmp_path / "alone"})
+    assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 9
+
+
+def test_teacache_without_the_threshold_it_is_asked_for_names_the_command():
+    with (
+        pytest.raises(ValueError, match=r"prepare 'teacache\(saved"),
+        Stack.parse("teacache(saved=0.5)").attached(subject("dit").pipeline),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("kind", ["flux", "wan"])
 def test_magcache_is_calibrated_and_skips_by_its_ratios(kind, tmp_path):
     tried, reused = tiny(kind, steps=8), []
-    room = SimpleNamespace(
-        pipe=tried.pipeline, sampling=tried.sampling, attached=lambda trainee: Stack((trainee,)).attached(tried.pipeline),
-        draw=lambda seed, num: tried.arguments(tried.sampling, range(num)), tell=lambda row: None,
-    )  # fmt: skip
-    find("magcache")().prepare(tmp_path, room)
+    find("magcache")().prepare(tmp_path, room_of(tried, kind))
     ratios = json.loads((tmp_path / "ratios.json").read_text())
     assert len(ratios) == 8 and ratios[0] == 1 and len(set(ratios)) == 8 and all(0.1 < r < 10 for r in ratios)
     for threshold in (1e-9, 0.2, 1e9):

@@ -46,7 +46,13 @@ def test_everything_that_is_shipped_has_its_card():
 
 
 @pytest.mark.parametrize("model", select("tiny"), ids=lambda model: model.name)
-@pytest.mark.parametrize("text", ["diffsparse", "distill", "distill+diffsparse", "distill+diffsparse(tuned='alone')"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "diffsparse", "distill", "distill+diffsparse", "distill+diffsparse(tuned='alone')", "int8+teacache(saved=0.43)",
+        "int8+teacache(saved=0.43, tuned='alone')",
+    ],
+)  # fmt: skip
 def test_the_stacks_that_users_type_first_have_what_they_need_in_the_repository(text, model):
     needs = needs_of(model, Stack.parse(text), "bundled")
     assert needs and all((BUNDLED / need.folder / "manifest.json").is_file() for need in needs)
@@ -58,9 +64,8 @@ def test_a_record_leads_to_what_its_cell_was_prepared_for():
         told = json.loads(path.read_text())
         methods = Stack.parse(told["stack"]).describe()
         record = {"model": told["model"], "methods": methods, "run": {"model_sha256": told["weights_sha256"]}}
-        assert needs_of_record(record)[-1].key == path.parent.name, told[
-            "stack"
-        ]  # the topmost: a student below has a folder of its own
+        topmost = needs_of_record(record)[-1]  # a student below has a folder of its own
+        assert topmost.key == path.parent.name, told["stack"]
 
 
 def test_the_page_shows_what_its_rows_were_trained_with_once_and_nothing_of_other_weights(tmp_path):
