@@ -85,7 +85,9 @@ def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores 
             else entry["parts"].setdefault(name.removeprefix(metric.name + "."), {"delta": None})
         )
         value = statistics.mean(values, group, bounds=metric.bounds)
-        binary = value.n == len(values) and metric.bounds == (0, 1) and verdict.is_binary(values)
+        # A stack that is wholly right everywhere is no row of coins where the baseline is right in part.
+        coins = verdict.is_binary(values) and (against is None or verdict.is_binary(combined.own(name, against)[0]))
+        binary = value.n == len(values) and metric.bounds == (0, 1) and coins
         if binary:
             low, high = statistics.wilson(int(values.sum()), len(values))
             value = replace(value, low=low, high=high)

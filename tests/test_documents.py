@@ -1,14 +1,17 @@
 """README and CONTRIBUTING say what the code does."""
 
-import csv
 import io
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from report_runs import lines_of
 
 from ditbench.reports.matching import floor_table, matched_table
+from ditbench.reports.showing import run_figure, run_table
 from ditbench.reports.stacking import answer_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,14 +46,11 @@ def test_every_command_line_in_the_documents_parses():
     assert seen >= 5
 
 
-def matched(text, budget):
-    return matched_table(list(csv.DictReader(io.StringIO(text))), budget)
-
-
 TABLES = {
-    "matched": matched,
-    "stacking": lambda text: answer_table(json.loads(text)),
-    "floor": lambda text: floor_table(list(csv.DictReader(io.StringIO(text)))),
+    "matched": lambda path, budget: matched_table(lines_of(path), budget),
+    "stacking": lambda path: answer_table(json.loads(path.read_text())),
+    "floor": lambda path: floor_table(lines_of(path)),
+    "run": run_table,
 }
 GENERATED = re.compile(r"<!-- table: (\S+) (\S+) ?(\S*) -->\n\n(.*?)\n<!-- end of table -->", re.S)
 DOCUMENTS = [ROOT / "README.md", *ROOT.glob("reports/published/*/README.md")]
@@ -61,4 +61,15 @@ def test_tables_in_the_documents_are_those_of_the_published_numbers(path):
     found = GENERATED.findall(path.read_text())
     assert path.read_text().count("<!-- table:") == len(found) >= 1
     for kind, file, told, shown in found:
-        assert shown == TABLES[kind]((ROOT / "reports/published" / file).read_text(), *told.split())
+        assert shown == TABLES[kind](ROOT / "reports/published" / file, *told.split())
+
+
+def test_the_figure_in_the_readme_is_that_of_the_published_numbers(tmp_path):
+    (shown,) = re.findall(
+        r"!\[[^]]*\]\((reports/published/[^/)]+)/plots/([^)]+)\.png\)", (ROOT / "README.md").read_text()
+    )
+    drawn = run_figure(ROOT / shown[0], tmp_path, shown[1])[0]
+    kept, fresh = (
+        np.asarray(Image.open(p).convert("RGB"), float) for p in (ROOT / shown[0] / "plots" / drawn.name, drawn)
+    )
+    assert kept.shape == fresh.shape and np.abs(kept - fresh).mean() < 0.5

@@ -298,6 +298,17 @@ def test_binary_scores_have_wilson_s_interval_and_mcnemar_s_p():
     assert entry["interval"].endswith("of the value Wilson's, p by McNemar's exact test")
 
 
+def test_a_stack_that_is_right_everywhere_is_set_against_a_baseline_that_is_right_in_part():
+    parts = {"m--none": np.repeat([1.0, 6 / 7], [30, 10]), "m--fora": np.ones(N)}
+    told = {
+        key: Scores(samples_sha256="", arrays={"align.shapes_v1": x, "group": np.arange(N)}, reasons={"align.shapes_v1": ""})
+        for key, x in parts.items()
+    }  # fmt: skip
+    entry = summarise([record("none"), record("fora")], told, {"scene": REFERENCE})[1]["quality"]["align.shapes_v1"]
+    assert entry["delta"]["value"] == pytest.approx(10 / 7 / N) and entry["delta"]["low"] > 0
+    assert "McNemar" not in entry["interval"] and 0 < entry["p"] < 0.05
+
+
 def test_an_inert_cell_is_not_judged():
     told = {"m--none": scores(0, baseline=True), "m--noop": scores(0)}
     rows = summarise(
