@@ -13,9 +13,9 @@ SCHEMA = 1
 """Version of record.json and spec.json. A reader refuses any other."""
 STATUSES = ("ok", "inert", "refused", "skipped", "failed", "oom")
 MEASURED = ("ok", "inert")
+"""Statuses of cells that ran to the end and have samples and times."""
 SHOWN = "ok"
 """The only status with numbers in a report: an inert method neither sped anything up nor changed anything."""
-"""Statuses of cells that ran to the end and have samples and times."""
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "key": str, "model": str, "family": str, "stack": str, "methods": list, "status": str, "reason": str, "run": dict,

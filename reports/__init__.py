@@ -48,12 +48,9 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
             draw_figures: "plots", draw_crossovers: "plots", draw_matrices: "plots", draw_charts: "plots", draw_heatmaps: "plots",
             copy_training: "plots", draw_grids: "grids",
         }  # fmt: skip
-        jobs = [
-            (model, partial(draw, section.only(model), at / kind))
-            for model in section.models
-            for draw, kind in drawing.items()
-        ]
-        pictures[section.name] = {model: [] for model in section.models}
+        alone = {model: section.only(model) for model in section.models}
+        jobs = [(model, partial(draw, alone[model], at / kind)) for model in alone for draw, kind in drawing.items()]
+        pictures[section.name] = {model: [] for model in alone}
         for (model, _), drawn in zip(jobs, abreast([job for _, job in jobs]), strict=True):
             pictures[section.name][model] += drawn.get(model, [])
         files += [path for paths in pictures[section.name].values() for path in paths]

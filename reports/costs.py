@@ -58,5 +58,5 @@ def _words(row: Row, method: str, cost: Mapping[str, Any]) -> dict[str, str]:
     return line | {"n": str(row["num_samples"]), KEY: row["key"]}
 
 
-def _whole(number_of: int | None) -> str:
-    return DASH if number_of is None else str(number_of)
+def _whole(told: int | None) -> str:
+    return DASH if told is None else str(told)

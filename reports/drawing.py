@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,7 @@ class Plate:
         """Write title, legend of kinds, key of numbers and the small print, then PNG and SVG."""
         figure, height = self.figure, self.figure.get_figheight()
         figure.text(0.095, 1 - 0.13 / height, title, fontsize=11.5, fontweight="bold", va="top")
-        marks = [
-            Line2D([], [], linestyle="none", marker=k.marker, color=k.colour, markersize=9 if k.marker == "*" else 6, label=k.label)
-            for k in dict.fromkeys(self.looks)
-        ]  # fmt: skip
+        marks = legend_marks(self.looks)
         figure.legend(
             handles=marks, loc="upper left", bbox_to_anchor=(0.085, 1 - 0.32 / height), ncols=len(marks), fontsize=8,
             handletextpad=0.2, columnspacing=1.0, borderaxespad=0,
@@ -111,6 +108,14 @@ class Plate:
             top = (0.08 + 0.125 * len(self.foot) + 0.1 + KEY_LINE * half) / height
             figure.text(0.095 + 0.45 * column, top, "\n".join(part), fontsize=7, va="top", linespacing=1.3)
         return finish(figure, folder, stem)
+
+
+def legend_marks(looks: Iterable[Look]) -> list[Line2D]:
+    """A marker with its label for each kind, in order of appearance."""
+    return [
+        Line2D([], [], linestyle="none", marker=k.marker, color=k.colour, markersize=9 if k.marker == "*" else 6, label=k.label)
+        for k in dict.fromkeys(looks)
+    ]  # fmt: skip
 
 
 def finish(figure: Figure, folder: Path, stem: str) -> list[Path]:

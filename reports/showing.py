@@ -10,18 +10,17 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ditbench.interaction import ALIGNMENT
 from ditbench.method import find
 from ditbench.record import SHOWN
-from ditbench.reports.drawing import finish
-from ditbench.reports.labels import Box, place_labels
-from ditbench.reports.style import DPI, PAPER, QUIET, RC, Look, look
+from ditbench.reports.drawing import Plate, Point, finish, legend_marks
+from ditbench.reports.style import DPI, QUIET, RC, Look, look
 from ditbench.reports.wording import DASH, fixed, times
 from ditbench.stack import Stack
 
-ALIGNMENT, FRECHET = "align.shapes_v1", "fd.shapes_v1"
+FRECHET = "fd.shapes_v1"
 MARKS = {"better": " ▲", "worse": " ▼", "equivalent": " ="}
 """After a change that has one of these verdicts."""
 PANEL = 2.75
@@ -88,10 +87,7 @@ def run_figure(folder: Path, into: Path, stem: str) -> list[Path]:
         for axis in axes[max(0, len(models) - 2) : len(models)]:
             axis.set_xlabel("speed-up of the whole call (log scale)")
         kinds = dict.fromkeys(_look(s) for s in shown)
-        marks = [
-            Line2D([], [], linestyle="none", marker=k.marker, color=k.colour, markersize=6, label=k.label)
-            for k in kinds
-        ]
+        marks = legend_marks(kinds)
         figure.legend(
             handles=marks, loc="upper left", bbox_to_anchor=(0.06, 1 - 0.06 / height), ncols=len(marks), fontsize=8,
             handletextpad=0.2, columnspacing=1.0,
@@ -113,60 +109,43 @@ def _panel(
     axis: Axes, model: str, lines: Sequence[Line], quality: Mapping[tuple[str, str, str], Line], stacks: Sequence[str]
 ) -> None:
     """Points with error bars and the numbers of their stacks; hollow where times are suspect."""
-    points, obstacles = [], []
+    numbers = [str(stacks.index(line["stack"]) + 1) for line in lines]
+    rows = [{"suspect": line["suspect"] == "True"} for line in lines]
+    drawn = Plate(
+        figure=axis.figure, axes=[axis], rows=rows, labels=numbers, looks=[_look(line) for line in lines], foot=[]
+    )  # type: ignore[arg-type]
+    points = [_point(line, quality) for line in lines]
     axis.set_xscale("log")
     axis.set_yscale("log")
-    for line in lines:
-        (x, x_low, x_high), (y, below, above), look = _span(line, "speedup_call"), _height(line, quality), _look(line)
-        reach = [[max(0.0, x - x_low)], [max(0.0, x_high - x)]], [[below], [above]]
-        axis.errorbar(
-            x, y, xerr=reach[0], yerr=reach[1], fmt="none", ecolor=look.colour, elinewidth=0.7, alpha=0.6, zorder=3
-        )
-        axis.plot(
-            x, y, marker=look.marker, color=look.colour, markersize=9 if look.marker == "*" else 5.5, zorder=5,
-            markerfacecolor=PAPER if line["suspect"] == "True" else look.colour,
-        )  # fmt: skip
-        points.append((x, y))
+    drawn.mark(axis, points)
     axis.margins(x=0.08, y=0.12)
     axis.autoscale_view()
-    axis.set_xlim(min(x for x, _ in points) / CUT, max(x for x, _ in points) * CUT)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_xlim(min(x for x, *_ in points) / CUT, max(x for x, *_ in points) * CUT)
     for one in (axis.xaxis, axis.yaxis):
+        one.set_major_locator(LogLocator(subs=(1, 2, 5)))
         one.set_minor_locator(NullLocator())
         one.set_major_formatter(lambda told, _: f"{told:g}")
-    for x, y in points:
-        at_x, at_y = axis.transData.transform((x, y))
-        obstacles.append(Box(at_x - 7, at_y - 7, at_x + 7, at_y + 7))
-    place_labels(axis, points, [str(stacks.index(line["stack"]) + 1) for line in lines], obstacles, size=6.8)
+    drawn.name(axis, points)
     axis.set_title(model, fontsize=9.5, loc="left", pad=3)
-    axis.set_title(
-        "Fréchet distance (fd.shapes_v1), lower is better",
-        fontsize=7.5,
-        fontweight="normal",
-        color=QUIET,
-        loc="right",
-        pad=3,
+    words = "Fréchet distance (fd.shapes_v1), lower is better"
+    axis.set_title(words, fontsize=7.5, fontweight="normal", color=QUIET, loc="right", pad=3)
+
+
+def _point(line: Line, quality: Mapping[tuple[str, str, str], Line]) -> Point:
+    """Speed-up of the call and Fréchet distance, with the reach of their intervals; the distance's is that of its difference to none's."""
+    entry = quality[line["model"], line["stack"], FRECHET]
+    x, x_low, x_high = (_float(line[f"speedup_call{end}"]) for end in ("", "_low", "_high"))
+    y, delta, low, high = (_float(entry[name]) for name in ("value", "delta", "delta_low", "delta_high"))
+    assert x is not None and y is not None  # rows without are not shown
+    left, right = (0.0, 0.0) if x_low is None or x_high is None else (max(0.0, x - x_low), max(0.0, x_high - x))
+    below, above = (
+        (0.0, 0.0) if delta is None or low is None or high is None else (min(delta - low, 0.9 * y), high - delta)
     )
+    return (x, y, left, right, below, above)
 
 
 def _frechet(line: Line, quality: Mapping[tuple[str, str, str], Line]) -> float | None:
     return _float(quality.get((line["model"], line["stack"], FRECHET), {}).get("value"))
-
-
-def _height(line: Line, quality: Mapping[tuple[str, str, str], Line]) -> tuple[float, float, float]:
-    """The Fréchet distance, and how far the interval of its difference to none's goes below and above."""
-    entry = quality[line["model"], line["stack"], FRECHET]
-    value, delta, low, high = (_float(entry[name]) for name in ("value", "delta", "delta_low", "delta_high"))
-    if value is None or delta is None or low is None or high is None:
-        return value or 0.0, 0.0, 0.0
-    return value, min(delta - low, 0.9 * value), high - delta
-
-
-def _span(line: Line, name: str) -> tuple[float, float, float]:
-    value, low, high = (_float(line[f"{name}{end}"]) for end in ("", "_low", "_high"))
-    value = value or 1.0
-    return value, value if low is None else low, value if high is None else high
 
 
 def _look(line: Line) -> Look:
