@@ -10,10 +10,10 @@ import importlib
 import importlib.util
 import keyword
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -280,12 +280,12 @@ def _table() -> dict[str, str]:
     """Name -> "module:Class" of the methods that can be imported."""
     from ditbench.methods import BUILT_IN
 
-    table: dict[str, str] = dict(_installed()) | BUILT_IN
-    return table
+    return _installed() | BUILT_IN
 
 
-def _installed() -> Iterator[tuple[str, str]]:
-    return ((entry.name, entry.value) for entry in entry_points(group="ditbench.methods"))
+@cache
+def _installed() -> dict[str, str]:
+    return {entry.name: entry.value for entry in entry_points(group="ditbench.methods")}
 
 
 def _owner(name: str) -> str | None:

@@ -75,7 +75,7 @@ def _realised(section: Section, model: str, rows: list[Row], folder: Path) -> li
         limit(low, high)
     axis.set_xlabel("promised: FLOPs of none / FLOPs of this (log scale)")
     axis.set_ylabel("measured: time of none / time of this")
-    drawn.name(axis, points)
+    drawn.name(axis, points, [(low, low), (high, high)])
     return drawn.save(f"{model}: promised and measured speed-up", folder, f"{file_name(model)}-promised-and-measured")
 
 

@@ -82,7 +82,7 @@ def _curves(
     for metric in panels:
         ahead = [row in others and _beats(row, curve, metric, far_apart(rows)) for row in rows]
         better = ", ".join(label for label, there in zip(labels, ahead, strict=True) if there)
-        words += f"Better than that by {metric}, as measured: {better or 'none'}. "
+        words += f"Better than that by {metric}, as measured: {better or 'nothing'}. "
     drawn = plate(section, model, rows, len(panels), f"{words}Bars: 95 % intervals.", inches=2.4)
     scale_time(drawn.axes, rows)
     for axis, metric in zip(drawn.axes, panels, strict=True):
@@ -94,7 +94,7 @@ def _curves(
         axis.set_title(better, loc="right", fontsize=8.5, fontweight="normal", color=QUIET, pad=3)
     time_axis(drawn.axes)
     for axis, metric in zip(drawn.axes, panels, strict=True):
-        drawn.name(axis, [_point(row, metric) for row in rows])
+        drawn.name(axis, [_point(row, metric) for row in rows], np.stack(_line(curve, metric), axis=1))
     return drawn.save(f"{model}: does it beat fewer steps?", folder, f"{file_name(model)}-crossover")
 
 

@@ -68,8 +68,8 @@ class Plate:
                 markeredgewidth=1.2 if suspect else 0.7, markerfacecolor=PAPER if suspect else kind.colour,
             )  # fmt: skip
 
-    def name(self, axis: Axes, points: Sequence[Point | None], level: float | None = None) -> None:
-        """Each point's label beside it, off the markers, the error bars and a line across the panel at `level`."""
+    def name(self, axis: Axes, points: Sequence[Point | None], *lines: Any) -> None:
+        """Each point's label beside it, off the markers, the error bars and `lines`, each drawn through its positions [k, 2]."""
         pixel = axis.figure.dpi / 72
         there = [(p, label) for p, label in zip(points, self.labels, strict=True) if p is not None]
         obstacles = []
@@ -82,11 +82,10 @@ class Plate:
                 Box(west - pixel, at_y - pixel, east + pixel, at_y + pixel),
                 Box(at_x - pixel, south - pixel, at_x + pixel, north + pixel),
             ]
-        if level is not None:
-            (start, _), (end, _) = axis.transAxes.transform([(0, 0), (1, 0)])
-            _, at_y = axis.transData.transform((1.0, level))
-            obstacles.append(Box(start, at_y - pixel, end, at_y + pixel))
-        place_labels(axis, [p[:2] for p, _ in there], [label for _, label in there], obstacles, size=7.5)
+        corners = [axis.transData.transform(line) for line in lines]
+        segments = [np.concatenate([c[:-1], c[1:]], axis=1) for c in corners]
+        around = np.concatenate([np.empty((0, 4)), *segments])
+        place_labels(axis, [p[:2] for p, _ in there], [label for _, label in there], obstacles, size=7.5, lines=around)
 
     def save(self, title: str, folder: Path, stem: str) -> list[Path]:
         """Write title, legend of kinds, key of numbers and the small print, then PNG and SVG."""

@@ -10,12 +10,16 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
+from numpy.typing import NDArray
 
 from ditbench.reports.drawing import Plate, Point, plate
 from ditbench.reports.frontier import dominated, placed
 from ditbench.reports.sections import Row, Section, file_name
 from ditbench.reports.style import INK, PALE, QUIET, RC
 from ditbench.reports.wording import number
+
+Line = NDArray[Any]
+"""Positions [k, 2] in a panel's units."""
 
 METRICS = {
     "align.shapes_v1": ("alignment (align.shapes_v1)", "higher is better"),
@@ -42,18 +46,16 @@ def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -
     rows = [row for row in section.models[model] if any(placed(row, metric) for metric in panels)]
     drawn = plate(section, model, rows, len(panels), SMALL_PRINT)
     scale_time(drawn.axes, rows)
-    for axis, metric in zip(drawn.axes, panels, strict=True):
-        _panel(axis, drawn, metric)
+    frontiers = [_panel(axis, drawn, metric) for axis, metric in zip(drawn.axes, panels, strict=True)]
     time_axis(drawn.axes)
-    for axis, metric in zip(drawn.axes, panels, strict=True):
-        level = next(
-            (r["quality"][metric]["value"]["value"] for r in rows if r["baseline"] and placed(r, metric)), None
-        )
-        drawn.name(axis, _points(rows, metric), level)
+    for axis, metric, frontier in zip(drawn.axes, panels, frontiers, strict=True):
+        levels = [r["quality"][metric]["value"]["value"] for r in rows if r["baseline"] and placed(r, metric)]
+        drawn.name(axis, _points(rows, metric), frontier, *([(x, y) for x in axis.get_xlim()] for y in levels))
     return drawn.save(f"{model}: quality against time", folder, f"{file_name(model)}-quality-against-time")
 
 
-def _panel(axis: Axes, drawn: Plate, metric: str) -> None:
+def _panel(axis: Axes, drawn: Plate, metric: str) -> Line:
+    """Everything but the labels, which need final limits; returns the frontier."""
     name, better = METRICS[metric]
     drawn.mark(axis, _points(drawn.rows, metric))
     for row in drawn.rows:
@@ -62,24 +64,26 @@ def _panel(axis: Axes, drawn: Plate, metric: str) -> None:
             axis.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.5, zorder=1)
     axis.set_ylabel(name)
     axis.margins(x=0.08, y=0.16)
-    _shade(axis, drawn.rows, metric, better)
     axis.set_title(better, loc="right", fontsize=8.5, fontweight="normal", color=QUIET, pad=3)
+    return _shade(axis, drawn.rows, metric, better)
 
 
-def _shade(axis: Axes, rows: Sequence[Row], metric: str, better: str) -> None:
+def _shade(axis: Axes, rows: Sequence[Row], metric: str, better: str) -> Line:
     """The frontier as a staircase, and behind it, out to the panel's edges, what some stack beats in time and in quality."""
     x, y = dominated(rows, metric)
     if not len(x):
-        return
+        return np.empty((0, 2))
     axis.autoscale_view()
     left, right = axis.get_xlim()
     low, high = axis.get_ylim()
     edge = low if better == "higher is better" else high
     x, y = np.append(x, right), np.append(y, y[-1])
     axis.fill_between(x, y, edge, color=PALE, alpha=0.45, linewidth=0, zorder=0)
-    axis.plot(np.append(x[:1], x), np.append(edge, y), color=QUIET, linewidth=0.9, zorder=2)
+    staircase = np.stack([np.append(x[:1], x), np.append(edge, y)], axis=1)
+    axis.plot(*staircase.T, color=QUIET, linewidth=0.9, zorder=2)
     axis.set_xlim(left, right)
     axis.set_ylim(low, high)
+    return staircase
 
 
 def _points(rows: Sequence[Row], metric: str) -> list[Point | None]:
@@ -116,7 +120,8 @@ def time_axis(axes: Sequence[Axes]) -> None:
     """Label the lowest panel's axis of seconds."""
     last = axes[-1]
     if last.get_xscale() == "log":
-        last.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        start, end = last.get_xlim()
+        last.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if end > 10 * start else (1, 1.5, 2, 3, 5, 7)))
         last.xaxis.set_minor_locator(NullLocator())
         last.xaxis.set_major_formatter(lambda s, _: f"{s:g}" if s >= 1e-3 else number(s))
         last.set_xlabel("seconds per sample, whole call (log scale)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ Picture = NDArray[np.uint8]
 """[H, W, 3]."""
 
 LEFT, GAP, EDGE = 190, 6, 12
-"""Pixels: width of the row labels, space between tiles, border."""
+"""Pixels: least width of the row labels, space between tiles, border."""
 SMALL, LARGE = 128, 192
 """Side of a tile, pixels: samples up to SMALL are enlarged by whole factors, larger ones reduced to LARGE."""
 LINE, FONT = 14, 11
@@ -135,23 +136,25 @@ def _draw(model: str, rows: Sequence[Row], tiles: Sequence[Tiles], heads: Sequen
     inner = max(sum(frame.shape[1] + 2 for frame in sample) - 2 for t in tiles for sample in t.samples)
     num, video = len(largest), len(largest[0]) > 1
     words = [wrap(heads[i] if i < len(heads) else "", inner, 7) for i in range(num)]
-    title = 34 + (LINE if video else 0)
-    top = title + max(map(len, words)) * LINE + 10
     labels = [_row_label(row) for row in rows]
+    left = max(LEFT, *(ceil(_font(bold=bold).getlength(text)) + 2 * GAP for label in labels for text, _, bold in label))
     short = 2 * LINE + 10
     away = [_differences(t, tiles[0]) if rows[0]["baseline"] and t is not tiles[0] else [] for t in tiles]
+    told = [f"{', '.join(FRAMES)} frame of each video"] if video else []
+    told += [f"below each, at half its size: the difference to none, {STRONGER} times as strong"] if any(away) else []
+    title = 34 + (LINE if told else 0)
+    top = title + max(map(len, words)) * LINE + 10
     heights = [
         max((height + bool(d) * (height // 2 + 2)) if t.samples else short, len(lines) * LINE + 6)
         for t, lines, d in zip(tiles, labels, away, strict=True)
     ]
-    size = (EDGE + LEFT + num * (inner + GAP) + EDGE, top + sum(h + GAP for h in heights) + EDGE)
+    size = (EDGE + left + num * (inner + GAP) + EDGE, top + sum(h + GAP for h in heights) + EDGE)
     canvas = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(canvas)
     pen.text((EDGE, 8), f"{model}: the same request and noise down each column", INK, _font(bold=True, size=14))
-    if video:
-        pen.text((EDGE, 8 + 20), f"{', '.join(FRAMES)} frame of each video", QUIET, _font())
+    pen.text((EDGE, 8 + 20), "; ".join(told), QUIET, _font())
     for i, lines in enumerate(words):
-        x = EDGE + LEFT + i * (inner + GAP)
+        x = EDGE + left + i * (inner + GAP)
         bottom = top - 6 - len(lines) * LINE
         pen.text((x, bottom), "\n".join(lines), INK, _font(), spacing=LINE - FONT - 1)
     y = top
@@ -160,22 +163,20 @@ def _draw(model: str, rows: Sequence[Row], tiles: Sequence[Tiles], heads: Sequen
         for k, (text, colour, bold) in enumerate(label):
             pen.text((EDGE, y + 2 + k * LINE), text, colour, _font(bold=bold))
         for i, sample in enumerate(found.samples):
-            x = EDGE + LEFT + i * (inner + GAP)
+            x = EDGE + left + i * (inner + GAP)
             for frame in sample:
                 canvas.paste(Image.fromarray(frame), (x, y))
                 x += frame.shape[1] + 2
         for i, sample in enumerate(apart):
-            x = EDGE + LEFT + i * (inner + GAP)
+            x = EDGE + left + i * (inner + GAP)
             for frame, above in zip(sample, found.samples[i], strict=True):
                 canvas.paste(Image.fromarray(frame), (x, y + height + 2))
                 x += above.shape[1] + 2
-        if apart and y + 2 + len(label) * LINE <= y + height + 2:
-            pen.text((EDGE, y + height + 4), f"difference to none, {STRONGER}x", QUIET, _font())
         if not found.samples:
-            wide = size[0] - EDGE - LEFT - EDGE
+            wide = size[0] - EDGE - left - EDGE
             reason = wrap(f"{status(row)}: {found.trouble}" if row["status"] != SHOWN else found.trouble, wide - 16, 2)
-            pen.rectangle((EDGE + LEFT, y, size[0] - EDGE - GAP, y + high - 1), "#f2f2f2")
-            pen.text((EDGE + LEFT + 8, y + 5), "\n".join(reason), QUIET, _font(), spacing=LINE - FONT - 1)
+            pen.rectangle((EDGE + left, y, size[0] - EDGE - GAP, y + high - 1), "#f2f2f2")
+            pen.text((EDGE + left + 8, y + 5), "\n".join(reason), QUIET, _font(), spacing=LINE - FONT - 1)
         y += high + GAP
     return canvas
 

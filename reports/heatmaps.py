@@ -81,12 +81,14 @@ def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, path: Pa
     edges = {"left": 0.85 / width, "right": 1 - 0.95 / width, "bottom": 0.45 / height, "top": 1 - 0.75 / height}
     panels = figure.subplots(high, wide, squeeze=False, gridspec_kw=edges | {"wspace": 0.28, "hspace": 0.4})
     image: Any = None
+    steps = [len(schedule["keep"]) for _, schedule in shown]
     for i, (axis, entry) in enumerate(zip(panels.flat, [*shown, *[None] * (wide * high - len(shown))], strict=True)):
         if entry is None:
             axis.axis("off")
             continue
         stack, schedule = entry
-        image = paint(axis, schedule, left=i % wide == 0, below=i + wide >= len(shown))
+        alike = i + wide < len(shown) and steps[i + wide] == steps[i]  # the panel under it counts its steps
+        image = paint(axis, schedule, left=i % wide == 0, below=not alike)
         axis.set_title(_short(stack), fontsize=8, loc="left", linespacing=1.1)
     beside = figure.add_axes(
         (1 - 0.8 / width, edges["bottom"], 0.14 / width, min(2.0 / height, edges["top"] - edges["bottom"]))

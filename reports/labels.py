@@ -32,9 +32,10 @@ class Box:
 
 
 def place_labels(
-    axes: Any, points: Sequence[tuple[float, float]], texts: Sequence[str], obstacles: Sequence[Box], size: float
-) -> list[Box]:
-    """Write `texts` beside `points` (data coordinates), clear of `obstacles` (pixels); returns where they lie.
+    axes: Any, points: Sequence[tuple[float, float]], texts: Sequence[str], obstacles: Sequence[Box], size: float, lines: Array
+) -> list[Box]:  # fmt: skip
+    """Write `texts` beside `points` (data coordinates), clear of `obstacles` and of the segments `lines` [m, x0 y0 x1 y1] (both pixels);
+    returns where they lie.
 
     Greedy, the most crowded points first; each label takes the cheapest of 240 places. Call once limits and sizes are final.
     """
@@ -44,7 +45,7 @@ def place_labels(
     inside = np.array([[frame.x0 + 2, frame.y0 + 2, frame.x1 - 2, frame.y1 - 2]])
     at = np.asarray(axes.transData.transform(np.asarray(points, float).reshape(-1, 2)))
     fixed = np.array([[o.left, o.bottom, o.right, o.top] for o in obstacles]).reshape(-1, 4)
-    boxes, leaders = np.empty((0, 4)), np.empty((0, 4))
+    boxes, leaders, lines = np.empty((0, 4)), np.empty((0, 4)), np.reshape(lines, (-1, 4))
     back, placed = axes.transData.inverted(), {}
     crowd = np.sum(np.hypot(*(at[:, None] - at[None]).transpose(2, 0, 1)) < 60 * pixel, axis=1)
     for i in sorted(range(len(at)), key=lambda i: (-crowd[i], i)):
@@ -53,7 +54,8 @@ def place_labels(
         )
         seen = written.get_window_extent(renderer)
         extent = (seen.width + 3, seen.height + 2)
-        box, distance = _cheapest(at[i], extent, np.concatenate([boxes, fixed]), leaders, inside, pixel)
+        in_the_way = np.concatenate([boxes, fixed]), np.concatenate([leaders, lines])
+        box, distance = _cheapest(at[i], extent, *in_the_way, inside, pixel)
         boxes, placed[i] = np.concatenate([boxes, box[None]]), Box(*box.tolist())
         near = np.clip(at[i], box[:2], box[2:])
         if distance >= CLEAR:
@@ -61,15 +63,15 @@ def place_labels(
         written.set_position(back.transform((box[:2] + box[2:]) / 2))
         if _overlap(box[None], np.concatenate([boxes[:-1], fixed])).any():
             written.set_bbox({"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.6})
-    lines = [back.transform(line.reshape(2, 2)) for line in leaders]
-    axes.add_collection(LineCollection(lines, colors=QUIET, linewidths=0.6, zorder=2.5), autolim=False)
+    drawn = [back.transform(leader.reshape(2, 2)) for leader in leaders]
+    axes.add_collection(LineCollection(drawn, colors=QUIET, linewidths=0.6, zorder=2.5), autolim=False)
     return [placed[i] for i in range(len(at))]
 
 
 def _cheapest(
-    at: Array, extent: tuple[float, float], taken: Array, leaders: Array, inside: Array, pixel: float
+    at: Array, extent: tuple[float, float], taken: Array, lines: Array, inside: Array, pixel: float
 ) -> tuple[Array, float]:
-    """The best box [4] for a label and its distance from the point in points (1/72 inch). `taken` [k, 4], `leaders` [m, 4]."""
+    """The best box [4] for a label and its distance from the point in points (1/72 inch). `taken` [k, 4], `lines` [m, 4]."""
     angle = 2 * np.pi * np.arange(DIRECTIONS) / DIRECTIONS
     radius = np.repeat(RADII, DIRECTIONS)  # [c] candidates
     way = np.tile(np.stack([np.cos(angle), np.sin(angle)], 1), (len(RADII), 1))  # [c, 2]
@@ -86,7 +88,7 @@ def _cheapest(
     ceiling = np.partition(cost, DIRECTIONS)[DIRECTIONS]
     while (new := ~asked & (cost <= ceiling)).any():
         asked |= new
-        cost[new] += 400 * pixel * _crosses(leaders[None], boxes[new, None]).sum(1)
+        cost[new] += 800 * pixel * _crosses(lines[None], boxes[new, None]).sum(1)
         cost[new] += 120 * pixel * _crosses(own[new, None], taken[None]).sum(1) * (radius[new] >= CLEAR)
         ceiling = cost[asked].min()
     cost[~asked] = np.inf

@@ -97,7 +97,7 @@ def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
         label, style = f"loss of {what}" if what else "loss", "-" if i == 0 else "--"
         if len(loss) > 3 * SMOOTH:
             axis.plot(at, loss, ".", color=ink, alpha=0.25, markersize=3)
-            at, loss = at[SMOOTH - 1 :], np.convolve(loss, np.ones(SMOOTH) / SMOOTH, "valid")
+            at, loss = at[SMOOTH // 2 :][: len(at) - SMOOTH + 1], np.convolve(loss, np.ones(SMOOTH) / SMOOTH, "valid")
         axis.plot(at, loss, style, color=ink, label=label)
         whole = whole and bool((loss > 0).all())
     if held:

@@ -309,6 +309,20 @@ def test_grids_show_the_same_requests_in_every_row_and_three_frames_of_a_video(r
             assert _occurs(picture, sample[0]), row["stack"]
 
 
+def test_the_longest_line_of_a_row_label_ends_before_the_pictures(run, report):
+    (section,) = sections.read_sections([run])
+    none = section.models["wan-tiny"][0]
+    entry = {"value": {"value": 0.5}, "delta": None}
+    row = none | {"quality": {"motion.of_" + "long_" * 12 + "name": entry}}
+    longest = max(grids._font().getlength(text) for text, _, bold in grids._row_label(row) if not bold)
+    assert longest > grids.LEFT
+    tiles = grids.read_tiles(section, none)
+    picture = np.asarray(grids._draw("wan-tiny", [row], [tiles], []))
+    frame = tiles.samples[0][0]
+    left = min(x for x in range(picture.shape[1] - 129) if _occurs(picture[:, x : x + 129], frame))
+    assert left >= grids.EDGE + longest
+
+
 def test_below_each_stack_of_a_grid_are_its_differences_to_the_unaccelerated_samples(run, report):
     (section,) = sections.read_sections([run])
     none, other = (grids.read_tiles(section, row).samples[0][0].astype(int) for row in section.models["dit-tiny"][:2])
@@ -345,7 +359,7 @@ def test_wrapped_text_fits_its_column_and_loses_no_word_unless_it_says_so():
     assert "".join(grids.wrap("x" * 60, 100, 9)) == "x" * 60
 
 
-def test_labels_of_scattered_points_cover_neither_each_other_nor_the_points():
+def test_labels_of_scattered_points_cover_neither_each_other_nor_the_points_nor_a_line():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -357,7 +371,11 @@ def test_labels_of_scattered_points_cover_neither_each_other_nor_the_points():
     axes.set_xlim(-0.2, 1.2)
     axes.set_ylim(-0.2, 1.2)
     spots = [labels.Box(x - 5, y - 5, x + 5, y + 5) for x, y in axes.transData.transform(points)]
-    boxes = labels.place_labels(axes, points, [f"stack(knob={i})" for i in range(12)], spots, size=7.5)
+    (left, low), (right, high) = axes.transData.transform([(-0.2, 0.1), (1.2, 0.9)])
+    across = np.array([[left, low, right, high]])
+    boxes = labels.place_labels(axes, points, [f"stack(knob={i})" for i in range(12)], spots, size=7.5, lines=across)
+    edges = np.array([[box.left, box.bottom, box.right, box.top] for box in boxes])
+    assert not labels._crosses(across, edges).any(), "a label lies on the line drawn across the panel"
     for i, a in enumerate(boxes):
         for b in [*boxes[:i], *spots]:
             assert min(a.right, b.right) <= max(a.left, b.left) or min(a.top, b.top) <= max(a.bottom, b.bottom)
