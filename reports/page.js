@@ -40,6 +40,14 @@
     });
     code.after(" ", button);
   }
+  for (const link of document.querySelectorAll("a.whole")) {
+    link.addEventListener("click", (event) => { // the page's own copy: the file beside it may have stayed where the page was made
+      const [head, data] = link.closest("figure").querySelector("img").src.split(",");
+      const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+      event.preventDefault();
+      open(URL.createObjectURL(new Blob([bytes], { type: head.slice("data:".length, -";base64".length) })));
+    });
+  }
   for (const viewer of document.querySelectorAll("figure.viewer")) {
     const of = (name) => viewer.querySelector(`.${name}`);
     const [left, right, sample, split, frame, play] = ["left", "right", "sample", "split", "frame", "play"].map(of);

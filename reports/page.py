@@ -215,9 +215,9 @@ PICTURES = {
 def _figure(path: Path, model: str, out: Path) -> str:
     link = quote(Path(os.path.relpath(path, out)).as_posix())
     kind, alt, words = next(told for end, told in PICTURES.items() if path.stem.endswith(f"-{end}"))
-    links = f'<a href="{link}">open the picture</a>'
+    links = f'<a class="whole" href="{link}">open the picture</a>'
     if kind in ("plot", "matrix"):
-        links = f'<a href="{link}">PNG</a>, <a href="{link[:-4]}.svg">SVG</a>'
+        links = f'<a class="whole" href="{link}">PNG</a>, <a href="{link[:-4]}.svg">SVG</a>'
     with Image.open(path) as drawn:
         inch = float(drawn.info.get("dpi", (DPI,))[0])
         width, height = (round(side * 96 / inch) for side in drawn.size)  # CSS counts 96 pixels an inch

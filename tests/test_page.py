@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 from html import unescape
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from report_runs import STACKS, write_run
@@ -14,6 +16,7 @@ from ditbench import reports
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
+PUBLISHED = Path(__file__).parents[1] / "reports/published"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 
 
@@ -92,6 +95,21 @@ def test_every_row_has_its_command_to_copy_and_its_key_to_hover(page):
     assert found["keys"][0] == "pixart-tiny--none" and all(found["keys"])
 
 
+def test_a_picture_opens_from_the_page_itself_wherever_its_file_is(page):
+    found = seen(page, """
+      const blobs = [], opened = [];
+      URL.createObjectURL = (blob) => { blobs.push(blob); return "blob:" + blobs.length; };
+      window.open = (url) => { opened.push(url); };
+      const links = [...document.querySelectorAll("a.whole")], pictures = [...document.querySelectorAll("figure > .scroll > img")];
+      links.forEach((link) => link.click());
+      out.opened = opened; out.types = blobs.map((blob) => blob.type); out.sizes = blobs.map((blob) => blob.size);
+      out.held = pictures.map((picture) => picture.src.length);
+    """)  # fmt: skip
+    assert found["opened"] == [f"blob:{i + 1}" for i in range(len(found["held"]))] and len(found["held"]) > 4
+    assert set(found["types"]) <= {"image/png", "image/webp"}
+    assert all(abs(size - 0.75 * held) < 40 for size, held in zip(found["sizes"], found["held"], strict=True))
+
+
 def test_one_model_can_be_shown_alone(page):
     found = seen(page, """
       const choice = document.querySelector("nav select"), models = [...document.querySelectorAll("section.model")];
@@ -164,4 +182,18 @@ def test_a_model_with_forty_stacks_takes_a_quarter_of_what_a_page_may_weigh_and_
     page = reports.build([run]).page
     assert page.stat().st_size <= 15e6 / 4
     # other work on the machine only ever adds to a time, so one opening in three that is short enough shows that the page is
+    assert any(seen(page, "out.opened = performance.now();", real=True)["opened"] < 2000 for _ in range(3))
+
+
+@pytest.mark.parametrize("published", sorted(PUBLISHED.glob("*/index.html")), ids=lambda path: path.parent.name)
+def test_the_files_a_published_page_links_to_are_kept_beside_it(published):
+    text = published.read_text()
+    links = set(re.findall(r'<a href="([^"#][^"]*)"', text))
+    assert links and not [link for link in links if not (published.parent / unquote(link)).is_file()]
+
+
+@pytest.mark.parametrize("published", sorted(PUBLISHED.glob("*/index.html")), ids=lambda path: path.parent.name)
+def test_a_published_page_opens_at_once_without_an_error_and_is_light_enough(published, tmp_path):
+    assert published.stat().st_size <= 15e6
+    page = Path(shutil.copy(published, tmp_path))
     assert any(seen(page, "out.opened = performance.now();", real=True)["opened"] < 2000 for _ in range(3))
