@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from ditbench.reports.drawing import NAMED, Point, finish, plate
+from ditbench.reports.drawing import NAMED, Point, finish, numbers, plate
 from ditbench.reports.figures import far_apart, reach, scale_time, time_axis
 from ditbench.reports.frontier import eligible
 from ditbench.reports.sections import Row, Section, file_name
@@ -76,8 +76,8 @@ def _point(row: Row, metric: str) -> Point | None:
 def _curves(
     section: Section, model: str, curve: Sequence[Row], others: Sequence[Row], panels: Sequence[str], folder: Path
 ) -> list[Path]:
-    rows = [row for row in section.models[model] if row in curve or row in others]  # numbered as in the other figures
-    labels = [row["stack"] if len(rows) <= NAMED else str(i + 1) for i, row in enumerate(rows)]
+    rows = [row for row in section.models[model] if row in curve or row in others]
+    labels = [row["stack"] for row in rows] if len(rows) <= NAMED else numbers(section, model, rows)
     words = "Line: the un-accelerated model with fewer steps; in the grey a cell is worse than as many steps as fit into its time. "
     for metric in panels:
         ahead = [row in others and _beats(row, curve, metric, far_apart(rows)) for row in rows]

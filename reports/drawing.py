@@ -22,7 +22,7 @@ from ditbench.reports.style import DPI, PAPER, QUIET, Look, look
 from ditbench.reports.wording import share
 
 NAMED = 16
-"""Up to this many points carry their stacks' names; more carry numbers, with a key."""
+"""Up to this many points carry their stacks' names; more carry the numbers of their lines in the table, with a key."""
 KEY_LINE = 0.132
 """Inches a line of the key takes."""
 LONG = 26
@@ -101,9 +101,8 @@ class Plate:
         )
         half = 0 if len(self.rows) <= NAMED else (len(self.rows) + 1) // 2
         for column in range(2 if half else 0):
-            part = [f"{i + 1:>2}  {row['stack']}" for i, row in enumerate(self.rows)][
-                column * half : (column + 1) * half
-            ]
+            part = [f"{label:>2}  {row['stack']}" for label, row in zip(self.labels, self.rows, strict=True)]
+            part = part[column * half : (column + 1) * half]
             top = (0.08 + 0.125 * len(self.foot) + 0.1 + KEY_LINE * half) / height
             figure.text(0.095 + 0.45 * column, top, "\n".join(part), fontsize=7, va="top", linespacing=1.3)
         return finish(figure, folder, stem)
@@ -152,9 +151,15 @@ def plate(section: Section, model: str, rows: Sequence[Row], panels: int, words:
     FigureCanvasAgg(figure)
     grid = {"left": 0.095, "right": 0.975, "bottom": below / height, "top": 1 - HEAD / height, "hspace": 0.12}
     axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False, gridspec_kw=grid)[:, 0])
-    labels = [broken(row["stack"]) if named else str(i + 1) for i, row in enumerate(rows)]
+    labels = [broken(row["stack"]) for row in rows] if named else numbers(section, model, rows)
     looks = [look(section.records[row["key"]]["methods"]) for row in rows]
     return Plate(figure=figure, axes=axes, rows=rows, labels=labels, looks=looks, foot=foot)
+
+
+def numbers(section: Section, model: str, rows: Sequence[Row]) -> list[str]:
+    """What `rows` are called where there are too many for names: their lines of the model's table, in every figure the same."""
+    keys = [row["key"] for row in section.models[model]]
+    return [str(keys.index(row["key"]) + 1) for row in rows]
 
 
 def broken(stack: str) -> str:

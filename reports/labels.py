@@ -53,7 +53,7 @@ def place_labels(
             0, 0, texts[i], fontsize=size, color=INK, ha="center", va="center", linespacing=1.05, zorder=6
         )
         seen = written.get_window_extent(renderer)
-        extent = (seen.width + 3, seen.height + 2)
+        extent = (seen.width + 4 * pixel, seen.height + pixel)  # neighbouring numbers must not read as one
         in_the_way = np.concatenate([boxes, fixed]), np.concatenate([leaders, lines])
         box, distance = _cheapest(at[i], extent, *in_the_way, inside, pixel)
         boxes, placed[i] = np.concatenate([boxes, box[None]]), Box(*box.tolist())

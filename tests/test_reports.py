@@ -14,7 +14,19 @@ from report_runs import ENVIRONMENT, REASONS, SCHEDULE, STACKS, WORLDS, key_of, 
 from ditbench import reports, summary, verdict
 from ditbench.distances import Reference
 from ditbench.metrics.stored import read_file, write_file
-from ditbench.reports import charts, figures, grids, heatmaps, labels, overview, sections, style, terminal, wording
+from ditbench.reports import (
+    charts,
+    drawing,
+    figures,
+    grids,
+    heatmaps,
+    labels,
+    overview,
+    sections,
+    style,
+    terminal,
+    wording,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 AWAY = [(stack, status) for stack, status in STACKS if status != "ok"]
@@ -380,6 +392,14 @@ def test_labels_of_scattered_points_cover_neither_each_other_nor_the_points_nor_
         for b in [*boxes[:i], *spots]:
             assert min(a.right, b.right) <= max(a.left, b.left) or min(a.top, b.top) <= max(a.bottom, b.bottom)
     assert [t.get_text() for t in axes.texts] != []
+
+
+def test_a_stack_too_many_for_names_has_the_number_of_its_line_in_the_table_whatever_else_a_figure_leaves_out(
+    run, report
+):
+    (section,) = sections.read_sections([run])
+    rows = section.models["wan-tiny"]
+    assert drawing.numbers(section, "wan-tiny", [rows[3], rows[1]]) == ["4", "2"]
 
 
 def test_kinds_of_stacks_differ_in_marker_and_not_in_colour_alone():
