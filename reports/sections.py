@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from ditbench.artifact import trained_for
 from ditbench.interaction import over_steps, together
 from ditbench.record import SHOWN, read_json, read_run
 from ditbench.references import Told
-from ditbench.reports.abreast import abreast
 from ditbench.reports.frontier import Row, probabilities
 from ditbench.reports.wording import count, share
 from ditbench.summary import read_scores, summarise
@@ -115,12 +114,14 @@ class Report:
 
 def read_sections(folders: Sequence[Path]) -> list[Section]:
     """A section for each run folder; ValueError when one is no run folder."""
-    names: list[str] = []
+    taken: set[str] = set()
+    found = []
     for folder in folders:
         stem = folder.resolve().name
-        name = next(n for i in range(len(folders) + 1) if (n := stem if not i else f"{stem}-{i + 1}") not in names)
-        names.append(name)
-    return abreast([partial(_section, folder, name) for folder, name in zip(folders, names, strict=True)])
+        name = next(n for i in range(len(folders) + 1) if (n := stem if not i else f"{stem}-{i + 1}") not in taken)
+        taken.add(name)
+        found.append(_section(folder, name))
+    return found
 
 
 def _section(folder: Path, name: str) -> Section:
