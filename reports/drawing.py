@@ -117,11 +117,15 @@ def legend_marks(looks: Iterable[Look]) -> list[Line2D]:
 
 
 def finish(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Write a figure as PNG and SVG, without anything that differs from one writing to the next; the PNG in few colours, a third of the
-    bytes.
-    """
+    """Write a figure as PNG and SVG, without anything that differs from one writing to the next."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    paths = [write_png(figure, folder / f"{stem}.png"), folder / f"{stem}.svg"]
+    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    return paths
+
+
+def write_png(figure: Figure, path: Path) -> Path:
+    """Write a figure on an Agg canvas as PNG in few colours, a third of the bytes; nothing differs from one writing to the next."""
     canvas: Any = figure.canvas
     canvas.draw()
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -129,9 +133,8 @@ def finish(figure: Figure, folder: Path, stem: str) -> list[Path]:
     palette, paper = few.getpalette() or [], 3 * int(few.getpixel((0, 0)))  # type: ignore[arg-type]
     palette[paper : paper + 3] = [255, 255, 255]  # white paper stays white
     few.putpalette(palette)
-    few.save(paths[0], dpi=(DPI, DPI), compress_level=6)
-    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths
+    few.save(path, dpi=(figure.dpi, figure.dpi), compress_level=6)
+    return path
 
 
 def plate(section: Section, model: str, rows: Sequence[Row], panels: int, words: str, inches: float = 3.1) -> Plate:

@@ -132,7 +132,7 @@ def _reduced(picture: Any) -> Any:
 
 def _webp(picture: Image.Image, lossless: bool) -> bytes:
     written = BytesIO()
-    picture.save(written, "WEBP", lossless=lossless, quality=0 if lossless else 75, method=0)
+    picture.save(written, "WEBP", lossless=lossless, quality=0 if lossless else 75, method=0 if lossless else 2)
     return written.getvalue()
 
 

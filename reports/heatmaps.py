@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ditbench.record import SHOWN
+from ditbench.reports.drawing import write_png
 from ditbench.reports.sections import Section, file_name
 from ditbench.reports.style import DPI, INK, PAPER, QUIET, RC
 
@@ -97,8 +98,7 @@ def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, path: Pa
     bar.ax.set_yticklabels(["0: reused", "¼", "½", "¾", "1: all"], fontsize=7)
     title = f"{model}: share of tokens computed, by step and sub-layer (shallow blocks above){of}"
     figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
-    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
-    return path
+    return write_png(figure, path)
 
 
 def _short(stack: str) -> str:

@@ -54,8 +54,7 @@ def place_labels(
         )
         seen = written.get_window_extent(renderer)
         extent = (seen.width + 4 * pixel, seen.height + pixel)  # neighbouring numbers must not read as one
-        in_the_way = np.concatenate([boxes, fixed]), len(boxes), np.concatenate([leaders, lines])
-        box, distance = _cheapest(at[i], extent, *in_the_way, inside, pixel)
+        box, distance = _cheapest(at[i], extent, boxes, fixed, np.concatenate([leaders, lines]), inside, pixel)
         boxes, placed[i] = np.concatenate([boxes, box[None]]), Box(*box.tolist())
         near = np.clip(at[i], box[:2], box[2:])
         if distance >= CLEAR:
@@ -69,10 +68,10 @@ def place_labels(
 
 
 def _cheapest(
-    at: Array, extent: tuple[float, float], taken: Array, labels: int, lines: Array, inside: Array, pixel: float
+    at: Array, extent: tuple[float, float], labels: Array, obstacles: Array, lines: Array, inside: Array, pixel: float
 ) -> tuple[Array, float]:
-    """The best box [4] for a label and its distance from the point in points (1/72 inch). `taken` [k, 4], the first of
-    them `labels`, which it must least of all cover; `lines` [m, 4].
+    """The best box [4] for a label and its distance from the point in points (1/72 inch): clear of other `labels` [j, 4] above all, of
+    `obstacles` [k, 4] and of `lines` [m, 4].
     """
     angle = 2 * np.pi * np.arange(DIRECTIONS) / DIRECTIONS
     radius = np.repeat(RADII, DIRECTIONS)  # [c] candidates
@@ -81,9 +80,10 @@ def _cheapest(
     centre = at + radius[:, None] * pixel * way + way * half
     boxes = np.concatenate([centre - half, centre + half], 1)  # [c, 4]
     area = 4 * half.prod()
+    taken = np.concatenate([labels, obstacles])
     shared = _overlap(boxes, taken)
     cost = 6 * shared.sum(1) + 450 * pixel * (shared > 0).sum(1) + 40 * (area - _overlap(boxes, inside).sum(1))
-    cost += 1500 * pixel * (shared[:, :labels] > 0).sum(1)
+    cost += 1500 * pixel * (shared[:, : len(labels)] > 0).sum(1)
     own = np.concatenate([np.broadcast_to(at, centre.shape), centre], 1)
     cost += 12 * pixel * (radius + 3 * np.abs(way[:, 1]) + 2 * (way[:, 0] < 0))
     # What lines cost is dear to find and never negative: only places that could still be the cheapest are asked.

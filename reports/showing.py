@@ -16,6 +16,7 @@ from ditbench.interaction import ALIGNMENT
 from ditbench.method import find
 from ditbench.record import SHOWN
 from ditbench.reports.drawing import Plate, Point, finish, legend_marks
+from ditbench.reports.figures import reach
 from ditbench.reports.style import DPI, QUIET, RC, Look, look
 from ditbench.reports.wording import DASH, fixed, times
 from ditbench.stack import Stack
@@ -137,11 +138,8 @@ def _point(line: Line, quality: Mapping[tuple[str, str, str], Line]) -> Point:
     x, x_low, x_high = (_float(line[f"speedup_call{end}"]) for end in ("", "_low", "_high"))
     y, delta, low, high = (_float(entry[name]) for name in ("value", "delta", "delta_low", "delta_high"))
     assert x is not None and y is not None  # rows without are not shown
-    left, right = (0.0, 0.0) if x_low is None or x_high is None else (max(0.0, x - x_low), max(0.0, x_high - x))
-    below, above = (
-        (0.0, 0.0) if delta is None or low is None or high is None else (min(delta - low, 0.9 * y), high - delta)
-    )
-    return (x, y, left, right, below, above)
+    below, above = reach({"value": delta, "low": low, "high": high})
+    return (x, y, *reach({"value": x, "low": x_low, "high": x_high}), min(below, 0.9 * y), above)
 
 
 def _frechet(line: Line, quality: Mapping[tuple[str, str, str], Line]) -> float | None:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from ditbench.artifact import trained_for
 from ditbench.record import SHOWN, read_json
+from ditbench.reports.drawing import write_png
 from ditbench.reports.heatmaps import paint
 from ditbench.reports.sections import Section, file_name
 from ditbench.reports.style import FAMILIES, INK, QUIET, RC
@@ -75,8 +76,7 @@ def draw_training(folder: Path) -> Path | None:
         below = "" if manifest["below"] == "none" else f" under {manifest['below']}"
         title = f"{manifest['method']} for {manifest['model']}, {manifest['steps']} steps{below}: {manifest['seconds']:.0f} s"
         figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
-        figure.savefig(folder / PICTURE, metadata={"Software": None})
-    return folder / PICTURE
+        return write_png(figure, folder / PICTURE)
 
 
 def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
@@ -97,7 +97,7 @@ def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
         label, style = f"loss of {what}" if what else "loss", "-" if i == 0 else "--"
         if len(loss) > 3 * SMOOTH:
             axis.plot(at, loss, ".", color=ink, alpha=0.25, markersize=3)
-            at, loss = at[SMOOTH // 2 :][: len(at) - SMOOTH + 1], np.convolve(loss, np.ones(SMOOTH) / SMOOTH, "valid")
+            at, loss = at[SMOOTH // 2 : -(SMOOTH // 2)], np.convolve(loss, np.ones(SMOOTH) / SMOOTH, "valid")
         axis.plot(at, loss, style, color=ink, label=label)
         whole = whole and bool((loss > 0).all())
     if held:

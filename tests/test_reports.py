@@ -402,6 +402,15 @@ def test_a_stack_too_many_for_names_has_the_number_of_its_line_in_the_table_what
     assert drawing.numbers(section, "wan-tiny", [rows[3], rows[1]]) == ["4", "2"]
 
 
+def test_a_panel_of_a_heat_map_has_its_own_steps_where_the_one_below_counts_others(tmp_path, monkeypatch):
+    told, paint = [], heatmaps.paint
+    monkeypatch.setattr(heatmaps, "paint", lambda *a, **k: told.append(k["below"]) or paint(*a, **k))
+    long, short = SCHEDULE, SCHEDULE | {"keep": SCHEDULE["keep"][:1]}
+    shown = [("a", long), ("b", long), ("c", long), ("d", long), ("e", short)]
+    heatmaps._draw("dit-tiny", shown, "", tmp_path / "x.png")
+    assert told == [False, True, True, True, True]  # over d as long, over the short e, over nothing; the lowest
+
+
 def test_kinds_of_stacks_differ_in_marker_and_not_in_colour_alone():
     looks = [style.BASELINE, style.COMBINATION, style.OTHER, *style.FAMILIES.values()]
     assert len({kind.marker for kind in looks}) == len({kind.label for kind in looks}) == len(looks)
