@@ -97,7 +97,7 @@ def _carry_out(cells: list[Any]) -> Path:
 
 
 def _stack(args: argparse.Namespace) -> int:
-    from ditbench.interaction import RULE, describe, document, factorial, interactions
+    from ditbench.interaction import RULE, describe, document, factorial, interactions, shorter_students
     from ditbench.metrics.stored import read_scores
     from ditbench.plan import plan
     from ditbench.record import read_run
@@ -105,9 +105,11 @@ def _stack(args: argparse.Namespace) -> int:
     from ditbench.stack import Stack
 
     parts = [Stack.parse(text) for text in args.parts]
-    spec = replace(_spec(args), methods=tuple(factorial(parts)))
+    shorter = set(shorter_students(parts))
+    spec = replace(_spec(args), methods=tuple(dict.fromkeys([*factorial(parts), *shorter])))
     check_writable(spec.folder)
-    folder = _carry_out(plan(spec))
+    cells = plan(spec)
+    folder = _carry_out([cell for cell in cells if not (cell.refusal and str(cell.stack) in shorter)])
     code = _tell_report([folder], None, False, None)
     rows = interactions(read_run(folder).records, read_scores(folder), parts)
     _show(describe(rows), False, RULE)

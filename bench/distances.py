@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import blas
 
-from ditbench.readings import Reading, blocks, contrast, jackknife, linear
+from ditbench.readings import BLOCKS, Reading, blocks, contrast, jackknife, linear
 from ditbench.statistics import Array, Estimate
 
 CUT = 1e-7
 """Singular values below this fraction of the largest are rounding, not data."""
 LARGE = 512
 """Features from which on a second's difference can be felt."""
+FEW_BLOCKS = 8
+"""Of a jackknife that only corrects bias."""
 ROWS = 2048
 """Rows looked at together."""
 
@@ -240,41 +242,52 @@ def _linearise(x: np.ndarray, reference: Reference) -> tuple[float, Array]:
 def frechet_delta(
     features: ArrayLike, against: ArrayLike, reference: Reference, groups: ArrayLike | None = None
 ) -> Estimate:
-    """`frechet(features) - frechet(against)` for paired samples [n, d], the standard error by influence functions
-    over whole groups.
-
-    The interval (Student's t, G - 1) is about the difference that runs of this n have on average; the pairing cancels
-    most, not all, of the two distances' bias in n. Raises ValueError when the tables cannot be paired; fewer than two
-    groups: no interval.
-    """
+    """`frechet(features) - frechet(against)` for paired samples [n, d] as `frechet_contrast` has it."""
     return frechet_contrast([features, against], [1, -1], reference, groups)
 
 
 def frechet_contrast(
     tables: Sequence[ArrayLike], signs: Sequence[int], reference: Reference, groups: ArrayLike | None = None
 ) -> Estimate:
-    """The sum of `signs` times the distances of paired `tables` [n, d] each, with an interval as `frechet_delta` has it."""
-    found = _paired(tables)
-    return contrast([read_frechet(x, reference, groups) for x in found], signs)
+    """The sum of `signs` times the distances of paired `tables` [n, d] each, without their bias in n, and with an interval.
 
-
-def jackknifed_contrast(
-    tables: Sequence[ArrayLike], signs: Sequence[int], reference: Reference, groups: ArrayLike | None = None
-) -> Estimate:
-    """`frechet_contrast` with the interval by the delete-block jackknife over (at most 50) blocks of whole groups.
-
-    A cross-check that knows nothing of influence functions; it costs an eigenproblem per table and block.
+    ValueError when the tables cannot be paired, or for n <= d; fewer than two groups: no interval.
     """
-    found = _paired(tables)
-    return contrast([read_jackknifed(x, reference, groups) for x in found], signs)
+    paired = _paired(tables)
+    n, d = paired[0].shape
+    whole = [read_frechet(x, reference, groups) for x in paired]
+    return settle(whole, [read_jackknifed(x, reference, groups) for x in paired], signs, n, d)
+
+
+def settle(
+    influences: Sequence[Reading], jackknifed: Sequence[Reading], signs: Sequence[int], n: int, d: int
+) -> Estimate:
+    """A contrast of distances from both readings of each set: the value without bias from the jackknife, the interval from influences.
+
+    Sets of less variance look better at small n, for part of what perfection costs there is variance: paired distances share most of
+    their bias, not all. Up to n = 2 d the influence is too small, and the larger of both standard errors is taken. ValueError for n <= d,
+    where the correction leaves bias that can turn the sign.
+    """
+    if n <= d:
+        raise ValueError(f"a difference of Fréchet distances needs more samples than their {d} features, got {n}")
+    by_influence, by_jackknife = (contrast(readings, signs) for readings in (influences, jackknifed))
+    use = by_influence
+    if n <= 2 * d and (by_jackknife.se or 0) > (by_influence.se or 0):
+        use = by_jackknife
+    shift = by_jackknife.value - use.value
+    low, high = (None if x is None else x + shift for x in (use.low, use.high))
+    bounds = None if use.bounds is None else (use.bounds[0] + shift, use.bounds[1] + shift)
+    return replace(use, value=by_jackknife.value, low=low, high=high, bounds=bounds)
 
 
 def read_jackknifed(features: ArrayLike, reference: Reference, groups: ArrayLike | None = None) -> Reading:
-    """`frechet` with what it is when each of (at most 50) blocks of whole groups is left out, blocks as units."""
+    """`frechet` and what it is without each block of whole groups: 50, or `FEW_BLOCKS` of over `LARGE` features, for each costs time."""
     x = table(features)
-    block = blocks(len(x), groups)
+    block = blocks(len(x), groups, BLOCKS if x.shape[1] <= LARGE else FEW_BLOCKS)
     parts = [Moments.of(x[block == b]) for b in range(int(block.max()) + 1)]
     whole = sum(parts[1:], parts[0])
+    if len(parts) < 2:
+        return Reading(value=frechet(x, reference), parts=np.zeros(1))
     return jackknife(frechet(x, reference), [frechet(whole.without(part), reference) for part in parts])
 
 

@@ -20,30 +20,49 @@ import numpy as np
 
 from ditbench import statistics
 from ditbench.artifact import below_of
-from ditbench.distances import Reference, frechet_contrast
+from ditbench.controls import (
+    ALIGNMENT,
+    MARGIN,
+    RULE,
+    VERDICTS,
+    Evidence,
+    by_flops,
+    by_time,
+    judge,
+    reliable,
+    samples_needed,
+    speed_over,
+    student_controls,
+    teacher_controls,
+)
+from ditbench.distances import Reference, read_frechet, read_jackknifed, settle
 from ditbench.metrics.frechet import FEATURE
 from ditbench.metrics.stored import Scores
 from ditbench.quality import reference_of
+from ditbench.readings import Reading
 from ditbench.record import SHOWN
 from ditbench.stack import Stack
 from ditbench.statistics import Estimate
 
-ALIGNMENT = "align.shapes_v1"
-PERCEPTUAL = "perceptual.shapes_v1"
-MARGIN = 0.02
-"""Alignment that may be lost beyond the sum of what the methods lose alone, and still be said to stack."""
+__all__ = [
+    "ALIGNMENT",
+    "MARGIN",
+    "RULE",
+    "VERDICTS",
+    "factorial",
+    "interactions",
+    "judged",
+    "shorter_students",
+    "together",
+]
+
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 """Of the steps, that controls take."""
-NOT_SLOWER = 1.02
-"""A control within 2 % of a stack's time counts as no slower."""
-
-VERDICTS = ("stacks", "clashes", "beaten", "unresolved")
-RULE = (
-    f"stacks: the alignment interaction is above -{MARGIN} and the stack beats its equal-time control or is not told from it, both by 95 % "
-    f"intervals; clashes: the interaction is below zero; beaten: the control is better; unresolved: otherwise. Equal-time control: the "
-    f"un-accelerated model with the most steps that is no slower (within {NOT_SLOWER - 1:.0%}) than the stack; "
-    f"where there is none, a stack is not held against it."
-)
+COLUMNS = (
+    "model", "stack", "reading", "gamma_flops", "gamma_clock", "alignment", "frechet", "basis", "control", "over_control", "flops_control",
+    "over_flops_control", "student_control", "over_student_control", "verdict", "reason", "samples_needed",
+)  # fmt: skip
+"""Of the rows of `interactions`, those that a table shows."""
 
 
 def subsets(parts: Sequence[Stack]) -> list[tuple[Stack, ...]]:
@@ -79,14 +98,27 @@ def factorial(parts: Sequence[Stack]) -> list[str]:
     return list(dict.fromkeys([*map(str, parts), *map(str, together), *controls]))
 
 
+def shorter_students(parts: Sequence[Stack]) -> list[str]:
+    """The trained methods among `parts` that take few steps, in half as many, a quarter and so on: controls where they are trained."""
+    found = []
+    for part in parts:
+        for m in part.methods:
+            if len(part.methods) == 1 and "num-steps" in m.traits.claims and m.recipe() is not None:
+                steps = m.recipe().get("steps", 1)
+                while (steps := steps // 2) >= 1:
+                    found.append(str(Stack.of(replace(m, steps=steps))))
+    return found
+
+
 def describe(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of `interactions` as a table: estimates as words."""
-    return [{name: _words(value) for name, value in row.items()} for row in rows]
+    return [{name: _words(row[name]) for name in COLUMNS if name in row} for row in rows]
 
 
 def document(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of `interactions` as plain JSON, at full precision."""
-    return [{k: v.as_dict() if isinstance(v, Estimate) else v for k, v in row.items()} for row in rows]
+    plain = [{k: v for k, v in row.items() if k != "evidence"} for row in rows]
+    return [{k: v.as_dict() if isinstance(v, Estimate) else v for k, v in row.items()} for row in plain]
 
 
 def _words(value: Any) -> Any:
@@ -101,20 +133,18 @@ def interactions(
     references: Mapping[str, Reference] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row per model and combination of `parts`: stack, gamma_flops, gamma_clock, alignment and frechet interaction (estimates), the
-    control and what the stack has over it, verdict, and samples_needed where that is unresolved. A cell that is missing or was not
-    measured gives a row with the reason as verdict.
+    controls (at equal time, at equal FLOPs, a student of fewer steps) and what the stack has over each, the basis of the verdict, verdict
+    with reason and adjusted p-values, and samples_needed where it is unresolved. A cell that is missing or was not measured gives a row
+    with the reason as verdict.
     """
-    found = []
+    rows, distances = [], _Distances(scores, references)
     for model in dict.fromkeys(r["model"] for r in records):
         cells = {r["stack"]: r for r in records if r["model"] == model}
-        controls = _controls(cells)
         for c in subsets(parts):
             for reading, stack in readings(c).items():
-                found.append(
-                    {"model": model, "stack": str(stack), "reading": reading}
-                    | _row(list(map(str, c)), str(stack), cells, controls, scores, references)
-                )
-    return found
+                row = {"model": model, "stack": str(stack), "reading": reading}
+                rows.append(row | _row(list(map(str, c)), str(stack), cells, scores, distances))
+    return judged(rows)
 
 
 def together(
@@ -126,10 +156,9 @@ def together(
 
     Found from the records alone, so that no method need be installed. A method counts as run alone however it was tuned in the stack.
     """
-    found = []
+    rows, distances = [], _Distances(scores, references)
     for model in dict.fromkeys(r["model"] for r in records):
         cells = {r["stack"]: r for r in records if r["model"] == model}
-        controls = _controls(cells)
         alone: dict[str, str] = {}
         for text, r in cells.items():
             if len(r["methods"]) == 1:
@@ -138,58 +167,51 @@ def together(
             parts = [alone[name] for m in r["methods"] if (name := _identity(m)) in alone]
             if len(parts) > 1 and len(parts) == len(r["methods"]):
                 frozen = any(m["knobs"].get("tuned") == "alone" for m in r["methods"])
-                found.append(
-                    {"model": model, "stack": text, "reading": "frozen" if frozen else "tuned", "parts": parts}
-                    | _row(parts, text, cells, controls, scores, references)
-                )
+                row = {"model": model, "stack": text, "reading": "frozen" if frozen else "tuned", "parts": parts}
+                rows.append(row | _row(parts, text, cells, scores, distances))
+    return judged(rows)
+
+
+class _Distances:
+    """Fréchet interactions of cells, each cell's distance read once."""
+
+    def __init__(self, scores: Mapping[str, Scores], references: Mapping[str, Reference] | None) -> None:
+        self.scores, self.references = scores, references
+        self._readings: dict[str, tuple[Reading, Reading]] = {}
+
+    def contrast(self, cells: Sequence[Mapping[str, Any]], signs: Sequence[int]) -> Estimate | None:
+        """None where there is none: the distance's own column has the reason."""
+        world, n = cells[0]["world"], len(self.scores[cells[0]["key"]].arrays[FEATURE])
+        try:
+            reference = reference_of(world) if self.references is None else self.references[world]
+            d = len(reference.mean)
+            if n <= d:
+                return None
+            whole, jackknifed = zip(*(self._read(cell["key"], reference) for cell in cells), strict=True)
+            return settle(whole, jackknifed, signs, n, d)
+        except ValueError:
+            return None
+
+    def _read(self, key: str, reference: Reference) -> tuple[Reading, Reading]:
+        if key not in self._readings:
+            features, group = self.scores[key].arrays[FEATURE], self.scores[key].arrays["group"]
+            self._readings[key] = (
+                read_frechet(features, reference, group),
+                read_jackknifed(features, reference, group),
+            )
+        return self._readings[key]
+
+
+def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with their verdicts, which are adjusted over all of them."""
+    measured = [i for i, row in enumerate(rows) if "evidence" in row]
+    found = [dict(row) for row in rows]
+    for i, verdict in zip(measured, judge([rows[i]["evidence"] for i in measured]), strict=True):
+        found[i] |= verdict
+        found[i]["samples_needed"] = (
+            samples_needed(rows[i]["alignment"]) if verdict["verdict"] == "unresolved" else None
+        )
     return found
-
-
-def over_steps(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """What methods still give when fewer steps are taken, of those that a model was run with at several numbers of steps.
-
-    A row for each of their cells, set against the cell with as many steps and without the method. Keys: model, `method` (the stack
-    without its `fewer_steps`), stack, steps, and `speedup`, `alignment` and `perceptual`: estimates or None; the latter two are changes of
-    the alignment and of the distance to the un-accelerated sample.
-    """
-    found = []
-    for model in dict.fromkeys(r["model"] for r in records):
-        cells = {r["stack"]: r for r in records if r["model"] == model and r["status"] == SHOWN}
-        pairs: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
-        for text, r in cells.items():
-            fewer = [part for part in text.split("+") if part.startswith("fewer_steps")]
-            method = "+".join(part for part in text.split("+") if part not in fewer)
-            under = cells.get(fewer[0] if fewer else "none")
-            if text != "none" and method and under is not None:
-                pairs.setdefault(method, []).append((r, under))
-        for method, told in pairs.items():
-            if len({r["sampling"]["steps"] for r, _ in told}) > 1:
-                found += [_gain(model, method, r, under, scores) for r, under in told]
-    return found
-
-
-def _gain(
-    model: str, method: str, cell: Mapping[str, Any], under: Mapping[str, Any], scores: Mapping[str, Scores]
-) -> dict[str, Any]:
-    speed = statistics.speedup(under["timing"], cell["timing"])
-    told = [scores.get(r["key"]) for r in (cell, under)]
-    changes = {
-        name: _change(metric, told, under["stack"])
-        for name, metric in (("alignment", ALIGNMENT), ("perceptual", PERCEPTUAL))
-    }
-    row = {"model": model, "method": method, "stack": cell["stack"], "steps": cell["sampling"]["steps"]}
-    return row | {"speedup": speed.estimate if speed else None} | changes
-
-
-def _change(metric: str, told: Sequence[Scores | None], under: str) -> Estimate | None:
-    """The paired difference of a metric between two cells; from the un-accelerated model to itself there is no distance."""
-    mine, theirs = told
-    if mine is None or theirs is None or metric not in mine.arrays:
-        return None
-    others = theirs.arrays.get(
-        metric, np.zeros(len(mine.arrays[metric])) if metric == PERCEPTUAL and under == "none" else None
-    )
-    return None if others is None else statistics.delta(mine.arrays[metric], others, mine.arrays["group"])
 
 
 def _identity(method: Mapping[str, Any]) -> str:
@@ -197,13 +219,9 @@ def _identity(method: Mapping[str, Any]) -> str:
     return json.dumps([method["name"], {k: v for k, v in method["knobs"].items() if k != "tuned"}], sort_keys=True)
 
 
-def _controls(cells: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [r for text, r in cells.items() if text.startswith("fewer_steps") and "+" not in text]
-
-
 def _row(
-    parts: Sequence[str], stack: str, cells: Mapping[str, Mapping[str, Any]], controls: Sequence[Mapping[str, Any]],
-    scores: Mapping[str, Scores], references: Mapping[str, Reference] | None,
+    parts: Sequence[str], stack: str, cells: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Scores],
+    distances: _Distances,
 ) -> dict[str, Any]:  # fmt: skip
     names = ["none", *parts, stack]
     row: dict[str, Any] = {}
@@ -228,44 +246,18 @@ def _row(
     interaction = statistics.mean(each, group, bounds=(-len(alone), len(alone)))
     row["alignment"] = interaction
     if all(FEATURE in s.arrays for s in mine if s is not None):
-        tables = [s.arrays[FEATURE] for s in mine if s is not None]
-        try:
-            reference = reference_of(none["world"]) if references is None else references[none["world"]]
-            row["frechet"] = frechet_contrast(tables, [-sign for sign in signs], reference, group)
-        except ValueError:  # no reference that fits: the distance's own column has the reason
-            row["frechet"] = None
-    row |= _control(together, controls, scores, group)
-    return row | _verdict(interaction, row.get("over_control"), len(alone))
-
-
-def _control(together: Any, controls: Sequence[Any], scores: Mapping[str, Scores], group: Any) -> dict[str, Any]:
-    """The equal-time control, and the alignment the stack has over it."""
-    measured = []
-    for control in controls:
-        if control["status"] == SHOWN and control["key"] in scores:
-            faster = statistics.speedup(together["timing"], control["timing"])  # the stack's time over the control's
-            if faster is not None and faster.estimate.value * NOT_SLOWER >= 1:
-                measured.append(control)
-    if not measured:
-        return {"control": None, "over_control": None}
-    best = max(measured, key=lambda r: r["sampling"]["steps"])
-    a, b = scores[together["key"]].arrays[ALIGNMENT], scores[best["key"]].arrays[ALIGNMENT]
-    return {"control": best["stack"], "over_control": statistics.delta(a, b, group)}
-
-
-def _verdict(interaction: Estimate, over: Estimate | None, methods: int) -> dict[str, Any]:
-    low, high = interaction.low, interaction.high
-    if over is not None and over.high is not None and over.high < 0:
-        return {"verdict": "beaten", "samples_needed": None}
-    if high is not None and high < 0:
-        return {"verdict": "clashes", "samples_needed": None}
-    if low is not None and low > -MARGIN:
-        return {"verdict": "stacks", "samples_needed": None}
-    needed = None
-    if interaction.se:
-        # From zero, or from the margin: what is farther away.
-        reach = max(-interaction.value, interaction.value + MARGIN)
-        needed = int(np.ceil(interaction.n * (statistics.detectable(interaction.se) / reach) ** 2))
-    elif interaction.value == 0:  # all alike: so many that what no sample shows cannot weigh as much as the margin
-        needed = int(np.ceil(np.log(1 - statistics.LEVEL) / np.log(1 - MARGIN / methods)))
-    return {"verdict": "unresolved", "samples_needed": needed}
+        row["frechet"] = distances.contrast([none, *alone, together], [-sign for sign in signs])
+    timed = reliable([none, *alone, together])
+    row["basis"] = "time" if timed else "FLOPs"
+    teacher, students = teacher_controls(cells), student_controls(cells, together)
+    equal_time = by_time(together, teacher, scores) if timed else []
+    equal_flops = by_flops(together, teacher, scores)
+    shorter = (by_time if timed else by_flops)(together, students, scores)
+    for name, controls in (("control", equal_time), ("flops_control", equal_flops), ("student_control", shorter)):
+        row |= {name: controls[0].stack if controls else None, f"over_{name}": controls[0].over if controls else None}
+    row["controls"] = [c.stack for c in (*(equal_time if timed else equal_flops), *shorter)]
+    row["evidence"] = Evidence(
+        interaction=interaction, controls=[equal_time if timed else equal_flops, shorter],
+        speed=speed_over([none, *alone], together, timed),
+    )  # fmt: skip
+    return row

@@ -51,11 +51,21 @@ class Kept:
         if (told := self._found.get(key)) is None:
             return None
         self._asked[key] = told
-        return Reading(value=float(told[0]), parts=told[1:])
+        value, unbiased, groups = told[:3].tolist()
+        return Reading(
+            value=value, parts=told[3:], unbiased=None if np.isnan(unbiased) else unbiased, groups=int(groups) or None
+        )
 
     def put(self, key: str, reading: Reading) -> None:
         """Keep a reading that was not there."""
-        self._asked[key] = np.concatenate([[reading.value], reading.parts]).astype(np.float64)
+        self._asked[key] = np.array(
+            [
+                reading.value,
+                np.nan if reading.unbiased is None else reading.unbiased,
+                reading.groups or 0,
+                *reading.parts,
+            ]
+        )
 
     def save(self) -> None:
         """Write what was asked for, and forget the rest; nothing where that is what the file holds, or where it cannot be written."""

@@ -9,17 +9,18 @@ from importlib import import_module
 from typing import Any
 
 from ditbench import combined, statistics, verdict
-from ditbench.distances import Reference
+from ditbench.distances import Reference, settle
 from ditbench.extractors import find
 from ditbench.metrics import Metric
 from ditbench.metrics.stored import Scores
 from ditbench.readings import contrast
 from ditbench.record import MEASURED
-from ditbench.sets import CHECKED, STATISTICS, Sets
-from ditbench.statistics import FEWEST_GROUPS, Estimate
+from ditbench.sets import STATISTICS, Sets
+from ditbench.statistics import Estimate
 
 FLOORED = 256
 """Features up to which perfection at this n is simulated in every report: beyond, it costs minutes."""
+MEANS = "the wider of Student's t and Hall's t for skewed values"
 ASKED = "scored only when asked for: score RUN --metrics NAME"
 
 
@@ -29,7 +30,7 @@ def quality(
 ) -> dict[str, Any]:  # fmt: skip
     """The entry of `quality` for a cell; `none` is the baseline it may be paired with, if any."""
     entry: dict[str, Any] = {
-        "value": None, "delta": None, "mde": None, "better": metric.better, "unit": metric.unit, "interval": "",
+        "value": None, "delta": None, "mde": None, "better": metric.better, "unit": metric.unit, "interval": "", "level": None,
         "reason": "", "delta_reason": "", "floor": None, "se_jackknife": None, "primary": metric.primary,
         "against_none": metric.against_none, "margin": margin,
         "p": None, "p_equivalent": None, "p_holm": None, "p_equivalent_holm": None, "verdict": "", "parts": {},
@@ -57,10 +58,11 @@ def quality(
         delta = _statistic(entry, metric, record, mine, against, sets)
     else:
         delta = _means(entry, metric, mine, against)
+    if entry["value"] is not None and entry["level"] is None:
+        entry["level"] = entry["value"]["value"]
     if delta is not None and delta.se is not None:
         entry["mde"] = statistics.detectable(delta.se) or None
-        if entry["p"] is None:
-            entry["p"] = verdict.difference_p(delta)
+        entry["p"] = verdict.difference_p(delta)
         entry["p_equivalent"] = None if margin is None else verdict.equivalence_p(delta, margin)
     return entry
 
@@ -76,7 +78,7 @@ def _missing(metric: Metric, record: Mapping[str, Any], scores: Scores | None) -
 def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores | None) -> Estimate | None:
     """Fill in the means of a metric and its parts; the difference of the whole metric."""
     names = [metric.name] + sorted(name for name in mine.arrays if name.startswith(metric.name + "."))
-    found = None
+    whole = None
     for name in names:
         values, group = combined.own(name, mine)
         into = (
@@ -85,9 +87,7 @@ def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores 
             else entry["parts"].setdefault(name.removeprefix(metric.name + "."), {"delta": None})
         )
         value = statistics.mean(values, group, bounds=metric.bounds)
-        # A stack that is wholly right everywhere is no row of coins where the baseline is right in part.
-        coins = verdict.is_binary(values) and (against is None or verdict.is_binary(combined.own(name, against)[0]))
-        binary = value.n == len(values) and metric.bounds == (0, 1) and coins
+        binary = value.n == len(values) and metric.bounds == (0, 1) and verdict.is_binary(values)
         if binary:
             low, high = statistics.wilson(int(values.sum()), len(values))
             value = replace(value, low=low, high=high)
@@ -99,17 +99,12 @@ def _means(entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores 
             delta = statistics.delta(values, others, group, bounds=metric.bounds)
             into["delta"] = delta.as_dict()
             if name == metric.name:
-                found = delta
-                if binary and delta.n > 1:
-                    entry["p"] = verdict.mcnemar(values, others)
+                whole = delta
         if name == metric.name and value.n > 1:
-            how = "BCa bootstrap" if value.n >= FEWEST_GROUPS else "Student's t"
-            entry["interval"] = f"{how} over {value.n} prompts" + (
-                "; of the value Wilson's, p by McNemar's exact test" if binary else ""
-            )
+            entry["interval"] = f"{MEANS} over {value.n} prompts" + ("; of the value Wilson's" if binary else "")
     if metric.name == "psnr.vs_none":
         entry |= combined.pooled(mine)
-    return found
+    return whole
 
 
 def _statistic(
@@ -129,18 +124,39 @@ def _statistic(
         entry["reference"] = sets.told.pointer(metric, record["model"])["sha256"]
     if against is None:
         return None
-    delta = contrast([reading, sets.read(metric, record, against)], [1, -1])
+    try:
+        delta = _statistic_delta(entry, metric, record, mine, against, sets)
+    except ValueError as error:
+        entry["delta_reason"] = str(error)
+        return None
     entry["delta"] = delta.as_dict()
-    entry["interval"] = f"{statistic.interval.format(n=delta.n)}, at n = {len(features)}"
-    if statistic.check and features.shape[1] <= CHECKED and delta.n >= FEWEST_GROUPS:
-        check = contrast([sets.read(metric, record, s, check=True) for s in (mine, against)], [1, -1])
-        entry["se_jackknife"] = check.se
-        if len(features) <= 2 * features.shape[1] and check.se is not None and check.se > (delta.se or 0):
-            # So near its rank the influence is too small.
-            low, high = statistics.student(delta.value, check.se, check.n - 1)
-            delta = replace(check, value=delta.value, low=low, high=high)
-            entry["delta"] = delta.as_dict()
-            entry["interval"] = f"delete-block jackknife over {delta.n} blocks of prompts, at n = {len(features)}"
+    entry["level"] = sets.read(metric, record, against).value + delta.value
+    entry["interval"] = entry["interval"] or f"{statistic.interval.format(n=delta.n)}, at n = {len(features)}"
+    return delta
+
+
+def _statistic_delta(
+    entry: dict[str, Any], metric: Metric, record: Mapping[str, Any], mine: Scores, against: Scores, sets: Sets
+) -> Estimate:
+    """The paired difference of a statistic of the whole set; ValueError says why there is none."""
+    statistic, pair, signs = STATISTICS[metric.statistic], (mine, against), (1, -1)
+    if statistic.each:
+        values, others = (sets.each(metric, record, scores) for scores in pair)
+        return statistics.delta(values, others, mine.arrays["group"], bounds=(0.0, 1.0))
+    if not statistic.check:
+        return contrast([sets.read(metric, record, scores) for scores in pair], signs)
+    n, d = mine.arrays[metric.features].shape
+    if n <= d:  # before the jackknife, which costs an eigenproblem per block
+        raise ValueError(f"a difference of Fréchet distances needs more samples than their {d} features, got {n}")
+    jackknifed = [sets.read(metric, record, scores, check=True) for scores in pair]
+    delta = settle([sets.read(metric, record, scores) for scores in pair], jackknifed, signs, n, d)
+    entry["se_jackknife"] = contrast(jackknifed, signs).se
+    how = (
+        statistic.interval.format(n=delta.n)
+        if delta.se != entry["se_jackknife"]
+        else f"jackknife over {delta.n} blocks of prompts"
+    )
+    entry["interval"] = f"{how}, bias in n taken away by the jackknife, at n = {n}"
     return delta
 
 

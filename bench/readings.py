@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ditbench.statistics import Array, Estimate, student
+from ditbench.statistics import Array, Estimate, constant, student
 
 BLOCKS = 50
 """Units of a block jackknife, where there are as many groups."""
@@ -24,24 +24,36 @@ class Reading:
     value: float
     parts: Array
     """[U]: to first order, what each unit adds to the value; they sum to zero."""
+    unbiased: float | None = None
+    """The value without its bias in n to first order, where that is known (Quenouille 1956)."""
+    groups: int | None = None
+    """G, where the parts are those of replicates and not of the groups themselves."""
 
 
 def contrast(readings: Sequence[Reading], signs: Sequence[int]) -> Estimate:
-    """The sum of `signs` times the values of readings on the same units, with Student's t interval (U - 1).
+    """The sum of `signs` times the values of readings on the same units (unbiased ones where all have them), with Student's t interval.
 
-    What the sets have in common cancels unit by unit, which is all that pairing is. ValueError when the units are not the same number;
-    fewer than two: no interval.
+    What the sets have in common cancels unit by unit, which is all that pairing is. Where no unit differs, the interval goes as far as
+    units unseen can hide (`statistics.constant`), taking the range that the units of these readings span for the range of any unit.
+    ValueError when the units are not the same number; fewer than two: no interval.
     """
     num = len(readings[0].parts)
     if wrong := next((len(r.parts) for r in readings if len(r.parts) != num), None):
         raise ValueError(f"readings of {num} and of {wrong} units cannot be paired")
-    value = float(sum(sign * r.value for sign, r in zip(signs, readings, strict=True)))
-    if num < 2:
-        return Estimate(value=value, low=None, high=None, n=num, se=None)
+    values = [r.unbiased for r in readings]
+    if any(value is None for value in values):
+        values = [r.value for r in readings]
+    value = float(sum(sign * v for sign, v in zip(signs, values, strict=True) if v is not None))
+    groups = min(num, readings[0].groups or num)
+    if groups < 2:
+        return Estimate(value=value, low=None, high=None, n=groups, se=None)
     each = sum(sign * r.parts for sign, r in zip(signs, readings, strict=True))
     se = float(np.sqrt(num / (num - 1) * np.sum(np.square(each))))
-    low, high = student(value, se, num - 1)
-    return Estimate(value=value, low=low, high=high, n=num, se=se)
+    if se == 0:
+        span = float(groups * max(np.ptp(r.parts) for r in readings))
+        return constant(value, groups, (value - span, value + span))
+    low, high = student(value, se, groups - 1)
+    return Estimate(value=value, low=low, high=high, n=groups, se=se)
 
 
 def members(n: int, groups: ArrayLike | None) -> np.ndarray:
@@ -75,6 +87,19 @@ def linear(value: float, influence: Array, groups: ArrayLike | None) -> Reading:
 
 
 def jackknife(value: float, without: ArrayLike) -> Reading:
-    """A reading from the values [U] a statistic has when each block is left out (delete-block jackknife, Kunsch 1989)."""
+    """A reading from the values [U] a statistic has when each block is left out (delete-block jackknife, Kunsch 1989).
+
+    Of bias c / n the combination U value - (U - 1) mean(without) holds none (Quenouille 1956, Biometrika 43, 353).
+    """
     left = np.asarray(without, np.float64)
-    return Reading(value=value, parts=(len(left) - 1) / len(left) * (left.mean() - left))
+    num = len(left)
+    unbiased = float(num * value - (num - 1) * left.mean()) if num > 1 else None
+    return Reading(value=value, parts=(num - 1) / num * (left.mean() - left), unbiased=unbiased)
+
+
+def replicates(value: float, drawn: ArrayLike, groups: int) -> Reading:
+    """A reading from the values [U] a statistic has of U bootstrap draws of its G groups: they spread as the value itself does, but for
+    the factor sqrt((G - 1) / G) by which draws from a sample spread less than samples do."""
+    again = np.asarray(drawn, np.float64)
+    wider = np.sqrt(groups / max(groups - 1, 1) / len(again))
+    return Reading(value=value, parts=(again - again.mean()) * wider, groups=groups)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ditbench.distances import Reference, floor, read_frechet, read_jackknifed
 from ditbench.kept import Kept, key_of
 from ditbench.kernels import gaussian, read_mmd, read_mmd_spread
-from ditbench.manifold import read_inception_score, read_precision, read_recall
+from ditbench.manifold import hits, read_inception_score, read_precision, read_recall
 from ditbench.readings import Reading
 from ditbench.references import Told
+from ditbench.statistics import Array
 
 if TYPE_CHECKING:
     from ditbench.metrics import Metric
@@ -37,9 +38,12 @@ class Statistic:
     alone: bool = False
     """Whether it knows no reference."""
     check: Callable[..., Reading] | None = None
-    """The same as `read`, its interval made another way."""
+    """The same as `read`, its interval made another way, and its bias in n known."""
+    each: Callable[..., Array] | None = None
+    """(features [n, d], reference) -> [n] values of 0 or 1 whose mean the statistic is."""
 
 
+_DRAWS = "bootstrap of {n} prompts, each counted once"
 _BLOCKS = "delete-block jackknife over {n} blocks of prompts"
 _INFLUENCE = "influence function over {n} prompts"
 STATISTICS = {
@@ -48,13 +52,11 @@ STATISTICS = {
     "mmd_spread": Statistic(read=read_mmd_spread, interval=_INFLUENCE),
     "mmd_gaussian": Statistic(read=partial(read_mmd, kernel=gaussian), interval=_INFLUENCE),
     "mmd_gaussian_biased": Statistic(read=partial(read_mmd, kernel=gaussian, biased=True), interval=_INFLUENCE),
-    "precision": Statistic(read=read_precision, interval=_INFLUENCE),
-    "recall": Statistic(read=read_recall, interval=_BLOCKS),
+    "precision": Statistic(read=read_precision, interval="mean of {n} prompts", each=hits),
+    "recall": Statistic(read=read_recall, interval=_DRAWS),
     "inception_score": Statistic(read=read_inception_score, interval=_BLOCKS, alone=True),
     "inception_score_whole": Statistic(read=partial(read_inception_score, splits=1), interval=_BLOCKS, alone=True),
 }
-CHECKED = 256
-"""Features up to which the check is made in every report: it costs an eigenproblem per block."""
 
 
 class Sets:
@@ -64,6 +66,7 @@ class Sets:
         self.find, self.told = find, told or Told()
         """(world, metric family) -> its reference, ValueError when there is none; and what the run was told, for network metrics."""
         self._known: dict[tuple[str, int, bool], Reading] = {}
+        self._each: dict[tuple[str, int], Array] = {}
         self._kept = Kept(self.told.folder) if self.told.folder else None
 
     def save(self) -> None:
@@ -78,6 +81,15 @@ class Sets:
         if metric.extractor:
             return self.told.reference(metric, record["model"])
         return self.find(record["world"], metric.family)
+
+    def each(self, metric: Metric, record: Mapping[str, Any], scores: Scores) -> Array:
+        """[n] values whose mean a cell's statistic is, where it is such a mean; ValueError says why there is none."""
+        at = metric.name, id(scores)
+        if at not in self._each:
+            make = STATISTICS[metric.statistic].each
+            assert make is not None
+            self._each[at] = make(scores.arrays[metric.features], self.reference(metric, record))
+        return self._each[at]
 
     def read(self, metric: Metric, record: Mapping[str, Any], scores: Scores, check: bool = False) -> Reading:
         """A cell's statistic, or the check of it; ValueError says why there is none."""

@@ -24,7 +24,7 @@ class Spec:
     """Names or groups (`tiny`, `full`)."""
     methods: tuple[str, ...] = ()
     """Stacks: `fora(interval=3)+int8`."""
-    num_samples: int = 64
+    num_samples: int = 80
     """Samples a cell; a video counts as four."""
     batch_size: int = 16
     """Samples a pipeline call; a video counts as four."""

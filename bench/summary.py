@@ -14,12 +14,13 @@ where the data carry none). Nothing is ever NaN: a number that cannot be had is 
     sampling        dict as in the record (steps, guidance, height, width, frames, text_tokens)
     quality         {metric name: entry}, an entry for every metric, but for those that look through an extractor only where some cell
                     of the run was scored with it; see below
-    timing          {"call_s" | "text_s" | "denoise_s" | "decode_s": estimate | None}: seconds per sample, median over
-                    timed batches
+    timing          {"call_s" | "text_s" | "denoise_s" | "decode_s": estimate | None}: seconds per sample. Of none, and of a cell that has
+                    no baseline to be timed against, `statistics.seconds`; of the others none's over their speed-up of that stage, so
+                    that no two numbers of a report give two speed-ups, with the interval of the speed-up
     share           {"text", "denoise", "decode"}: float | None, this cell's measured shares of stage time, sum 1
     speedup_call, speedup_denoise
                     estimate | None: time of none / time of this, paired inside rounds, geometric mean
-    speedup_interval   "" or what those two intervals count as independent: "rounds" or "batches within rounds"
+    speedup_interval   "" or what those two intervals count as independent: "rounds"
     speedup_flops   float | None: FLOPs of none / FLOPs of this
     speedup_predicted  float | None: for the whole call; none's denoising share divided by speedup_flops, the rest kept
     realised        estimate | None: speedup_denoise / speedup_flops (scope: the denoising loop). 1 = the saved
@@ -37,7 +38,8 @@ where the data carry none). Nothing is ever NaN: a number that cannot be had is 
 An entry of `quality`:
 
     value           estimate | None
-    delta           estimate | None: cell minus none, same requests and noise
+    delta           estimate | None: cell minus none, same requests and noise; of Fréchet distances without their bias in n, so that it is
+                    not the difference of the values
     mde             float | None: smallest delta that 80 % of such runs would detect, 2.80 standard errors; None where
                     the pairs show no spread to go by
     better, unit    "higher" | "lower", str
@@ -49,8 +51,9 @@ An entry of `quality`:
     primary         whether the metric is one of those whose p-values are adjusted
     against_none    whether the value is already a comparison with none
     margin          float | None: how small a delta counts as none, as stated before the run
-    p, p_equivalent    float | None: of "no difference" (McNemar's exact test for binary scores, else t), and of "no smaller than the
-                    margin" (TOST); p_holm, p_equivalent_holm    the same adjusted across the model's stacks and the primary metrics
+    level           float | None: where figures draw the cell: the value, and of a statistic of the set none's value and the delta
+    p, p_equivalent    float | None: of "no difference", and of "no smaller than the margin" (TOST)
+    p_holm, p_equivalent_holm    the same adjusted across the model's stacks and the primary metrics
     verdict         "" or better, worse, equivalent, inconclusive, by `ditbench.verdict.RULE`
     parts           {attribute: {"value": estimate, "delta": estimate | None}}
     table           table of the report it stands in: "" the first, "more", or "video"
@@ -77,14 +80,14 @@ from ditbench.quality import held, quality, reference_of
 from ditbench.record import MEASURED
 from ditbench.references import Told
 from ditbench.sets import Sets
+from ditbench.statistics import DRIFT_BOUND
 
-__all__ = ["Scores", "read_scores", "summarise"]
+__all__ = ["DRIFT_BOUND", "Scores", "own_timing", "read_scores", "summarise"]
 
-DRIFT_BOUND = 0.10
-"""A baseline whose slowest round took over 10 % longer than its fastest makes the times of its model suspect."""
 ALIKE = ("requests_sha256", "model_sha256")
 """What a cell and its baseline must share."""
 STAGES = ("text", "denoise", "decode")
+TIMED = ("call_s", *(f"{stage}_s" for stage in STAGES))
 
 
 def summarise(
@@ -136,7 +139,7 @@ def _row(
     row |= {
         "sampling": dict(record["sampling"]),
         "quality": {m.name: quality(m, record, none, scores, sets, margins.get(m.name)) for m in shown},
-        "timing": {name: _timing(record, name) for name in ("call_s", *(f"{stage}_s" for stage in STAGES))},
+        "timing": {name: _timing(record, none, name) for name in TIMED},
         "share": shares(record["timing"]),
     }
     psnr, ssim = (row["quality"][f"{name}.vs_none"]["value"] for name in ("psnr", "ssim"))
@@ -149,9 +152,18 @@ def _row(
     return row
 
 
-def _timing(record: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    seconds = [t[name] / t["size"] for t in record["timing"]]
-    return statistics.median(seconds).as_dict() if seconds else None
+def _timing(record: Mapping[str, Any], none: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:
+    if none is not None and record is not none and (base := statistics.seconds(none["timing"], name)):
+        ratio = statistics.speedup(record["timing"], none["timing"], name)  # the cell's seconds over none's
+        if ratio is not None:
+            return ratio.estimate.divided(1 / base.value).as_dict()
+    return own_timing(record)[name]
+
+
+def own_timing(record: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """Seconds per sample of each stage by a record's own times alone, as `timing` in a row."""
+    found = {name: statistics.seconds(record["timing"], name) for name in TIMED}
+    return {name: estimate.as_dict() if estimate else None for name, estimate in found.items()}
 
 
 def shares(timing: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

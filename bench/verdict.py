@@ -6,63 +6,68 @@ G independent units (prompts, or blocks of them) are behind an estimate; every t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from ditbench.statistics import LEVEL, Estimate
+from ditbench.statistics import LEVEL, Estimate, two_sided_p
 
 ALPHA = 1 - LEVEL
 WORDS = ("better", "worse", "equivalent", "inconclusive")
 RULE = (
-    f"verdict: equivalent, where the difference to none lies within the margin stated before the run (two one-sided tests, {ALPHA:.0%}); "
-    f"else better or worse, where it differs from nothing (two-sided, {ALPHA:.0%}); else inconclusive. For alignment and Fréchet distance, "
-    "the primary metrics, the p-values of both tests are adjusted by Holm across the stacks of the model and both metrics; the other "
-    "metrics' are not. detectable: the difference that 80 % of such runs would find."
+    f"verdict: equivalent, where the difference to none lies within the margin stated before the run (two one-sided tests, {ALPHA:.0%}, on "
+    "the prompts and one imagined prompt at the worst end of the metric's range); else better or worse, where it differs from nothing "
+    f"(two-sided, {ALPHA:.0%}); else inconclusive. For alignment and Fréchet distance, the primary metrics, the p-values of both tests are "
+    "adjusted by Holm across the stacks of the model and both metrics; the other metrics' are not. detectable: the difference that 80 % "
+    "of such runs would find."
 )
 
 
 def difference_p(delta: Estimate) -> float | None:
-    """p-value of "no difference": Student's t over the units; None without a standard error.
-
-    Where all units differ by the same (no spread to go by) it is the sign test's, 2^(1 - G), and 1 where none differ.
-    """
-    if delta.se is None:
-        return None
-    if delta.se == 0:
-        return 1.0 if delta.value == 0 else float(2.0 ** (1 - delta.n))
-    return float(2 * special.stdtr(delta.n - 1, -abs(delta.value) / delta.se))
+    """p-value of "no difference": `statistics.two_sided_p`, which the interval beside it never contradicts."""
+    return two_sided_p(delta)
 
 
 def equivalence_p(delta: Estimate, margin: float) -> float | None:
-    """p-value of "the difference is no smaller than the margin": the larger of two one-sided t tests (Schuirmann 1987).
+    """p-value of "the difference is no smaller than the margin", the larger of `exceeds_p`'s on both sides (TOST, Schuirmann 1987).
 
-    Where the units show no spread, the interval says how far a value unseen in G units can move the mean (see `statistics.mean`), and
-    the p-value is the level at which that reach comes to the margin. None without a standard error.
+    None where `exceeds_p` gives none.
     """
-    if delta.se is None or delta.low is None or delta.high is None:
+    sides = [exceeds_p(delta, -margin), exceeds_p(mirrored(delta), -margin)]
+    return None if None in sides else max(p for p in sides if p is not None)
+
+
+def exceeds_p(delta: Estimate, least: float) -> float | None:
+    """One-sided p-value of "the difference is `least` or less".
+
+    Student's t on the G units and one imagined unit more, which has the lowest value that a unit can have: a loss that has not been seen
+    is not taken for one that cannot happen. And never below the chance that G units hide a share that would move the mean to `least`. So
+    it never falls when a loss gets larger. Without `bounds` of a unit: Student's t on the units alone. None without a standard error, or
+    without spread and bounds.
+    """
+    if delta.se is None or (delta.se == 0 and delta.bounds is None):
         return None
-    room = margin - abs(delta.value)
-    if delta.se > 0:
-        return float(special.stdtr(delta.n - 1, -room / delta.se))
-    width = max(delta.high - delta.value, delta.value - delta.low) / (1 - ALPHA ** (1 / delta.n))
-    if room < 0:
+    num, mean, variance = delta.n, delta.value, delta.se**2 * delta.n
+    hidden = 0.0
+    if delta.bounds is not None:
+        lowest = delta.bounds[0]
+        apart = mean - lowest
+        hidden = (1 - min(max(mean - least, 0.0) / apart, 1.0)) ** num if apart > 0 else 1.0
+        variance = ((num - 1) * variance + num / (num + 1) * apart**2) / num
+        mean, num = (num * mean + lowest) / (num + 1), num + 1
+    if variance == 0:
         return 1.0
-    return float((1 - min(room / width, 1)) ** delta.n) if width > 0 else 0.0
+    return max(hidden, float(special.stdtr(num - 1, -(mean - least) / np.sqrt(variance / num))))
 
 
-def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """p-value of "right equally often" for paired binary scores [n] (McNemar 1947): the exact binomial on the discordant pairs.
-
-    ValueError when the scores are not paired, or not all 0 or 1.
-    """
-    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if x.shape != y.shape or not is_binary(x) or not is_binary(y):
-        raise ValueError("McNemar's test is about pairs of scores that are 0 or 1")
-    gained, lost = int(np.sum(x > y)), int(np.sum(x < y))
-    return min(1.0, 2 * float(special.bdtr(min(gained, lost), gained + lost, 0.5)))
+def mirrored(delta: Estimate) -> Estimate:
+    """The same with its sign turned round."""
+    low, high = (None if x is None else -x for x in (delta.high, delta.low))
+    bounds = None if delta.bounds is None else (-delta.bounds[1], -delta.bounds[0])
+    return replace(delta, value=-delta.value, low=low, high=high, skew=-delta.skew, bounds=bounds)
 
 
 def is_binary(values: ArrayLike) -> bool:

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ditbench.reports.drawing import NAMED, Point, finish, numbers, plate
 from ditbench.reports.figures import far_apart, reach, scale_time, time_axis
-from ditbench.reports.frontier import eligible
+from ditbench.reports.frontier import placed
 from ditbench.reports.sections import Row, Section, file_name
 from ditbench.reports.style import DPI, INK, PALE, QUIET, RC
 
@@ -68,7 +68,7 @@ def _point(row: Row, metric: str) -> Point | None:
     if row["baseline"]:
         return (seconds["value"], 0.0, *reach(seconds), 0.0, 0.0)
     told = entry[PANELS[metric][0]]
-    if told is None or not eligible(row, metric):
+    if told is None or not placed(row, metric):
         return None
     return (seconds["value"], told["value"], *reach(seconds), *reach(told))
 

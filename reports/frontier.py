@@ -20,24 +20,24 @@ Row = dict[str, Any]
 
 
 def placed(row: Row, metric: str) -> bool:
-    """Whether a row has a time and a quality to be drawn at."""
+    """Whether a row may be set against others of its model: timed beside the baseline in the same environment, and with a quality that
+    has a difference to it."""
     entry = row["quality"].get(metric)
     return (
         row["status"] == SHOWN
         and row["timing"]["call_s"] is not None
         and entry is not None
         and entry["value"] is not None
+        and (
+            row["baseline"]
+            or (row["speedup_call"] is not None and (entry["delta"] is not None or entry["against_none"]))
+        )
     )
 
 
-def eligible(row: Row, metric: str) -> bool:
-    """Whether it may also be set against others: its time was measured beside the baseline's, in the same environment."""
-    return placed(row, metric) and (row["baseline"] or row["speedup_call"] is not None)
-
-
 def frontier(rows: Sequence[Row], metric: str) -> list[Row]:
-    """The eligible rows that no other is at least as fast and as good as, fastest first."""
-    points = [row for row in rows if eligible(row, metric)]
+    """The placed rows that no other is at least as fast and as good as, fastest first."""
+    points = [row for row in rows if placed(row, metric)]
     found: list[Row] = []
     best = -math.inf
     for row in sorted(points, key=lambda row: (_seconds(row), -_goodness(row, metric))):
@@ -54,7 +54,7 @@ def probabilities(rows: Sequence[Row], metric: str) -> dict[str, float]:
     distributions with their standard errors, independent of each other; the baseline itself stands still, for all are measured against
     it. Rows without such an interval stand still too.
     """
-    points = [row for row in rows if eligible(row, metric)]
+    points = [row for row in rows if placed(row, metric)]
     if not points:
         return {}
     rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def dominated(rows: Sequence[Row], metric: str) -> tuple[Array, Array]:
     """x and y of the staircase under which (or over which, where lower is better) everything is dominated by the frontier."""
     points = frontier(rows, metric)
     x = np.array([_seconds(row) for row in points])
-    y = np.array([row["quality"][metric]["value"]["value"] for row in points])
+    y = np.array([row["quality"][metric]["level"] for row in points])
     return np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]
 
 
@@ -94,7 +94,7 @@ def _sign(row: Row, metric: str) -> int:
 
 
 def _goodness(row: Row, metric: str) -> float:
-    return _sign(row, metric) * float(row["quality"][metric]["value"]["value"])
+    return _sign(row, metric) * float(row["quality"][metric]["level"])
 
 
 def _gain(row: Row, metric: str) -> float:

@@ -17,11 +17,13 @@ from ditbench.interaction import RULE
 from ditbench.record import SHOWN
 from ditbench.reports.drawing import finish
 from ditbench.reports.sections import Row, Section, file_name
+from ditbench.reports.stacking import CONTROLS
 from ditbench.reports.style import DPI, INK, PALE, PAPER, QUIET, RC
 from ditbench.reports.wording import count, fixed, interval, times, value
 
 MARKS = {
-    "stacks": ("\u2713", "#cfe9dd"), "clashes": ("\u2717", "#f8d3bd"), "beaten": ("\u25bc", "#e2d2e8"), "unresolved": ("?", "#efefef"),
+    "stacks": ("\u2713", "#cfe9dd"), "clashes": ("\u2717", "#f8d3bd"), "beaten": ("\u25bc", "#e2d2e8"), "slower": ("\u2212", "#f3e6c8"),
+    "unresolved": ("?", "#efefef"),
 }  # fmt: skip
 """Sign and colour of each verdict; the word stands beside the sign."""
 UNSURE = "\u2248"
@@ -148,8 +150,9 @@ def _cell(axis: Axes, told: Mapping[str, Any], row: Row, at: tuple[float, float]
     lines = [f"\u03b3 clock {UNSURE * row['suspect']}{value(clock, 2)}", interval(clock, 2)]
     lines += [f"\u03b3 FLOPs {fixed(told.get('gamma_flops'), 2)}"]
     lines += [f"quality {value(quality, 3, signed=True)}", interval(quality, 3, signed=True)]
-    if verdict == "beaten":
-        lines.append(f"control ahead by {fixed(-told['over_control'].value, 3)}")
+    over = [told[f"over_{name}"].value for name in CONTROLS if told.get(f"over_{name}") is not None]
+    if verdict == "beaten" and over:
+        lines.append(f"control ahead by {fixed(-min(over), 3)}")
     if told.get("samples_needed"):
         lines.append(f"{told['samples_needed']} samples needed")
     return _write(axis, f"{mark} {verdict}".strip(), lines, x, y)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ditbench import verdict
+from ditbench.interaction import judged
 from ditbench.record import MEASURED, SHOWN, read_json
 from ditbench.references import POINTERS
 from ditbench.reports.answers import elsewhere
@@ -128,7 +129,7 @@ def _joined(group: Sequence[Section]) -> Section:
         command="\n".join(section.command for section in group if section.command), rows=ranked(list(rows.values())),
         records={key: homes[row["run"]].records[key] for key, row in rows.items()},
         left_out=[f"{section.name}: {sentence}" for section in group for sentence in section.left_out], spec=group[0].spec,
-        stacking=[told for s in group for told in s.stacking if _kept(rows.values(), told)["run"] == s.name],
+        stacking=judged([told for s in group for told in s.stacking if _kept(rows.values(), told)["run"] == s.name]),
         over_steps=[told for s in group for told in s.over_steps if _kept(rows.values(), told)["run"] == s.name],
         merged=tuple(group), remarks=_remarks(rows, names),
     )  # fmt: skip

@@ -10,15 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.artifact import trained_for
-from ditbench.interaction import over_steps, together
+from ditbench.interaction import together
+from ditbench.oversteps import over_steps
 from ditbench.record import SHOWN, read_json, read_run
 from ditbench.references import Told
 from ditbench.reports.frontier import Row, probabilities
 from ditbench.reports.wording import count, share
-from ditbench.summary import read_scores, summarise
+from ditbench.summary import own_timing, read_scores, summarise
 
 TIMES = ("speedup_call", "speedup_denoise", "speedup_predicted", "realised", "realised_call")
-EMPTIED = ("value", "delta", "mde", "floor", "se_jackknife", "p", "p_equivalent", "p_holm", "p_equivalent_holm")
+EMPTIED = (
+    "value",
+    "level",
+    "delta",
+    "mde",
+    "floor",
+    "se_jackknife",
+    "p",
+    "p_equivalent",
+    "p_holm",
+    "p_equivalent_holm",
+)
 MACHINE = ("device", "processor", "cores", "threads", "capability", "cuda", "tf32", "packages", "variables")
 """Fields of a record's environment that two times must share before one is divided by the other."""
 
@@ -42,7 +54,7 @@ class Section:
     stacking: list[dict[str, Any]]
     """The rows of `ditbench.interaction.together`."""
     over_steps: list[dict[str, Any]]
-    """The rows of `ditbench.interaction.over_steps`."""
+    """The rows of `ditbench.oversteps.over_steps`."""
     merged: tuple[Section, ...] = ()
     """The runs it was merged of, each as a section; none for a run alone."""
     remarks: tuple[str, ...] = ()
@@ -197,7 +209,7 @@ def _presentable(row: Row, records: Mapping[str, dict[str, Any]]) -> Row:
     baseline = records.get(row["baseline_key"] or "")
     other = differing(records[row["key"]]["environment"], baseline["environment"]) if baseline else []
     if other:
-        row = row | dict.fromkeys(TIMES)
+        row = row | dict.fromkeys(TIMES) | {"timing": own_timing(records[row["key"]])}
         notes.append(
             f"no measured speed-up: its times and the baseline's come from environments that differ in {', '.join(other)}"
         )

@@ -14,11 +14,13 @@ from ditbench.reports.wording import DASH, fixed, spoken
 
 STACKING = (
     "gamma: the stack's speed-up over the product of those of its methods alone, 1 where speed-ups multiply. Alignment and Fréchet "
-    "interaction: the stack's change minus the sum of its methods', 0 where what they cost adds up. Control: the un-accelerated model "
-    "with the most steps that is no slower than the stack; over control: the stack's alignment minus the control's. Samples needed: to "
-    "resolve what is unresolved. Tuned: what was learned for a method was learned in the stack; frozen: for the plain model. "
-    "Intervals are 95 %."
+    "interaction: the stack's change minus the sum of its methods', 0 where what they cost adds up; the Fréchet one without bias in n. "
+    "Basis: whether times or FLOPs decide which controls are no slower. Control: none or fewer steps, with the most steps that is "
+    "surely no slower than the stack; FLOPs control: the same by FLOPs; student control: the stack's student in fewer steps; over "
+    "control: the stack's alignment minus the control's. Samples needed: to resolve what is unresolved. Tuned: what was learned for a "
+    "method was learned in the stack; frozen: for the plain model. Intervals are 95 %."
 )
+CONTROLS = ("control", "flops_control", "student_control")
 
 
 def stacking_sheet(section: Section) -> Sheet:
@@ -28,7 +30,11 @@ def stacking_sheet(section: Section) -> Sheet:
         found = [row for row in section.stacking if row["model"] == model]
         lines = [_words(section, row) for row in found]
         if lines:
-            notes = [f"`{row['stack']}`: {row['verdict']}" for row in found if row["verdict"] not in VERDICTS]
+            notes = [
+                f"`{row['stack']}`: {': '.join(filter(None, (row['verdict'], row.get('reason'))))}"
+                for row in found
+                if row["verdict"] not in VERDICTS or row.get("reason")
+            ]
             blocks.append(Block(model=model, caption=section.caption(model), lines=without_empty(lines), notes=notes))
     title = "Do they stack?"
     return Sheet(name="stacking", title=title, run=section.name, convention=STACKING, blocks=blocks, rules=(RULE,))
@@ -43,7 +49,11 @@ def stacking_frame(section: Section) -> pd.DataFrame:
         line |= {"verdict": told["verdict"], "suspect": row["suspect"], "gamma_flops": told.get("gamma_flops")}
         for name, key in ESTIMATES.items():
             line |= spread(name, told[key].as_dict() if told.get(key) else None, counted=True)
-        line |= {"control": told.get("control"), "samples_needed": told.get("samples_needed")}
+        line |= {
+            name: told.get(name)
+            for name in ("basis", *CONTROLS, "reason", "p_clash", "p_stacks", "p_beaten", "samples_needed")
+        }
+        line |= {"controls": "; ".join(told.get("controls", []))}
         line |= circumstances(row, section.records[row["key"]]["environment"]) | {"keys": _keys(section, told)}
         lines.append(line)
     return pd.DataFrame(lines)
@@ -51,30 +61,36 @@ def stacking_frame(section: Section) -> pd.DataFrame:
 
 ESTIMATES = {
     "gamma_clock": "gamma_clock", "alignment_interaction": "alignment", "frechet_interaction": "frechet",
-    "alignment_over_control": "over_control",
+    "alignment_over_control": "over_control", "alignment_over_flops_control": "over_flops_control",
+    "alignment_over_student_control": "over_student_control",
 }  # fmt: skip
 """Columns of estimates, by what `ditbench.interaction` calls them."""
 
 
 def _words(section: Section, told: Mapping[str, Any]) -> dict[str, str]:
     row, measured = _row(section, told, told["stack"]), "alignment" in told
-    clock, quality, frechet, over = (told[k].as_dict() if told.get(k) else None for k in ESTIMATES.values())
+    clock, quality, frechet, *over = (told[k].as_dict() if told.get(k) else None for k in ESTIMATES.values())
     needed = told.get("samples_needed")
-    return {
+    words = {
         "stack": told["stack"], "reading": told["reading"], "status": status(row),
         "verdict": told["verdict"] if told["verdict"] in VERDICTS else "not measured",
         "gamma FLOPs": fixed(told.get("gamma_flops"), 2), "gamma clock": spoken(clock, 2),
         "alignment interaction": spoken(quality, 3, signed=True), "Fréchet interaction": spoken(frechet, 2, signed=True),
-        "control": (told.get("control") or "no control is as fast") if measured else DASH, "over control": spoken(over, 3, signed=True),
+        "basis": told.get("basis", DASH),
+    }  # fmt: skip
+    for name, ahead in zip(CONTROLS, over, strict=True):
+        head = name.replace("_", " ").replace("flops", "FLOPs")
+        words |= {head: told.get(name) or DASH, f"over {head}": spoken(ahead, 3, signed=True)}
+    return words | {
         "samples needed": DASH if needed is None else str(needed), "n": str(row["num_samples"]) if measured else DASH,
         KEY: _keys(section, told),
     }  # fmt: skip
 
 
 def _keys(section: Section, told: Mapping[str, Any]) -> str:
-    """Record keys of baseline, methods, stack and control."""
-    stacks = ["none", *told["parts"], told["stack"], *([told["control"]] if told.get("control") else [])]
-    return " ".join(_row(section, told, stack)["key"] for stack in stacks)
+    """Record keys of baseline, methods, stack and controls."""
+    stacks = ["none", *told["parts"], told["stack"], *(told[name] for name in CONTROLS if told.get(name))]
+    return " ".join(_row(section, told, stack)["key"] for stack in dict.fromkeys(stacks))
 
 
 def _row(section: Section, told: Mapping[str, Any], stack: str) -> Any:

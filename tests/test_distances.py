@@ -1,7 +1,6 @@
 """Distances between sets against loops, other people's code, and simulations that know the truth."""
 
 import math
-import time
 import tracemalloc
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import scipy.linalg
 
 from ditbench import distances, kernels, manifold, readings
-from ditbench.distances import Moments, Reference, frechet, frechet_delta, jackknifed_contrast, read_frechet
+from ditbench.distances import Moments, Reference, frechet, frechet_delta, read_frechet, read_jackknifed
 from ditbench.kernels import cubic, gaussian, read_mmd, read_mmd_spread, spread
 from ditbench.manifold import read_inception_score, read_precision, read_recall
 from ditbench.readings import blocks, contrast, members
@@ -94,7 +93,6 @@ def test_fifty_thousand_samples_are_read_without_a_copy_in_float64():
 
 
 def torchmetrics_frechet(x, y):
-    """Distance and the seconds of its computation alone."""
     import torch
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -107,40 +105,28 @@ def torchmetrics_frechet(x, y):
     metric = FrechetInceptionDistance(feature=Columns()).set_dtype(torch.float64)
     metric.update(torch.from_numpy(y), real=True)
     metric.update(torch.from_numpy(x), real=False)
-    began = time.perf_counter()
-    return float(metric.compute()), time.perf_counter() - began
+    return float(metric.compute())
 
 
-def test_frechet_is_torchmetrics():
-    factor = mixing(64)
-    x, y = 0.1 + 1.1 * rng(1).standard_normal((900, 64)) @ factor.T, rng(2).standard_normal((1000, 64)) @ factor.T
-    assert frechet(x, Reference.through(y)) == pytest.approx(torchmetrics_frechet(x, y)[0], rel=1e-6)
+@pytest.mark.parametrize(("d", "n"), [(64, 900), (600, 1200)])
+def test_frechet_is_torchmetrics(d, n):
+    """By 64 features and, where torch's own eigenvalues are asked, by more than `distances.LARGE`."""
+    factor = mixing(d, decay=d / 12)
+    x, y = 0.1 + 1.1 * rng(1).standard_normal((n, d)) @ factor.T, rng(2).standard_normal((n + 100, d)) @ factor.T
+    assert frechet(x, Reference.through(y)) == pytest.approx(torchmetrics_frechet(x, y), rel=1e-5)
 
 
-@pytest.mark.slow
-def test_frechet_of_2048_features_takes_at_most_a_third_of_torchmetrics_time():
-    factor = mixing(2048, decay=400.0)
-    x, y = 1.05 * rng(1).standard_normal((5000, 2048)) @ factor.T, rng(2).standard_normal((5000, 2048)) @ factor.T
-    mine, theirs = Moments.of(x), Reference.through(y)  # torchmetrics too has summed when it computes
-    took: dict[str, list[float]] = {"ours": [], "torchmetrics": []}
-    for name in (
-        "ours",
-        "torchmetrics",
-        "ours",
-        "torchmetrics",
-        "ours",
-    ):  # in turn: what else the machine does falls on both
-        if name == "ours":
-            began = time.perf_counter()
-            found, seconds = frechet(mine, theirs), time.perf_counter() - began
-        else:
-            expected, seconds = torchmetrics_frechet(x, y)
-        took[name].append(seconds)
-    assert found == pytest.approx(expected, rel=1e-5)
-    print(took)  # noqa: T201
-    assert (
-        min(took["ours"]) <= min(took["torchmetrics"]) / 3
-    )  # other work only ever adds to a time: the least is the cleanest
+def test_a_distance_costs_one_symmetric_eigenproblem_and_no_matrix_square_root(monkeypatch):
+    """The work that makes it fast; the seconds are a benchmark's."""
+    calls = []
+    for name in ("eigvalsh", "eigh", "svd"):
+        real = getattr(np.linalg, name)
+        monkeypatch.setattr(
+            np.linalg, name, lambda *a, _real=real, _name=name, **k: calls.append(_name) or _real(*a, **k)
+        )
+    reference = Reference.through(rng(2).standard_normal((200, 16)))
+    frechet(Moments.of(rng(1).standard_normal((100, 16))), reference)
+    assert calls == ["eigvalsh"]
 
 
 def test_a_reference_of_fewer_samples_than_features_has_a_root_too():
@@ -152,7 +138,7 @@ def test_a_reference_of_fewer_samples_than_features_has_a_root_too():
     assert frechet(x, Reference.through(y)) == pytest.approx(direct - 2 * np.trace(shared), rel=1e-5)
 
 
-@pytest.mark.parametrize("n", [24, 400])
+@pytest.mark.parametrize("n", [40, 400])
 def test_the_block_jackknife_of_a_frechet_delta_agrees_with_its_influence_function(n):
     factor, d = mixing(16), 16
     y = Reference.through(rng(5).standard_normal((2000, d)) @ factor.T)
@@ -161,9 +147,11 @@ def test_the_block_jackknife_of_a_frechet_delta_agrees_with_its_influence_functi
     for seed in range(20):
         shared, other = rng(seed).standard_normal((2, n, d))
         a, b = 1.05 * shared @ factor.T, 0.1 + (0.9 * shared + 0.4 * other) @ factor.T
-        slow = jackknifed_contrast([b, a], [1, -1], y, groups)
-        fast = frechet_delta(b, a, y, groups)
-        assert slow.value == pytest.approx(fast.value, rel=1e-9)
+        slow = contrast([read_jackknifed(x, y, groups) for x in (b, a)], [1, -1])
+        fast = contrast([read_frechet(x, y, groups) for x in (b, a)], [1, -1])
+        found = frechet_delta(b, a, y, groups)
+        assert found.value == slow.value != fast.value == pytest.approx(frechet(b, y) - frechet(a, y))
+        assert found.se == pytest.approx(fast.se if n > 2 * d else max(slow.se, fast.se))
         assert slow.n == min(50, n // 2)
         ratio.append(slow.se / fast.se)
     assert np.mean(ratio) == pytest.approx(1, abs=0.15 if n > d * 2 else 0.6)
@@ -269,26 +257,31 @@ def test_precision_and_recall_are_the_shares_inside_balls_to_third_neighbours(sm
 
 
 @pytest.mark.parametrize("per_prompt", [1, 4])
-def test_recall_without_a_block_is_that_of_the_other_samples(per_prompt, small_chunks):
+def test_recall_of_a_draw_is_that_of_its_distinct_prompts(per_prompt, small_chunks):
     x, y = 0.6 * rng(0).standard_normal((48, 3)), Reference.through(rng(1).standard_normal((31, 3)))
     groups = np.arange(48) // per_prompt
-    block = blocks(48, groups)
-    without = [read_recall(x[block != b], y).value for b in range(block.max() + 1)]
-    by_hand = readings.jackknife(0.0, without).parts
-    np.testing.assert_allclose(read_recall(x, y, groups).parts, by_hand, atol=1e-12)
-    assert np.ptp(by_hand) > 0
+    num = 48 // per_prompt
+    r, values = np.random.default_rng(0), []
+    for _ in range(manifold.DRAWS):
+        drawn = np.unique(r.integers(0, num, num))
+        values.append(slow_share_inside(y.features, x[np.isin(groups, drawn)]))
+    found = read_recall(x, y, groups)
+    np.testing.assert_allclose(found.parts, readings.replicates(0.0, values, num).parts, atol=1e-12)
+    assert found.groups == num and np.ptp(values) > 0
+    assert contrast([found], [1]).se == pytest.approx(np.std(values, ddof=1) * math.sqrt(num / (num - 1)))
 
 
 @pytest.mark.parametrize("read", [read_precision, read_recall])
-def test_paired_precision_and_recall_deltas_cover_their_means_in_nine_of_ten_simulations(read):
+def test_paired_precision_and_recall_deltas_cover_their_means_and_are_not_too_wide(read):
     d, n = 4, 80
     y, found = Reference.through(rng(5).standard_normal((300, d))), []
     for seed in range(200):
         shared, other = rng(100 + seed).standard_normal((2, n, d))
         a, b = 0.9 * shared, 0.75 * (0.9 * shared + math.sqrt(0.19) * other) + 0.3
         found.append(contrast([read(b, y), read(a, y)], [1, -1]))
-    truth = np.mean([e.value for e in found])
-    assert np.mean([e.low <= truth <= e.high for e in found]) >= 0.90
+    values = [e.value for e in found]
+    assert np.mean([e.low <= np.mean(values) <= e.high for e in found]) >= 0.91
+    assert np.mean([e.se for e in found]) == pytest.approx(np.std(values), rel=0.25)
 
 
 def test_precision_and_recall_need_more_samples_than_neighbours():

@@ -19,7 +19,13 @@ def row(key, seconds, value, se=0.0, spread=1.0, better="higher", status="ok"):
     factor = 1 / seconds
     told = {"value": factor, "low": factor / spread**0.5, "high": factor * spread**0.5}
     delta = {"value": value, "low": None, "high": None, "se": se}
-    entry = {"value": {"value": value}, "delta": None if key == "none" else delta, "better": better}
+    entry = {
+        "value": {"value": value},
+        "level": value,
+        "against_none": False,
+        "delta": None if key == "none" else delta,
+        "better": better,
+    }
     return {
         "key": key, "status": status, "baseline": key == "none", "speedup_call": told, "timing": {"call_s": {"value": seconds}},
         "quality": {M: entry},
@@ -35,13 +41,13 @@ def test_the_frontier_is_what_a_slow_search_finds():
     rows = [row(str(i), t, q) for i, (t, q) in enumerate(rng.integers(1, 8, (30, 2)).tolist())]
 
     def beaten(a, b):
-        (t, q), (u, r) = ((x["timing"]["call_s"]["value"], x["quality"][M]["value"]["value"]) for x in (a, b))
+        (t, q), (u, r) = ((x["timing"]["call_s"]["value"], x["quality"][M]["level"]) for x in (a, b))
         return u <= t and r >= q and (u < t or r > q)
 
     free = [r for r in rows if not any(beaten(r, other) for other in rows)]
-    places = {(r["timing"]["call_s"]["value"], r["quality"][M]["value"]["value"]) for r in free}
+    places = {(r["timing"]["call_s"]["value"], r["quality"][M]["level"]) for r in free}
     found = frontier(rows, M)
-    assert {(r["timing"]["call_s"]["value"], r["quality"][M]["value"]["value"]) for r in found} == places
+    assert {(r["timing"]["call_s"]["value"], r["quality"][M]["level"]) for r in found} == places
     assert [r["timing"]["call_s"]["value"] for r in found] == sorted(t for t, _ in places)
 
 
@@ -98,5 +104,5 @@ def test_only_rows_that_ran_and_were_scored_can_be_on_it(tmp_path):
     measured = {r["key"] for r in section.rows if r["status"] == "ok"}
     assert set(found) == measured and set(keys(frontier(section.rows, M))) <= measured
     for a, b in itertools.pairwise(frontier(section.rows, M)):
-        assert a["quality"][M]["value"]["value"] < b["quality"][M]["value"]["value"]
+        assert a["quality"][M]["level"] < b["quality"][M]["level"]
     assert probabilities([row("a", 1.0, 0.0, status="failed")], M) == {}

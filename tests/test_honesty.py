@@ -6,7 +6,7 @@ import pytest
 from report_runs import ENVIRONMENT, REASONS, STACKS, edit, key_of, lines_of, write_run
 
 from ditbench import reports
-from ditbench.reports.frontier import eligible, frontier
+from ditbench.reports.frontier import frontier, placed
 from ditbench.reports.sections import TIMES, read_sections
 from ditbench.reports.stacking import stacking_frame
 
@@ -34,7 +34,7 @@ def test_no_ratio_of_times_from_two_environments_alone_or_in_a_stack(run, moved)
     (section,) = read_sections([run])
     for row in section.rows:
         if moved in ("none", row["stack"]) and not row["baseline"]:
-            assert all(row[name] is None for name in TIMES) and not eligible(row, "align.shapes_v1"), row["stack"]
+            assert all(row[name] is None for name in TIMES) and not placed(row, "align.shapes_v1"), row["stack"]
     line = stacking_frame(section).iloc[0]
     assert line["stack"] == TOGETHER[3] and line.isna()[["gamma_clock", "gamma_clock_low", "control"]].all()
     assert line["gamma_flops"] > 0 and not line.isna()["alignment_interaction"]

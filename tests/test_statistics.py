@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from ditbench import statistics
 from ditbench.distances import Moments, Reference, floor, frechet, frechet_delta, influence
-from ditbench.statistics import Estimate, delta, detectable, drift, mean, median, speedup
+from ditbench.statistics import Estimate, delta, detectable, drift, mean, seconds, speedup, two_sided_p
 
 
 def slow_frechet(x, y):
@@ -89,7 +88,7 @@ def test_influence_is_the_derivative_of_frechet_in_a_samples_weight(n):
 
 
 @pytest.mark.parametrize("n", [24, 200])
-def test_paired_frechet_delta_covers_its_mean_in_nine_of_ten_simulations(n):
+def test_paired_frechet_delta_covers_the_true_difference_and_has_no_bias(n):
     d, factor = 16, gaussian(16)
     y = reference_of(np.random.default_rng(5).standard_normal((2000, d)) @ factor.T)
     found = []
@@ -99,10 +98,36 @@ def test_paired_frechet_delta_covers_its_mean_in_nine_of_ten_simulations(n):
         a = 0.05 + 1.05 * shared @ factor.T
         b = 0.10 + 1.10 * (0.9 * shared + math.sqrt(1 - 0.81) * other) @ factor.T
         found.append(frechet_delta(b, a, y))
-    truth = np.mean([e.value for e in found])
-    covered = np.mean([e.low <= truth <= e.high for e in found])
-    assert covered >= 0.90
-    assert np.mean([e.se for e in found]) == pytest.approx(np.std([e.value for e in found]), rel=0.5)
+    shared, other = np.random.default_rng(6).standard_normal((2, 200_000, d))
+    a = 0.05 + 1.05 * shared @ factor.T
+    truth = frechet(0.10 + 1.10 * (0.9 * shared + math.sqrt(1 - 0.81) * other) @ factor.T, y) - frechet(a, y)
+    values = np.array([e.value for e in found])
+    assert np.mean([e.low <= truth <= e.high for e in found]) >= 0.92
+    assert abs(values.mean() - truth) < 4 * values.std() / math.sqrt(len(values)) + 0.01 * truth
+    assert np.mean([e.se for e in found]) == pytest.approx(values.std(), rel=0.5)
+
+
+def test_a_variant_that_is_worse_but_varies_less_is_not_called_better_at_small_n():
+    """Truly worse by 9 to 34, read as -39 to -126 at 16 samples of 64 features: such an n has no difference, and 72 the right sign."""
+    d, factor = 64, gaussian(64, decay=20.0)
+    y = reference_of(np.random.default_rng(5).standard_normal((4000, d)) @ factor.T)
+
+    def pair(n, seed):
+        r = np.random.default_rng(seed)
+        shared, other = r.standard_normal((2, n, d)) @ factor.T
+        return shared, 0.9 * (0.95 * shared + math.sqrt(1 - 0.95**2) * other) + 0.2 * factor.sum(1)
+
+    base, variant = pair(100_000, 0)
+    truth = frechet(variant, y) - frechet(base, y)
+    assert truth > 0
+    plain = [frechet(v, y) - frechet(b, y) for b, v in (pair(16, s) for s in range(1, 31))]
+    assert np.mean(plain) < 0  # the sign that the plain difference has
+    with pytest.raises(ValueError, match="needs more samples than their 64 features, got 64"):
+        frechet_delta(*reversed(pair(64, 1)), y)
+    found = [frechet_delta(v, b, y) for b, v in (pair(72, s) for s in range(1, 31))]
+    assert not any(e.high < 0 for e in found)
+    values = np.array([e.value for e in found])
+    assert abs(values.mean() - truth) < 4 * values.std() / math.sqrt(len(values))
 
 
 def test_grouped_frechet_delta_counts_prompts_not_samples():
@@ -119,9 +144,12 @@ def test_grouped_frechet_delta_counts_prompts_not_samples():
 
 
 def test_frechet_delta_of_the_same_samples_is_exactly_nothing():
+    """And yet its interval is no point: units that were not seen may differ, by as much as those seen differ among themselves."""
     x = np.random.default_rng(7).standard_normal((10, 4))
-    found = frechet_delta(x, x, reference_of(np.random.default_rng(8).standard_normal((50, 4))))
-    assert (found.value, found.low, found.high) == (0, 0, 0)
+    y = reference_of(np.random.default_rng(8).standard_normal((50, 4)))
+    found = frechet_delta(x, x, y)
+    reach = (1 - 0.05 ** (1 / 10)) * np.ptp(influence(x, y))
+    assert found.value == found.se == 0 and (found.low, found.high) == pytest.approx((-reach, reach))
 
 
 def test_frechet_refuses_what_cannot_be_measured():
@@ -145,30 +173,44 @@ def test_the_floor_is_what_fresh_samples_of_the_reference_score_and_falls_with_n
 # ------------------------------------------------------------------------------------------------ means
 
 
-@pytest.mark.parametrize("how", ["bootstrap", "t"])
-def test_clustered_delta_covers_the_truth_in_nine_of_ten_simulations(how, monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+def test_clustered_delta_covers_the_truth_in_nine_of_ten_simulations():
     covered, naive = [], []
     for seed in range(200):
         r = np.random.default_rng(seed)
         groups = np.repeat(np.arange(24), 3)
         effect = 0.1 + 0.5 * r.standard_normal(24)[groups] + 0.2 * r.standard_normal(72)
         base = r.standard_normal(72)
-        found = delta(base + effect, base, groups, how=how)
+        found = delta(base + effect, base, groups)
         covered.append(found.low <= 0.1 <= found.high)
-        careless = delta(base + effect, base, how="t")
+        careless = delta(base + effect, base)
         naive.append(careless.low <= 0.1 <= careless.high)
-    assert np.mean(covered) >= 0.90
+    assert np.mean(covered) >= 0.92
     assert np.mean(naive) < 0.85  # samples of one prompt are not independent
 
 
-def test_bootstrap_interval_of_a_skewed_mean_leans_to_the_long_side():
+def test_the_interval_of_a_skewed_mean_leans_to_the_long_side():
     x = np.random.default_rng(0).exponential(size=40)
     found = mean(x)
     assert found.value == pytest.approx(x.mean())
     assert found.high - found.value > found.value - found.low > 0
     assert found.se == pytest.approx(x.std(ddof=1) / math.sqrt(40))
-    assert mean(x) == found != mean(x, seed=1)
+    assert mean(-x).low == pytest.approx(-found.high)
+
+
+def test_an_interval_never_contradicts_the_p_value_beside_it():
+    r = np.random.default_rng(0)
+    for n in (2, 5, 16, 64):
+        for x in (
+            r.standard_normal(n),
+            r.exponential(size=n),
+            (r.random(n) < 0.1).astype(float),
+            -np.ones(n),
+            np.ones(n),
+        ):
+            for shift in (0.0, 0.3, 1.0):
+                found = mean(np.clip(x - shift, -1, 1), bounds=(-1, 1))
+                excluded = found.low > 0 or found.high < 0
+                assert excluded == (two_sided_p(found) < 0.05), (n, x, shift)
 
 
 def test_scores_that_never_differ_do_not_prove_a_certainty():
@@ -179,12 +221,12 @@ def test_scores_that_never_differ_do_not_prove_a_certainty():
     assert same.low == pytest.approx(-(1 - 0.05 ** (1 / 64))) and same.high == -same.low
 
 
-def test_few_groups_fall_back_to_student_and_one_has_no_interval():
-    x = [1.0, 2.0, 4.0]
-    found = mean(x)
-    assert found == mean(x, how="t")
-    assert found.high - found.value == pytest.approx(4.302653 * np.std(x, ddof=1) / math.sqrt(3), rel=1e-5)
-    assert mean(x, [5, 5, 5]) == Estimate(value=pytest.approx(7 / 3), low=None, high=None, n=1, se=None)
+def test_an_interval_reaches_at_least_as_far_as_student_s_and_one_group_has_none():
+    found = mean([1.0, 2.0, 4.0])
+    assert found.value - found.low >= 4.302652 * found.se and found.high - found.value >= 4.302652 * found.se
+    assert mean([1.0, 2.0, 3.0]).high == pytest.approx(2 + 4.302653 / math.sqrt(3), rel=1e-5)  # no skewness: Student's
+    assert mean([1.0, 2.0, 4.0], [5, 5, 5]) == Estimate(value=pytest.approx(7 / 3), low=None, high=None, n=1, se=None)
+    assert mean([2.0, 2.0]) == Estimate(value=2, low=None, high=None, n=2, se=0.0)
 
 
 def test_means_refuse_what_is_no_row_of_numbers():
@@ -196,14 +238,8 @@ def test_means_refuse_what_is_no_row_of_numbers():
         delta([1, 2, 3], [1, 2])
     with pytest.raises(ValueError, match="2 values and 3 group labels"):
         mean([1, 2], [1, 2, 3])
-
-
-def test_median_interval_covers_in_nineteen_of_twenty_and_needs_no_shape():
-    r = np.random.default_rng(0)
-    found = [median(r.exponential(size=15)) for _ in range(600)]
-    assert np.mean([e.low <= math.log(2) <= e.high for e in found]) >= 0.93
-    assert median([3.0, 1.0, 2.0]) == Estimate(value=2, low=1, high=3, n=3, se=None)
-    assert median([3.0]).low is None
+    with pytest.raises(ValueError, match=r"values from 0\.5 to 2 do not lie within 0 to 1"):
+        mean([0.5, 2], bounds=(0, 1))
 
 
 def test_detectable_difference_is_two_point_eight_standard_errors():
@@ -226,23 +262,42 @@ def timed(rounds, batches, per_sample, size=4, rng=None, noise=0.0, weather=None
 
 def test_ratio_of_times_cancels_weather_that_slows_a_whole_round():
     weather = [1.0, 3.0, 0.7]
-    found = speedup(timed(3, 2, 2.0, weather=weather), timed(3, 2, 1.0, size=8, weather=weather))
+    found = speedup(timed(3, 2, 2.0, weather=weather), timed(3, 2, 1.0, weather=weather))
     assert found.estimate.value == pytest.approx(2.0)
     assert found.estimate.high - found.estimate.low < 1e-9
     assert (found.unit, found.estimate.n) == ("rounds", 3)
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 3, 5])
+@pytest.mark.parametrize("rounds", [2, 3, 5])
 def test_ratio_interval_covers_the_truth_in_nine_of_ten_simulations(rounds):
+    """Each process has a speed of its own (2 % here, as measured), which batches of one round share."""
     covered = []
     for seed in range(300):
         r = np.random.default_rng(seed)
         weather = np.exp(0.3 * r.standard_normal(rounds))
-        told = dict(rng=r, noise=0.1, weather=weather)
-        found = speedup(timed(rounds, 4, 1.5, **told), timed(rounds, 4, 1.0, **told))
-        assert found.unit == ("rounds" if rounds >= 3 else "batches within rounds")
+        own = np.exp(0.1 * r.standard_normal((2, rounds)))
+        found = speedup(
+            *(timed(rounds, 4, s, rng=r, noise=0.02, weather=weather * o) for s, o in zip((1.5, 1.0), own, strict=True))
+        )
+        assert found.unit == "rounds" and found.estimate.n == rounds
         covered.append(found.estimate.low <= 1.5 <= found.estimate.high)
-    assert np.mean(covered) >= 0.90
+    assert np.mean(covered) >= 0.92
+
+
+def test_one_round_has_no_interval_however_many_batches_it_has():
+    found = speedup(timed(1, 15, 2.0), timed(1, 15, 1.0))
+    assert found.estimate == Estimate(value=pytest.approx(2), low=None, high=None, n=1, se=None) and found.unit == ""
+
+
+def test_a_short_last_batch_counts_by_the_seconds_it_took():
+    """16 samples in 16 s that take 8 s, and one in 3 s that takes 3 s: 19 s become 11 s."""
+
+    def entries(*batches):
+        return [{"round": 0, "batch": i, "size": size, "call_s": s} for i, (size, s) in enumerate(batches)]
+
+    found = speedup(entries((16, 16.0), (1, 3.0)), entries((16, 8.0), (1, 3.0)))
+    assert found.estimate.value == pytest.approx(19 / 11)
+    assert seconds(entries((16, 16.0), (1, 3.0))).value == pytest.approx(19 / 17)
 
 
 def test_only_batches_that_both_timed_are_compared():

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from ditbench.distances import Moments, Reference, frechet
+from ditbench.distances import Moments, Reference, frechet, read_jackknifed
 from ditbench.kernels import read_mmd_spread
-from ditbench.manifold import read_recall
+from ditbench.manifold import hits, read_recall
 from ditbench.metrics import metrics
 from ditbench.metrics.stored import Scores
+from ditbench.quality import MEANS
+from ditbench.statistics import delta
 from ditbench.summary import DRIFT_BOUND, predict, shares, summarise
 
 N = 40
@@ -127,13 +129,16 @@ def test_one_round_has_no_drift_and_its_ratios_say_what_they_rest_on():
     told = [record("none", timing=timing(0.8, rounds=1)), record("fora", timing=timing(0.4, rounds=1))]
     row = summarise(told, {}, {})[1]
     assert row["drift"] is None and row["suspect"] is False
-    assert row["speedup_interval"] == "batches within rounds" and row["speedup_call"]["n"] == 3
+    assert row["speedup_interval"] == "" and row["speedup_call"]["n"] == 1 and row["speedup_call"]["low"] is None
 
 
 def test_times_are_seconds_per_sample_and_shares_add_up(rows):
     none = rows["m--none"]
     assert none["timing"]["denoise_s"]["value"] == pytest.approx(0.8)
-    assert none["timing"]["call_s"]["n"] == 5
+    assert none["timing"]["call_s"]["n"] == 3
+    fora = rows["m--fora"]
+    for name, speedup in (("call_s", "speedup_call"), ("denoise_s", "speedup_denoise")):  # one speed-up everywhere
+        assert none["timing"][name]["value"] / fora["timing"][name]["value"] == pytest.approx(fora[speedup]["value"])
     assert none["share"] == pytest.approx({"text": 0.1, "denoise": 0.8, "decode": 0.1})
     assert shares([]) == {"text": None, "denoise": None, "decode": None}
 
@@ -154,7 +159,7 @@ def test_quality_deltas_are_paired_with_none(rows):
     assert set(align["parts"]) == {"colour", "shape"}
     assert align["parts"]["shape"]["value"]["low"] < 1 == align["parts"]["shape"]["value"]["value"]
     assert align["parts"]["colour"]["delta"]["value"] == pytest.approx(2 * by_hand.mean())
-    assert align["interval"] == "BCa bootstrap over 40 prompts"
+    assert align["interval"] == f"{MEANS} over 40 prompts"
     none = rows["m--none"]["quality"]["align.shapes_v1"]
     assert none["delta"] is None and none["delta_reason"] == "this is the baseline itself"
     assert none["value"]["low"] < none["value"]["value"] < none["value"]["high"]
@@ -167,7 +172,9 @@ def test_frechet_has_an_interval_on_its_delta_only(rows):
     assert entry["value"]["low"] is None
     assert 0 < entry["floor"] < entry["value"]["value"]
     assert rows["m--fora"]["quality"]["psnr.vs_none"]["floor"] is None
-    assert entry["delta"]["value"] == pytest.approx(frechet(mine, REFERENCE) - frechet(theirs, REFERENCE))
+    unbiased = [read_jackknifed(x, REFERENCE).unbiased for x in (mine, theirs)]
+    assert entry["delta"]["value"] == pytest.approx(unbiased[0] - unbiased[1])
+    assert entry["level"] == pytest.approx(frechet(theirs, REFERENCE) + entry["delta"]["value"])
     assert entry["delta"]["low"] < entry["delta"]["value"] < entry["delta"]["high"]
     assert "n = 40" in entry["interval"] and entry["better"] == "lower"
 
@@ -241,7 +248,9 @@ def test_every_statistic_of_the_set_has_a_value_and_a_paired_delta():
         assert found[name]["value"]["value"] == pytest.approx(values[0])
         assert found[name]["delta"]["value"] == pytest.approx(values[0] - values[1])
         assert found[name]["delta"]["se"] > 0 and found[name]["mde"] > 0 and found[name]["floor"] is None
-    assert found["recall.shapes_v1"]["interval"] == "delete-block jackknife over 40 blocks of prompts, at n = 40"
+    assert found["recall.shapes_v1"]["interval"] == "bootstrap of 40 prompts, each counted once, at n = 40"
+    hit = [hits(x, REFERENCE) for x in (mine, theirs)]
+    assert found["precision.shapes_v1"]["delta"] == delta(*hit, bounds=(0, 1)).as_dict()
     fd = found["fd.shapes_v1"]
     assert fd["se_jackknife"] == pytest.approx(fd["delta"]["se"], rel=0.3)
 
@@ -284,18 +293,30 @@ def test_primary_metrics_pay_for_every_stack_tried_and_the_others_do_not():
     assert many["a"]["recall.shapes_v1"]["p_holm"] is None and many["a"]["recall.shapes_v1"]["p"] is not None
 
 
-def test_binary_scores_have_wilson_s_interval_and_mcnemar_s_p():
+def test_binary_scores_have_wilson_s_interval_and_a_difference_whose_p_and_interval_agree():
+    """McNemar's p of .092 stood beside an interval that excluded zero."""
     right = {"m--none": np.repeat([1.0, 0.0], [30, 10]), "m--fora": np.repeat([1.0, 0.0, 1.0, 0.0], [22, 8, 1, 9])}
     told = {
         key: Scores(samples_sha256="", arrays={"align.shapes_v1": x, "group": np.arange(N)}, reasons={"align.shapes_v1": ""})
         for key, x in right.items()
     }  # fmt: skip
     entry = summarise([record("none"), record("fora")], told, {"scene": REFERENCE})[1]["quality"]["align.shapes_v1"]
-    assert entry["p"] == pytest.approx(2 * 10 / 2**9)  # 8 lost, 1 gained: 2 P(at most 1 of 9)
+    assert (entry["p"] < 0.05) == (entry["delta"]["high"] < 0)
     assert entry["value"]["low"] == pytest.approx(0.4220, abs=1e-3) and entry["value"]["high"] == pytest.approx(
         0.7149, abs=1e-3
     )
-    assert entry["interval"].endswith("of the value Wilson's, p by McNemar's exact test")
+    assert entry["interval"].endswith("; of the value Wilson's")
+
+
+def test_a_frechet_distance_of_no_more_samples_than_features_has_a_value_and_no_difference_and_says_why():
+    few = {
+        key: Scores(samples_sha256="", arrays={k: v[:d] for k, v in s.arrays.items()}, reasons=s.reasons)
+        for d in [scores(0).arrays["feature.shapes_v1"].shape[1]]
+        for key, s in (("m--none", scores(0, baseline=True)), ("m--fora", scores(1, 0.3)))
+    }
+    entry = summarise([record("none"), record("fora")], few, {"scene": REFERENCE})[1]["quality"]["fd.shapes_v1"]
+    assert entry["value"]["value"] > 0 and entry["delta"] is None and entry["verdict"] == "" and entry["p"] is None
+    assert "needs more samples than their" in entry["delta_reason"]
 
 
 def test_a_stack_that_is_right_everywhere_is_set_against_a_baseline_that_is_right_in_part():
@@ -306,7 +327,7 @@ def test_a_stack_that_is_right_everywhere_is_set_against_a_baseline_that_is_righ
     }  # fmt: skip
     entry = summarise([record("none"), record("fora")], told, {"scene": REFERENCE})[1]["quality"]["align.shapes_v1"]
     assert entry["delta"]["value"] == pytest.approx(10 / 7 / N) and entry["delta"]["low"] > 0
-    assert "McNemar" not in entry["interval"] and 0 < entry["p"] < 0.05
+    assert 0 < entry["p"] < 0.05
 
 
 def test_an_inert_cell_is_not_judged():

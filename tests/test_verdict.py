@@ -1,21 +1,25 @@
 """Tests and verdicts against scipy's and by hand, and against simulations that know the truth."""
 
-import math
-
 import numpy as np
 import pytest
 from scipy import stats
 
 from ditbench import verdict
 from ditbench.distances import Reference, frechet, frechet_delta
+from ditbench.readings import contrast, linear
 from ditbench.statistics import Estimate, delta, mean, wilson
-from ditbench.verdict import decide, difference_p, equivalence_p, holm, mcnemar
+from ditbench.verdict import decide, difference_p, equivalence_p, exceeds_p, holm
 
 
 def test_p_of_a_difference_is_the_paired_t_test_s():
     r = np.random.default_rng(0)
     a, b = r.standard_normal((2, 30))
-    assert difference_p(delta(a, b)) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    student = stats.ttest_rel(a, b).pvalue
+    assert (
+        student <= difference_p(delta(a, b)) <= 1.2 * student
+    )  # the larger of Student's and the skewness-corrected one
+    flat = np.concatenate([a - a.mean(), a.mean() - a]) + 0.2  # no skewness: both are Student's
+    assert difference_p(mean(flat)) == pytest.approx(stats.ttest_1samp(flat, 0).pvalue)
 
 
 def test_p_of_equivalence_is_the_larger_of_two_one_sided_t_tests():
@@ -30,28 +34,58 @@ def test_scores_that_never_differ_are_equivalent_only_where_enough_of_them_were_
     """A change hidden from G units may move up to 1 - 0.05^(1/G) of the range: 0.046 of 2 at 64, which no margin of 0.02 covers."""
     few, many = (delta(np.ones(n), np.ones(n), bounds=(0, 1)) for n in (64, 1000))
     assert difference_p(few) == 1
-    assert equivalence_p(few, 0.02) == pytest.approx((1 - 0.02) ** 64) and equivalence_p(few, 0.02) > 0.05
+    assert equivalence_p(few, 0.02) >= (1 - 0.02) ** 64 > 0.05
     assert equivalence_p(many, 0.02) < 1e-6
-    assert equivalence_p(few, few.high) == pytest.approx(0.05)
+    assert equivalence_p(few, few.high) >= 0.05
 
 
-def test_a_difference_that_is_the_same_everywhere_has_the_sign_test_s_p():
+@pytest.mark.parametrize("n", [16, 64, 256, 1024])
+def test_no_loss_makes_equivalence_likelier_than_seeing_none(n):
+    """64 equal pairs had p .274 and one pair at -1/7 made it 2e-11."""
+    before = 0.0
+    for lost in (0, 1 / 7, 1 / 3, 1):
+        x = np.zeros(n)
+        x[0] = -lost
+        p = equivalence_p(mean(x, bounds=(-1, 1)), 0.02)
+        assert p >= before
+        before = p
+    more = [equivalence_p(mean(np.repeat([-0.5, 0.0], [k, n - k]), bounds=(-1, 1)), 0.02) for k in range(8)]
+    assert more == sorted(more)
+
+
+@pytest.mark.parametrize("n", [64, 256])
+def test_a_loss_of_the_margin_in_rare_samples_is_called_equivalent_once_in_twenty_at_most(n):
+    """One sample in fifty lost wholly: 11.8 % at 256 by a t test on the pairs alone."""
+    r = np.random.default_rng(0)
+    losses = [-(r.random(n) < 0.02).astype(float) for _ in range(1500)]
+    small = [
+        np.where(r.random(n) < 0.05, -0.4, np.where(r.random(n) < 0.2, r.choice([-0.1, 0.1], n), 0))
+        for _ in range(1500)
+    ]
+    for sample in (losses, small):
+        assert np.mean([equivalence_p(mean(x, bounds=(-1, 1)), 0.02) <= 0.05 for x in sample]) <= 0.06
+        assert np.mean([exceeds_p(mean(x, bounds=(-2, 2)), -0.02) <= 0.025 for x in sample]) <= 0.035
+
+
+def test_a_difference_that_is_the_same_everywhere_may_be_nothing_in_as_many_units_as_can_hide():
     found = delta(np.ones(6), np.zeros(6), bounds=(0, 1))
-    assert difference_p(found) == 2 * 0.5**6 and equivalence_p(found, 0.5) == 1
+    assert difference_p(found) == 0.5**6 and equivalence_p(found, 0.5) == 1
+    assert difference_p(delta(np.ones(4), np.zeros(4), bounds=(0, 1))) > 0.05
+
+
+def test_features_that_never_differ_prove_no_more_than_their_number_does():
+    """Precision of slightly other samples with the same hits read [0, 0] and p_equivalent 0."""
+    read = linear(0.5, np.repeat([0.0, 1.0], 32), None)
+    found = contrast([read, read], [1, -1])
+    reach = 1 - 0.05 ** (1 / 64)
+    assert (found.low, found.high) == pytest.approx((-reach, reach))
+    assert difference_p(found) == 1 and equivalence_p(found, 0.02) > 0.05
 
 
 def test_one_unit_gives_no_p():
     alone = Estimate(value=1.0, low=None, high=None, n=1, se=None)
     assert difference_p(alone) is equivalence_p(alone, 1.0) is None
     assert decide(1.0, "higher", None, None) == ""
-
-
-def test_mcnemar_is_the_binomial_test_on_the_pairs_that_differ():
-    a, b = np.repeat([1, 0, 1, 0], [40, 2, 9, 7]), np.repeat([1, 1, 0, 0], [40, 2, 9, 7])
-    assert mcnemar(a, b) == pytest.approx(stats.binomtest(2, 11).pvalue)
-    assert mcnemar(a, a) == 1
-    with pytest.raises(ValueError, match="scores that are 0 or 1"):
-        mcnemar([0.5, 1], [0, 1])
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 10), (10, 10), (41, 60)])
@@ -69,7 +103,7 @@ def test_holm_errs_anywhere_in_one_family_of_twenty():
     r, wrong = np.random.default_rng(0), []
     for _ in range(400):
         shared = r.standard_normal(40)
-        p = [difference_p(mean(0.5 * shared + r.standard_normal(40), how="t")) for _ in range(10)]
+        p = [difference_p(mean(0.5 * shared + r.standard_normal(40))) for _ in range(10)]
         wrong.append((min(p) < 0.05, min(holm(p)) < 0.05))
     careless, careful = np.mean(wrong, axis=0)
     assert careless > 0.2 and careful <= 0.07
@@ -79,7 +113,7 @@ def test_holm_errs_anywhere_in_one_family_of_twenty():
 def test_verdicts_on_enough_samples_are_true(true, said):
     r, found = np.random.default_rng(0), []
     for _ in range(100):
-        e = delta(true + 0.5 * r.standard_normal(60), np.zeros(60), how="t")
+        e = delta(true + 0.5 * r.standard_normal(60), np.zeros(60))
         found.append(decide(e.value, "higher", difference_p(e), equivalence_p(e, 0.3)))
     assert found.count(said) >= 95 and set(found) <= set(verdict.WORDS)
 
@@ -87,13 +121,13 @@ def test_verdicts_on_enough_samples_are_true(true, said):
 def test_a_difference_as_large_as_the_margin_is_called_equivalent_once_in_twenty_at_most():
     r, found = np.random.default_rng(1), []
     for _ in range(600):
-        e = delta(0.3 + 0.5 * r.standard_normal(40), np.zeros(40), how="t")
+        e = delta(0.3 + 0.5 * r.standard_normal(40), np.zeros(40))
         found.append(decide(e.value, "higher", difference_p(e), equivalence_p(e, 0.3)))
     assert found.count("equivalent") / 600 <= 0.07
 
 
 def test_a_small_certain_difference_inside_the_margin_is_equivalent():
-    e = delta(0.05 + 0.01 * np.random.default_rng(0).standard_normal(40), np.zeros(40), how="t")
+    e = delta(0.05 + 0.01 * np.random.default_rng(0).standard_normal(40), np.zeros(40))
     assert difference_p(e) < 1e-6 and decide(e.value, "higher", difference_p(e), equivalence_p(e, 0.2)) == "equivalent"
     assert decide(e.value, "lower", difference_p(e), None) == "worse"
 
@@ -116,7 +150,7 @@ def test_two_samples_of_other_prompts_call_the_worse_method_better_where_pairs_d
         test = stats.ttest_ind(elsewhere, a)
         ahead.append(elsewhere.mean() > a.mean())
         unpaired.append("inconclusive" if test.pvalue > 0.05 else "better" if test.statistic > 0 else "worse")
-        e = delta(b, a, how="t")
+        e = delta(b, a)
         paired.append(decide(e.value, "higher", difference_p(e), equivalence_p(e, 0.01)))
     assert np.mean(ahead) > 0.25 and unpaired.count("better") >= 1 and unpaired.count("inconclusive") > 0.8 * runs
     assert paired.count("better") == 0 and paired.count("worse") >= 0.99 * runs
@@ -129,6 +163,9 @@ def test_a_frechet_distance_of_more_samples_looks_better_than_one_of_fewer_that_
     noise = r.standard_normal((1000, d))
     perfect, worse = noise, 0.08 + 1.03 * noise
     assert frechet(worse, reference) < frechet(perfect[:64], reference)
-    found = frechet_delta(worse[:64], perfect[:64], reference)
+    found = frechet_delta(worse[:256], perfect[:256], reference)
     assert found.value > 0 and decide(found.value, "lower", difference_p(found), None) == "worse"
-    assert math.isclose(found.value, frechet(worse[:64], reference) - frechet(perfect[:64], reference))
+    few = frechet_delta(worse[:64], perfect[:64], reference)
+    assert few.value > 0 and decide(few.value, "lower", difference_p(few), None) == "inconclusive"
+    plain = frechet(worse[:64], reference) - frechet(perfect[:64], reference)
+    assert plain == pytest.approx(few.value, rel=0.3) and plain != few.value  # the bias that they do not share

@@ -15,7 +15,7 @@ from ditbench.extractors import digest
 from ditbench.metrics import Metric
 from ditbench.metrics.samples import Sampled, to_pixels
 
-VERSION = "float64 mse 1; ssim gaussian 11 sigma 1.5 rgb 1"
+VERSION = "float64 mse 1; ssim gaussian 11 sigma 1.5 rgb valid 2"
 CAP_DB = 100.0
 """PSNR of identical pictures."""
 WINDOW = 11
@@ -93,7 +93,10 @@ def doubtful(psnr: float | None, ssim: float | None) -> str:
 
 
 def similarity(a: NDArray[np.uint8], b: NDArray[np.uint8], scales: bool = False) -> NDArray[np.float64]:
-    """SSIM (Wang et al. 2004) of each sample [n], mean over frames; borders are filled by reflection, as torchmetrics does.
+    """SSIM (Wang et al. 2004) of each sample [n], mean over frames and over the windows that lie wholly in the picture.
+
+    As Wang's code and scikit-image's Gaussian SSIM have it. torchmetrics' mean counts windows over borders filled by reflection too, which
+    moves a sample by up to 0.03 at 64 pixels.
 
     With `scales` MS-SSIM (Wang et al. 2003): five scales, the paper's exponents, negative terms counted as 0.
     """
@@ -107,7 +110,8 @@ def similarity(a: NDArray[np.uint8], b: NDArray[np.uint8], scales: bool = False)
     if scales:
         per_frame = image.multiscale_structural_similarity_index_measure(first, second, normalize="relu", **told)
     else:
-        per_frame = image.structural_similarity_index_measure(first, second, **told)
+        _, windows = image.structural_similarity_index_measure(first, second, return_full_image=True, **told)
+        per_frame = windows[..., WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)].mean((1, 2, 3))
     assert isinstance(per_frame, torch.Tensor)
     found: NDArray[np.float64] = per_frame.double().numpy().reshape(n, -1).mean(1)
     return found
