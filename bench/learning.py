@@ -25,7 +25,7 @@ from torch.nn.functional import one_hot
 from ditbench.budget import DENSE, solve, spent, weights_of
 from ditbench.perceptual import Perceptual
 from ditbench.programme import Costs, Weights
-from ditbench.rules import Selector
+from ditbench.rules import SelectorName
 from ditbench.schedule import LEVELS, Schedule
 from ditbench.stack import Stack
 from ditbench.student import Student, studio
@@ -46,7 +46,7 @@ class Recipe:
     """By back-propagation; or by trying every level of every row alone, without gradients, which knows neither stages nor rates."""
     keep: float = 0.46
     """Share of the sub-layers' multiply-accumulates the schedule may spend (the paper: 0.57, 0.46, 0.41)."""
-    selector: Selector = "attention"
+    selector: SelectorName = "attention"
     by_macs: bool = True
     """The paper's equation counts rows alike; its tables match multiply-accumulates."""
     stage1: int = 30
@@ -254,7 +254,7 @@ def _sensitivity(
 
 
 def prepare_schedule(
-    allocator: str, folder: Path, room: Workroom, *, keep: float, selector: Selector, by_macs: bool, **more: Any
+    allocator: str, folder: Path, room: Workroom, *, keep: float, selector: SelectorName, by_macs: bool, **more: Any
 ) -> dict[str, Any]:
     """Learn or measure a table for a model, and write `cost.safetensors`, `schedule.json`, `log.csv`.
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ditbench.anatomy import Sublayer
 
-Selector = Literal["attention", "change", "similarity", "norm", "random"]
+SelectorName = Literal["attention", "change", "similarity", "norm", "shuffle"]
 """What tokens are ranked by. `attention`: how much a token is attended to, and how widely it attends to the text (ToCa, DiffSparse).
 `change`: how far its input has moved since it was last recomputed. `similarity`: one minus the cosine of the same two. `norm`: length
-of its input. `random`: the same permutation for every sample, another at every step."""
+of its input. `shuffle`: a random permutation, the same for every sample, another at every step."""
 SIGNALS = ("received", "entropy")
 """What `attention` adds up: how much a token is attended to, and how widely it attends to the text."""
 
@@ -45,7 +45,11 @@ class Rules:
     """The best token of every `window` x `window` gets `bonus` times its score more."""
     bonus: float = 0.0
     signals: tuple[str, ...] = SIGNALS
-    """Which of them the authors' ranking uses."""
+    """Which of them the selector `attention` adds up."""
+    shared: bool = False
+    """Whether the guidance passes of a batch share one ranking, so that their errors cancel in the guidance."""
+    soft: float = 0.25
+    """What a token that has waited for an interval gets more."""
 
     def share(self, step: int, steps: int) -> float:
         """s of a step, as the family's code counts it."""
@@ -92,7 +96,7 @@ TOCA: dict[str, Rules] = {
         period=lambda n, s: 2 if 0.6 < s <= 0.8 else round(n / (0.6 + 0.8 * s)),
     ),
     "pixart": Rules(
-        interval=3, ratio=0.30, window=4, bonus=0.4, signals=("entropy",),
+        interval=3, ratio=0.30, window=4, bonus=0.4, signals=("entropy",), shared=True,
         step_factor=lambda s: 1.9 - 1.8 * s,
         block_factor=lambda b, kind: 1.6 - 1.2 * b,
         kind_factor={"cross": 0.6, "mlp": 1.6},
@@ -112,3 +116,6 @@ DUCA = TOCA | {
 }
 for rules in (TOCA, DUCA):
     rules["wan"] = rules["pixart"]  # ours: the authors published none for Wan, and its blocks have PixArt's parts
+DIFFSPARSE = {family: replace(rules, signals=SIGNALS) for family, rules in TOCA.items()}
+"""How DiffSparse ranks, in training and in use alike: the paper adds up both signals, waiting and the bonus, with windows of 2 on DiT and
+4 on PixArt. Weights, which it does not give, are ToCa's; its code for FLUX has no bonus."""

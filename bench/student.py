@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ditbench.anatomy import family_of
 from ditbench.method import Stage, Traits
 from ditbench.painting import paint
-from ditbench.rules import Selector
+from ditbench.rules import DIFFSPARSE, SelectorName
 from ditbench.schedule import LEVELS
 from ditbench.stack import Stack
 from ditbench.tokens import TokenCache
@@ -39,7 +40,7 @@ class Trainee:
 class Student(Trainee):
     """A pipeline whose sub-layers blend new and kept outputs by levels that can be set, and differentiated."""
 
-    def __init__(self, selector: Selector, checkpointed: bool) -> None:
+    def __init__(self, selector: SelectorName, checkpointed: bool) -> None:
         self.selector, self.checkpointed = selector, checkpointed
         self.levels: Tensor | None = None
         """[T,L,S]: one-hot, or None for the un-accelerated model."""
@@ -67,7 +68,7 @@ class Student(Trainee):
     def attach(self, pipeline: Any, at: Any) -> None:
         """Reroute every sub-layer; checkpoint the transformer's runs."""
         self.at = at
-        cache = TokenCache.of_schedule(at, self.selector)
+        cache = TokenCache(at, self.selector, DIFFSPARSE[family_of(pipeline.transformer)])
 
         def at_sublayer(sublayer: Any) -> Any:
             def route(run: Any, hidden: Tensor) -> Any:
@@ -112,7 +113,7 @@ class Student(Trainee):
 
 @contextmanager
 def studio(
-    pipe: Any, below: Stack, selector: Selector, checkpointed: bool, prepared: Mapping[str, Path] | None = None
+    pipe: Any, below: Stack, selector: SelectorName, checkpointed: bool, prepared: Mapping[str, Path] | None = None
 ) -> Iterator[tuple[Student, Any]]:
     """The student attached on top of the stack `below` with what that was `prepared` with, and `paint(levels, arguments, steps)` ->
     pixels 0..1 with gradients. Noise generators are spent by a call: draw the arguments anew for the next."""

@@ -1,6 +1,6 @@
 """Sub-layer outputs kept from step to step and refreshed for some tokens: what token caches and learned token sparsity share.
 
-B batch, N rows of a stream, K chosen rows, D width, H heads, d width of a head.
+B batch, N rows of a stream, K chosen rows, D width.
 """
 
 from __future__ import annotations
@@ -10,107 +10,90 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from ditbench.anatomy import put, take
+from ditbench.anatomy import put
 from ditbench.budget import kept_rows
-from ditbench.rules import SIGNALS, Selector
+from ditbench.selectors import SELECTORS, Key
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Run, Sublayer
     from ditbench.method import Attachment
+    from ditbench.rules import Rules, SelectorName
 
 Output = Any
 """[B,N,D], or for `joint` sub-layers the pair (image [B,N,D], text [B,T,D])."""
-Key = tuple[int, int]
-"""(sub-layer, guidance pass)."""
 
 
 class TokenCache:
     """The kept outputs of one generation, and how to bring them up to date: wholly, for some tokens, or not at all."""
 
-    def __init__(
-        self,
-        at: Attachment,
-        selector: Selector,
-        *,
-        reuse_weight: float = 0.0,
-        bonus: float = 0.0,
-        window: int = 0,
-        signals: tuple[str, ...] = SIGNALS,
-    ) -> None:
-        """`reuse_weight` x (steps since a token was recomputed) is added to its score; then the best token of every `window` x `window`
-        tokens of the picture gets `bonus` times its score more. `signals`: which ones the selector `attention` adds up."""
-        self.at, self.selector, self.signals = at, selector, signals
-        self.reuse_weight, self.bonus, self.window = reuse_weight, bonus, window
+    def __init__(self, at: Attachment, selector: SelectorName, rules: Rules, interval: int | None = None) -> None:
+        """Tokens are ranked by `selector` under the family's `rules`; to a score of unit length a quarter is added for every `interval`
+        steps (None: the rules') that a token has waited, then the best token of every window of the picture gets the rules' bonus."""
+        self.at, self.rules = at, rules
+        self.selector = SELECTORS[selector](at.now, rules)
+        self.reuse_weight = rules.soft / (interval or rules.interval)
         self.notes: Callable[[Sublayer], bool] = lambda sublayer: True
         """Whether what a sub-layer shows when it runs is worth noting: a schedule knows when no ranking will look at it."""
         self.kept: dict[Key, Output] = {}
-        self._input: dict[Key, Tensor] = {}
         self._age: dict[Key, Tensor] = {}
-        self._signal: dict[tuple[str, int, int], Tensor] = {}
-        self._stores: tuple[dict[Any, Any], ...] = (self.kept, self._input, self._age, self._signal)
+        self._stores: tuple[dict[Any, Any], ...] = (self.kept, self._age, *self.selector.stores)
         for store in self._stores:
             at.on_start(store.clear)
             at.holds(store.values)
 
-    @classmethod
-    def of_schedule(cls, at: Attachment, selector: Selector) -> TokenCache:
-        """As DiffSparse ranks, with ToCa's values for PixArt where the paper gives none: the same in training and in use."""
-        return cls(at, selector, reuse_weight=0.08, bonus=0.4, window=4)
-
     def __contains__(self, sublayer: Sublayer) -> bool:
-        return (sublayer.index, self.at.now.branch) in self.kept
+        return self.selector.key(sublayer) in self.kept
 
     def compute(self, sublayer: Sublayer, run: Run, hidden: Tensor) -> Output:
         """All tokens, kept for later."""
-        key = sublayer.index, self.at.now.branch
-        out = self.kept[key] = self._watched(sublayer, run, None)
-        rows, notes = hidden.shape[1], self.notes(sublayer)
-        self._input.pop(key, None)
-        self._age.pop(key, None)
-        if notes and self.selector in ("change", "similarity"):
-            self._input[key] = hidden.detach()
-        if notes and self.reuse_weight:
-            self._age[key] = hidden.new_zeros(hidden.shape[:2])
-        self._count(sublayer, len(hidden) * rows, 0)
+        key = self.selector.key(sublayer)
+        if self.notes(sublayer):
+            out = self.selector.run(sublayer, run, None, every=True)
+            self.selector.computed(sublayer, hidden, None)
+        else:
+            out = run()
+            self.selector.forget(sublayer)
+        self.kept[key] = out
+        self._age[key] = hidden.new_zeros(hidden.shape[:2])
+        self._count(sublayer, len(hidden) * hidden.shape[1], 0)
         return out
 
     def reuse(self, sublayer: Sublayer, hidden: Tensor) -> Output:
         """What is kept, as it is."""
-        key = sublayer.index, self.at.now.branch
-        if key in self._age:
-            self._age[key] += 1
+        key = self.selector.key(sublayer)
+        self._age[key] = self._age[key] + 1
         self._count(sublayer, 0, len(hidden) * hidden.shape[1])
         return self.kept[key]
 
     def refresh(self, sublayer: Sublayer, run: Run, hidden: Tensor, num: int) -> Output:
         """What is kept, with the `num` highest ranking tokens of every sample recomputed."""
-        key, n = (sublayer.index, self.at.now.branch), hidden.shape[1]
+        key, n = self.selector.key(sublayer), hidden.shape[1]
         if num <= 0:
             return self.reuse(sublayer, hidden)
         if num >= n:
             return self.compute(sublayer, run, hidden)
-        rows = self.rank(sublayer, hidden).topk(num, dim=1, sorted=False).indices
-        new, kept = self._watched(sublayer, run, rows), self.kept[key]
+        rows = self.order(sublayer, hidden)[:, :num]
+        new, kept = self.selector.run(sublayer, run, rows, every=False), self.kept[key]
         out = (put(kept[0], rows, new[0]), new[1]) if isinstance(kept, tuple) else put(kept, rows, new)
         self.kept[key] = out
-        if key in self._input:
-            self._input[key] = put(self._input[key], rows, take(hidden, rows))
-        if self.reuse_weight:
-            self._age[key] = (self._age[key] + 1).scatter(1, rows, 0.0)
+        self.selector.computed(sublayer, hidden, rows)
+        self._age[key] = (self._age[key] + 1).scatter(1, rows, 0.0)
         self._count(sublayer, len(hidden) * num, len(hidden) * (n - num))
         return out
 
     def blend(self, sublayer: Sublayer, run: Run, hidden: Tensor, share: Tensor, levels: Sequence[float]) -> Output:
-        """As `refresh`, for training: all tokens are computed, and mixed with what is kept by the mask that `share` chooses.
+        """As `refresh` at the level that `share` chooses, for training: all tokens are computed, and mixed with what is kept by a mask.
 
-        `share` [S], one-hot over `levels`, gets a gradient for the levels it did not choose too.
+        `share` [S], one-hot over `levels`, gets a gradient for the levels it did not choose too. What the selector sees is what it would
+        see in `refresh`, so that later rankings are the same.
         """
-        key, n, before = (sublayer.index, self.at.now.branch), hidden.shape[1], dict(self._signal)
-        place = self.rank(sublayer, hidden.detach()).argsort(1, descending=True).argsort(1)  # [B,N]
-        new, kept = self._watched(sublayer, run, None), self.kept[key]
+        key, n, seen = self.selector.key(sublayer), hidden.shape[1], hidden.detach()
+        order = self.order(sublayer, seen)
+        num = kept_rows(levels[int(share.argmax())], n)
+        rows = None if num == n else order[:, :num]
+        new = self.selector.run(sublayer, run, rows, every=True) if num else run()
+        kept, place = self.kept[key], order.argsort(1)  # [B,N]
         keep = sum((share[i] * (place < kept_rows(level, n)) for i, level in enumerate(levels)), torch.zeros(()))
         if isinstance(kept, tuple):  # the text of a joint sub-layer is computed whole or not at all
             text = kept[1] + (1 - share[0]) * (new[1] - kept[1])
@@ -118,14 +101,9 @@ class TokenCache:
         else:
             out = kept + keep[..., None] * (new - kept)
         self.kept[key] = out
-        chosen = keep.detach() > 0.5
-        if not chosen.any():
-            self._signal.clear()
-            self._signal.update(before)
-        if key in self._input:
-            self._input[key] = torch.where(chosen[..., None], hidden.detach(), self._input[key])
-        if self.reuse_weight:
-            self._age[key] = torch.where(chosen, 0.0, self._age[key] + 1)
+        if num:
+            self.selector.computed(sublayer, seen, rows)
+        self._age[key] = (self._age[key] + 1).masked_fill(place < num, 0.0)
         return out
 
     def state(self) -> tuple[dict[Any, Any], ...]:
@@ -138,90 +116,20 @@ class TokenCache:
             store.clear()
             store.update(before)
 
-    def rank(self, sublayer: Sublayer, hidden: Tensor) -> Tensor:
-        """Scores [B,N]; the passes of a guided batch share the mean of theirs, so that their errors cancel in the guidance."""
-        score = self._score(sublayer, hidden)
-        if self.reuse_weight:
-            score = score + self.reuse_weight * self._age[sublayer.index, self.at.now.branch]
-        if self.bonus and self.selector != "random" and sublayer.stream != "text":
-            score = _with_bonus(score, self.at.now.grid, self.window, self.bonus)
-        if (passes := self.at.now.passes) > 1:
-            mean = score.unflatten(0, (passes, -1)).mean(0)
-            score = mean.repeat(passes, 1)
-        return score
-
-    def _score(self, sublayer: Sublayer, hidden: Tensor) -> Tensor:
-        now = self.at.now
-        if self.selector == "random":
-            g = torch.Generator().manual_seed(1_000_003 * now.step + sublayer.index)
-            order = torch.rand(hidden.shape[1], generator=g).to(hidden.device, hidden.dtype)
-            return order.expand(len(hidden), -1)
-        if self.selector == "norm":
-            return hidden.norm(dim=-1)
-        if self.selector == "attention":
-            return self._attention(sublayer, hidden)
-        before = self._input[sublayer.index, now.branch]
-        if self.selector == "change":
-            return (hidden - before).square().sum(-1)
-        return 1 - F.cosine_similarity(hidden, before, dim=-1)
-
-    def _attention(self, sublayer: Sublayer, hidden: Tensor) -> Tensor:
-        """Sum of the block's signals, each of unit length over the tokens."""
-        now, n = self.at.now, hidden.shape[1]
-        found = [self._signal.get((name, sublayer.block, now.branch)) for name in self.signals]
-        parts = [self._rows_of(sublayer, signal, n) for signal in found if signal is not None]
-        if not parts:  # attention of this block has not been watched yet
-            return hidden.norm(dim=-1)
-        return sum((F.normalize(p, dim=1) for p in parts), torch.zeros_like(parts[0]))
-
-    def _rows_of(self, sublayer: Sublayer, signal: Tensor, n: int) -> Tensor:
-        """The part of a signal over text and image that belongs to this sub-layer's stream."""
-        if signal.shape[1] == n:
-            return signal
-        return signal[:, :n] if sublayer.stream == "text" else signal[:, signal.shape[1] - n :]
-
-    def _watched(self, sublayer: Sublayer, run: Run, rows: Tensor | None) -> Output:
-        """Run, and note what the attention maps say where the selector wants them."""
-        told = "entropy" if sublayer.kind == "cross" else "received"
-        blind = sublayer.kind in ("mlp", "context_mlp") or told not in self.signals
-        if self.selector != "attention" or blind or not self.notes(sublayer):
-            return run() if rows is None else run(rows)
-        with _Watch() as watch:
-            out = run() if rows is None else run(rows)
-        if watch.seen is not None:
-            q, k, mask = watch.seen
-            scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-            probability = (scores if mask is None else scores + _additive(mask, scores)).softmax(-1).mean(1)
-            if told == "received":
-                self._signal["received", sublayer.block, self.at.now.branch] = probability.mean(1)
-            else:
-                entropy = -(probability * probability.clamp(min=1e-12).log()).sum(-1)
-                at = "entropy", sublayer.block, self.at.now.branch
-                self._signal[at] = entropy if rows is None else self._signal[at].scatter(1, rows, entropy)
-        return out
+    def order(self, sublayer: Sublayer, hidden: Tensor) -> Tensor:
+        """Tokens [B,N] int64 from the one to recompute first to the last; of equal ones the first in the picture comes first."""
+        key = self.selector.key(sublayer)
+        kept = self.kept[key]
+        score = self.selector.score(sublayer, hidden, (kept[0] if isinstance(kept, tuple) else kept).detach())
+        score = score + self.reuse_weight * self._age[key]
+        if sublayer.stream != "text":
+            score = _with_bonus(score, self.at.now.grid, self.rules.window, self.rules.bonus)
+        return score.argsort(dim=1, descending=True, stable=True)
 
     def _count(self, sublayer: Sublayer, recomputed: int, reused: int) -> None:
         self.at.computes(sublayer, recomputed / (recomputed + reused))
         self.at.count(f"{sublayer.kind}_tokens_recomputed", recomputed, idle=True)
         self.at.count(f"{sublayer.kind}_tokens_reused", reused)
-
-
-class _Watch(TorchFunctionMode):
-    """Sees queries [B,H,K,d] and keys [B,H,N,d] on their way into attention, rotated and normalised."""
-
-    seen: tuple[Tensor, Tensor, Tensor | None] | None = None
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            q, k = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("query", "key")))
-            mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-            self.seen = q.detach(), k.detach(), mask
-        return func(*args, **kwargs)
-
-
-def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    return torch.zeros_like(like).masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else mask
 
 
 def _with_bonus(score: Tensor, grid: tuple[int, int, int], window: int, bonus: float) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.rules import Selector
+from ditbench.rules import SelectorName
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Route, Run, Sublayer
@@ -20,7 +20,8 @@ class DiffSparse:
     """Recompute a share of the tokens of every sub-layer, 0, 1/4, 1/2, 3/4 or all, as a schedule over steps and sub-layers says.
 
     Kept are outputs before gate and residual (eq. 3); a sub-layer at 0 is not run at all, one at 1 is dense. Which tokens: by a
-    ranking (eq. 5). The schedule is the same for every prompt; no step but the first, which has nothing to reuse, is dense by rule.
+    ranking (eq. 5) with ToCa's weights (`rules.DIFFSPARSE`). The schedule is the same for every prompt; no step but the first, which
+    has nothing to reuse, is dense by rule.
     """
 
     keep: float = knob(0.46, above=0, high=1)
@@ -29,8 +30,8 @@ class DiffSparse:
     """File of a schedule; empty: by `allocator`."""
     allocator: Literal["learned", "sensitivity", "uniform", "random"] = "learned"
     """Where the schedule comes from: `learned` and `sensitivity` are prepared for a model, `uniform` and `random` need nothing."""
-    selector: Selector = "attention"
-    """What tokens are ranked by: `attention` (the paper's), `change`, `similarity`, `norm` or `random`."""
+    selector: SelectorName = "attention"
+    """What tokens are ranked by: `attention` (the paper's), `change`, `similarity`, `norm` or `shuffle`."""
     by_macs: bool = True
     """Weigh the budget by multiply-accumulates; off: every sub-layer counts alike, as the paper's equation has it."""
     learned_at: float | None = knob(None, above=0, high=1)
@@ -50,7 +51,7 @@ class DiffSparse:
         """What the prepared table depends on; None where nothing has to be prepared."""
         if self.keep == 1 or self.schedule or self.allocator in ("uniform", "random"):
             return None
-        told = {"version": 2, "allocator": self.allocator, "selector": self.selector, "by_macs": self.by_macs}
+        told = {"version": 3, "allocator": self.allocator, "selector": self.selector, "by_macs": self.by_macs}
         return (
             told | {"keep": self._learned_at} if self.allocator == "learned" else told
         )  # a measured table has no budget
@@ -87,13 +88,15 @@ class DiffSparse:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache."""
+        from ditbench.anatomy import family_of
         from ditbench.budget import kept_rows
+        from ditbench.rules import DIFFSPARSE
         from ditbench.schedule import looked_at
         from ditbench.tokens import TokenCache
 
         if self.keep == 1:
             return
-        cache = TokenCache.of_schedule(at, self.selector)
+        cache = TokenCache(at, self.selector, DIFFSPARSE[family_of(pipeline.transformer)])
         found: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
         def now(sublayer: Sublayer) -> tuple[float, bool]:

@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.rules import DUCA, Selector, places
+from ditbench.rules import DUCA, SelectorName, places
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Route, Run, Sublayer
@@ -18,15 +18,15 @@ class Duca:
     """Compute every few steps wholly; of the steps in between, odd ones recompute some tokens and even ones run no block at all.
 
     A skipped step hands on the last block's last output. The rules are ToCa's with DuCa's own settings (`ditbench.rules`), Wan by
-    PixArt's. The authors found random tokens as good as chosen ones, and random ones need no attention map.
+    PixArt's. The authors found random tokens as good as chosen ones (`shuffle`), and those need no attention map.
     """
 
     interval: int | None = knob(None, low=1)
     """About so many steps from one full computation to the next; 1 changes nothing, None is the authors' for the family."""
     ratio: float | None = knob(None, low=0, high=1)
     """Share of tokens recomputed in a partial step, before the rules' factors; None is the authors' for the family."""
-    selector: Selector = "random"
-    """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `random`."""
+    selector: SelectorName = "attention"
+    """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `shuffle`."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
@@ -40,7 +40,7 @@ class Duca:
         rules = DUCA[family_of(pipeline.transformer)]
         interval = self.interval or rules.interval
         ratio = rules.ratio if self.ratio is None else self.ratio
-        kept = TokenCache(at, self.selector, bonus=rules.bonus, window=rules.window, signals=rules.signals)
+        kept = TokenCache(at, self.selector, rules, interval)
         last: dict[int, Streams] = {}
         at.on_start(last.clear)
         at.holds(last.values)

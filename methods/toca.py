@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.rules import TOCA, Selector, places
+from ditbench.rules import TOCA, SelectorName, places
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Route, Run, Sublayer
@@ -25,10 +25,11 @@ class Toca:
     """About so many steps from one full computation to the next; 1 changes nothing, None is the authors' for the family."""
     ratio: float | None = knob(None, low=0, high=1)
     """Share of tokens recomputed in between, before the rules' factors; None is the authors' for the family."""
-    selector: Selector = "attention"
-    """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `random`."""
+    selector: SelectorName = "attention"
+    """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `shuffle`."""
     quirk: bool = False
-    """On DiT, test for a full step block by block as the authors' code does, so that two steps of 50 are full in the first block only."""
+    """Test for a full step block by block as the authors' code for DiT and PixArt does, so that two of DiT's 50 steps and one of
+    PixArt's 20 are full in the first block only."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
@@ -42,9 +43,7 @@ class Toca:
         rules = TOCA[family_of(pipeline.transformer)]
         interval = self.interval or rules.interval
         ratio = rules.ratio if self.ratio is None else self.ratio
-        kept = TokenCache(
-            at, self.selector, reuse_weight=0.25 / interval, bonus=rules.bonus, window=rules.window, signals=rules.signals
-        )  # fmt: skip
+        kept = TokenCache(at, self.selector, rules, interval)
         full = cache(lambda steps: rules.full_steps(interval, steps))
 
         def at_sublayer(sublayer: Sublayer, place: float) -> Route:

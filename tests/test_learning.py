@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from ditbench import mixing
+from ditbench.anatomy import sublayers
 from ditbench.budget import solve, weights_of
 from ditbench.learning import Recipe, learn, prepare_schedule
 from ditbench.models import load, models
 from ditbench.prepare import Workroom
 from ditbench.schedule import Schedule
+from ditbench.selectors import SELECTORS
 from ditbench.stack import Stack
 from ditbench.student import studio
 from ditbench.testing import KINDS, tiny
@@ -69,34 +71,40 @@ def test_the_gradient_is_that_of_the_loss_and_checkpoints_do_not_change_it(kind)
     assert (moved[0] - moved[1]) / (2 * step) == pytest.approx(float(slope[at]), rel=0.05)
 
 
+def decoded(subject, monkeypatch, paint):
+    """The latents of two samples that `paint()` gives to the autoencoder, [2,...]."""
+    latents, kind = [], type(subject.pipeline.vae)
+    decode = kind.decode
+
+    def seen(vae, latent, *args, **kwargs):
+        latents.append(latent)
+        return decode(vae, latent, *args, **kwargs)
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(kind, "decode", seen)
+        paint()
+    return latents[0]
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_student_samples_as_the_method_does(kind, tmp_path):
-    """The dense, blended student and the sparse method with the same schedule give the same picture."""
-    subject = tiny(kind, steps=4)
-    with studio(subject.pipeline, Stack(), "change", False) as (student, paint), torch.no_grad():
-        names = tuple(s.name for s in student.at.sublayers)
-        chosen = np.random.default_rng(0).integers(0, 5, (4, len(names)))
-        chosen[0] = 4
-        blended = paint(hot(chosen), subject.arguments(subject.sampling, [0]) | {"output_type": "pt"}, 4)
+def test_the_student_samples_as_the_method_does(kind, selector, tmp_path, monkeypatch):
+    """The dense, blended student and the sparse method rank alike, and give the same samples for the same schedule."""
+    subject = tiny(kind, steps=6)
+    names = tuple(s.name for s in sublayers(subject.pipeline.transformer))
+    chosen = np.random.default_rng(0).choice([0, 1, 1, 2, 2, 3, 4], (6, len(names)))
+    chosen[0] = 4
     Schedule(sublayers=names, chosen=chosen).write(tmp_path / "s.json")
-    decoded = []
-    decode = subject.pipeline.vae.decode
-    with Stack.parse(f"diffsparse(schedule={str(tmp_path / 's.json')!r}, selector='change')").attached(
-        subject.pipeline
-    ) as attached:
-        attached.start(4, 1)
-
-        def seen(latents, *args, **kwargs):
-            decoded.append(decode(latents).sample)
-            return decode(latents, *args, **kwargs)
-
-        subject.pipeline.vae.decode = seen
-        try:
-            with torch.no_grad():
-                subject.pipeline(**subject.arguments(subject.sampling, [0]) | {"output_type": "np"})
-        finally:
-            del subject.pipeline.vae.decode
-    assert torch.allclose((decoded[0] / 2 + 0.5).clamp(0, 1), blended, atol=1e-4)
+    with studio(subject.pipeline, Stack(), selector, False) as (_, paint):
+        arguments = subject.arguments(subject.sampling, [0, 1])
+        student = decoded(subject, monkeypatch, lambda: paint(hot(chosen), arguments, 6))
+    stack = Stack.parse(f"diffsparse(schedule={str(tmp_path / 's.json')!r}, selector={selector!r})")
+    with stack.attached(subject.pipeline) as attached:
+        attached.start(6, 2)
+        arguments = subject.arguments(subject.sampling, [0, 1]) | {"output_type": "np"}
+        method = decoded(subject, monkeypatch, lambda: subject.pipeline(**arguments))
+        assert any(0 < share < 1 for step in attached.schedule()["keep"] for share in step)
+    assert student.shape[0] == 2 and float((student - method).norm() / method.norm()) <= 1e-5
 
 
 def test_learning_logs_every_iteration_and_keeps_the_best_on_held_out_requests():

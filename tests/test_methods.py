@@ -334,7 +334,12 @@ LEDGER = {
         sum(out + score for out, score in outputs(a).values())
         + maps(a, ("entropy",) if kind in ("pixart", "wan") else ("received",))
     ),
-    "duca": lambda a, kind: sum(out for out, _ in outputs(a).values()) + streams(a),
+    "duca": lambda a, kind: (
+        sum(out + score for out, score in outputs(a).values())
+        + streams(a)
+        + maps(a, ("entropy",) if kind in ("pixart", "wan") else ("received",))
+    ),
+    "duca(selector='shuffle')": lambda a, kind: sum(out + score for out, score in outputs(a).values()) + streams(a),
     "teacache(threshold=1e9)": lambda a, kind: streams(a) + outputs_of_the_first(a),
     "pab": lambda a, kind: attentions(a),
     "fastercache": lambda a, kind: 2 * attentions(a),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from ditbench import schedule, tokens
+from ditbench import schedule, selectors
 from ditbench.anatomy import sublayers
 from ditbench.budget import DENSE, row_weights, solve, solved, spent, untrained
 from ditbench.programme import allocate
@@ -145,9 +145,9 @@ def test_not_noting_what_no_ranking_looks_at_changes_no_sample(kind, selector, t
     Schedule(sublayers=names, chosen=chosen).write(tmp_path / "s.json")
 
     def painted():
-        watched, enter = [], tokens._Watch.__enter__
+        watched, enter = [], selectors._Watch.__enter__
         with monkeypatch.context() as patch:
-            patch.setattr(tokens._Watch, "__enter__", lambda self: (watched.append(1), enter(self))[1])
+            patch.setattr(selectors._Watch, "__enter__", lambda self: (watched.append(1), enter(self))[1])
             stack = Stack.parse(f"diffsparse(schedule={str(tmp_path / 's.json')!r}, selector={selector!r})")
             with stack.attached(tried.pipeline) as attached:
                 attached.start(6)

@@ -1,17 +1,21 @@
 """Token caches: what is kept, what is refreshed, and by which ranking; blocks rerouted whole; the rules of ToCa and DuCa."""
 
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from ditbench import schedule
 from ditbench.anatomy import sublayers
 from ditbench.method import Attachment
 from ditbench.now import Now
-from ditbench.rules import TOCA
+from ditbench.rules import TOCA, SelectorName
 from ditbench.schedule import Schedule
+from ditbench.selectors import SELECTORS
 from ditbench.stack import Stack
 from ditbench.testing import KINDS, tiny
 from ditbench.tokens import TokenCache, _with_bonus
@@ -37,17 +41,27 @@ class Part:
         return run
 
 
-def cache_of(selector, **settings):
+RULES = replace(TOCA["dit"], soft=0.0, bonus=0.0)
+
+
+def cache_of(selector, passes=1, **settings):
     at = Attachment.__new__(Attachment)
     at.now, at.counters, at.engaged, at.starts, at.held, at.shares = (
-        Now(num_steps=4, samples=1, grid=(1, 2, 2)),
+        Now(num_steps=4, samples=1, grid=(1, 2, 2), passes=passes),
         {},
         False,
         [],
         [],
         {},
     )
-    return TokenCache(at, selector, **settings), Part()
+    return TokenCache(at, selector, replace(RULES, **settings)), Part()
+
+
+def ranked(cache, part, x, before=None):
+    """The order of `x` after a whole computation of `before` (None: of x)."""
+    before = x if before is None else before
+    cache.compute(part, part.run(before), before)
+    return cache.order(part, x)
 
 
 def test_refresh_recomputes_the_tokens_that_moved_most_and_keeps_the_rest():
@@ -64,7 +78,7 @@ def test_refresh_recomputes_the_tokens_that_moved_most_and_keeps_the_rest():
 
 
 def test_no_rows_runs_nothing_and_all_rows_runs_densely():
-    cache, part = cache_of("norm")
+    cache, part = cache_of("change")
     x = torch.randn(2, 4, 3)
     first = cache.compute(part, part.run(x), x)
     assert torch.equal(cache.refresh(part, part.run(x * 2), x * 2, 0), first)
@@ -73,7 +87,7 @@ def test_no_rows_runs_nothing_and_all_rows_runs_densely():
 
 
 def test_tokens_that_wait_longest_come_first_when_waiting_counts():
-    cache, part = cache_of("norm", reuse_weight=10.0)
+    cache, part = cache_of("norm", soft=10.0)
     x = torch.tensor([[[4.0], [3.0], [2.0], [1.0]]])
     cache.compute(part, part.run(x), x)
     for _ in range(3):
@@ -81,25 +95,98 @@ def test_tokens_that_wait_longest_come_first_when_waiting_counts():
     assert [rows[0][0] for rows in part.calls[1:]] == [0, 1, 2]
 
 
-def test_passes_of_a_guided_batch_choose_the_same_tokens():
-    cache, part = cache_of("norm")
-    cache.at.now.passes = 2
-    x = torch.tensor([[[5.0], [0.0], [1.0]], [[0.0], [4.0], [4.5]]])  # one sample, two passes
-    assert cache.rank(part, x).argmax(1).tolist() == [2, 2]
+@pytest.mark.parametrize(("shared", "first"), [(True, [2, 2]), (False, [0, 2])])
+def test_passes_of_a_guided_batch_share_a_ranking_where_the_familys_rules_say_so(shared, first):
+    cache, part = cache_of("change", passes=2, shared=shared)
+    x = torch.tensor([[[5.0], [0.0], [4.0]], [[0.0], [4.0], [4.5]]])  # one sample, two passes
+    assert ranked(cache, part, x, torch.zeros_like(x))[:, 0].tolist() == first
 
 
-def test_samples_of_a_batch_choose_their_own_tokens():
-    cache, part = cache_of("norm")
+@pytest.mark.parametrize("selector", ["norm", "change"])
+def test_samples_of_a_batch_choose_their_own_tokens(selector):
+    cache, part = cache_of(selector)
     x = torch.tensor([[[5.0], [0.0]], [[0.0], [4.0]]])
-    assert cache.rank(part, x).argmax(1).tolist() == [0, 1]
+    assert ranked(cache, part, x, torch.zeros_like(x))[:, 0].tolist() == [0, 1]
 
 
-def test_random_is_another_order_every_step_and_the_same_for_every_sample():
-    cache, part = cache_of("random")
+def test_a_shuffle_is_another_order_every_step_and_the_same_for_every_sample():
+    cache, part = cache_of("shuffle")
     x = torch.zeros(3, 50, 2)
-    first = cache.rank(part, x)
+    first = ranked(cache, part, x)
     cache.at.now.step = 1
-    assert not torch.equal(first, cache.rank(part, x)) and torch.equal(first[0], first[2])
+    assert not torch.equal(first, cache.order(part, x)) and torch.equal(first[0], first[2])
+
+
+def test_every_selector_has_a_name_a_knob_can_have():
+    assert tuple(SELECTORS) == get_args(SelectorName)
+
+
+# The authors' rankings, written once more from arXiv:2410.05317's code, on attention maps drawn at random.
+
+
+def authors_bonus(score, window, bonus):
+    """The best of every window of a square picture gets `bonus` times itself, window by window."""
+    side, out = round(len(score) ** 0.5), list(score)
+    for top in range(0, side, window):
+        for left in range(0, side, window):
+            places = [(top + i) * side + left + j for i in range(window) for j in range(window)]
+            best = max(places, key=lambda p: score[p])
+            out[best] += bonus * score[best]
+    return out
+
+
+def authors_dit(maps, age, n):
+    """Every row of the batch alone: column sums of the mean map over heads, of unit length; waiting; windows of two."""
+    rows = []
+    for row, waited in zip(maps, age, strict=True):  # [H,N,N], [N]
+        received = row.mean(0).sum(0)
+        rows.append(authors_bonus((received / received.norm() + 0.25 * waited / n).tolist(), 2, 0.6))
+    return rows
+
+
+def authors_pixart(maps, age, n):
+    """Once for both rows of a pair: the entropy over both prompts' tokens of half of either map; waiting; windows of four."""
+    pairs, half = [], len(maps) // 2
+    for i in range(half):
+        blank = torch.zeros_like(maps[i].mean(0))
+        packed = [torch.cat([maps[i].mean(0), blank], 1), torch.cat([blank, maps[half + i].mean(0)], 1)]
+        mean = 0.5 * packed[0] + 0.5 * packed[1]  # [N,2M]
+        entropy = 1 - (mean * (mean + 1e-7).log()).sum(-1)
+        pairs.append(authors_bonus((entropy / entropy.norm() + 0.25 * age[i] / n).tolist(), 4, 0.4))
+    return pairs * 2
+
+
+@pytest.mark.parametrize("num", [4, 20, 40])
+@pytest.mark.parametrize(
+    ("family", "kind", "authors"), [("dit", "self", authors_dit), ("pixart", "cross", authors_pixart)]
+)
+def test_the_chosen_tokens_are_the_authors(family, kind, authors, num):
+    """Two samples of 64 tokens under guidance: the same chosen sets when tokens have waited, sets of the pair included."""
+    torch.manual_seed(num)
+    at = cache_of("attention")[0].at
+    at.now = Now(num_steps=9, samples=2, grid=(1, 8, 8), passes=2, text_tokens=12)
+    cache = TokenCache(at, "attention", TOCA[family])
+    q, k = 3 * torch.randn(4, 4, 64, 8), 3 * torch.randn(4, 4, 64 if kind == "self" else 12, 8)
+    seen = SimpleNamespace(index=0, block=0, kind=kind, stream="image")
+    mlp = SimpleNamespace(index=1, block=0, kind="mlp", stream="image")
+    x = torch.zeros(4, 64, 8)
+    cache.compute(seen, lambda: functional.scaled_dot_product_attention(q, k, k).transpose(1, 2).flatten(2), x)
+    cache.compute(mlp, lambda: x, x)
+    maps, age = (q @ k.mT * 8**-0.5).softmax(-1), torch.zeros(4, 64)
+    for _ in range(3):
+        scores = torch.tensor(authors(maps, age, 3 if family == "dit" else TOCA[family].interval))
+        theirs = scores.argsort(1, descending=True)[:, :num]
+        assert cache.order(mlp, x)[:, :num].sort(1).values.tolist() == theirs.sort(1).values.tolist()
+        cache.refresh(mlp, lambda rows: x[:, : rows.shape[1]], x, num)
+        age = (age + 1).scatter(1, theirs, 0.0)
+    assert (family == "pixart") is bool((theirs[:2].sort(1).values == theirs[2:].sort(1).values).all())
+
+
+def test_an_attention_that_was_not_seen_is_an_error_and_no_other_ranking():
+    cache, part = cache_of("attention")
+    x = torch.zeros(1, 4, 2)
+    with pytest.raises(ValueError, match="the attention of block 0 was not seen"):
+        ranked(cache, part, x)
 
 
 def test_the_best_of_every_window_gets_more():
@@ -165,6 +252,7 @@ def full(family, interval, steps):
 
 def test_full_steps_are_those_of_the_papers_code():
     assert full("pixart", 3, 20) == [0, 4, 6, 9, 12, 15, 18]
+    assert [i for i, (_, others) in enumerate(TOCA["pixart"].full_steps(3, 20)) if others] == [0, 6, 9, 12, 15, 18]
     assert full("flux", 4, 50) == [0, 1, *range(2, 50, 4)]
     differ = [49 - i for i, (first, others) in enumerate(TOCA["dit"].full_steps(3, 50)) if first != others]
     assert differ == [45, 32]  # the steps at which only the first block is full
