@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
 from ditbench.reuse import reuse_outputs
+
+if TYPE_CHECKING:
+    from ditbench.anatomy import Sublayer
 
 
 @method("fora", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2407.01425")
 class Fora:
     """Recompute attention and MLP outputs every `interval` steps and reuse them in between.
 
-    The rule is the authors': recompute at steps 0, interval, 2 interval..., rounded up where the interval is no whole number. What is
-    kept is each sub-layer's output before its gate and residual, for each guidance pass; norms, modulation, gates and residuals are
-    computed at every step. They cache attention and MLP; here cross-attention and FLUX's joint and single blocks are sub-layers like
-    any other.
+    The rule is the authors'. On DiT their code counts steps down from T - 1 to 0 and recomputes at the first step and where the count
+    is a multiple of the interval: of 50 steps at interval 3 these are 0, 1, 4, 7..., 49. On the other models it is ToCa's FORA mode,
+    which counts up: 0, 3, 6.... Multiples are rounded up where the interval is no whole number. What is kept is each sub-layer's output
+    before its gate and residual, for each guidance pass; norms, modulation, gates and residuals are computed at every step. They cache
+    attention and MLP; here cross-attention and FLUX's joint and single blocks are sub-layers like any other.
     """
 
     interval: int | float = knob(3, low=1)
-    """Steps from one computation to the next, on average: 2.5 computes steps 0, 3, 5, 8...; 1 changes nothing."""
+    """Steps from one computation to the next, on average: 2.5 computes counts 0, 3, 5, 8...; 1 changes nothing."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("interval", 1, 10)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the cache."""
-        if self.interval > 1:
-            reuse_outputs(at, lambda step, _: step // self.interval == (step - 1) // self.interval)
+        from ditbench.anatomy import family_of
+
+        if self.interval == 1:
+            return
+        downward = family_of(pipeline.transformer) == "dit"
+
+        def reuses(step: int, _: Sublayer) -> bool:
+            count = at.now.num_steps - 1 - step if downward else step
+            return count // self.interval == (count - 1) // self.interval
+
+        reuse_outputs(at, reuses)  # the first step has nothing to reuse

@@ -10,56 +10,69 @@ if TYPE_CHECKING:
     from ditbench.anatomy import Route, Run, Sublayer
 
 
+AUTHORS: dict[str, tuple[int, int, int]] = {"dit": (4, 4, 2), "flux": (6, 1, 3), "wan": (5, 1, 1), "pixart": (4, 1, 1)}
+"""By family the authors' interval, order and first steps: those recommended for DiT, and those their code for FLUX and Wan2.1 is
+released with. They published none for PixArt; those are ours."""
+
+
 @method("taylorseer", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2503.06923")
 class TaylorSeer:
     """Compute every `interval` steps, and in between extend each sub-layer's output by finite differences of up to `order`.
 
     At a computed step D0 is the output and D(i+1) the change of D(i) per step since the last computed step; k steps later the output
-    is sum of D(i) k^i / i!. The authors' settings: interval 4, order 4, first 2 on DiT; 6, 1, 3 on FLUX; 5, 1, 1 on Wan.
+    is sum of D(i) k^i / i!. As in the authors' code no difference is taken before the last of the `first` steps. Their settings are the
+    defaults: interval 4, order 4, first 2 on DiT; 6, 1, 3 on FLUX; 5, 1, 1 on Wan. PixArt's (4, 1, 1) are ours.
     """
 
-    interval: int | float = knob(4, low=1)
-    """Steps from one computation to the next, on average; 1 changes nothing."""
-    order: int = knob(1, low=0, high=6)
-    """Highest difference used; 0 reuses the last output as it is. Each order costs as much memory as the cache itself."""
-    first: int = knob(1, low=1)
-    """Steps computed at the beginning."""
+    interval: int | float | None = knob(None, low=1)
+    """Steps from one computation to the next, on average; 1 changes nothing, None is the authors' for the family."""
+    order: int | None = knob(None, low=0, high=6)
+    """Highest difference used; 0 reuses the last output as it is, None is the authors' for the family. Each order costs as much memory
+    as the cache itself."""
+    first: int | None = knob(None, low=1)
+    """Steps computed at the beginning; None is the authors' for the family."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("interval", 1, 10)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through its differences."""
+        from ditbench.anatomy import family_of
+
+        theirs = AUTHORS[family_of(pipeline.transformer)]
+        interval = self.interval or theirs[0]
+        order = theirs[1] if self.order is None else self.order
+        first = self.first or theirs[2]
+        if interval == 1:
+            return
         kept: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
         when: dict[tuple[int, int], int] = {}
         at.on_start(kept.clear)
         at.on_start(when.clear)
         at.holds(lambda: (parts for differences in kept.values() for parts in differences))
-        for sublayer in at.sublayers:
-            at.reroute(sublayer, self._route(sublayer, kept, when, at))
 
-    def _route(
-        self, sublayer: Sublayer, kept: dict[tuple[int, int], list[tuple[Any, ...]]], when: dict[tuple[int, int], int], at: Attachment
-    ) -> Route:  # fmt: skip
-        def route(run: Run, _hidden: Any) -> Any:
-            key, step = (sublayer.index, at.now.branch), at.now.step
-            if key in kept and not self._computes(step):
-                at.computes(sublayer, 0.0)
-                at.count("extrapolated")
-                return _whole(_extended(kept[key], step - when[key]))
-            at.computes(sublayer, 1.0)
-            at.count("computed", idle=True)
-            out = run()
-            if self.interval > 1:
-                gap = step - when.get(key, step)
-                kept[key] = _differences(_parts(out), kept.get(key, []) if gap else [], gap, self.order)
+        def computes(step: int) -> bool:
+            since = step - first + 1
+            return since <= 0 or since // interval != (since - 1) // interval
+
+        def at_sublayer(sublayer: Sublayer) -> Route:
+            def route(run: Run, _hidden: Any) -> Any:
+                key, step = (sublayer.index, at.now.branch), at.now.step
+                if key in kept and not computes(step):
+                    at.computes(sublayer, 0.0)
+                    at.count("extrapolated")
+                    return _whole(_extended(kept[key], step - when[key]))
+                at.computes(sublayer, 1.0)
+                at.count("computed", idle=True)
+                out = run()
+                before = kept.get(key, []) if step >= first - 1 else []
+                kept[key] = _differences(_parts(out), before, step - when.get(key, step), order)
                 when[key] = step
-            return out
+                return out
 
-        return route
+            return route
 
-    def _computes(self, step: int) -> bool:
-        since = step - self.first + 1
-        return since <= 0 or since // self.interval != (since - 1) // self.interval
+        for sublayer in at.sublayers:
+            at.reroute(sublayer, at_sublayer(sublayer))
 
 
 def _parts(out: Any) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 FOUND = "threshold.json"
 
 PUBLISHED: dict[tuple[str, int], tuple[float, ...]] = {
-    ("flux", 3072): (498.65, -283.78, 55.86, -3.820, 0.2642),
-    ("wan", 1536): (2396.8, -1311.1, 201.33, -8.2986, 0.13789),
+    ("flux", 3072): (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861),
+    ("wan", 1536): (2396.76752, -1311.10545, 201.331979, -8.29855975, 0.137887774),
+    ("wan", 5120): (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
 }
-"""(family, width) -> the authors' polynomial, highest power first; fitted on FLUX.1-dev and Wan2.1-1.3B."""
+"""(family, width) -> the authors' polynomial, highest power first, for the signal they fitted it to: on FLUX.1-dev the first block's
+modulated input, on Wan2.1 1.3B and 14B (text to video, without their retention steps) the time embedding."""
 
 
 class _Input(Exception):
@@ -30,10 +33,11 @@ class _Input(Exception):
     paper="arXiv:2411.19108",
 )  # fmt: skip
 class TeaCache:
-    """Add up how much the first block's modulated input changes from step to step; below `threshold` reuse what the blocks added.
+    """Add up how much a signal changes from step to step; below `threshold` reuse what the blocks added.
 
-    The change is mean|m - m_before| / mean|m_before| over the whole batch, put through a polynomial that predicts the change of the
-    output. First and last steps are always computed; separate guidance passes keep separate states.
+    The signal is the first block's modulated input, and on Wan the time embedding, as in the authors' code for it: there the decision
+    is the same for every prompt. The change is mean|m - m_before| / mean|m_before| over the whole batch, put through a polynomial that
+    predicts the change of the output. First and last steps are always computed; separate guidance passes keep separate states.
     """
 
     threshold: float = knob(0.2, low=0)
@@ -48,8 +52,8 @@ class TeaCache:
     dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 4)
 
     def recipe(self) -> dict[str, Any] | None:
-        """A threshold found for a share depends on what the change is put through."""
-        return {"version": 1, "saved": self.saved, "polynomial": list(self.polynomial)} if self.saved else None
+        """A threshold found for a share depends on the signal and on what its change is put through."""
+        return {"version": 2, "saved": self.saved, "polynomial": list(self.polynomial)} if self.saved else None
 
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
         """Look for the threshold that skips `saved` of the runs on a batch of training requests; returns it and the share it skips."""
@@ -78,8 +82,8 @@ class TeaCache:
                     "the threshold has not been found for this model; python run_bench.py prepare 'teacache(saved=...)' does it"
                 )
             threshold = json.loads((at.artifact / FOUND).read_text())["threshold"]
-        width = at.sublayers[0].linears[0].in_features
-        terms = self.polynomial or PUBLISHED.get((family_of(pipeline.transformer), width), (1.0, 0.0))
+        family, width = family_of(pipeline.transformer), at.sublayers[0].linears[0].in_features
+        terms = self.polynomial or PUBLISHED.get((family, width), (1.0, 0.0))
         before: dict[int, Any] = {}
         residual: dict[int, Streams] = {}
         entered: dict[int, Streams] = {}
@@ -88,23 +92,11 @@ class TeaCache:
             at.on_start(store.clear)
         at.holds(before.values)
         at.holds(residual.values)
-        state = {"probe": False, "skip": False}
-
-        def look(run: Any, hidden: Any) -> Any:
-            if state["probe"]:
-                raise _Input(hidden)
-            return run()
-
-        at.reroute(at.sublayers[0], look)
+        state = {"skip": False}
+        signal = _time_embedding(pipeline.transformer, at) if family == "wan" else _modulated_input(at)
 
         def decide(run: RunBlock, streams: Streams) -> bool:
-            branch, state["probe"] = at.now.branch, True
-            try:
-                run(streams)
-            except _Input as found:
-                seen = found.args[0]
-            finally:
-                state["probe"] = False
+            branch, seen = at.now.branch, signal(run, streams)
             change = (
                 float(((seen - before[branch]).abs().mean() / before[branch].abs().mean()).item()) if branch in before else 0.0
             )  # fmt: skip
@@ -137,3 +129,38 @@ class TeaCache:
 
         for block in at.blocks:
             at.reroute(block, at_block(block.index))
+
+
+def _modulated_input(at: Attachment) -> Callable[[RunBlock, Streams], Any]:
+    """The signal of a pass: what the first block hands to its first sub-layer, [B,N,D]."""
+    probing = {"now": False}
+
+    def look(run: Any, hidden: Any) -> Any:
+        if probing["now"]:
+            raise _Input(hidden)
+        return run()
+
+    at.reroute(at.sublayers[0], look)
+
+    def signal(run: RunBlock, streams: Streams) -> Any:
+        probing["now"] = True
+        try:
+            run(streams)
+        except _Input as stopped:
+            return stopped.args[0]
+        finally:
+            probing["now"] = False
+        raise AssertionError("the first block ran without its first sub-layer")
+
+    return signal
+
+
+def _time_embedding(transformer: Any, at: Attachment) -> Callable[[RunBlock, Streams], Any]:
+    """The signal of a pass on Wan: the time embedding before it is projected to modulations, [B,D]."""
+    newest: list[Any] = []
+
+    def keep(_module: Any, _inputs: Any, embedding: Any) -> None:
+        newest[:] = [embedding]
+
+    at.undo(transformer.condition_embedder.time_embedder.register_forward_hook(keep).remove)
+    return lambda run, streams: newest[0]

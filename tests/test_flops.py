@@ -283,7 +283,11 @@ def test_reused_work_is_not_counted_in_a_run_nor_on_the_meta_device(name):
         with stack.attached(pipe):
             reused = flops.count_generation(pipe, lambda: generate(pipe, model))
         row = flops.count_model(model, stack=stack, changes=changes)
-    assert row["flops"] == reused.flops < 0.6 * dense.flops and reused.attention_macs * 3 == dense.attention_macs
+    full = (
+        2 if model.family == "dit" else 1
+    )  # of three steps; DiT's code counts down to 0, and the first has nothing to reuse
+    assert row["flops"] == reused.flops < (0.9 if full == 2 else 0.6) * dense.flops
+    assert reused.attention_macs * 3 == full * dense.attention_macs
     assert row["stack"] == "fora" and row["forwards"] == dense.forwards
 
 

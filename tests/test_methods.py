@@ -79,7 +79,7 @@ def test_a_share_that_comes_to_one_step_is_one_sentence_on_pixart():
 def slow_fora(kind, interval):
     """FORA once more, by forward hooks that count their own calls: a module's output is replaced by the one kept for its pass."""
     tried = subject(kind)
-    passes = 2 if kind == "wan" else 1
+    passes, steps = 2 if kind == "wan" else 1, tried.sampling.steps
     with ExitStack() as undo:
         for sublayer in sublayers(tried.pipeline.transformer):
             calls, kept = [0], {}
@@ -87,7 +87,8 @@ def slow_fora(kind, interval):
             def reuse(_module, _inputs, out, calls=calls, kept=kept):
                 step, branch = divmod(calls[0], passes)
                 calls[0] += 1
-                if step % interval == 0:
+                count = steps - 1 - step if kind == "dit" else step
+                if count % interval == 0 or branch not in kept:
                     kept[branch] = out
                 return kept[branch]
 
@@ -116,18 +117,23 @@ def test_fora_computes_at_every_interval_th_step_and_reuses_in_between(kind):
         attached.start(5)
         tried.generate(tried.sampling, [0])
         num, passes = len(sublayers(tried.pipeline.transformer)), 2 if kind == "wan" else 1
+        expected = (
+            [0, 1, 4] if kind == "dit" else [0, 3]
+        )  # DiT's code counts down, and the first step has nothing to reuse
         assert sorted(set(step)) == [0, 1, 2, 3, 4]
-        assert computed == [0] * passes + [3] * passes
-        assert attached.counters() == {"fora.computed": 2 * passes * num, "fora.reused": 3 * passes * num}
+        assert computed == [at for at in expected for _ in range(passes)]
+        full = len(expected) * passes * num
+        assert attached.counters() == {"fora.computed": full, "fora.reused": 5 * passes * num - full}
 
 
-def test_fora_takes_an_interval_between_whole_numbers():
-    tried = tiny("dit", steps=12)
+@pytest.mark.parametrize(("kind", "full"), [("pixart", [0, 3, 5, 8, 10]), ("dit", [0, 1, 3, 6, 8, 11])])
+def test_fora_takes_an_interval_between_whole_numbers(kind, full):
+    tried = tiny(kind, steps=12)
     with Stack.parse("fora(interval=2.5)").attached(tried.pipeline) as attached:
         attached.start(12, 1)
         tried.generate(tried.sampling, [0])
         keep = attached.schedule()["keep"]
-    assert [step for step, shares in enumerate(keep) if shares[0] == 1] == [0, 3, 5, 8, 10]
+    assert [step for step, shares in enumerate(keep) if shares[0] == 1] == full
 
 
 def test_foras_cache_is_counted_in_bytes():
@@ -137,6 +143,26 @@ def test_foras_cache_is_counted_in_bytes():
     assert counters["cache_bytes"] == layers * batch_with_guidance * tokens * width * 4
     generate("fora(interval=1)", "dit", counters=(off := {}))
     assert off["cache_bytes"] == 0
+
+
+# taylorseer
+
+
+@pytest.mark.parametrize(
+    ("kind", "full"),
+    [("dit", [0, 1, 5, 9]), ("pixart", [0, 4, 8]), ("flux", [0, 1, 2, 8]), ("wan", [0, 5, 10])],
+)
+def test_taylorseer_is_the_authors_for_the_family_by_default(kind, full):
+    """Interval, first steps and order: DiT 4, 2, 4; FLUX 6, 3, 1; Wan 5, 1, 1; PixArt, ours, 4, 1, 1."""
+    tried = tiny(kind, steps=12)
+    with Stack.parse("taylorseer").attached(tried.pipeline) as attached:
+        attached.start(12, 1)
+        tried.generate(tried.sampling, [0])
+        keep, cached = attached.schedule()["keep"], attached.cache_bytes()
+        assert [step for step, shares in enumerate(keep) if shares[0] == 1] == full
+        # Differences taken: one more at every full step from the last of the first steps on, up to the order.
+        kept = 1 + {"dit": 3, "pixart": 1, "flux": 1, "wan": 1}[kind]
+        assert cached == kept * (2 if kind == "wan" else 1) * sum(out for out, _ in outputs(attached).values())
 
 
 # int8
@@ -340,7 +366,9 @@ LEDGER = {
         + maps(a, ("entropy",) if kind in ("pixart", "wan") else ("received",))
     ),
     "duca(selector='shuffle')": lambda a, kind: sum(out + score for out, score in outputs(a).values()) + streams(a),
-    "teacache(threshold=1e9)": lambda a, kind: streams(a) + outputs_of_the_first(a),
+    "teacache(threshold=1e9)": lambda a, kind: (
+        streams(a) + (time_embedding(a) if kind == "wan" else outputs_of_the_first(a))
+    ),
     "pab": lambda a, kind: attentions(a),
     "fastercache": lambda a, kind: 2 * attentions(a),
     "delta_dit(share=0.5, switch=0.5)": lambda a, kind: 2 * streams(a),
@@ -360,6 +388,12 @@ def outputs_of_the_first(attached):
     """Bytes of the first sub-layer's input: image tokens."""
     at = next(iter(attached.attachments.values()))
     return 4 * at.now.passes * at.now.samples * int(np.prod(at.now.grid)) * at.sublayers[0].linears[0].in_features
+
+
+def time_embedding(attached):
+    """Bytes of the embedding of one time for every sample."""
+    at = next(iter(attached.attachments.values()))
+    return 4 * at.now.passes * at.now.samples * at.sublayers[0].linears[0].in_features
 
 
 def attentions(attached):
