@@ -125,39 +125,38 @@ def _statistic(
     if against is None:
         return None
     try:
-        delta = _statistic_delta(entry, metric, record, mine, against, sets)
+        delta, entry["interval"], entry["se_jackknife"] = statistic_delta(metric, record, mine, against, sets)
     except ValueError as error:
         entry["delta_reason"] = str(error)
         return None
     entry["delta"] = delta.as_dict()
     entry["level"] = sets.read(metric, record, against).value + delta.value
-    entry["interval"] = entry["interval"] or f"{statistic.interval.format(n=delta.n)}, at n = {len(features)}"
     return delta
 
 
-def _statistic_delta(
-    entry: dict[str, Any], metric: Metric, record: Mapping[str, Any], mine: Scores, against: Scores, sets: Sets
-) -> Estimate:
-    """The paired difference of a statistic of the whole set; ValueError says why there is none."""
+def statistic_delta(
+    metric: Metric, record: Mapping[str, Any], mine: Scores, against: Scores, sets: Sets
+) -> tuple[Estimate, str, float | None]:
+    """The paired difference of a statistic of the whole set, what its interval rests on, and a second standard error where there is one.
+
+    ValueError says why there is none.
+    """
     statistic, pair, signs = STATISTICS[metric.statistic], (mine, against), (1, -1)
+    n, d = mine.arrays[metric.features].shape
     if statistic.each:
         values, others = (sets.each(metric, record, scores) for scores in pair)
-        return statistics.delta(values, others, mine.arrays["group"], bounds=(0.0, 1.0))
-    if not statistic.check:
-        return contrast([sets.read(metric, record, scores) for scores in pair], signs)
-    n, d = mine.arrays[metric.features].shape
-    if n <= d:  # before the jackknife, which costs an eigenproblem per block
-        raise ValueError(f"a difference of Fréchet distances needs more samples than their {d} features, got {n}")
-    jackknifed = [sets.read(metric, record, scores, check=True) for scores in pair]
-    delta = settle([sets.read(metric, record, scores) for scores in pair], jackknifed, signs, n, d)
-    entry["se_jackknife"] = contrast(jackknifed, signs).se
-    how = (
-        statistic.interval.format(n=delta.n)
-        if delta.se != entry["se_jackknife"]
-        else f"jackknife over {delta.n} blocks of prompts"
-    )
-    entry["interval"] = f"{how}, bias in n taken away by the jackknife, at n = {n}"
-    return delta
+        delta = statistics.delta(values, others, mine.arrays["group"], bounds=(0.0, 1.0))
+    elif not statistic.check:
+        delta = contrast([sets.read(metric, record, scores) for scores in pair], signs)
+    else:
+        if n <= d:  # before the jackknife, which costs an eigenproblem per block
+            raise ValueError(f"a difference of Fréchet distances needs more samples than their {d} features, got {n}")
+        jackknifed = [sets.read(metric, record, scores, check=True) for scores in pair]
+        delta = settle([sets.read(metric, record, scores) for scores in pair], jackknifed, signs, n, d)
+        error = contrast(jackknifed, signs).se
+        how = statistic.interval if delta.se != error else "jackknife over {n} blocks of prompts"
+        return delta, f"{how.format(n=delta.n)}, bias in n taken away by the jackknife, at n = {n}", error
+    return delta, f"{statistic.interval.format(n=delta.n)}, at n = {n}", None
 
 
 def held(references: Mapping[str, Reference], world: str) -> Reference:

@@ -10,8 +10,7 @@ from typing import Any
 from ditbench import statistics
 from ditbench.metrics import Metric, metrics
 from ditbench.metrics.stored import Scores, read_scores
-from ditbench.quality import reference_of
-from ditbench.readings import contrast
+from ditbench.quality import reference_of, statistic_delta
 from ditbench.record import SHOWN
 from ditbench.references import Told
 from ditbench.reports.sections import Row, Section, differing
@@ -91,7 +90,11 @@ def _qualities(
         return [_line("quality", "", "", "", "not compared: one of them is not scored")]
     lines, sets = [], Sets(reference_of, Told(folder))
     for metric in metrics().values():
-        change = _change(metric, mine, theirs, other, sets)
+        try:
+            change = _change(metric, mine, theirs, other, sets)
+        except ValueError as error:
+            lines.append(_line(metric.name, "", "", "", f"not compared: {error}"))
+            continue
         if change is not None:
             before, after, moved = change
             gate = gates.alignment if metric.name == "align.shapes_v1" else None
@@ -109,16 +112,14 @@ def _qualities(
 def _change(
     metric: Metric, mine: Scores, theirs: Scores, record: Mapping[str, Any], sets: Sets
 ) -> tuple[float, float, Estimate] | None:
-    """Before, after, and the paired change; None where either has no such metric."""
+    """Before, after, and the paired change; None where either has no such metric. ValueError says why there is no change."""
     if any(s.reasons.get(metric.name, "missing") for s in (mine, theirs)):
         return None
     group = theirs.arrays["group"]
     if metric.statistic:
-        try:
-            before, after = (sets.read(metric, record, s) for s in (mine, theirs))
-        except ValueError:
-            return None
-        return before.value, after.value, contrast([after, before], [1, -1])
+        before, after = (sets.read(metric, record, s).value for s in (mine, theirs))
+        moved, _, _ = statistic_delta(metric, record, theirs, mine, sets)
+        return before, after, moved
     if metric.name not in mine.arrays or metric.name not in theirs.arrays:
         return None
     old, new = mine.arrays[metric.name], theirs.arrays[metric.name]

@@ -91,8 +91,10 @@ def verdicts(a, b, **gates):
 
 def test_a_run_against_its_copy_has_not_moved(run, copy, capsys):
     found = verdicts(run, copy)
-    assert set(found.values()) == {"identical", "not told apart"}
-    assert found["int8", "align.shapes_v1"] == found["none", "fd.shapes_v1"] == "identical"
+    few = "not compared: a difference of Fréchet distances needs more samples than their 64 features, got 64"
+    assert set(found.values()) == {"identical", "not told apart", few}
+    assert found["int8", "align.shapes_v1"] == found["none", "mmd.shapes_v1"] == "identical"
+    assert found["none", "fd.shapes_v1"] == few
     assert found["int8", "speedup_call"] == "not told apart"
     assert main(["compare", str(run), str(copy)]) == OK
     assert "regressions past the gates: 0" in capsys.readouterr().out
