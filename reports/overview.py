@@ -14,7 +14,7 @@ from rich.text import Text
 from ditbench.metrics import metrics
 from ditbench.quality import ASKED
 from ditbench.record import SHOWN
-from ditbench.reports.sections import Report, Row, Section, status, unmeasured
+from ditbench.reports.sections import Report, Row, Section, status, unmeasured, without_difference
 from ditbench.reports.terminal import console
 from ditbench.reports.wording import DASH, interval, number, places_of, size, times, value
 
@@ -132,6 +132,7 @@ def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
             if first and row["status"] == SHOWN and entry["value"] is None and not row["baseline"]:
                 found.setdefault(f"no {metric}: {entry['reason']}", []).append(row["stack"])
     measured = [row["stack"] for row in rows if row["status"] == SHOWN]
+    found |= {sentence: measured[1:] for sentence in without_difference(rows)}
     for reason, names in unmeasured(rows, first=False).items():
         asked = [name for name in names if reason != ASKED and metrics()[name].asked]
         if asked:

@@ -21,7 +21,16 @@ from ditbench.reports.cells import Cell, glance, quality, speed, video
 from ditbench.reports.costs import training_sheet
 from ditbench.reports.embedding import data_uri, draw_viewer
 from ditbench.reports.imported import imported_sheet
-from ditbench.reports.sections import Row, Section, file_name, hardware, labelled, status, unmeasured
+from ditbench.reports.sections import (
+    Row,
+    Section,
+    file_name,
+    hardware,
+    labelled,
+    status,
+    unmeasured,
+    without_difference,
+)
 from ditbench.reports.sheets import KEY, Sheet
 from ditbench.reports.stacking import stacking_sheet
 from ditbench.reports.style import DPI
@@ -123,6 +132,7 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
     rows = section.models[model]
     notes = [f"{', '.join(stacks)}: {note}" for note, stacks in _notes(rows).items()]
     notes += [f"no {metric}: {reason}" for reason, names in unmeasured(rows, first=True).items() for metric in names]
+    notes += without_difference(rows)
     nowhere = [f"no {', '.join(names)}: {reason}" for reason, names in unmeasured(rows, first=False).items()]
     parts = [
         f'<section class="model" id="{_anchor(section, model)}"><h2>{escape(model)}</h2>',

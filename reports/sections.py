@@ -237,6 +237,23 @@ def unmeasured(rows: Sequence[Row], first: bool) -> dict[str, list[str]]:
     return found
 
 
+def without_difference(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each reason for which metrics of the first table have values and no row a difference to none."""
+    reasons: dict[str, list[str]] = {}
+    compared = [
+        row["quality"] for row in rows if row["status"] == SHOWN and row["baseline_key"] and not row["baseline"]
+    ]
+    for metric in compared[0] if compared else ():
+        entries = [quality[metric] for quality in compared]
+        if (
+            not entries[0]["table"]
+            and not entries[0]["against_none"]
+            and all(e["value"] and not e["delta"] for e in entries)
+        ):
+            reasons.setdefault(entries[0]["delta_reason"], []).append(metric)
+    return [f"no difference of {', '.join(names)} to none: {reason}" for reason, names in reasons.items()]
+
+
 def status(row: Row) -> str:
     """`suspect` where the times are not to be trusted, else the record's status."""
     return "suspect" if row["suspect"] else str(row["status"])

@@ -14,7 +14,7 @@ from ditbench.quality import ASKED
 from ditbench.record import SHOWN
 from ditbench.reports.costs import training_frame, training_sheet
 from ditbench.reports.imported import imported_frame, imported_sheet
-from ditbench.reports.sections import Report, Row, Section, labelled, status
+from ditbench.reports.sections import Report, Row, Section, labelled, status, without_difference
 from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, latex, markdown, spread, without_empty
 from ditbench.reports.stacking import stacking_frame, stacking_sheet
 from ditbench.reports.wording import DASH, fixed, number, places_of, share, size, spoken, times
@@ -226,6 +226,7 @@ def _filled(sheet: Sheet, section: Section, cells: Any, rules: Sequence[str] = (
     for model, rows in section.models.items():
         lines = [{"stack": labelled(row), "status": status(row)} | cells(row) | {KEY: row["key"]} for row in rows]
         notes = [f"`{row['stack']}`: {note}" for row in rows for note in row["notes"]]
+        notes += without_difference(rows) if rules else []
         blocks.append(
             Block(model=model, caption=section.caption(model), lines=without_empty(lines, FIRST), notes=notes)
         )

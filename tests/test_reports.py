@@ -542,9 +542,11 @@ def test_verdicts_margins_and_their_rule_are_in_the_tables_and_on_the_page(repor
     assert all(float(line["p_holm"]) >= float(line["p"]) for line in judged if line["p_holm"])
     assert not [line for line in lines if not line["delta"] and line["verdict"]]
     table, page = (run / "report/tables/quality.md").read_text(), report.page.read_text()
-    assert table.count(verdict.RULE) == 1 and "fd.shapes_v1 verdict" in table
+    assert table.count(verdict.RULE) == 1 and "align.shapes_v1 verdict" in table
     assert "Margins stated before the run: align.shapes_v1 0.02, fd.shapes_v1 30, precision.shapes_v1 0.05" in table
     assert "two one-sided tests" in page and "<td>worse</td>" in page
+    why = "no difference of fd.shapes_v1 to none: a difference of Fréchet distances needs more samples than their 64 features"
+    assert why in table and why in page
 
 
 def test_a_run_that_stated_no_margin_has_nothing_equivalent(tmp_path):
