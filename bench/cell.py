@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.artifact import resolve
-from ditbench.plan import Cell, rebuild
+from ditbench.depends import changed
+from ditbench.plan import Cell, missing_device, rebuild
 from ditbench.record import read_json, write_json
 from ditbench.spec import Spec
 from ditbench.workload import Request, batches, fingerprint, sampling_of
@@ -25,15 +26,21 @@ def read_requests(path: Path) -> list[Request]:
     return [Request(**told) for told in read_json(path)]
 
 
-def run_round(spec: Spec, model: str, stack: str, round_: int, folder: Path, requests_file: Path) -> None:
+def run_round(
+    spec: Spec, model: str, stack: str, round_: int, folder: Path, requests_file: Path, depends: dict[str, Any]
+) -> None:
     """Measure one round of the cell (model, stack) and leave `round-N.json` in `folder`; the first round also leaves the samples.
 
+    `depends`: what the cell depended on when it was planned; a file that was edited since is a failure, for the folder is named after it.
     Whatever goes wrong is written down as the round's status and reason; only a killed process leaves nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     try:
-        found = _measure(rebuild(spec, model, stack), round_, folder, read_requests(requests_file))
+        cell = rebuild(spec, model, stack)
+        if names := [] if cell.refusal else changed(depends, cell.depends):
+            raise ValueError(f"{' and '.join(names)} changed after the run was planned; the same command runs it again")
+        found = _measure(cell, round_, folder, read_requests(requests_file))
     except BaseException as error:
         found = {"status": _status(error), "reason": _sentence(error), "traceback": traceback.format_exc()[-6000:]}
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
@@ -47,11 +54,8 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
     from ditbench import environment, flops, measure, models
     from ditbench.quiet import quiet
 
-    if cell.spec.device.startswith("cuda") and not torch.cuda.is_available():
-        return {
-            "status": "refused",
-            "reason": f"this machine has no GPU that torch can use, and the device is {cell.spec.device}",
-        }
+    if reason := missing_device(cell.spec.device):
+        return {"status": "refused", "reason": reason}
     with quiet(), torch.inference_mode():
         began = time.monotonic()
         pipe = models.load(cell.model, weights=cell.spec.weights, device=cell.spec.device, dtype=cell.spec.dtype)
@@ -59,7 +63,7 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
         if reason := cell.stack.refusal(pipe):
             return {"status": "refused", "reason": reason}
         sampling = cell.sampling
-        artifacts = resolve(cell.model, cell.stack, cell.spec.weights)
+        artifacts = resolve(cell.model, cell.stack, cell.spec.weights, cell.spec.plugins)
         prepared = {name: artifact.folder for name, artifact in artifacts.items()}
         with cell.stack.attached(pipe, prepared) as attached:
             sampler = measure.Sampler(pipe, cell.model, sampling, attached, cell.spec.device)

@@ -16,6 +16,8 @@ from ditbench.knobs import suggest
 if TYPE_CHECKING:
     from ditbench.method import Attachment
 
+TABLE = Path(__file__).parent / "checkpoints.toml"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -43,7 +45,7 @@ class Checkpoint:
 @cache
 def checkpoints() -> dict[str, Checkpoint]:
     """All rows by name."""
-    table = tomllib.loads((Path(__file__).parent / "checkpoints.toml").read_text())
+    table = tomllib.loads(TABLE.read_text())
     return {name: Checkpoint(name=name, **row) for name, row in table.items()}
 
 
@@ -52,6 +54,14 @@ def checkpoint(name: str) -> Checkpoint:
     if name not in checkpoints():
         raise ValueError(f"no checkpoint {name!r}; {suggest(name, checkpoints())}")
     return checkpoints()[name]
+
+
+def local_files(row: Checkpoint) -> list[Path]:
+    """The files of a checkpoint whose row names a folder; none for one of the hub."""
+    if not Path(row.hub).is_dir():
+        return []
+    at = Path(row.hub) / row.file if row.file else Path(row.hub) / "transformer"
+    return sorted(path for path in at.rglob("*") if path.is_file()) if at.is_dir() else [at]
 
 
 def fetch(row: Checkpoint) -> Path:

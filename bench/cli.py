@@ -188,7 +188,7 @@ def _count(args: argparse.Namespace) -> int:
 
 
 def _load(plugins: Sequence[str]) -> None:
-    from ditbench.method import load_plugin
+    from ditbench.plugins import load_plugin
 
     for plugin in plugins:
         load_plugin(plugin)
@@ -205,7 +205,12 @@ def _prepare(args: argparse.Namespace) -> int:
     stack, models = Stack.parse(args.method), select(args.models)
     with progress() as tell:
         rows = prepare(
-            models, stack, args.weights, lambda need: counting(tell, f"{need.model} {need.method}"), args.out
+            models,
+            stack,
+            args.weights,
+            lambda need: counting(tell, f"{need.model} {need.method}"),
+            args.out,
+            args.plugin,
         )
     for row in rows:
         if row["made"]:  # what was there, ditbench's own too, is left alone
@@ -223,7 +228,7 @@ def _match(args: argparse.Namespace) -> int:
     if not 0 < args.saved < 1:
         raise ValueError(f"--saved: {args.saved} is not between 0 and 1")
     models, stacks = select(args.models), [Stack.parse(text) for text in split_stacks(args.methods)]
-    rows = [row for model in models for row in match(model, stacks, args.saved, args.weights)]
+    rows = [row for model in models for row in match(model, stacks, args.saved, args.weights, args.plugin)]
     _show(rows, args.json, "saved: share of the un-accelerated model's FLOPs, on training requests")
     return SOME_FAILED if any(row["note"] for row in rows) else OK
 

@@ -12,15 +12,15 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ditbench.cell import ROUND, SAMPLES, run_round
+from ditbench.cell import ROUND, SAMPLES, read_requests, run_round
 from ditbench.plan import Cell
 from ditbench.progress import Step
-from ditbench.record import MEASURED, SCHEMA, read_json, read_record, read_spec, set_aside, write_json
-from ditbench.workload import count_for, make_requests
+from ditbench.record import MEASURED, SCHEMA, read_json, write_json
+from ditbench.resume import open_folder, take_up
+from ditbench.workload import fingerprint
 
 CELL_TIMEOUT_S = 6 * 3600.0
 
@@ -35,6 +35,15 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
     """
     spec = cells[0].spec
     folder = open_folder(cells, command)
+    for cell in cells:
+        at = folder / "cells" / cell.key
+        take_up(cell, at, fingerprint(read_requests(folder / "requests" / f"{cell.model.name}.json")))
+        if not (at / "record.json").exists() and cell.refusal:
+            write_json(
+                at / "record.json", _record(cell, [{"status": "refused", "reason": cell.refusal, "seconds": 0.0}])
+            )
+        elif not (at / "record.json").exists():
+            _put_together(cell, folder)  # all its rounds may be there
     units = _units(cells, folder)
     context = _forkserver()
     rates = _Rates(units)
@@ -75,95 +84,6 @@ def _forkserver() -> Any:
     return context
 
 
-def open_folder(cells: Sequence[Cell], command: str) -> Path:
-    """Make the run folder, or take up the one that is there; requests and refusals are written, damaged records set aside."""
-    spec, folder = cells[0].spec, cells[0].spec.folder
-    document = {
-        "schema": SCHEMA,
-        "spec": asdict(spec) | {"margins": dict(spec.margins)},
-        "cells": [cell.key for cell in cells],
-        "settings": spec.settings(),
-    }
-    if (folder / "spec.json").exists():
-        before = read_spec(folder)
-        for name, value in spec.settings().items():
-            if (found := before.get("settings", {}).get(name, "")) != value:
-                raise ValueError(
-                    f"out: {folder} was made with {name} {found!r}, not {value!r}; choose another folder with --out"
-                )
-        stated = before.get("spec", {}).get("margins")
-        if stated not in (None, dict(spec.margins)):
-            raise ValueError(
-                f"margins: {folder} states {stated}, and they are fixed before a run; choose another folder with --out"
-            )
-        if stated is None:
-            del document["spec"]["margins"]  # stated after the fact, they would be none
-        document["cells"] = list(dict.fromkeys([*before.get("cells", []), *document["cells"]]))
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"out: {folder} is not empty and is no run folder; choose another with --out")
-    (folder / "requests").mkdir(parents=True, exist_ok=True)
-    write_json(folder / "spec.json", document)
-    (folder / "command.txt").write_text(command + "\n")
-    for model in {cell.model.name: cell.model for cell in cells}.values():
-        path = folder / "requests" / f"{model.name}.json"
-        if not path.exists():
-            write_json(
-                path,
-                [asdict(r) for r in make_requests(model, count_for(model, spec.num_samples), spec.seed, spec.prompts)],
-            )
-    for cell in cells:
-        _take_up(cell, folder / "cells" / cell.key)
-        if not (folder / "cells" / cell.key / "record.json").exists():
-            _put_together(cell, folder)  # all its rounds may be there
-    return folder
-
-
-def _take_up(cell: Cell, at: Path) -> None:
-    """Keep what is whole of a cell's earlier work, set aside what is damaged, forget what failed."""
-    at.mkdir(parents=True, exist_ok=True)
-    for partial in at.glob(".*.partial"):
-        partial.unlink()
-    if cell.refusal:
-        write_json(at / "record.json", _record(cell, [{"status": "refused", "reason": cell.refusal, "seconds": 0.0}]))
-        return
-    path, damaged = at / "record.json", False
-    for document in sorted(at.glob("round-*.json")) + ([path] if path.exists() else []):
-        try:
-            read_record(document) if document == path else read_json(document)
-        except ValueError:
-            set_aside(document)
-            damaged = True
-    samples = at / SAMPLES
-    if samples.exists() and not _whole(samples, cell.num_samples):
-        set_aside(samples)
-        damaged = True
-    if path.exists():
-        unfinished = read_record(path)["status"] not in MEASURED
-        from ditbench.models import weights_sha256
-
-        stale = not unfinished and read_record(path)["run"]["model_sha256"] != weights_sha256(
-            cell.model, cell.spec.weights
-        )
-        if unfinished or stale or damaged:
-            path.unlink()
-            for old in at.glob("round-*.json"):
-                if not damaged:
-                    old.unlink()
-    if not samples.exists():
-        path.unlink(missing_ok=True)
-        (at / ROUND.format(0)).unlink(missing_ok=True)
-
-
-def _whole(samples: Path, n: int) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(samples, "np") as f:
-            return bool(f.get_slice("samples").get_shape()[0] == n)
-    except (SafetensorError, OSError, KeyError):
-        return False
-
-
 def _units(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, int]]:
     """What is still to do: per model, round after round, shuffled inside a round the same way every time."""
     spec, found = cells[0].spec, []
@@ -181,7 +101,7 @@ def _units(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, int]]:
 def _run_unit(context: Any, cell: Cell, round_: int, folder: Path) -> None:
     at = folder / "cells" / cell.key
     requests = folder / "requests" / f"{cell.model.name}.json"
-    told = (cell.spec, cell.model.name, str(cell.stack), round_, at, requests)
+    told = (cell.spec, cell.model.name, str(cell.stack), round_, at, requests, cell.depends)
     process = context.Process(target=run_round, args=told, daemon=True)
     process.start()
     try:
@@ -235,6 +155,7 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "reason": first["reason"],
         "traceback": first.get("traceback", ""),
         "run": settings,
+        "depends_on": cell.depends,
         "sampling": first.get("sampling", {}),
         "environment": first.get("environment", {}),
         "load_s": first.get("load_s"),

@@ -31,7 +31,8 @@ def _models(verbose: bool) -> list[dict[str, Any]]:
 
 
 def _methods(verbose: bool, plugins: Sequence[str]) -> list[dict[str, Any]]:
-    from ditbench.method import find, load_plugin, names
+    from ditbench.method import find, names
+    from ditbench.plugins import load_plugin
 
     for plugin in plugins:
         load_plugin(plugin)

@@ -5,6 +5,7 @@ Only so can methods be compared at equal cost: their own defaults save anything 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ BATCH = 16
 """The same where one decision is taken for the batch: a spec's batch size; a video counts as four."""
 
 
-def match(model: Model, stacks: list[Stack], saved: float, weights: str) -> list[dict[str, Any]]:
+def match(
+    model: Model, stacks: list[Stack], saved: float, weights: str, plugins: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """A row for each stack: the stack with its dial set, the share of the model's FLOPs it saves, and in `note` why not, if not.
 
     The dial is that of the stack's last method that has one. Raises ValueError for a model without training requests.
@@ -27,11 +30,12 @@ def match(model: Model, stacks: list[Stack], saved: float, weights: str) -> list
     from ditbench.models import load
 
     pipe = load(model, weights=weights, device="cpu", dtype="float32")
-    dense = _flops(model, pipe, Stack(), weights)
-    return [
-        {"model": model.name, **_matched(stack, saved, lambda s: 1 - _flops(model, pipe, s, weights) / dense, pipe)}
-        for stack in stacks
-    ]
+    dense = _flops(model, pipe, Stack(), weights, plugins)
+
+    def saves(stack: Stack) -> float:
+        return 1 - _flops(model, pipe, stack, weights, plugins) / dense
+
+    return [{"model": model.name, **_matched(stack, saved, saves, pipe)} for stack in stacks]
 
 
 def _matched(stack: Stack, saved: float, saves: Any, pipe: Any) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def _matched(stack: Stack, saved: float, saves: Any, pipe: Any) -> dict[str, Any
     return {"stack": str(at(best)), "saved": round(found, 4), "note": ""}
 
 
-def _flops(model: Model, pipe: Any, stack: Stack, weights: str) -> float:
+def _flops(model: Model, pipe: Any, stack: Stack, weights: str, plugins: Sequence[str]) -> float:
     """FLOPs of a generation of the training requests."""
     import torch
 
@@ -65,7 +69,7 @@ def _flops(model: Model, pipe: Any, stack: Stack, weights: str) -> float:
     from ditbench.workload import count_for, sampling_of, training_requests
 
     requests = training_requests(model, count_for(model, BATCH) if decides_per_batch(stack) else SAMPLES, 0)
-    prepared = {name: artifact.folder for name, artifact in resolve(model, stack, weights).items()}
+    prepared = {name: artifact.folder for name, artifact in resolve(model, stack, weights, plugins).items()}
     with quiet(), torch.inference_mode(), stack.attached(pipe, prepared) as attached:
         sampler = Sampler(pipe, model, stack.adapt(sampling_of(model)), attached, "cpu")
         return count_generation(pipe, lambda: sampler(requests), alike=alike_every_call(stack)).flops / len(requests)

@@ -7,14 +7,11 @@ which takes it back, last in first out, also after a failure half way: there is 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import keyword
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, cached_property
-from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, dataclass_transform
@@ -40,7 +37,6 @@ __all__ = [
     "find",
     "knob",
     "knobs",
-    "load_plugin",
     "method",
     "names",
     "values",
@@ -166,8 +162,12 @@ class Method(Protocol):
     def recipe(self) -> dict[str, Any] | None:
         """All that what `prepare(folder, room)` makes depends on, with a version; None when nothing has to be prepared."""
 
+    def unpreparable(self, sampling: Sampling) -> str | None:
+        """Why `prepare` could make nothing under this sampling, in one sentence; None when it can, as far as that tells."""
+
     def inputs(self) -> list[Path]:
-        """Files the knobs name: a missing one refuses the cell, and what they hold is part of its key."""
+        """Files the knobs name: a missing one refuses the cell, and what they hold is part of its key, and of the key of what is prepared
+        on top of the method. What `prepare` itself reads belongs into `recipe`, by its sha256."""
 
 
 METHODS: dict[str, Any] = {}
@@ -214,6 +214,7 @@ def method(
             "adapt": lambda self, sampling: sampling,
             "check": lambda self, pipeline: None,
             "recipe": lambda self: None,
+            "unpreparable": lambda self, sampling: None,
             "inputs": lambda self: [],
             "dial": None,
             "label": "",
@@ -250,30 +251,6 @@ def find(name: str) -> Any:
         if name not in METHODS:
             raise ValueError(f"{table[name]} is listed as method {name!r}, but declares no method of that name")
     return METHODS[name]
-
-
-def load_plugin(path: str | Path) -> list[str]:
-    """Run a Python file that declares methods, and return their names; ValueError when it cannot be run or declares none."""
-    path = Path(path).resolve()
-    if not path.is_file():
-        raise ValueError(f"plug-in {path} is not a file")
-    name = f"ditbench_plugin_{sha256(str(path).encode()).hexdigest()[:12]}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise ValueError(f"plug-in {path} is not a Python file")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(sys.modules[name])
-        except Exception as error:
-            del sys.modules[name]
-            for half in [n for n, cls in METHODS.items() if cls.__module__ == name]:
-                del METHODS[half]
-            raise ValueError(f"plug-in {path} failed: {type(error).__name__}: {error}") from error
-    if not (found := [n for n, cls in METHODS.items() if cls.__module__ == name]):
-        del sys.modules[name]
-        raise ValueError(f"plug-in {path} declares no method: put @method(...) on a class")
-    return found
 
 
 def _table() -> dict[str, str]:

@@ -21,6 +21,8 @@ PIPELINES = {"dit": "DiTPipeline", "pixart": "PixArtAlphaPipeline", "flux": "Flu
 """Pipeline class of each family."""
 WEIGHTLESS = ("Scheduler", "Tokenizer", "TokenizerFast", "Backend")
 """How the names of classes end whose parts of a pipeline have no weights."""
+READ = (".safetensors", ".json", ".model", ".txt")
+"""How the files end that a pipeline is loaded from: weights, configurations, tokenizers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,18 +240,29 @@ def check_file(path: Path) -> None:
 
 
 def weights_sha256(model: Model, weights: str) -> str:
-    """One hash for everything the model's outputs depend on: its safetensors files, or its architecture when they are random.
+    """One hash for everything the model's outputs depend on: every file of its folder that is READ, configurations and tokenizers as well
+    as weights; or its architecture when the weights are random.
 
     ValueError as `locate`; fetches nothing.
     """
     if weights == "random":
         from ditbench.architecture import describe
 
-        return hashlib.sha256(json.dumps(describe(model), sort_keys=True).encode()).hexdigest()
-    folder, total = locate(model, weights, download=False), hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
+        parts = describe(model)
+        for part in parts.values():
+            if "folder" in part:  # a tiny model's tokenizer, wherever the package is installed
+                part["folder"] = _folder_sha256(Path(part["folder"]))
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return _folder_sha256(locate(model, weights, download=False))
+
+
+def _folder_sha256(folder: Path) -> str:
+    total = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in READ and path.is_file()):
         stat = file.stat()
-        total.update(f"{file.relative_to(folder).as_posix()} {_hash(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
+        large = file.suffix == ".safetensors"
+        sha256 = _hash(file, stat.st_size, stat.st_mtime_ns) if large else hashlib.sha256(file.read_bytes()).hexdigest()
+        total.update(f"{file.relative_to(folder).as_posix()} {sha256}\n".encode())
     return total.hexdigest()
 
 

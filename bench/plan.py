@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from ditbench.artifact import Need, find, needs_of
-from ditbench.method import load_plugin
-from ditbench.models import Model, check_folder, locate, select
+from ditbench.depends import depends_on
+from ditbench.models import PIPELINES, Model, check_folder, locate, select
+from ditbench.plugins import load_plugin
 from ditbench.spec import Spec
 from ditbench.stack import Stack
+from ditbench.traits import lacking
 from ditbench.workload import Sampling, count_for, sampling_of
 
 
@@ -28,19 +29,13 @@ class Cell:
     """Why it cannot run, empty when it can as far as is known without loading anything."""
     needs: tuple[Need, ...] = ()
     """What its methods must have been prepared for."""
-    inputs: tuple[str, ...] = ()
-    """SHA-256 of the files its knobs name."""
+    depends: dict[str, Any] = field(default_factory=dict)
+    """What its samples depend on besides the settings of the run, by content (see `depends`); empty when it is refused."""
 
     @property
     def key(self) -> str:
         """Folder name: readable, and different whenever anything that changes the samples or their timing differs."""
-        told = {"model": self.model.name, "stack": str(self.stack), **self.spec.settings()}
-        if not self.spec.prompts:
-            del told["prompts"]
-        if self.needs:
-            told["prepared"] = [need.key for need in self.needs]
-        if self.inputs:
-            told["inputs"] = self.inputs
+        told = {"model": self.model.name, "stack": str(self.stack), **self.spec.settings(), "depends": self.depends}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
         slug = re.sub(r"[^a-z0-9]+", "-", str(self.stack).lower()).strip("-")[:60]
         return f"{self.model.name}--{slug}-{digest}"
@@ -88,23 +83,16 @@ def rebuild(spec: Spec, model: str, stack: str) -> Cell:
 def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
     refusal = _refusal(model, stack, spec)
     needs: tuple[Need, ...] = ()
-    inputs: tuple[str, ...] = ()
+    depends: dict[str, Any] = {}
     if not refusal:
         try:
-            inputs = tuple(_sha256(path) for m in stack.methods for path in m.inputs())
-            needs = tuple(needs_of(model, stack, spec.weights))
+            needs = tuple(needs_of(model, stack, spec.weights, spec.plugins))
             refusal = next((need.sentence for need in needs if find(need) is None), "")
+            depends = {} if refusal else depends_on(model, stack, spec, needs)
         except ValueError as error:
             refusal = str(error)
-    return Cell(model=model, stack=stack, spec=spec, refusal=refusal, needs=needs, inputs=inputs)
-
-
-def _sha256(path: Path) -> str:
-    """Of a file a knob names; ValueError when it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    refusal = refusal or _machine_refusal(model, stack, spec)  # its key is the same where it can run
+    return Cell(model=model, stack=stack, spec=spec, refusal=refusal, needs=needs, depends=depends)
 
 
 def _load_plugins(spec: Spec) -> None:
@@ -113,22 +101,45 @@ def _load_plugins(spec: Spec) -> None:
 
 
 def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
-    """What can be told without loading the model."""
+    """What can be told without loading the model, and is so on every machine."""
     if problems := stack.problems():
         return "; ".join(problems)
-    if spec.weights not in ("hub", "random"):
-        try:
-            check_folder(locate(model, spec.weights))
-        except ValueError as error:
-            return str(error)
-    needs = {need for m in stack.methods for need in m.traits.needs}
-    if "cuda" in needs and not spec.device.startswith("cuda"):
-        return f"{stack} needs a CUDA GPU and the device is {spec.device}"
+    for method in stack.methods:
+        for need in sorted(n for n in method.traits.needs if n.startswith("model:")):
+            if reason := lacking(need, model.family, spec.device):
+                return f"{method.name}: {reason}"
     try:
+        if spec.weights == "hub" and not model.hub:
+            raise ValueError(f"{model.name} is not on the hub; it is bundled")
+        if spec.weights not in ("hub", "random"):
+            check_folder(locate(model, spec.weights), PIPELINES[model.family])
         stack.adapt(sampling_of(model))
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _machine_refusal(model: Model, stack: Stack, spec: Spec) -> str:
+    """What this machine lacks: the device, or what the methods need of it."""
+    if reason := missing_device(spec.device):
+        return reason
+    for method in stack.methods:
+        for need in sorted(method.traits.needs):
+            if reason := lacking(need, model.family, spec.device):
+                return f"{method.name}: {reason}"
+    return ""
+
+
+def missing_device(device: str) -> str:
+    """Why torch cannot use a device here, "" when it can. Imports torch for a GPU only."""
+    if device == "cpu":
+        return ""
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"this machine has no GPU that torch can use, and the device is {device}"
+    count = torch.cuda.device_count()
+    return "" if int(device.partition(":")[2] or 0) < count else f"this machine has {count} GPUs, and no {device}"
 
 
 def describe(cells: list[Cell]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditbench.artifact import OWN, below_of, create, find, needs_of
+from ditbench.artifact import OWN, below_of, create, find, needs_of, resolve
 from ditbench.models import Model, load
 from ditbench.stack import Stack
 from ditbench.workload import Sampling, call_arguments, sampling_of, training_requests
@@ -54,30 +54,33 @@ class Workroom:
 
 
 def prepare(
-    models: Sequence[Model], stack: Stack, weights: str, tell: Callable[[Need], Tell], root: Path = OWN
-) -> list[dict[str, Any]]:
-    """Make what is missing, and return a row per method and model. What is there already is left alone.
+    models: Sequence[Model], stack: Stack, weights: str, tell: Callable[[Need], Tell], root: Path = OWN,
+    plugins: Sequence[str] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Make what is missing, and return a row per method and model. What is there already is left alone. `plugins`: files that were loaded
+    for the stack, for the commands in messages.
 
-    Raises ValueError when no method of the stack needs anything, and for weights that cannot be found.
+    Raises ValueError when no method of the stack needs anything, when something cannot be made, and for weights that cannot be found.
     """
     rows = []
     for model in models:
-        needs = needs_of(model, stack, weights)
-        if not needs:
+        wanted = [m for m in stack.methods if m.recipe() is not None]
+        if not wanted:
             raise ValueError(f"nothing in {stack} has to be prepared")
-        prepared: dict[str, Path] = {}
-        for need in needs:
-            artifact, made = find(need), False
+        for method in wanted:
+            below = below_of(stack, method)
+            # Looked up one by one: the key of what is on top holds the content of what is below.
+            need = needs_of(model, Stack((*below.methods, method)), weights, plugins, root)[-1]
+            artifact, made = find(need, root), False
             if artifact is None:
-                method = next(m for m in stack.methods if m.name == need.method)
-                below = below_of(stack, method)
+                if need.hopeless:
+                    raise ValueError(need.sentence)
+                prepared = {name: a.folder for name, a in resolve(model, below, weights, plugins, root).items()}
                 pipe = load(model, weights=weights, device="cpu", dtype="float32")
                 room = Workroom(
-                    pipe=pipe, model=model, below=below, sampling=below.adapt(sampling_of(model)), tell=tell(need),
-                    prepared={m.name: prepared[m.name] for m in below.methods if m.name in prepared},
+                    pipe=pipe, model=model, below=below, sampling=below.adapt(sampling_of(model)), tell=tell(need), prepared=prepared,
                 )  # fmt: skip
                 artifact, made = create(need, lambda folder, m=method, r=room: m.prepare(folder, r), root), True  # type: ignore[misc]
-            prepared[need.method] = artifact.folder
             rows.append({
                 "model": model.name, "method": need.method, "below": need.below, "steps": need.steps, "made": made,
                 "seconds": artifact.manifest["seconds"], "folder": str(artifact.folder), **artifact.manifest["notes"],

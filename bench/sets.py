@@ -98,10 +98,11 @@ class Sets:
             features, group = scores.arrays[metric.features], scores.arrays["group"]
             held = self.reference(metric, record)
             statistic = STATISTICS[metric.statistic]
-            key = key_of(metric.statistic, check, features, group, held) if self._kept else ""
+            read = statistic.check if check and statistic.check else statistic.read
+            key = key_of(read, features, group, held) if self._kept else ""
             found = self._kept.get(key) if self._kept else None
             if found is None:
-                found = (statistic.check if check and statistic.check else statistic.read)(features, held, group)
+                found = read(features, held, group)
                 if self._kept:
                     self._kept.put(key, found)
             self._known[at] = found

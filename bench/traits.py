@@ -56,7 +56,15 @@ class Traits:
 
 
 def unmet(need: str, pipeline: Any) -> str | None:
-    """What is missing of one need, in words; None when it is met."""
+    """What a loaded pipeline lacks of one need, in words; None when it is met."""
+    from ditbench.anatomy import family_of
+
+    transformer = pipeline.transformer
+    return lacking(need, family_of(transformer) if need.startswith("model:") else "", str(transformer.device))
+
+
+def lacking(need: str, family: str, device: str) -> str | None:
+    """What a model of that family on that device lacks of one need, in words; None when it is met. Torch only for `sm>=` on a GPU."""
     kind, _, rest = need.partition(":")
     if kind == "package":
         from importlib.metadata import PackageNotFoundError, version
@@ -74,22 +82,16 @@ def unmet(need: str, pipeline: Any) -> str | None:
             else f"needs {rest}, but {wanted.name} {found} is installed"
         )
     if kind == "model":
-        from ditbench.anatomy import family_of
-
-        found = family_of(pipeline.transformer)
-        return None if found in rest.split("|") else f"works on {rest.replace('|', ' and ')}, not on {found}"
-    device = pipeline.transformer.device
-    if need == "cuda":
-        return None if device.type == "cuda" else f"needs a CUDA device, but the model is on {device.type}"
-    if match := re.fullmatch(r"sm>=(\d+)", need):
-        if device.type != "cuda":
-            return f"needs a CUDA device, but the model is on {device.type}"
+        return None if family in rest.split("|") else f"works on {rest.replace('|', ' and ')}, not on {family}"
+    match = re.fullmatch(r"sm>=(\d+)", need)
+    if need != "cuda" and not match:
+        raise ValueError(f"a method needs {need!r}, which is not something that can be checked")
+    if not device.startswith("cuda"):
+        return f"needs a CUDA device, but the model is on {device}"
+    if match:
         import torch
 
         major, minor = torch.cuda.get_device_capability(device)
-        return (
-            None
-            if 10 * major + minor >= int(match[1])
-            else f"needs compute capability {match[1]}, but has {major}{minor}"
-        )
-    raise ValueError(f"a method needs {need!r}, which is not something that can be checked")
+        if 10 * major + minor < int(match[1]):
+            return f"needs compute capability {match[1]}, but has {major}{minor}"
+    return None

@@ -79,7 +79,7 @@ def make_requests(model: Model, num: int, seed: int, prompts: str = "") -> list[
     """
     if model.world:
         return _scene_requests(model.world, num, seed)
-    if model.family == "dit":
+    if not takes_prompts(model):
         return [_request(i, seed, label=_number(seed, i) % 1000) for i in range(num)]
     texts = load_prompts(prompts)
     return [_request(i, seed, prompt=texts[i % len(texts)], entry=i % len(texts)) for i in range(num)]
@@ -92,9 +92,19 @@ def training_requests(model: Model, num: int, seed: int) -> list[Request]:
     """
     if model.world:
         return [replace(r, seed=r.seed ^ TRAINING) for r in _scene_requests(model.world, num, seed, "train")]
-    if model.family == "dit":
+    if has_training_requests(model):
         return [_request(i, seed, label=_number(seed, i) % 1000, mark=TRAINING) for i in range(num)]
     raise ValueError(f"{model.name} has no training prompts here: those in datasets/prompts.txt are for evaluation")
+
+
+def has_training_requests(model: Model) -> bool:
+    """Whether methods can be trained for a model here: it has a world, or is asked for classes."""
+    return bool(model.world) or model.family == "dit"
+
+
+def takes_prompts(model: Model) -> bool:
+    """Whether a model is asked for the prompts of a file: neither for scenes of a world nor for classes."""
+    return not model.world and model.family != "dit"
 
 
 TRAINING = 0x5EED0000

@@ -11,6 +11,7 @@ from ditbench.rules import SelectorName
 if TYPE_CHECKING:
     from ditbench.anatomy import Route, Run, Sublayer
     from ditbench.prepare import Workroom
+    from ditbench.workload import Sampling
 
 PREPARE = "python run_bench.py prepare diffsparse"
 
@@ -59,6 +60,12 @@ class DiffSparse:
     @property
     def _learned_at(self) -> float:
         return self.learned_at or self.keep
+
+    def unpreparable(self, sampling: Sampling) -> str | None:
+        """The first step is dense, which is all a budget of one step in so many would pay for."""
+        if self.allocator != "learned" or self._learned_at * sampling.steps >= 1:
+            return None
+        return f"keep={self._learned_at} of {sampling.steps} steps does not pay for the first step, which is dense"
 
     def inputs(self) -> list[Path]:
         """The file of the schedule."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ditbench.checkpoints import checkpoint, checkpoints
+from ditbench.checkpoints import TABLE, checkpoint, checkpoints, local_files
 from ditbench.method import Attachment, Stage, knob, method
 from ditbench.workload import Sampling
 
@@ -62,8 +62,16 @@ class Distill:
             return None
         return {"version": 1, "objective": self.objective, "steps": self._steps}
 
+    def unpreparable(self, sampling: Sampling) -> str | None:
+        """A student takes fewer steps than its teacher."""
+        if self._steps < sampling.steps:
+            return None
+        return f"a student of {self._steps} steps is no shorter than its teacher's {sampling.steps}"
+
     def inputs(self) -> list[Path]:
-        """The files of the student."""
+        """The files of the student; of a checkpoint its row's table, and its files where they lie in a folder."""
+        if self.checkpoint:
+            return [TABLE, *local_files(checkpoint(self.checkpoint))]
         return [Path(self.student) / name for name in ("student.json", "student.safetensors")] if self.student else []
 
     def check(self, pipeline: Any) -> str | None:

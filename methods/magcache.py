@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 RATIOS = "ratios.json"
 
 
-@method("magcache", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2506.09045")
+@method(
+    "magcache", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, needs={"model:flux|wan"}, paper="arXiv:2506.09045"
+)  # fmt: skip
 class MagCache:
     """Reuse what all blocks together added, as long as the error told by the ratios of its magnitude from step to step adds up to little.
 

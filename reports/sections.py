@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ditbench.artifact import trained_for
 from ditbench.interaction import together
 from ditbench.oversteps import over_steps
 from ditbench.record import SHOWN, read_json, read_run
@@ -66,15 +65,12 @@ class Section:
 
     @cached_property
     def trained(self) -> list[tuple[Row, str, dict[str, Any]]]:
-        """(row, method, what its artefact cost), in table order; of records that do not say, what this machine holds for them."""
-        found = []
-        for row in self.rows:
-            record = self.records[row["key"]]
-            told = record.get("artifacts")
-            if told is None:
-                told = {method: artifact.cost() for method, artifact in trained_for(record).items()}
-            found += [(row, method, cost) for method, cost in told.items()]
-        return found
+        """(row, method, what its artefact cost), in table order."""
+        return [
+            (row, method, cost)
+            for row in self.rows
+            for method, cost in (self.records[row["key"]].get("artifacts") or {}).items()
+        ]
 
     @property
     def models(self) -> dict[str, list[Row]]:

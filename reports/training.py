@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ditbench.artifact import trained_for
+from ditbench.artifact import command_for, trained_for
 from ditbench.record import SHOWN, read_json
 from ditbench.reports.drawing import write_png
 from ditbench.reports.heatmaps import paint
@@ -31,7 +31,7 @@ def write_card(folder: Path) -> Path:
     """Write `README.md` and, where there is something to draw, `training.png` beside what was trained."""
     manifest, picture = read_json(folder / "manifest.json"), draw_training(folder)
     below = "" if manifest["below"] == "none" else f" under `{manifest['below']}`"
-    facts = {"made with": f"`python run_bench.py prepare '{manifest['stack']}' --models {manifest['model']}`"}
+    facts = {"made with": f"`{command_for(manifest['stack'], manifest['model'], manifest.get('flags', ()))}`"}
     facts |= {"seconds": manifest["seconds"], **manifest["recipe"], **manifest["notes"]}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     shown = f"\n![training]({PICTURE})\n" if picture else ""

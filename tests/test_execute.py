@@ -175,6 +175,36 @@ def test_a_folder_of_another_schema_version_is_refused(tmp_path):
     assert done.returncode == 2 and "schema version 99" in done.stderr
 
 
+CONSTANT = '''
+from ditbench.method import Stage, method
+
+@method("constant", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"})
+class Constant:
+    """Adds a constant to what the first sub-layer gives."""
+    def attach(self, pipeline, at):
+        def route(run, hidden):
+            at.count("added")
+            return run() + 0.25
+        at.reroute(at.sublayers[0], route)
+'''
+
+
+def test_an_edited_plugin_is_run_again_by_the_same_command_and_nothing_else_is(tmp_path):
+    plugin, out = tmp_path / "plugin.py", tmp_path / "run"
+    command = ("--plugin", str(plugin), "--methods", "constant", "--num-samples", "2", "--rounds", "1", "--json")
+    plugin.write_text(CONSTANT)
+    bench(out, *command)
+    before = {r["stack"]: r for r in read_run(out).records}
+    first = samples(out)
+    plugin.write_text(CONSTANT.replace("0.25", "0.75"))
+    done = bench(out, *command)
+    after = {r["stack"]: r for r in read_run(out).records}
+    assert after["none"] == before["none"] and after["constant"]["key"] != before["constant"]["key"]
+    assert samples(out)[after["constant"]["key"]] != first[before["constant"]["key"]]
+    assert after["constant"]["depends_on"]["sources"] != before["constant"]["depends_on"]["sources"]
+    assert done.stdout.splitlines()[-1].count('"stack": "constant"') == 1
+
+
 BROKEN = '''
 from ditbench.method import Stage, method
 

@@ -1,17 +1,21 @@
 """Readings kept beside a run: used again where nothing changed, made anew where anything did, and never a reason to fail."""
 
+import sys
+from importlib import import_module
+
 import numpy as np
 import pytest
 from report_runs import STACKS, key_of, write_run
 from safetensors.numpy import load_file, save_file
 
-from ditbench import reports
-from ditbench.distances import Reference
+from ditbench import kept, reports
+from ditbench.distances import Reference, read_frechet, read_jackknifed
 from ditbench.kept import FILE, Kept
 from ditbench.kept import key_of as kept_under
 from ditbench.metrics.stored import Scores, read_file, write_file
 from ditbench.readings import Reading
 from ditbench.reports.sections import read_sections
+from ditbench.sets import STATISTICS
 
 RNG = np.random.default_rng(0)
 X, GROUP = RNG.random((8, 4)).astype(np.float32), np.arange(8)
@@ -30,11 +34,11 @@ def quality(run):
 
 def test_a_reading_comes_back_bit_by_bit_and_what_was_not_asked_for_is_forgotten(tmp_path):
     reading = Reading(value=1 / 3, parts=np.array([0.1, -0.2, 0.1]))
-    kept = Kept(tmp_path)
-    assert kept.get("a") is None
-    kept.put("a", reading)
-    kept.put("b", reading)
-    kept.save()
+    first = Kept(tmp_path)
+    assert first.get("a") is None
+    first.put("a", reading)
+    first.put("b", reading)
+    first.save()
     again = Kept(tmp_path)
     found = again.get("a")
     assert found.value == reading.value and (found.parts == reading.parts).all()
@@ -43,15 +47,53 @@ def test_a_reading_comes_back_bit_by_bit_and_what_was_not_asked_for_is_forgotten
 
 
 def test_a_key_changes_with_whatever_a_reading_depends_on():
-    same = kept_under("frechet", False, X, GROUP, REFERENCE)
-    assert same == kept_under("frechet", False, X.copy(), GROUP.copy(), Reference.through(REFERENCE.features))
+    frechet, check, cubic = read_frechet, read_jackknifed, STATISTICS["mmd_cubic"].read
+    same = kept_under(frechet, X, GROUP, REFERENCE)
+    assert same == kept_under(frechet, X.copy(), GROUP.copy(), Reference.through(REFERENCE.features))
     others = [
-        kept_under("mmd_cubic", False, X, GROUP, REFERENCE), kept_under("frechet", True, X, GROUP, REFERENCE),
-        kept_under("frechet", False, X + 1e-6, GROUP, REFERENCE), kept_under("frechet", False, X, GROUP // 2, REFERENCE),
-        kept_under("frechet", False, X, GROUP, Reference.through(REFERENCE.features + 1e-9)),
-        kept_under("frechet", False, X, GROUP, None), kept_under("frechet", False, X.reshape(4, 8), GROUP, REFERENCE),
+        kept_under(cubic, X, GROUP, REFERENCE), kept_under(check, X, GROUP, REFERENCE),
+        kept_under(frechet, X + 1e-6, GROUP, REFERENCE), kept_under(frechet, X, GROUP // 2, REFERENCE),
+        kept_under(frechet, X, GROUP, Reference.through(REFERENCE.features + 1e-9)),
+        kept_under(frechet, X, GROUP, None), kept_under(frechet, X.reshape(4, 8), GROUP, REFERENCE),
     ]  # fmt: skip
     assert len({same, *others}) == 8
+
+
+def test_every_statistic_of_the_table_has_a_key_of_its_own():
+    keys = [kept_under(s.read, X, GROUP, REFERENCE) for s in STATISTICS.values()]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("edited", ["spread.py", "helpers/centre.py"])
+def test_a_statistic_of_any_package_is_read_anew_when_its_source_or_what_that_imports_was_edited(
+    tmp_path, monkeypatch, edited
+):
+    """A statistic in a module nobody knew of had stale readings: the modules that count were a list."""
+    package = tmp_path / "foreign_statistics"
+    (package / "helpers").mkdir(parents=True)
+    for path in (package, package / "helpers"):
+        (path / "__init__.py").write_text("")
+    (package / "spread.py").write_text(
+        "from ditbench.readings import Reading\n\n"
+        "def read(features, reference, group):\n"
+        "    from .helpers import centre\n"
+        "    return Reading(value=float(features.std()), parts=centre.of(features))\n"
+    )
+    (package / "helpers" / "centre.py").write_text("def of(x):\n    return x.mean(1) - x.mean()\n")
+    (package / "unused.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def key():
+        for name in [n for n in sys.modules if n.startswith("foreign_statistics")]:
+            del sys.modules[name]
+        kept._source_sha256.cache_clear()
+        return kept_under(import_module("foreign_statistics.spread").read, X, GROUP, REFERENCE)
+
+    before = key()
+    (package / "unused.py").write_text("x = 1\n")
+    assert key() == before
+    (package / edited).write_text((package / edited).read_text().replace("mean()", "min()").replace("std", "var"))
+    assert key() != before
 
 
 def test_a_second_report_takes_its_readings_from_the_run_and_shows_the_same(run):

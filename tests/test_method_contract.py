@@ -8,7 +8,8 @@ import pytest
 import torch
 from test_stack import TESTS
 
-from ditbench.method import METHODS, Stage, load_plugin, method
+from ditbench.method import METHODS, Stage, method
+from ditbench.plugins import load_plugin
 from ditbench.stack import Stack
 from ditbench.testing import KINDS, check_method, check_models, tiny
 

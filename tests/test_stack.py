@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ditbench.knobs import knobs
-from ditbench.method import METHODS, Attachment, Stage, find, knob, load_plugin, method, names
+from ditbench.method import METHODS, Attachment, Stage, find, knob, method, names
+from ditbench.plugins import load_plugin
 from ditbench.stack import Stack, split_stacks
 from ditbench.testing import tiny
 

@@ -7,8 +7,8 @@ import pytest
 from report_runs import key_of, write_run
 
 from ditbench import reports
-from ditbench.artifact import BUNDLED, needs_of, needs_of_record
-from ditbench.models import select
+from ditbench.artifact import BUNDLED, Artifact, needs_of, trained_for
+from ditbench.models import models, select
 from ditbench.reports.sections import read_sections
 from ditbench.reports.training import copy_training, draw_training, write_card
 from ditbench.schedule import Schedule
@@ -58,14 +58,21 @@ def test_the_stacks_that_users_type_first_have_what_they_need_in_the_repository(
     assert needs and all((BUNDLED / need.folder / "manifest.json").is_file() for need in needs)
 
 
-def test_a_record_leads_to_what_its_cell_was_prepared_for():
-    shipped = [p for p in BUNDLED.glob("*/*/manifest.json")]
-    for path in shipped:
+def test_every_shipped_folder_is_named_after_what_is_needed_today():
+    for path in BUNDLED.glob("*/*/manifest.json"):
         told = json.loads(path.read_text())
-        methods = Stack.parse(told["stack"]).describe()
-        record = {"model": told["model"], "methods": methods, "run": {"model_sha256": told["weights_sha256"]}}
-        topmost = needs_of_record(record)[-1]  # a student below has a folder of its own
-        assert topmost.key == path.parent.name, told["stack"]
+        topmost = needs_of(models()[told["model"]], Stack.parse(told["stack"]), "bundled")[-1]
+        assert topmost.key == path.parent.name, told["stack"]  # a student below has a folder of its own
+
+
+def test_a_record_leads_to_the_very_files_its_cell_was_prepared_with_and_to_no_others():
+    shipped = [p.parent for p in BUNDLED.glob("*/*/manifest.json")]
+    for folder in shipped:
+        (artifact,) = [Artifact(folder, json.loads((folder / "manifest.json").read_text()))]
+        method = folder.parent.name
+        assert trained_for({"artifacts": {method: artifact.cost()}})[method].folder == folder
+        assert trained_for({"artifacts": {method: artifact.cost() | {"sha256": "other"}}}) == {}
+    assert trained_for({}) == {}
 
 
 def test_the_page_shows_what_its_rows_were_trained_with_once_and_nothing_of_other_weights(tmp_path):
@@ -77,8 +84,7 @@ def test_the_page_shows_what_its_rows_were_trained_with_once_and_nothing_of_othe
     for stack, _ in stacks[1:3]:
         path = run / "cells" / key_of("pixart-tiny", stack) / "record.json"
         record = json.loads(path.read_text())
-        record["run"]["model_sha256"] = json.loads(shipped.read_text())["weights_sha256"]
-        record["methods"] = Stack.parse(stack).describe()
+        record["artifacts"] = {"diffsparse": Artifact(shipped.parent, json.loads(shipped.read_text())).cost()}
         path.write_text(json.dumps(record))
     report = reports.build([run])
     (copy,) = report.out.glob("plots/*-training.png")
