@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,7 +94,7 @@ class Scenes:
 
 
 def draw(world: str, n: int, *, split: str, seed: int) -> Scenes:
-    """n scenes of a world; `split` ("train" or "test") and `seed` choose the stream, no two splits share one."""
+    """n scenes of a world; `split` (of `SPLITS`) and `seed` choose the stream, which no other split or seed shares."""
     w, g = WORLDS[world], generator(split, seed, 0)
 
     def pick(names: tuple[str, ...], *shape: int) -> Tensor:
@@ -125,6 +126,27 @@ def captions(scenes: Scenes) -> list[str]:
         motion = f" moving {MOTIONS[t['motion']]}" if t["motion"] >= 0 else ""
         found.append(" and ".join(objects) + motion + f" on {TEXTURES[t['texture']]} {BACKGROUNDS[t['background']]}")
     return found
+
+
+HELD_OUT_ONE_IN = 5
+"""One caption in so many is held out."""
+
+
+def held_out(scenes: Scenes) -> Tensor:
+    """[n] bool: whether a scene's caption is one of the fifth that is asked in evaluation only and never when a method is trained.
+
+    It follows from what the caption says and from nothing else: the attributes as one number in mixed radix (no two captions have
+    the same), scrambled by SplitMix64's finaliser (Steele et al. 2014), modulo five. The class world has 24 classes and holds none out.
+    """
+    objects = ((scenes.shape, SHAPES), (scenes.colour, COLOURS), (scenes.size, SIZES))
+    digits = [(attribute[:, q], len(names)) for q in range(4) for attribute, names in objects]
+    digits += [(scenes.background, len(BACKGROUNDS)), (scenes.texture, len(TEXTURES)), (scenes.motion, len(MOTIONS))]
+    code = np.zeros(len(scenes), np.uint64)
+    for digit, num in digits:
+        code = code * np.uint64(num + 1) + (digit.numpy() + 1).astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        code = (code ^ (code >> np.uint64(shift))) * np.uint64(factor)
+    return torch.from_numpy((code ^ (code >> np.uint64(31))) % np.uint64(HELD_OUT_ONE_IN) == 0)
 
 
 WORDS = (
@@ -203,14 +225,35 @@ def _distance(shape: Tensor, dx: Tensor, dy: Tensor, r: Tensor) -> Tensor:
     return torch.stack([circle, square, triangle, cross], 1)[torch.arange(len(shape)), shape.clamp(min=0)]
 
 
-def generator(split: str, seed: int, stream: int) -> torch.Generator:
-    """A generator of its own for each (split, seed, stream); ValueError for an unknown split or a seed outside 0..2**27.
+@dataclass(frozen=True)
+class Split:
+    """Whose scenes are drawn from which numbers: seed s and stream 0 (content) or 1 (nuisances) from `first` + 16 s + stream."""
 
-    torch's CPU generator keeps the low 32 bits of a seed only, so that is where split, seed and stream must be told apart.
-    """
-    if split not in ("train", "test"):
-        raise ValueError(f"split is 'train' or 'test', not {split!r}")
-    if not 0 <= seed < 1 << 27:
-        raise ValueError(f"seed {seed} is not between 0 and {(1 << 27) - 1}")
-    offset = {"train": 0, "test": 1 << 31}[split]
-    return torch.Generator().manual_seed(offset + (seed << 4) + stream)
+    first: int
+    seeds: int
+    """Seeds are 0 to `seeds` - 1."""
+
+
+REFERENCE_FROM = 50_000_000
+SPLITS = {
+    "train": Split(0, 1 << 27),
+    "test": Split(1 << 31, REFERENCE_FROM),
+    "reference": Split((1 << 31) + 16 * REFERENCE_FROM, 1 << 20),
+    "evaluation": Split(2, 1 << 28),
+    "preparation": Split(4, 1 << 28),
+    "check": Split(6, 1 << 28),
+}
+"""What the embedded world is trained on; what it is tested on; the reference sets of the Fréchet distance; what models are asked in a
+run; what methods are prepared with; what the second judge is trained on. All numbers are below 2**32, because torch's CPU generator keeps
+no more, and no number belongs to two splits, seeds or streams."""
+
+
+def generator(split: str, seed: int, stream: int) -> torch.Generator:
+    """A generator of its own for each (split, seed, stream); ValueError for an unknown split or a seed it does not have."""
+    if split not in SPLITS:
+        raise ValueError(f"there is no split {split!r}; there are {', '.join(SPLITS)}")
+    if not 0 <= seed < SPLITS[split].seeds:
+        raise ValueError(f"seed {seed} of the split {split} is not between 0 and {SPLITS[split].seeds - 1}")
+    if stream not in (0, 1):
+        raise ValueError(f"stream {stream} is neither 0 nor 1")
+    return torch.Generator().manual_seed(SPLITS[split].first + 16 * seed + stream)

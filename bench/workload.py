@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ditbench.prompts import load_prompts
@@ -73,27 +73,36 @@ def count_for(model: Model, num: int) -> int:
 def make_requests(model: Model, num: int, seed: int, prompts: str = "") -> list[Request]:
     """The first `num` requests of the stream `seed`: a longer list begins with the shorter one.
 
-    Tiny models are asked for held-out scenes of their world; full-size ones for `prompts`, a file or a set of `datasets/manifest.toml`
-    (default: `datasets/prompts.txt`), entry after entry and then from the first again, or for ImageNet classes spread over all thousand.
-    ValueError when the prompts cannot be had.
+    Tiny models are asked for scenes of their world whose captions are held out (`shapes.held_out`; the class world has only its 24
+    classes, as ImageNet its thousand, and there noise alone is new); full-size ones for `prompts`, a file or a set of
+    `datasets/manifest.toml` (default: `datasets/prompts.txt`), entry after entry and then from the first again, or for ImageNet classes
+    spread over all thousand. ValueError when the prompts cannot be had.
     """
     if model.world:
-        return _scene_requests(model.world, num, seed)
+        return _scene_requests(model.world, num, EVALUATION, seed)
     if not takes_prompts(model):
-        return [_request(i, seed, label=_number(seed, i) % 1000) for i in range(num)]
+        return [_request(i, EVALUATION, seed, label=_number(f"{seed}/{i}") % 1000) for i in range(num)]
     texts = load_prompts(prompts)
-    return [_request(i, seed, prompt=texts[i % len(texts)], entry=i % len(texts)) for i in range(num)]
+    return [_request(i, EVALUATION, seed, prompt=texts[i % len(texts)], entry=i % len(texts)) for i in range(num)]
 
 
-def training_requests(model: Model, num: int, seed: int) -> list[Request]:
-    """Requests to train a method with, disjoint from every evaluation's: of the world's training split, and other noise.
+TRAININGS = 16
+"""Trainings of one recipe that have requests of their own: 0 to 15."""
 
-    Raises ValueError for a full-size text model, whose evaluation prompts are the only ones that come with ditbench.
+
+def training_requests(model: Model, num: int, seed: int, training: int = 0) -> list[Request]:
+    """Requests to train a method with; `training` (of `TRAININGS`) and `seed` choose the stream.
+
+    No evaluation has the same noise, nor, in worlds with captions, the same caption, whatever the seeds. The class world and ImageNet
+    share their classes with evaluation. Raises ValueError for another training, and for a full-size text model, whose evaluation prompts
+    are the only ones that come with ditbench.
     """
+    if not 0 <= training < TRAININGS:
+        raise ValueError(f"training {training} is not between 0 and {TRAININGS - 1}")
     if model.world:
-        return [replace(r, seed=r.seed ^ TRAINING) for r in _scene_requests(model.world, num, seed, "train")]
+        return _scene_requests(model.world, num, PREPARATION, seed, training)
     if has_training_requests(model):
-        return [_request(i, seed, label=_number(seed, i) % 1000, mark=TRAINING) for i in range(num)]
+        return [_request(i, PREPARATION, seed, training, label=_number(f"{seed}/{i}") % 1000) for i in range(num)]
     raise ValueError(f"{model.name} has no training prompts here: those in datasets/prompts.txt are for evaluation")
 
 
@@ -107,31 +116,55 @@ def takes_prompts(model: Model) -> bool:
     return not model.world and model.family != "dit"
 
 
-TRAINING = 0x5EED0000
-"""Mixed into the seeds of training noise."""
+@dataclass(frozen=True)
+class _Purpose:
+    """What requests are for."""
+
+    split: str
+    """Of `shapes.SPLITS`."""
+    held_out: bool
+    """Which captions."""
+    mark: int
+    """The highest of the 32 bits of a noise seed, so that noise of two purposes never meets."""
+    chunk_bits: int
+    """Of the split's 28 bits: 17 are the seed's, these the chunk's, and what is left the training's."""
 
 
-def _scene_requests(world: str, num: int, seed: int, split: str = "test") -> list[Request]:
+EVALUATION = _Purpose("evaluation", True, 0, 11)
+PREPARATION = _Purpose("preparation", False, 1 << 31, 7)
+CHUNK = 4096
+"""Scenes are drawn by the chunk, so that the first requests do not depend on how many follow."""
+
+
+def _scene_requests(world: str, num: int, purpose: _Purpose, seed: int, training: int = 0) -> list[Request]:
     from ditbench import shapes
 
-    found: list[Request] = []
-    chunk = 64  # scenes are drawn by the chunk so that the first requests do not depend on how many follow
-    for part in range((num + chunk - 1) // chunk):
-        scenes = shapes.draw(world, chunk, split=split, seed=1000 * seed + part)
+    if not 0 <= seed < 1 << 17:
+        raise ValueError(f"seed {seed} of requests is not between 0 and {(1 << 17) - 1}")
+    requests: list[Request] = []
+    for chunk in range(1 << purpose.chunk_bits):
+        stream = ((training << 17 | seed) << purpose.chunk_bits) | chunk
+        scenes = shapes.draw(world, CHUNK, split=purpose.split, seed=stream)
+        if world != "class":
+            scenes = scenes[shapes.held_out(scenes) == purpose.held_out]
+        scenes = scenes[: num - len(requests)]
         texts, labels = shapes.captions(scenes), scenes.labels.tolist()
         for i, truth in enumerate(scenes.truths()):
-            asked = {"label": labels[i]} if world == "class" else {"prompt": texts[i]}
-            found.append(_request(part * chunk + i, seed, truth=truth, **asked))
-    return found[:num]
+            content = {"label": labels[i]} if world == "class" else {"prompt": texts[i]}
+            requests.append(_request(len(requests), purpose, seed, training, truth=truth, **content))
+        if len(requests) == num:
+            return requests
+    raise ValueError(f"the world {world} has no more than {len(requests)} requests for the seed {seed}, not {num}")
 
 
-def _request(index: int, seed: int, mark: int = 0, **asked: Any) -> Request:
-    return Request(id=f"{index:05d}", seed=_number(seed, index) ^ mark, **asked)
+def _request(index: int, purpose: _Purpose, seed: int, training: int = 0, **content: Any) -> Request:
+    number = _number(f"{seed}/{index}" + (f"/{training}" if training else ""))
+    return Request(id=f"{index:05d}", seed=number & 0x7FFFFFFF | purpose.mark, **content)
 
 
-def _number(seed: int, index: int) -> int:
-    """A 32-bit number (torch's CPU generator keeps no more) that neighbouring seeds and indices do not share."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "big")
+def _number(text: str) -> int:
+    """A 32-bit number (torch's CPU generator keeps no more) that two texts hardly ever share."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def fingerprint(requests: Sequence[Request]) -> str:

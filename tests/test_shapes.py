@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -11,19 +13,42 @@ def test_the_same_seed_draws_and_renders_the_same_scenes(world):
     assert torch.equal(*(shapes.render(s, world, split="train", seed=3) for s in (a, b)))
 
 
-def test_train_and_test_splits_share_no_stream():
-    drawn = [
-        list(shapes.draw("scene", 64, split=split, seed=seed).truths())
-        for split in ("train", "test")
-        for seed in (0, 1, 7)
-    ]
-    for i, a in enumerate(drawn):
-        for b in drawn[:i]:
-            assert sum(x == y for x, y in zip(a, b, strict=True)) <= 1  # a chance meeting is one in 4608
-    with pytest.raises(ValueError, match="seed 134217728 is not between"):
-        shapes.draw("scene", 1, split="test", seed=1 << 27)
-    with pytest.raises(ValueError, match="split is 'train' or 'test', not 'valid'"):
+def test_no_two_splits_share_a_number_whatever_the_seed():
+    """A split owns the numbers first + stream + 16 s: two are apart where they differ modulo 16, or where one ends before the other."""
+    for (name, a), (other, b) in itertools.combinations(shapes.SPLITS.items(), 2):
+        modulo = {(a.first + stream) % 16 for stream in (0, 1)} & {(b.first + stream) % 16 for stream in (0, 1)}
+        low, high = sorted((a, b), key=lambda split: split.first)
+        assert not modulo or low.first + 16 * low.seeds <= high.first, (name, other)
+    assert all(s.first >= 0 and s.first + 16 * (s.seeds - 1) + 1 < 1 << 32 for s in shapes.SPLITS.values())
+
+
+def test_the_first_and_last_seeds_of_every_split_draw_other_scenes():
+    streams = [(split, seed) for split, s in shapes.SPLITS.items() for seed in (0, 1, s.seeds - 2, s.seeds - 1)]
+    numbers = {shapes.generator(*stream, part).initial_seed() for stream in streams for part in (0, 1)}
+    assert len(numbers) == 2 * len(streams)
+    drawn = [list(shapes.draw("scene", 64, split=split, seed=seed).truths()) for split, seed in streams]
+    for a, b in itertools.combinations(drawn, 2):
+        assert sum(x == y for x, y in zip(a, b, strict=True)) <= 1  # a chance meeting is one in 4608
+    with pytest.raises(ValueError, match="seed 134217728 of the split train is not between 0 and 134217727"):
+        shapes.draw("scene", 1, split="train", seed=1 << 27)
+    with pytest.raises(ValueError, match="there is no split 'valid'; there are train, test, reference"):
         shapes.draw("scene", 1, split="valid", seed=0)
+
+
+@pytest.mark.parametrize("world", ["scene", "video"])
+def test_whether_a_caption_is_held_out_follows_from_its_words_alone(world):
+    scenes = shapes.draw(world, 20_000, split="train", seed=0)
+    out, texts = shapes.held_out(scenes), shapes.captions(scenes)
+    by_text = dict(zip(texts, out.tolist(), strict=True))
+    assert len(by_text) < len(texts)  # captions do come twice
+    assert all(by_text[text] == held for text, held in zip(texts, out.tolist(), strict=True))
+    elsewhere = shapes.draw(world, 20_000, split="evaluation", seed=shapes.SPLITS["evaluation"].seeds - 1)
+    for text, held in zip(shapes.captions(elsewhere), shapes.held_out(elsewhere).tolist(), strict=True):
+        assert by_text.get(text, held) == held
+    for attribute in ("background", "texture"):
+        for value in range(4):
+            share = out[getattr(scenes, attribute) == value].double().mean()
+            assert share == pytest.approx(1 / shapes.HELD_OUT_ONE_IN, abs=0.025)
 
 
 @pytest.mark.parametrize(("world", "most"), [("class", 1), ("scene", 2), ("video", 1)])

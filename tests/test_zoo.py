@@ -2,11 +2,15 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from ditbench import shapes
 from ditbench.distances import frechet_delta
+from ditbench.metrics import reference
+from ditbench.metrics.frechet import reference_path
 from ditbench.models import ZOO, load, models
 from ditbench.quality import reference_of
 from ditbench.workload import make_requests
@@ -34,9 +38,13 @@ def test_the_models_make_what_they_are_asked_for_and_a_fifth_of_the_steps_is_wor
     if not (ZOO / name).is_dir():
         pytest.skip(f"{name} is not trained yet")
     pipe = load(model, weights="bundled", device="cpu", dtype="float32")
-    requests = make_requests(model, 96 if model.frames == 1 else 64, seed=5)
+    # Three times as many pictures as features: at 96 the distance is biased by half of what four steps lose on pixart-tiny.
+    requests = make_requests(model, 192 if model.frames == 1 else 64, seed=5)
     made = {steps: samples_of(model, pipe, requests, steps, 16) for steps in (model.steps, model.steps // 5)}
-    assert alignment(model.world, made[model.steps], requests)["alignment"] >= 0.90
+    share = alignment(model.world, made[model.steps], requests)["alignment"]
+    assert (
+        share + 1.96 * (share * (1 - share) / len(requests)) ** 0.5 >= 0.90
+    )  # no score in 0..1 spreads more than a hit or miss
     judge, reference = load_judge(model.world), reference_of(model.world)
     axis = (0, 3, 1, 2) if model.frames == 1 else (0, 4, 1, 2, 3)
     with torch.inference_mode():
@@ -74,3 +82,11 @@ def test_small_keeps_the_first_and_every_fourth_frame():
     video = torch.arange(5.0).view(1, 1, 5, 1, 1).expand(1, 3, 5, 8, 8)
     assert small(video)[0, 0, :, 0, 0].tolist() == [0.0, 4.0]
     assert small(video[:, :, 0]).shape == (1, 3, 2, 2)
+
+
+@pytest.mark.parametrize("world", shapes.WORLDS)
+def test_the_references_that_come_along_are_the_first_renders_of_their_split(world):
+    """To the last of float16's digits but one: another processor may add up a convolution in another order."""
+    shipped = load_file(reference_path(world))["feature"][: reference.CHUNK].astype(np.float64)
+    again = reference.features(world, num=reference.CHUNK).astype(np.float64)
+    assert np.abs(again - shipped).max() <= 2**-10 * np.abs(shipped).max()

@@ -21,10 +21,6 @@ from ditbench.metrics.frechet import reference_path
 from ditbench.zoo import judge as judges
 
 NUM = 2048
-SEED = 50_000_000
-"""First of the test-split seeds; those of requests (1000 x the run's seed + part) and of the judge's own test are far
-below.
-"""
 CHUNK = 64
 
 
@@ -33,9 +29,9 @@ def features(world: str, num: int = NUM, judge_folder: Path | None = None) -> np
     """Judge features of `num` held-out renders, [num, 64] float16; ValueError when one does not fit float16."""
     judge, found = judges.load_judge(world, judge_folder), []
     for start in range(0, num, CHUNK):
-        seed = SEED + start // CHUNK
-        scenes = shapes.draw(world, min(CHUNK, num - start), split="test", seed=seed)
-        pixels = shapes.render(scenes, world, split="test", seed=seed)
+        seed = start // CHUNK
+        scenes = shapes.draw(world, min(CHUNK, num - start), split="reference", seed=seed)
+        pixels = shapes.render(scenes, world, split="reference", seed=seed)
         found.append(judge.features((pixels * 255).round() / 255))
     wide = torch.cat(found)
     narrow = wide.half()
@@ -58,7 +54,7 @@ def write(world: str, out: Path, num: int = NUM, judge_folder: Path | None = Non
         path.name,
         source="rendered by ditbench.shapes",
         licence="Apache-2.0",
-        made=f"python -m ditbench.metrics.reference: {num} scenes of the {world} world, split test, seeds from {SEED}",
+        made=f"python -m ditbench.metrics.reference: {num} scenes of the {world} world, split reference",
         judge_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )

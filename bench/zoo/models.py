@@ -1,7 +1,8 @@
 """Train one of the four tiny diffusion transformers: `python -m ditbench.zoo.models dit-tiny|pixart-tiny|flux-tiny|wan-tiny`.
 
 The pipelines, transformers, text encoders, autoencoders and schedulers are diffusers' and transformers' own classes; only sizes are
-ours. Text encoders are trained together with their transformer. Needs the codec of `train.py` first. Writes a pipeline folder.
+ours. Text encoders are trained together with their transformer. Trained on all captions of the split "train": what `shapes.held_out`
+holds out is held out of the training of methods, not of the models. Needs the codec of `train.py` first. Writes a pipeline folder.
 
 B batch, N tokens, D width. Noise prediction (DiT, PixArt): x_t = sqrt(a) x_0 + sqrt(1 - a) e, the model gives e (Ho et al. 2020, eq. 14).
 Rectified flow (FLUX, Wan): x_s = (1 - s) x_0 + s e, the model gives e - x_0 (Liu et al. 2022; Esser et al. 2024).
