@@ -97,9 +97,11 @@ def jackknife(value: float, without: ArrayLike) -> Reading:
     return Reading(value=value, parts=(num - 1) / num * (left.mean() - left), unbiased=unbiased)
 
 
-def replicates(value: float, drawn: ArrayLike, groups: int) -> Reading:
-    """A reading from the values [U] a statistic has of U bootstrap draws of its G groups: they spread as the value itself does, but for
-    the factor sqrt((G - 1) / G) by which draws from a sample spread less than samples do."""
-    again = np.asarray(drawn, np.float64)
-    wider = np.sqrt(groups / max(groups - 1, 1) / len(again))
+def replicates(value: float, left: ArrayLike, groups: int, size: int) -> Reading:
+    """A reading from the values [U] a statistic has of U random subsets of `size` of its G groups (delete-d jackknife, Shao & Wu 1989).
+
+    Subsets of about half the groups serve statistics that are not smooth, for which leaving out single blocks gives too much.
+    """
+    again = np.asarray(left, np.float64)
+    wider = np.sqrt(size / (groups - size) / len(again)) if groups > size else 0.0
     return Reading(value=value, parts=(again - again.mean()) * wider, groups=groups)

@@ -43,7 +43,7 @@ class Statistic:
     """(features [n, d], reference) -> [n] values of 0 or 1 whose mean the statistic is."""
 
 
-_DRAWS = "bootstrap of {n} prompts, each counted once"
+_DRAWS = "halves of {n} prompts"
 _BLOCKS = "delete-block jackknife over {n} blocks of prompts"
 _INFLUENCE = "influence function over {n} prompts"
 STATISTICS = {

@@ -257,18 +257,25 @@ def test_precision_and_recall_are_the_shares_inside_balls_to_third_neighbours(sm
 
 
 @pytest.mark.parametrize("per_prompt", [1, 4])
-def test_recall_of_a_draw_is_that_of_its_distinct_prompts(per_prompt, small_chunks):
+def test_recall_of_a_half_is_that_of_its_prompts(per_prompt, small_chunks):
     x, y = 0.6 * rng(0).standard_normal((48, 3)), Reference.through(rng(1).standard_normal((31, 3)))
     groups = np.arange(48) // per_prompt
     num = 48 // per_prompt
     r, values = np.random.default_rng(0), []
     for _ in range(manifold.DRAWS):
-        drawn = np.unique(r.integers(0, num, num))
-        values.append(slow_share_inside(y.features, x[np.isin(groups, drawn)]))
+        half = np.flatnonzero(r.permutation(num) < num // 2)
+        values.append(slow_share_inside(y.features, x[np.isin(groups, half)]))
     found = read_recall(x, y, groups)
-    np.testing.assert_allclose(found.parts, readings.replicates(0.0, values, num).parts, atol=1e-12)
+    np.testing.assert_allclose(found.parts, readings.replicates(0.0, values, num, num // 2).parts, atol=1e-12)
     assert found.groups == num and np.ptp(values) > 0
-    assert contrast([found], [1]).se == pytest.approx(np.std(values, ddof=1) * math.sqrt(num / (num - 1)))
+    assert contrast([found], [1]).se == pytest.approx(np.std(values, ddof=1))
+
+
+def test_halves_give_the_standard_error_of_a_mean():
+    x, r = rng(0).standard_normal(40), rng(1)
+    halves = [x[r.permutation(40)[:20]].mean() for _ in range(4000)]
+    found = contrast([readings.replicates(x.mean(), halves, 40, 20)], [1])
+    assert found.se == pytest.approx(x.std(ddof=1) / math.sqrt(40), rel=0.03) and found.n == 40
 
 
 @pytest.mark.parametrize("read", [read_precision, read_recall])

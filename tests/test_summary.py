@@ -248,7 +248,7 @@ def test_every_statistic_of_the_set_has_a_value_and_a_paired_delta():
         assert found[name]["value"]["value"] == pytest.approx(values[0])
         assert found[name]["delta"]["value"] == pytest.approx(values[0] - values[1])
         assert found[name]["delta"]["se"] > 0 and found[name]["mde"] > 0 and found[name]["floor"] is None
-    assert found["recall.shapes_v1"]["interval"] == "bootstrap of 40 prompts, each counted once, at n = 40"
+    assert found["recall.shapes_v1"]["interval"] == "halves of 40 prompts, at n = 40"
     hit = [hits(x, REFERENCE) for x in (mine, theirs)]
     assert found["precision.shapes_v1"]["delta"] == delta(*hit, bounds=(0, 1)).as_dict()
     fd = found["fd.shapes_v1"]
