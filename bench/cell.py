@@ -15,6 +15,7 @@ from ditbench.depends import changed
 from ditbench.plan import Cell, missing_device, rebuild
 from ditbench.record import read_json, write_json
 from ditbench.spec import Spec
+from ditbench.truncation import cut_prompts
 from ditbench.workload import Request, batches, fingerprint, sampling_of
 
 ROUND = "round-{}.json"
@@ -99,6 +100,8 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
             if round_ == 0:
                 _save_samples(folder / SAMPLES, [made[i] for i in sorted(made)])
                 found["memory"] = memory
+                if cell.spec.weights != "random":  # their tokenizer is a stand-in
+                    found["prompts_cut"] = cut_prompts(pipe, cell.model, sampling, requests)
                 part = parts[0] if flops.decides_per_batch(cell.stack) else parts[0][:1]
                 alike = flops.alike_every_call(cell.stack)
                 with attached.inspected():

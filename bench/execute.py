@@ -166,6 +166,7 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "counters": first.get("counters", {}),
         "notes": first.get("notes", {}),
         "schedule": first.get("schedule"),
+        "prompts_cut": first.get("prompts_cut", {}),
         "artifacts": first.get("artifacts", {}),
         "seconds": sum(r["seconds"] for r in rounds),
     }

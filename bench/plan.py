@@ -12,10 +12,11 @@ from ditbench.artifact import Need, find, needs_of
 from ditbench.depends import depends_on
 from ditbench.models import PIPELINES, Model, check_folder, locate, select
 from ditbench.plugins import load_plugin
+from ditbench.prompts import load_prompts
 from ditbench.spec import Spec
 from ditbench.stack import Stack
 from ditbench.traits import lacking
-from ditbench.workload import Sampling, count_for, sampling_of
+from ditbench.workload import Sampling, count_for, sampling_of, takes_prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +65,17 @@ class Cell:
 def plan(spec: Spec) -> list[Cell]:
     """Every cell of a run in table order, the baseline of each model first.
 
-    Raises ValueError for an unknown model, method or knob, and for a stack that does not parse. A stack that parses but cannot
-    run is a cell with a refusal.
+    Raises ValueError for an unknown model, method or knob, for a stack that does not parse, and for prompts that cannot be had or that a
+    model would not read. A stack that parses but cannot run is a cell with a refusal.
     """
     _load_plugins(spec)
     models = [model for text in spec.models for model in select(text)]
+    if spec.prompts:
+        load_prompts(spec.prompts)
+        if deaf := [model.name for model in models if not takes_prompts(model)]:
+            raise ValueError(
+                f"prompts: {', '.join(deaf)} would not read them: a world's models are asked for its scenes, DiT for classes"
+            )
     stacks = [Stack.parse("none"), *(Stack.parse(text) for text in spec.methods)]
     cells = [_cell(model, stack, spec) for model in models for stack in stacks]
     return list({cell.key: cell for cell in cells}.values())

@@ -32,7 +32,7 @@ where the data carry none). Nothing is ever NaN: a number that cannot be had is 
     first_call_s, load_s     float | None
     drift           float | None: none's time per sample across rounds, slowest / fastest - 1; None with one round
     drift_bound     the bound `suspect` uses
-    warnings        list of sentences: numbers of this row that contradict each other
+    warnings        list of sentences: numbers of this row that contradict each other, prompts that a text encoder cut
     suspect         True when drift is above the bound: the times of this model in this run are not to be trusted
 
 An entry of `quality`:
@@ -72,7 +72,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ditbench import statistics, verdict
+from ditbench import statistics, truncation, verdict
 from ditbench.distances import Reference
 from ditbench.metrics import Metric, fidelity, metrics
 from ditbench.metrics.stored import Scores, read_scores
@@ -144,7 +144,7 @@ def _row(
     }
     psnr, ssim = (row["quality"][f"{name}.vs_none"]["value"] for name in ("psnr", "ssim"))
     doubt = fidelity.doubtful(psnr and psnr["value"], ssim and ssim["value"])
-    row |= {"warnings": [doubt] if doubt else []}
+    row |= {"warnings": [*([doubt] if doubt else []), *truncation.sentences(record)]}
     row |= _speedups(record, none)
     row |= {name: dict(record.get(name) or {}) for name in ("flops", "memory", "counters")}
     row |= {"first_call_s": record.get("first_call_s"), "load_s": record.get("load_s")}

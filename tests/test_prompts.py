@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
 from ditbench import prompts
 from ditbench.models import models
+from ditbench.plan import plan
 from ditbench.prompts import FOLDER, find_prompts, load_prompts, manifest, prompt_sets, read_prompts
 from ditbench.score import group
 from ditbench.spec import Spec
@@ -16,18 +18,19 @@ TEXTS = ["a cat", "A cat", "a cat", 'a dog, "two" cats\tand one', "a cat "]
 
 
 def write(path, texts):
-    if path.suffix == ".txt":
+    ending = path.suffix.lower()
+    if ending == ".txt":
         path.write_text("\n".join(texts) + "\n")
-    elif path.suffix == ".json":
+    elif ending == ".json":
         path.write_text(json.dumps(texts))
     else:
-        mark = "\t" if path.suffix == ".tsv" else ","
+        mark = "\t" if ending == ".tsv" else ","
         quoted = ['"' + text.replace('"', '""') + '"' for text in texts]
         path.write_text("\n".join([f"Prompt{mark}Category", *(f"{text}{mark}x" for text in quoted)]) + "\n")
     return path
 
 
-@pytest.mark.parametrize("ending", [".txt", ".csv", ".tsv", ".json"])
+@pytest.mark.parametrize("ending", [".txt", ".csv", ".tsv", ".json", ".TXT", ".CSV", ".Tsv", ".JSON"])
 def test_every_entry_is_one_prompt_equal_or_not(tmp_path, ending):
     assert read_prompts(write(tmp_path / f"p{ending}", TEXTS)) == TEXTS
 
@@ -69,12 +72,63 @@ def test_the_prompts_that_come_along_are_used_when_none_are_named():
         ("p.json", "{", "is damaged"),
         ("p.json", "[1]", "an entry that is no text"),
         ("p.json", "3", "is no list of prompts"),
+        ("p.csv", "prompt\na red kite, over the sea\n", "entry 0 of .* has 2 fields under 1 names"),
+        ("p.CSV", "prompt\na red kite, over the sea\n", "entry 0 of .* has 2 fields under 1 names"),
+        ("p.csv", "prompt,kind\na red kite\n", "entry 0 of .* has 1 fields under 2 names"),
+        ("p.csv", "prompt\na boat\n\na kite\n", "entry 1 of .* has 0 fields under 1 names"),
+        ("p.csv", 'prompt\n"a red kite\na boat\na house\n', "is damaged .unexpected end of data"),
+        ("p.csv", 'prompt\n"big" cats\na boat\n', "is damaged"),
+        ("p.csv", 'prompt\n"a red kite\na boat\na "big" house\n', "is damaged"),
+        ("p.csv", "prompt,Prompt\na,b\n", "has 2 columns prompt, Prompt"),
+        ("p.csv", "prompt\n", "holds none"),
+        ("p.tsv", "prompt\tkind\na red kite\n", "entry 0 of .* has 1 fields under 2 names"),
+        ("p.tsv", 'prompt\tkind\n"a red kite"\tx\n', "quotes in .* may be part of the prompts or not"),
+        ("p.tsv", 'prompt\tkind\n"a red\tkite\tx\n', "has 3 fields under 2 names"),
+        ("p.jsonl", '"a"\n\n"b"\n', "is damaged"),
+        ("p.jsonl", '{"seed": 1}\n', "has no column of prompts"),
+        ("p.json", '"a"\n"b"\n', "is damaged"),
+        ("p.json", '{"prompt": "a", "negative": "b"}', "is a single entry"),
+        ("p.json", '{"x": "a", "x": "b"}', "has the key 'x' twice in one object"),
+        ("p.json", "[" * 200_000, "is damaged"),
+        ("p.parquet", "a\nb\n", r"ends in none of \.txt, \.csv, \.tsv, \.json, \.jsonl"),
+        ("p.csv.gz", "a\nb\n", "ends in none of"),
+        ("prompts", "a\nb\n", "ends in none of"),
+        ("p.txt", '["a", "b"]\n', r"holds JSON; give its name the ending \.json"),
+        ("p.txt", '{"prompt": "a"}\n{"prompt": "b"}\n', r"holds JSON; give its name the ending \.jsonl"),
+        ("p.txt", "PAR1\0\0", "is no text"),
     ],
 )
-def test_files_that_are_no_prompts_are_named(tmp_path, name, contents, complaint):
+def test_files_that_are_no_prompts_or_not_what_their_name_says_are_named(tmp_path, name, contents, complaint):
     (tmp_path / name).write_text(contents)
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=complaint) as error:
         read_prompts(tmp_path / name)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "prompts_read"),
+    [
+        ("p.tsv", 'Prompt\tNote\n"big" cats\tx\na "small" dog\t\n', ['"big" cats', 'a "small" dog']),  # as PartiPrompts
+        ("p.tsv", 'prompt\tNote\n"a\tb"\tx\n', ["a\tb"]),
+        ("p.csv", 'prompt\n"a red kite, over the sea"\n"say ""hi"""\n\n', ["a red kite, over the sea", 'say "hi"']),
+        ("p.csv", 'id,text\n1,"two\nlines"\n', ["two\nlines"]),
+        ("p.jsonl", '{"prompt": "a", "seed": 1}\n"b"\n', ["a", "b"]),
+        ("p.json", '{"Prompts": ["a", "b"]}', ["a", "b"]),
+        ("p.txt", '42\n"quoted"\n[bracketed] text\n', ["42", '"quoted"', "[bracketed] text"]),
+    ],
+)
+def test_quotes_and_commas_stay_where_they_are_part_of_the_text(tmp_path, name, contents, prompts_read):
+    (tmp_path / name).write_text(contents)
+    assert read_prompts(tmp_path / name) == prompts_read
+
+
+@pytest.mark.parametrize("models_asked", ["pixart-tiny", "wan-tiny", "dit-xl-2-256", "flux-1-dev,dit-tiny"])
+def test_prompts_for_models_that_would_not_read_them_are_an_error(tmp_path, models_asked):
+    path = write(tmp_path / "p.txt", TEXTS)
+    spec = Spec(models=tuple(models_asked.split(",")), prompts=str(path), weights="random")
+    with pytest.raises(ValueError, match=f"prompts: {models_asked.split(',')[-1]} would not read them"):
+        plan(spec)
+    assert plan(replace(spec, models=("flux-1-dev", "wan-2.1-1.3b")))
 
 
 def test_a_set_that_is_not_there_is_named_with_its_licence_and_source(tmp_path, monkeypatch):
