@@ -128,6 +128,8 @@ def needs_of(
     found = []
     for m in stack.methods:
         if (recipe := m.recipe()) is not None:
+            if training := training_of(m):  # the first has the key it had before there were several
+                recipe = recipe | {"training": training}
             below = below_of(stack, m)
             sampling = below.adapt(sampling_of(model))
             content = {
@@ -179,6 +181,11 @@ def below_of(stack: Stack, method: Any) -> Stack:
         return Stack()
     before = stack.methods[: stack.methods.index(method)]
     return Stack(tuple(m for m in before if not m.traits.claims & getattr(method, "blind_to", frozenset())))
+
+
+def training_of(method: Any) -> int:
+    """Which training of its recipe a method uses: its knob `training`, 0 for the first and for methods without the knob."""
+    return getattr(method, "training", 0)
 
 
 def find(need: Need, root: Path | None = None) -> Artifact | None:

@@ -88,7 +88,7 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
         grid = torch.linspace(0, len(recorded.timesteps), recipe.steps * 2 ** (stages - 1 - stage) + 1).round().long()
         lesson = Lesson(
             recorded=recorded, student=Denoiser(student, process), teacher=Denoiser(teacher, process), process=process, grid=grid,
-            guidance=room.sampling.guidance, batch=recipe.batch, iterations=recipe.iterations // stages,
+            guidance=room.sampling.guidance, batch=recipe.batch, iterations=recipe.iterations // stages, training=room.training,
         )  # fmt: skip
         objective = trajectory if recipe.objective == "progressive" and stage == 0 else OBJECTIVES[recipe.objective]
         with torch.enable_grad():

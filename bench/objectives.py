@@ -30,10 +30,12 @@ class Lesson:
     guidance: float
     batch: int
     iterations: int
+    training: int = 0
+    """Which training of the recipe: each has random numbers of its own."""
 
     def draw(self, step: int) -> tuple[torch.Generator, Tensor]:
         """Random numbers of this iteration, and which recordings [B] it learns from."""
-        g = torch.Generator().manual_seed(step)
+        g = torch.Generator().manual_seed((self.training << 24) + step)
         return g, torch.randint(len(self.recorded.states), (self.batch,), generator=g)
 
     def at(self, which: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:

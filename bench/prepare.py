@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditbench.artifact import OWN, below_of, create, find, needs_of, resolve
+from ditbench.artifact import OWN, below_of, create, find, needs_of, resolve, training_of
 from ditbench.models import Model, load
 from ditbench.stack import Stack
 from ditbench.workload import Sampling, call_arguments, sampling_of, training_requests
@@ -32,6 +32,8 @@ class Workroom:
     """As the stack below adapts it."""
     prepared: Mapping[str, Path] = field(default_factory=dict)
     """Folders of what the methods below were prepared with, by method."""
+    training: int = 0
+    """Which training of the recipe: each has requests and random numbers of its own."""
     tell: Tell
     """Hears of progress: rows with at least `done` and `of`."""
 
@@ -50,7 +52,9 @@ class Workroom:
 
     def draw(self, seed: int, num: int, **other: Any) -> dict[str, Any]:
         """Call arguments of `num` training requests; `other` sampling than the stack below wants, if any."""
-        return call_arguments(self.model, replace(self.sampling, **other), training_requests(self.model, num, seed))
+        return call_arguments(
+            self.model, replace(self.sampling, **other), training_requests(self.model, num, seed, self.training)
+        )
 
 
 def prepare(
@@ -78,7 +82,8 @@ def prepare(
                 prepared = {name: a.folder for name, a in resolve(model, below, weights, plugins, root).items()}
                 pipe = load(model, weights=weights, device="cpu", dtype="float32")
                 room = Workroom(
-                    pipe=pipe, model=model, below=below, sampling=below.adapt(sampling_of(model)), tell=tell(need), prepared=prepared,
+                    pipe=pipe, model=model, below=below, sampling=below.adapt(sampling_of(model)), tell=tell(need),
+                    training=training_of(method), prepared=prepared,
                 )  # fmt: skip
                 artifact, made = create(need, lambda folder, m=method, r=room: m.prepare(folder, r), root), True  # type: ignore[misc]
             rows.append({

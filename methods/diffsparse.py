@@ -40,6 +40,8 @@ class DiffSparse:
     tuned: Literal["stack", "alone"] = "stack"
     """Whether the table was prepared on top of the methods below, or on the plain model and its steps, and stretched over the steps there
     are."""
+    training: int = knob(0, low=0, high=15)
+    """Which training of this recipe: every number has requests and noise of its own, so that several show how far trainings differ."""
     off: ClassVar[dict[str, object]] = {"keep": 1.0}
     dial: ClassVar[tuple[str, float, float]] = ("keep", 0.3, 1)
 

@@ -33,6 +33,8 @@ class Distill:
     """Folder of a student; empty: the one that was prepared."""
     checkpoint: str = ""
     """Name of a published checkpoint instead (bench/checkpoints.toml), for full-size models."""
+    training: int = knob(0, low=0, high=15)
+    """Which training of this recipe: every number has requests and noise of its own, so that several show how far trainings differ."""
 
     @staticmethod
     def more() -> str:
@@ -44,6 +46,8 @@ class Distill:
     def __post_init__(self) -> None:
         if self.student and self.checkpoint:
             raise ValueError("distill takes a student or a checkpoint, not both")
+        if self.training and (self.student or self.checkpoint):
+            raise ValueError("distill takes a training or a given student, not both")
         if self.checkpoint:
             checkpoint(self.checkpoint)
 

@@ -23,6 +23,8 @@ class L2C:
     """Scores up to this are reused (the authors' 0.1); 1 reuses every sub-layer of every second step."""
     price: float = knob(1e-6, low=0)
     """What each score costs in training (the authors' 1e-6 for 50 DDIM steps, 5e-6 for 20): higher caches more."""
+    training: int = knob(0, low=0, high=15)
+    """Which training of this recipe: every number has requests and noise of its own, so that several show how far trainings differ."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
     dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 1)
 

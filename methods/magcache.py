@@ -30,6 +30,8 @@ class MagCache:
     """Most steps skipped in a row (diffusers' default)."""
     retain: float = knob(0.2, low=0, high=1)
     """Share of the steps at the beginning that are never skipped (diffusers' default)."""
+    training: int = knob(0, low=0, high=15)
+    """Which calibration: every number has requests and noise of its own, so that several show how far calibrations differ."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
     dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 2)
 

@@ -48,6 +48,8 @@ class TeaCache:
     """Share of the transformer's runs to skip, by the threshold that `prepare` found for it; 0: by `threshold`."""
     tuned: Literal["stack", "alone"] = "stack"
     """With `saved`: whether the threshold was found on top of the methods below, or on the plain model."""
+    training: int = knob(0, low=0, high=15)
+    """Which calibration: every number has requests and noise of its own, so that several show how far calibrations differ."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
     dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 4)
 

@@ -259,18 +259,28 @@ def test_finishing_brings_the_students_pixels_nearer_to_the_teachers(tmp_path):
     few = Recipe(steps=2, recordings=4, iterations=4, batch=2, average=0.5, finish=0)
     before = {name: p.clone() for name, p in room.pipe.transformer.named_parameters()}
     apart = []
-    for finish in (0, 8):
+    for finish in (0, 16):
         folder = tmp_path / str(finish)
         folder.mkdir()
-        prepare_student(folder, room, replace(few, finish=finish, finish_batch=2, finish_rate=1e-3, finish_average=0.0))
+        prepare_student(folder, room, replace(few, finish=finish, finish_batch=2, finish_rate=3e-4, finish_average=0.0))
         with torch.no_grad():
-            target = paint(room.pipe, room.draw(9, 4))
+            target = paint(room.pipe, room.draw(9, 12))
             adapted = Stack.parse(f"distill(steps=2, student={str(folder)!r})")
             with adapted.attached(room.pipe) as attached:
-                arguments = room.draw(9, 4, steps=2, guidance=1.0)
-                attached.start(2, 4)
+                arguments = room.draw(9, 12, steps=2, guidance=1.0)
+                attached.start(2, 12)
                 apart.append(float(distance(target, paint(room.pipe, arguments)).mean()))
     assert apart[1] < apart[0]
     assert all(torch.equal(p, before[name]) for name, p in room.pipe.transformer.named_parameters())
-    kinds = [line.rpartition(",")[2] for line in (tmp_path / "8" / "log.csv").read_text().splitlines()]
+    kinds = [line.rpartition(",")[2] for line in (tmp_path / "16" / "log.csv").read_text().splitlines()]
     assert kinds == ["loss_of", "jumps", "pixels"]
+
+
+def test_another_training_gives_another_student_and_the_same_one_the_same(tmp_path):
+    students = []
+    for i, training in enumerate((0, 1, 1)):
+        (tmp_path / str(i)).mkdir()
+        trained(replace(room_of("pixart"), training=training), "trajectory", tmp_path / str(i))
+        students.append(load_file(tmp_path / str(i) / "student.safetensors"))
+    assert any(not torch.equal(value, students[1][name]) for name, value in students[0].items())
+    assert all(torch.equal(value, students[2][name]) for name, value in students[1].items())

@@ -21,6 +21,10 @@ def somewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(artifact, "BUNDLED", tmp_path / "bundled")
 
 
+SEEN = []
+"""Noise seeds of the first requests of every preparation."""
+
+
 @pytest.fixture
 def trained():
     """A method that has to be prepared: it writes how often it was asked to."""
@@ -30,12 +34,14 @@ def trained():
     class Trained:
         size: int = knob(3)
         speed: float = knob(1.0)
+        training: int = knob(0, low=0, high=15)
 
         def recipe(self):
             return {"version": 1, "size": self.size}
 
         def prepare(self, folder, room):
             (folder / "table.txt").write_text(f"{room.model.name} {room.below} {room.sampling.steps} {self.size}")
+            SEEN.append([g.initial_seed() for g in room.draw(0, 3)["generator"]])
             room.tell({"done": 1, "of": 1})
             return {"note": "made"}
 
@@ -81,6 +87,34 @@ def test_keys_know_recipe_steps_weights_and_the_stack_below_but_not_running_knob
     assert len(others | {plain.key, need(trained, "pixart-tiny").key}) == 5
     assert replace(plain, model="another name").key == plain.key
     assert need("int8+trained_test").below == "int8"
+
+
+def test_every_training_has_a_key_a_command_and_requests_of_its_own(trained):
+    SEEN.clear()
+    stacks = [trained, "trained_test(training=1)", "trained_test(training=15)"]
+    needs = [need(stack) for stack in stacks]
+    assert len({n.key for n in needs}) == 3 and "training" not in needs[0].recipe and needs[1].recipe["training"] == 1
+    assert "prepare 'trained_test(training=1)' --models dit-tiny" in needs[1].sentence
+    for stack in stacks:
+        assert ready(stack)[0]["made"]
+    assert len({seed for seeds in SEEN for seed in seeds}) == 9
+    with pytest.raises(ValueError, match="training must be at least 0 and at most 15, not 16"):
+        Stack.parse("trained_test(training=16)")
+
+
+def test_what_is_learned_on_top_of_another_training_is_another_table():
+    tables = ["distill+diffsparse", "distill(training=1)+diffsparse", "distill+diffsparse(training=1)"]
+    keys = {artifact.needs_of(models()["dit-tiny"], Stack.parse(t), "bundled")[1].key for t in tables}
+    assert len(keys) == 3
+    with pytest.raises(ValueError, match="takes a training or a given student, not both"):
+        Stack.parse("distill(student='s', training=1)")
+
+
+def test_the_first_training_keeps_the_keys_of_what_comes_along(monkeypatch):
+    monkeypatch.undo()
+    for stack in ("diffsparse", "distill", "distill+diffsparse", "l2c", "teacache(saved=0.43)"):
+        for found in artifact.needs_of(models()["pixart-tiny"], Stack.parse(stack), "bundled"):
+            assert (artifact.BUNDLED / found.folder / artifact.MANIFEST).is_file(), found.sentence
 
 
 def test_what_is_prepared_reaches_the_method(trained):
