@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ditbench.models import weights_sha256
 from ditbench.plugins import source_sha256
-from ditbench.record import read_json, write_json
+from ditbench.record import plain, read_json, write_json
 from ditbench.stack import Stack
 from ditbench.workload import has_training_requests, sampling_of
 
@@ -241,7 +241,10 @@ def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN)
     partial.mkdir(parents=True)
     started = time.monotonic()
     try:
-        notes = make(partial)
+        notes = {
+            name: plain(f"the note {name} of {need.method}'s preparation", value)
+            for name, value in make(partial).items()
+        }
         files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(partial.iterdir())}
         told = {k: v for k, v in asdict(need).items() if k != "hopeless"}
         manifest = told | {"seconds": round(time.monotonic() - started, 1), "files": files, "notes": notes}

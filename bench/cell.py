@@ -20,6 +20,8 @@ from ditbench.workload import Request, batches, fingerprint, sampling_of
 
 ROUND = "round-{}.json"
 SAMPLES = "samples.safetensors"
+LONGEST = 500
+"""Characters of a reason."""
 
 
 def read_requests(path: Path) -> list[Request]:
@@ -43,10 +45,14 @@ def run_round(
             raise ValueError(f"{' and '.join(names)} changed after the run was planned; the same command runs it again")
         found = _measure(cell, round_, folder, read_requests(requests_file))
     except BaseException as error:
-        found = {"status": _status(error), "reason": _sentence(error), "traceback": traceback.format_exc()[-6000:]}
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if isinstance(error, KeyboardInterrupt):
             raise
-    write_json(folder / ROUND.format(round_), found | {"round": round_, "seconds": time.monotonic() - started})
+        found = _failure(error)
+    spent = {"round": round_, "seconds": time.monotonic() - started}
+    try:
+        write_json(folder / ROUND.format(round_), found | spent)
+    except (TypeError, ValueError, OverflowError) as error:  # what a library measured is no JSON: said, not swallowed
+        write_json(folder / ROUND.format(round_), _failure(error, "what was measured cannot be written down: ") | spent)
 
 
 def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> dict[str, Any]:
@@ -128,13 +134,29 @@ def _save_samples(path: Path, pixels: list[Any]) -> None:
     partial.rename(path)
 
 
+def _shown(text: str) -> str:
+    """Text that can be written in UTF-8: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _status(error: BaseException) -> str:
     name = type(error).__name__
     return "oom" if isinstance(error, MemoryError) or name == "OutOfMemoryError" else "failed"
 
 
+def _failure(error: BaseException, why: str = "") -> dict[str, Any]:
+    try:
+        trace = traceback.format_exc()[-6000:]
+    except Exception:  # an error that cannot be shown
+        trace = ""
+    return {"status": _status(error), "reason": why + _sentence(error), "traceback": _shown(trace)}
+
+
 def _sentence(error: BaseException) -> str:
-    """The first line of an error, with its type unless it was written for people."""
-    text = str(error).strip().splitlines()
-    line = text[0] if text else ""
+    """The first line of an error, with its type unless it was written for people; not longer than a table bears."""
+    try:
+        text = str(error).strip().splitlines()
+    except Exception:
+        text = ["its text cannot be had"]
+    line = _shown(text[0][:LONGEST]) if text else ""
     return line if isinstance(error, ValueError) and line else f"{type(error).__name__}: {line}".rstrip(": ")

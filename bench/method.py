@@ -54,7 +54,7 @@ class Attachment:
         self.counters: dict[str, int] = {}
         """Events since the stack was attached, by name."""
         self.notes: dict[str, float] = {}
-        """Facts found while running, by name, for the record."""
+        """Facts found while running, by name, for the record: finite numbers, of Python, numpy or torch, and texts."""
         self.engaged = False
         """Whether any counted event was the method at work (`count(..., idle=True)` is not)."""
         self.starts: list[Callable[[], object]] = []
@@ -129,7 +129,7 @@ class Attachment:
     def count(self, event: str, by: int = 1, *, idle: bool = False) -> None:
         """Count an event. `idle` events are bookkeeping: they do not show that the method did anything."""
         self.counters[event] = self.counters.get(event, 0) + by
-        self.engaged |= by > 0 and not idle
+        self.engaged |= bool(by > 0) and not idle
 
     def computes(self, sublayer: Sublayer, share: float) -> None:
         """Note that the sub-layer computes `share` of its tokens, 0..1, at this step: for the schedule in the record."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.method import Attachment, Method, Now, build, find, values
+from ditbench.record import plain
 from ditbench.traits import unmet
 
 if TYPE_CHECKING:
@@ -144,12 +145,20 @@ class Attached:
                 reset()
 
     def counters(self) -> dict[str, int]:
-        """Events since the stack was attached, as `method.event`."""
-        return {f"{name}.{event}": n for name, at in self.attachments.items() for event, n in at.counters.items()}
+        """Events since the stack was attached, as `method.event`; ValueError naming one that is no finite number."""
+        return {
+            f"{name}.{event}": plain(f"the counter {name}.{event}", n)
+            for name, at in self.attachments.items()
+            for event, n in at.counters.items()
+        }
 
     def notes(self) -> dict[str, float]:
-        """What the methods found out, as `method.fact`."""
-        return {f"{name}.{fact}": value for name, at in self.attachments.items() for fact, value in at.notes.items()}
+        """What the methods found out, as `method.fact`; ValueError naming one that is no finite number, nor a text."""
+        return {
+            f"{name}.{fact}": plain(f"the note {name}.{fact}", value)
+            for name, at in self.attachments.items()
+            for fact, value in at.notes.items()
+        }
 
     @contextmanager
     def inspected(self) -> Iterator[None]:
@@ -161,13 +170,19 @@ class Attached:
             yield
 
     def schedule(self) -> dict[str, Any] | None:
-        """What share of its tokens each sub-layer computed at each step of the last generation, as the method noted; None if none did."""
+        """What share of its tokens each sub-layer computed at each step of the last generation, as the method noted; None if none did.
+
+        ValueError naming a share that is no finite number.
+        """
         noted = next((at for at in self.attachments.values() if at.shares), None)
         if noted is None:
             return None
         names = [s.name for s in noted.sublayers]
         steps = 1 + max(step for step, _ in noted.shares)
-        keep = [[round(noted.shares.get((t, i), 0.0), 4) for i in range(len(names))] for t in range(steps)]
+        shares = {
+            (t, i): float(plain(f"the share of {names[i]} computed at step {t}", share)) for (t, i), share in noted.shares.items()
+        }  # fmt: skip
+        keep = [[round(shares.get((t, i), 0.0), 4) for i in range(len(names))] for t in range(steps)]
         return {"sublayers": names, "keep": keep}
 
     def cache_bytes(self) -> int:

@@ -236,15 +236,51 @@ class Greedy:
     """Runs out of memory."""
     def attach(self, pipeline, at):
         raise MemoryError("planted")
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+def leave(error):
+    """A method that fails with an error."""
+    def attach(self, pipeline, at):
+        raise error
+    return attach
+
+def note(name, value, where="notes"):
+    """A method that skips a sub-layer and leaves a fact."""
+    def attach(self, pipeline, at):
+        def route(run, hidden):
+            at.count("calls")
+            if where == "shares":
+                at.shares[0, 0] = value
+            return run()
+        at.reroute(at.sublayers[0], route)
+        if where == "notes":
+            at.notes[name] = value
+        elif where == "counters":
+            at.count(name, value)
+    return attach
+
+import numpy, torch
+for name, attach in {
+    "leaves_nan": note("error", float("nan")), "leaves_inf": note("events", numpy.inf, "counters"),
+    "leaves_share": note("", torch.tensor(float("nan")), "shares"), "leaves_array": note("norms", numpy.zeros(3)),
+    "leaves_scalars": note("error", torch.tensor(0.5)), "exits": leave(SystemExit(0)), "unprintable": leave(Unprintable()),
+    "endless": leave(ValueError("x" * 1_000_000)), "surrogate": leave(ValueError("\\ud800")),
+}.items():
+    cls = type(name, (), {"__doc__": name, "attach": attach, "__module__": __name__})
+    method(name, family="cache", stage=Stage.SCHEDULE, claims={"num-steps"})(cls)
 '''
 
 
 def test_every_failure_is_a_record_with_its_reason_and_the_rest_runs(tmp_path):
     plugin = tmp_path / "plugin.py"
     plugin.write_text(BROKEN)
+    leaving = "leaves_nan,leaves_inf,leaves_share,leaves_array,leaves_scalars,exits,unprintable,endless,surrogate"
     done = bench(
-        tmp_path / "run", "--plugin", str(plugin), "--rounds", "1", "--json",
-        "--methods", "broken,idle,suicide,greedy,firstblock,fora+firstblock,fora", check=False,
+        tmp_path / "run", "--plugin", str(plugin), "--rounds", "1", "--json", "--num-samples", "2",
+        "--methods", f"broken,idle,suicide,greedy,firstblock,fora+firstblock,fora,{leaving}", check=False,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr[-2000:]
     records = {r["stack"]: r for r in read_run(tmp_path / "run").records}
@@ -256,5 +292,13 @@ def test_every_failure_is_a_record_with_its_reason_and_the_rest_runs(tmp_path):
     assert told["firstblock"][0] == "refused" and "DiT" in told["firstblock"][1]
     assert told["firstblock+fora"][0] == "refused" and "block-schedule" in told["firstblock+fora"][1]
     assert told["none"][0] == told["fora"][0] == "ok"
+    assert told["leaves_nan"] == ("failed", "the note leaves_nan.error is nan, and a record holds finite numbers")
+    assert told["leaves_inf"] == ("failed", "the counter leaves_inf.events is inf, and a record holds finite numbers")
+    assert told["leaves_share"][1] == "the share of 0.self computed at step 0 is nan, and a record holds finite numbers"
+    assert told["leaves_array"][1] == "the note leaves_array.norms is a ndarray, and a record holds numbers and texts"
+    assert told["leaves_scalars"][0] == "ok" and records["leaves_scalars"]["notes"] == {"leaves_scalars.error": 0.5}
+    assert told["exits"] == ("failed", "SystemExit: 0")
+    assert told["unprintable"] == ("failed", "Unprintable: its text cannot be had")
+    assert told["endless"] == ("failed", "x" * cell.LONGEST) and told["surrogate"] == ("failed", "?")
     shown = json.loads(done.stdout.splitlines()[-1])
     assert all(name in json.dumps(shown) for name in ("planted", "SIGKILL"))

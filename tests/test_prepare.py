@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from ditbench import artifact, prepare
@@ -137,6 +138,39 @@ def test_a_failed_preparation_leaves_nothing(trained, monkeypatch):
     with pytest.raises(RuntimeError, match="stopped"):
         ready(trained)
     assert artifact.find(need(trained)) is None and not list(artifact.OWN.rglob("*.txt"))
+
+
+def test_a_note_that_no_record_holds_is_named_and_scalars_of_numpy_are_kept(trained, monkeypatch):
+    monkeypatch.setattr(METHODS[trained], "prepare", lambda self, folder, room: {"held_out": np.float32("nan")})
+    with pytest.raises(ValueError, match="the note held_out of trained_test's preparation is nan"):
+        ready(trained)
+    assert artifact.find(need(trained)) is None
+    monkeypatch.setattr(METHODS[trained], "prepare", lambda self, folder, room: {"held_out": np.float32(0.5)})
+    assert ready(trained)[0]["held_out"] == 0.5
+
+
+def test_what_is_below_is_found_in_the_folder_everything_is_made_in(trained, tmp_path):
+    """`--out` elsewhere: the methods on top are prepared with what was just made there, not with what is nowhere."""
+
+    @method("above_test", family="test", stage=Stage.COMPILE, claims={"compile"})
+    class Above:
+        def recipe(self):
+            return {"version": 1}
+
+        def prepare(self, folder, room):
+            return {"below": (room.prepared[trained] / "table.txt").read_text()}
+
+        def attach(self, pipeline, at):
+            pass
+
+    try:
+        told = (lambda need: lambda row: None), tmp_path / "elsewhere"
+        rows = prepare.prepare([models()["dit-tiny"]], Stack.parse(f"{trained}+above_test"), "bundled", *told)
+        assert [row["made"] for row in rows] == [True, True] and rows[1]["below"] == "dit-tiny none 20 3"
+        rows = prepare.prepare([models()["dit-tiny"]], Stack.parse(f"{trained}+above_test"), "bundled", *told)
+        assert [row["made"] for row in rows] == [False, False]
+    finally:
+        METHODS.pop("above_test", None)
 
 
 def test_a_damaged_artefact_is_named(trained):

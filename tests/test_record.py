@@ -1,6 +1,8 @@
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from ditbench import record
 
@@ -53,3 +55,37 @@ def test_damaged_files_are_set_aside_not_lost(tmp_path):
     for n in (1, 2):
         (tmp_path / "record.json").write_text("x")
         assert record.set_aside(tmp_path / "record.json").name == f"record.json.damaged-{n}"
+
+
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        (3, 3), (0.5, 0.5), (True, True), ("text", "text"), (None, None), (np.float32(0.5), 0.5), (np.int64(7), 7), (np.bool_(True), True),
+        (np.array(2.5), 2.5), (torch.tensor(3), 3), (torch.tensor(0.25, dtype=torch.bfloat16), 0.25), (10**300, 10**300),
+        ([1, (np.int8(2), "x")], [1, [2, "x"]]), ({"a": np.float64(1)}, {"a": 1.0}),
+    ],
+)  # fmt: skip
+def test_facts_become_what_json_knows(value, held):
+    found = record.plain("the note", value)
+    assert json.loads(json.dumps(found, allow_nan=False)) == held and type(found) is type(held)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (float("nan"), "the note m.x is nan, and a record holds finite numbers"),
+        (float("inf"), "the note m.x is inf, and"),
+        (np.float32("-inf"), "the note m.x is -inf, and"),
+        (torch.tensor(float("nan")), "the note m.x is nan, and"),
+        (10**400, "the note m.x is an integer of 1329 bits, and a record holds finite numbers"),
+        (object(), "the note m.x is a object, and a record holds numbers and texts"),
+        (torch.zeros(2), "the note m.x is a Tensor, and"),
+        (1j, "the note m.x is a complex, and"),
+        ([0, float("nan")], "the note m.x, entry 1 is nan, and"),
+        ({"a": [float("nan")]}, "the note m.x, entry a, entry 0 is nan, and"),
+    ],
+)
+def test_facts_that_no_json_holds_are_named(value, told):
+    with pytest.raises(ValueError) as error:
+        record.plain("the note m.x", value)
+    assert str(error.value).startswith(told)
