@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from ditbench.flags import GATE, OK
 
@@ -44,16 +46,38 @@ def compare(args: argparse.Namespace) -> int:
 def reproduce(args: argparse.Namespace) -> int:
     """The command that makes a row again; GATE when this machine is not as the record's."""
     from ditbench.environment import describe
-    from ditbench.reports.answers import command_of, elsewhere, find_row
+    from ditbench.plan import missing_device
+    from ditbench.reports.answers import asked_of, command_of, elsewhere, find_row
     from ditbench.reports.sections import read_sections
     from ditbench.reports.terminal import show_rows
 
     (section,) = read_sections([args.run])
     record = find_row(section, args.row)
     command = command_of(record, section.spec)
-    rows = elsewhere(record, section.spec, describe(record["run"]["device"]))
+    device = str(record["run"]["device"])
+    rows = elsewhere(record, section.spec, describe("cpu" if missing_device(device) else device))
+    rows += _edited(record, asked_of(record, section.spec))
     show_rows(
         rows, False, "not as it was when the record was made" if rows else "all as it was when the record was made"
     )
     print(json.dumps({"command": command, "differs": rows}) if args.json else command)
     return GATE if rows else OK
+
+
+def _edited(record: Mapping[str, Any], asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each file, or artefact, that the record's samples depend on and that is another one here by its hash, or why the command
+    would not run here; none for a record that does not say what it depends on."""
+    from ditbench.depends import changed
+    from ditbench.plan import plan
+    from ditbench.spec import Spec, from_table
+
+    if not (before := record.get("depends_on")):
+        return []
+    try:
+        cell = plan(from_table(asked, Spec()))[-1]
+    except ValueError as error:
+        return [{"field": "command", "record": "", "here": str(error)}]
+    if cell.refusal:
+        return [{"field": "command", "record": "", "here": f"{record['stack']} is refused: {cell.refusal}"}]
+    now = json.loads(json.dumps(cell.depends))
+    return [{"field": name, "record": before.get(name), "here": now.get(name)} for name in changed(before, now)]

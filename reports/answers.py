@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ditbench.margins import MARGINS
-from ditbench.record import SHOWN
+from ditbench.record import MEASURED, SHOWN
 from ditbench.reports.sections import Row, Section, differing, status
 from ditbench.reports.wording import fixed, interval, number, places_of, size, spoken, times
+from ditbench.workload import PER_VIDEO
 
 ALIGNMENT, FRECHET = "align.shapes_v1", "fd.shapes_v1"
 
@@ -126,16 +127,31 @@ def find_row(section: Section, wanted: str) -> dict[str, Any]:
     raise ValueError(f"no row {wanted!r} in {section.name}; there are {', '.join(section.records)}")
 
 
+def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The run that makes a cell, and the baseline it is held against, again: keys of a spec. `spec` is the run's.
+
+    Sample counts are as they were asked for; a record counts what was done, and a video stands for four samples.
+    """
+    run, each = record["run"], PER_VIDEO if record["sampling"].get("frames", 1) > 1 else 1
+    done = {name: run[name] for name in ("rounds", "seed", "device", "dtype", "weights")}
+    done |= {name: each * run[name] for name in ("num_samples", "batch_size")}
+    told = {name: spec.get(name, done[name]) for name in ("num_samples", "batch_size", *done)}
+    told |= {"models": [record["model"]], "methods": [record["stack"]]}
+    reads_prompts = not record.get("world") and record["family"] != "dit"
+    told |= {"prompts": spec["prompts"]} if spec.get("prompts") and reads_prompts else {}
+    told |= {"references": list(spec.get("references", ()))}
+    foreign = "depends_on" not in record or record["status"] not in MEASURED or record["depends_on"].get("sources")
+    return told | {"plugins": list(spec.get("plugins", ())) if foreign else []}
+
+
 def command_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     """The command that makes a cell, and the baseline it is held against, again in a folder of its own; `spec` is the run's."""
-    run = record["run"]
-    words = ["python", "run_bench.py", "run", "--models", record["model"]]
-    words += ["--methods", "" if record["stack"] == "none" else record["stack"]]
-    for name in ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights"):
-        words += [f"--{name.replace('_', '-')}", str(run[name])]
-    words += ["--prompts", spec["prompts"]] if spec.get("prompts") else []
-    words += [word for told in spec.get("references", ()) for word in ("--reference", told)]
-    words += [word for plugin in spec.get("plugins", ()) for word in ("--plugin", plugin)]
+    told = asked_of(record, spec)
+    words = ["python", "run_bench.py", "run", "--models", *told["models"], "--methods", *told["methods"]]
+    for name in ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights", "prompts"):
+        words += [f"--{name.replace('_', '-')}", str(told[name])] if name in told else []
+    for flag, name in (("--reference", "references"), ("--plugin", "plugins")):
+        words += [word for text in told[name] for word in (flag, text)]
     return shlex.join([*words, "--out", f"runs/again-{record['key']}"])
 
 

@@ -1,20 +1,30 @@
 """Answers from records: which stack to use, what moved between two runs, how to see a row again."""
 
+import html
 import json
+import re
+import shlex
 import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from report_runs import ENVIRONMENT, STACKS, key_of, write_run
+from report_runs import ENVIRONMENT, STACKS, WORLDS, key_of, write_run
 from scipy import stats
 
-from ditbench import statistics
+from ditbench import reports, statistics
 from ditbench.cli import GATE, OK, USAGE, main
 from ditbench.environment import describe
+from ditbench.execute import _record
+from ditbench.method import METHODS
 from ditbench.metrics.stored import read_file, write_file
+from ditbench.plan import plan, rebuild
+from ditbench.record import write_json
 from ditbench.reports.answers import Limits, recommend
 from ditbench.reports.comparing import Gates, compare
 from ditbench.reports.sections import read_sections
+from ditbench.resume import open_folder
+from ditbench.spec import Spec, from_table
 
 
 def change_record(folder, key, **told):
@@ -179,7 +189,7 @@ def test_a_row_can_be_reproduced_by_key_or_stack(tmp_path, capsys):
     )
     assert main(["reproduce", str(folder), key_of("dit-tiny", "none"), "--json"]) == OK
     command = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["command"]
-    assert "--methods '' " in command
+    assert "--methods none " in command
     assert main(["reproduce", str(folder), "toca"]) == USAGE
     assert "no row 'toca' in run" in capsys.readouterr().err
 
@@ -188,6 +198,7 @@ def test_prompts_references_plugins_and_other_margins_are_not_forgotten(tmp_path
     here = json.loads(json.dumps(describe()))
     folder = write_run(tmp_path / "run", stacks=STACKS[:2], n=12, environment=here)
     document = json.loads((folder / "spec.json").read_text())
+    change_record(folder, key_of("dit-tiny", "none"), world="", family="flux")
     told = {"prompts": "mine.txt", "references": ["coco.safetensors"], "plugins": ["mine.py"]}
     document["spec"] = told | {"margins": {"align.shapes_v1": 0.5}}
     (folder / "spec.json").write_text(json.dumps(document))
@@ -204,3 +215,122 @@ def test_another_machine_is_named_field_by_field(tmp_path, capsys):
     assert {"field": "processor", "record": "Imaginary 3000", "here": describe()["processor"]} in differs
     assert main(["reproduce", str(folder), "int8"]) == USAGE
     assert "run on several models; say which by key" in capsys.readouterr().err
+
+
+PLUGIN = '''
+from ditbench.method import Stage, method
+
+@method("again_test", family="test", stage=Stage.SCHEDULE, claims={"scheduler"})
+class Again:
+    """Does nothing."""
+    def attach(self, pipeline, at):
+        pass
+'''
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """Records of every cell of a run of all four models, with odd counts; none was run. The run folder, and the cells."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    spec = Spec(
+        models=("tiny",), methods=("distill(steps=2, objective='trajectory')", "fewer_steps(share=0.2)+int8", "again_test", "fp8"),
+        num_samples=66, batch_size=23, rounds=2, seed=3, dtype="bfloat16", plugins=("mine.py",), out="a run",
+    )  # fmt: skip
+    cells = plan(spec)
+    folder = open_folder(cells, "a command")
+    for cell in cells:
+        at = folder / "cells" / cell.key
+        at.mkdir(parents=True)
+        sampling = {"sampling": asdict(cell.sampling), "environment": json.loads(json.dumps(describe()))}
+        record = _record(
+            cell, [{"status": "refused" if cell.refusal else "failed", "reason": "x", "seconds": 0.0} | sampling]
+        )
+        write_json(at / "record.json", record)
+    yield folder, cells
+    METHODS.pop("again_test", None)
+
+
+def replanned(command, capsys):
+    """Key by stack of what a printed command would run."""
+    words = shlex.split(command)
+    assert words[:3] == ["python", "run_bench.py", "run"]
+    capsys.readouterr()
+    assert main(["plan", *words[3:], "--json"]) == OK
+    return {row["stack"]: row["key"] for row in json.loads(capsys.readouterr().out.splitlines()[-1])}
+
+
+def test_the_printed_command_plans_the_same_cell_on_all_four_models(planned, capsys):
+    folder, cells = planned
+    assert {cell.model.name for cell in cells if str(cell.stack) == "none"} == set(map(str, WORLDS))
+    for cell in cells:
+        assert main(["reproduce", str(folder), cell.key, "--json"]) in (OK, GATE)
+        command = json.loads(capsys.readouterr().out.splitlines()[-1])["command"]
+        assert replanned(command, capsys)[str(cell.stack)] == cell.key
+        videos = cell.model.name == "wan-tiny"
+        assert cell.num_samples == (16 if videos else 66) and "--num-samples 66 --batch-size 23" in command
+
+
+def test_the_pages_command_of_every_row_does_too(planned, capsys):
+    folder, cells = planned
+    page = reports.build([folder]).page.read_text()
+    commands = [html.unescape(text) for text in re.findall(r'<code class="command">(.*?)</code>', page)]
+    assert len(commands) == len(cells)
+    assert [replanned(command, capsys)[str(cell.stack)] for command, cell in zip(commands, cells, strict=True)] == [
+        cell.key for cell in cells
+    ]
+
+
+def test_records_of_runs_that_did_not_keep_their_spec_count_a_video_as_four(planned, capsys):
+    folder, cells = planned
+    document = json.loads((folder / "spec.json").read_text())
+    document["spec"] = {"plugins": ["mine.py"]}
+    write_json(folder / "spec.json", document)
+    for cell in (c for c in cells if str(c.stack) == "none"):
+        assert main(["reproduce", str(folder), cell.key, "--json"]) in (OK, GATE)
+        command = json.loads(capsys.readouterr().out.splitlines()[-1])["command"]
+        again = rebuild(from_table(_asked(command), Spec()), cell.model.name, "none")
+        assert (again.num_samples, again.batch_size) == (cell.num_samples, cell.batch_size)
+
+
+def _asked(command):
+    words = shlex.split(command)
+    return {name: int(words[words.index(f"--{name.replace('_', '-')}") + 1]) for name in ("num_samples", "batch_size")}
+
+
+def test_rows_of_earlier_commands_keep_their_plugin(planned, capsys):
+    folder, cells = planned
+    later = plan(replace(cells[0].spec, methods=("fora",), plugins=()))
+    open_folder(later, "a later command")
+    (mine,) = [c for c in cells if str(c.stack) == "again_test" and c.model.name == "dit-tiny"]
+    assert main(["reproduce", str(folder), mine.key]) == OK
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert "--plugin mine.py" in command and replanned(command, capsys)["again_test"] == mine.key
+
+
+def test_an_edited_plugin_and_one_that_is_gone_are_told_by_reproduce(planned, capsys, tmp_path):
+    folder, cells = planned
+    (mine,) = [c for c in cells if str(c.stack) == "again_test" and c.model.name == "wan-tiny"]
+    assert main(["reproduce", str(folder), mine.key]) == OK
+    (tmp_path / "mine.py").write_text(PLUGIN + "# edited\n")
+    capsys.readouterr()
+    assert main(["reproduce", str(folder), mine.key, "--json"]) == GATE
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["differs"]
+    assert row["field"] == "sources" and row["record"] != row["here"]
+    (tmp_path / "mine.py").unlink()
+    assert main(["reproduce", str(folder), mine.key, "--json"]) == GATE
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["differs"]
+    assert row == {"field": "command", "record": "", "here": "plugins: there is no file 'mine.py'"}
+
+
+def test_a_record_of_a_gpu_is_told_apart_on_a_machine_without_one(planned, capsys, monkeypatch):
+    folder, cells = planned
+    key = cells[0].key
+    record = json.loads((folder / "cells" / key / "record.json").read_text())
+    change_record(
+        folder, key, run=record["run"] | {"device": "cuda:7"}, environment=record["environment"] | {"device": "H100"}
+    )
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["reproduce", str(folder), key, "--json"]) == GATE
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["differs"]
+    assert {"field": "device", "record": "H100", "here": "cpu"} in rows
