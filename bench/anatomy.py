@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditbench.rows import BY_FAMILY, Run, put, single_attention, take, tokenwise
+from ditbench.rows import BY_FAMILY, Run, SingleRun, put, single_attention, take, tokenwise
 
 __all__ = [
     "ANATOMY",
@@ -81,17 +81,27 @@ KINDS: dict[str, Kind] = {
     "single": Kind(stream="both", rows=("attn.to_q", "proj_mlp", "proj_out"), all=("attn.to_k", "attn.to_v"), keys="own"),
 }  # fmt: skip
 
-# Transformer class -> family, and where its sub-layers are: (list of blocks, ((kind, module inside the block), ...)).
-_BLOCKS = ("self", "attn1"), ("cross", "attn2"), ("mlp", "ff")
-ANATOMY: dict[str, tuple[str, tuple[tuple[str, tuple[tuple[str, str], ...]], ...]]] = {
-    "DiTTransformer2DModel": ("dit", (("transformer_blocks", (_BLOCKS[0], _BLOCKS[2])),)),
-    "PixArtTransformer2DModel": ("pixart", (("transformer_blocks", _BLOCKS),)),
-    "WanTransformer3DModel": ("wan", (("blocks", (*_BLOCKS[:2], ("mlp", "ffn"))),)),
+Parts = tuple[tuple[str, str, str], ...]
+"""(kind, module inside the block, norm before it; empty where it sees the residual stream as it is)."""
+# Transformer class -> family, and where its sub-layers are: (list of blocks, parts of a block).
+ANATOMY: dict[str, tuple[str, tuple[tuple[str, Parts], ...]]] = {
+    "DiTTransformer2DModel": ("dit", (("transformer_blocks", (("self", "attn1", "norm1"), ("mlp", "ff", "norm3"))),)),
+    "PixArtTransformer2DModel": (
+        "pixart",
+        (("transformer_blocks", (("self", "attn1", "norm1"), ("cross", "attn2", ""), ("mlp", "ff", "norm2"))),),
+    ),
+    "WanTransformer3DModel": (
+        "wan",
+        (("blocks", (("self", "attn1", "norm1"), ("cross", "attn2", "norm2"), ("mlp", "ffn", "norm3"))),),
+    ),
     "FluxTransformer2DModel": (
         "flux",
         (
-            ("transformer_blocks", (("joint", "attn"), ("mlp", "ff"), ("context_mlp", "ff_context"))),
-            ("single_transformer_blocks", (("single", ""),)),
+            (
+                "transformer_blocks",
+                (("joint", "attn", "norm1"), ("mlp", "ff", "norm2"), ("context_mlp", "ff_context", "norm2_context")),
+            ),
+            ("single_transformer_blocks", (("single", "", "norm"),)),
         ),
     ),
 }
@@ -110,6 +120,8 @@ class Sublayer:
     """Tokens its output is for: `image`, `text`, or `both`: a pair (image, text) for `joint`, text before image for `single`."""
     module: nn.Module
     """What is rerouted; for `single` the block itself."""
+    norm: nn.Module | None
+    """Called right before it with the residual stream [B,rows,D] of its tokens; None where it is given that itself."""
     run_rows: Callable[..., Any]
 
     @property
@@ -156,7 +168,8 @@ class Sublayer:
         """Send every call through `route(run, hidden)`, with hidden [B,rows,D] the normalised and modulated input.
 
         `run()` returns the output before gate and residual: [B,N,D], or for `joint` the pair ([B,N,D], [B,T,D]). `run(rows)` returns
-        the chosen rows [B,K,D]; queries of those rows, keys and values of all tokens; for `joint` rows of the image, text whole.
+        the chosen rows [B,K,D]; queries of those rows, keys and values of all tokens; for `joint` rows of the image, text whole. For
+        `single` it is a `rows.SingleRun`, whose halves can be run apart.
         """
         if self.kind == "single":
             return _reroute_single(self.module, route, patch)
@@ -193,12 +206,13 @@ def sublayers(transformer: nn.Module) -> list[Sublayer]:
     for blocks, parts in stacks:
         modules = list(getattr(transformer, blocks))
         for i, block in enumerate(modules):
-            for kind, path in parts:
+            for kind, path, norm in parts:
                 module = block.get_submodule(path)
                 stream = "both" if kind == "joint" else KINDS[kind].stream
                 found.append(
                     Sublayer(
                         index=len(found), block=first + i, kind=kind, stream=stream, module=module,
+                        norm=block.get_submodule(norm) if norm else None,
                         run_rows=BY_FAMILY.get((family, kind), tokenwise),
                     )
                 )  # fmt: skip
@@ -248,17 +262,18 @@ def _reroute_single(single: nn.Module, route: Route, patch: Patch) -> None:
     def project(_nothing: Tensor) -> Any:
         hidden, kwargs = held.pop("hidden"), held.pop("kwargs")  # hidden [B,T+N,D]
 
-        def run(rows: Tensor | None = None) -> Tensor:
+        def attention(rows: Tensor | None) -> Tensor:
+            if rows is not None:
+                return single_attention(block.attn, rows, hidden, **kwargs)
+            mixed: Tensor = attn(hidden_states=hidden, **kwargs)
+            return mixed
+
+        def output(mixed: Tensor, rows: Tensor | None) -> Tensor:
             seen = hidden if rows is None else take(hidden, rows)
-            mixed = (
-                attn(hidden_states=hidden, **kwargs)
-                if rows is None
-                else single_attention(block.attn, rows, hidden, **kwargs)
-            )
             result: Tensor = out(torch.cat([mixed, act(mlp_in(seen))], dim=2))
             return result
 
-        return route(run, hidden)
+        return route(SingleRun(attention, output), hidden)
 
     patch(block.proj_mlp, "forward", hold_mlp)
     patch(block.act_mlp, "forward", lambda hidden: hidden)

@@ -27,10 +27,14 @@ def toca_flops(row: Row) -> float | None:
     if (work := row["work"]) is None or work["family"] not in _BLOCKS:
         return None
     cost, kinds = _BLOCKS[work["family"]], [name.partition(".")[2] for name in work["sublayers"]]
-    return float(
-        work["passes"]
-        * sum(cost(kind, keep, work) for step in work["keep"] for kind, keep in zip(kinds, step, strict=True))
+    skipped = {(step, i) for step, i in work.get("skipped", [])}  # as DuCa skips blocks: they cost nothing
+    shares = (
+        (kind, keep)
+        for t, step in enumerate(work["keep"])
+        for i, (kind, keep) in enumerate(zip(kinds, step, strict=True))
+        if (t, i) not in skipped
     )
+    return float(work["passes"] * sum(cost(kind, keep, work) for kind, keep in shares))
 
 
 def _dit(kind: str, keep: float, work: Mapping[str, Any]) -> float:

@@ -6,6 +6,7 @@ B batch, N image tokens, T text tokens, K chosen rows, H heads, D width, d width
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,20 @@ from torch import Tensor, nn
 
 Run = Callable[..., Any]
 """`run()` computes every row, `run(rows)` with rows [B,K] int64 only those. See `anatomy.Sublayer.reroute`."""
+
+
+@dataclass(frozen=True)
+class SingleRun:
+    """A `Run` of a FLUX single block, with its halves."""
+
+    attention: Callable[[Tensor | None], Tensor]
+    """Rows [B,K], None for all -> their attention [B,K,D]."""
+    project: Callable[[Tensor, Tensor | None], Tensor]
+    """Attention [B,K,D] and its rows -> the output: their MLP, and the projection of both."""
+
+    def __call__(self, rows: Tensor | None = None) -> Tensor:
+        """The output for these rows, [B,K,D]."""
+        return self.project(self.attention(rows), rows)
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:

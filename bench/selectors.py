@@ -19,6 +19,7 @@ from ditbench.rows import put, take
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Run, Sublayer
+    from ditbench.method import Attachment
     from ditbench.now import Now
     from ditbench.rules import Rules
 
@@ -33,6 +34,9 @@ class Selector:
         self.now, self.rules = now, rules
         self.stores: tuple[dict[Any, Any], ...] = ()
         """What it remembers: emptied before every generation, counted in the memory ledger."""
+
+    def attach(self, at: Attachment) -> None:
+        """Hook in what it has to see besides."""
 
     def run(self, sublayer: Sublayer, run: Run, rows: Tensor | None, *, every: bool) -> Any:
         """The sub-layer's output for all rows where `every`, else for `rows` [B,K]; notes what is to be seen at `rows`, None: at all."""
@@ -136,20 +140,48 @@ class Change(Selector):
         return F.normalize(self.over_passes(moved), dim=1)
 
 
-class Similarity(Change):
-    """One minus the cosine of a token's input and the input it was last recomputed from."""
+class Residual(Selector):
+    """Ranks by the residual stream that enters a block's norm, as the authors' code does."""
 
-    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
-        """0..2 before normalisation."""
-        return F.normalize(1 - F.cosine_similarity(hidden, self.inputs[self.key(sublayer)], dim=-1), dim=1)
+    def __init__(self, now: Now, rules: Rules) -> None:
+        super().__init__(now, rules)
+        self.streams: dict[int, Tensor] = {}
+        """The stream that entered the last norm, by the number of the sub-layer that follows it."""
+        self.stores = (self.streams,)
+
+    def attach(self, at: Attachment) -> None:
+        """Watches the norms."""
+        for sublayer in at.sublayers:
+            if sublayer.norm is not None:
+                at.patch(sublayer.norm, "forward", self._watched(sublayer.index, sublayer.norm.forward))
+
+    def stream(self, sublayer: Sublayer, hidden: Tensor) -> Tensor:
+        """[B,N,D] of the sub-layer about to run, whose input is `hidden` [B,N,D]."""
+        return self.streams.get(sublayer.index, hidden)
+
+    def _watched(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.streams.clear()
+            self.streams[index] = hidden.detach()
+            return forward(hidden, *args, **kwargs)
+
+        return watched
 
 
-class Norm(Selector):
-    """Length of a token's input."""
+class Norm(Residual):
+    """Length of a token's residual stream."""
 
     def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
         """Of every guidance pass alone."""
-        return F.normalize(hidden.norm(dim=-1), dim=1)
+        return F.normalize(self.stream(sublayer, hidden).norm(dim=-1), dim=1)
+
+
+class Similarity(Residual):
+    """One minus the cosine of a token's residual stream and the output that is kept of it."""
+
+    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+        """Of every guidance pass alone."""
+        return F.normalize(1 - F.cosine_similarity(self.stream(sublayer, hidden), kept, dim=-1), dim=1)
 
 
 class Shuffle(Selector):

@@ -171,8 +171,8 @@ class Attached:
 
     def schedule(self) -> dict[str, Any] | None:
         """What share of its tokens each sub-layer computed at each step of the last generation, as the method noted; None if none did.
-
-        ValueError naming a share that is no finite number.
+        `skipped`, where there are any: (step, sub-layer) that were not reached, their blocks' modulation neither. ValueError naming a share
+        that is no finite number.
         """
         noted = next((at for at in self.attachments.values() if at.shares), None)
         if noted is None:
@@ -183,7 +183,8 @@ class Attached:
             (t, i): float(plain(f"the share of {names[i]} computed at step {t}", share)) for (t, i), share in noted.shares.items()
         }  # fmt: skip
         keep = [[round(shares.get((t, i), 0.0), 4) for i in range(len(names))] for t in range(steps)]
-        return {"sublayers": names, "keep": keep}
+        skipped = [[t, i] for t in range(steps) for i in range(len(names)) if (t, i) not in noted.shares]
+        return {"sublayers": names, "keep": keep} | ({"skipped": skipped} if skipped else {})
 
     def cache_bytes(self) -> int:
         """Bytes of the tensors the methods keep: now, or at the end of the last whole generation where that was more."""

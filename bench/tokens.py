@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ditbench.anatomy import put
 from ditbench.budget import kept_rows
+from ditbench.rows import SingleRun, put, take
 from ditbench.selectors import SELECTORS, Key
 
 if TYPE_CHECKING:
@@ -27,17 +27,31 @@ Output = Any
 class TokenCache:
     """The kept outputs of one generation, and how to bring them up to date: wholly, for some tokens, or not at all."""
 
-    def __init__(self, at: Attachment, selector: SelectorName, rules: Rules, interval: int | None = None) -> None:
-        """Tokens are ranked by `selector` under the family's `rules`; to a score of unit length a quarter is added for every `interval`
-        steps (None: the rules') that a token has waited, then the best token of every window of the picture gets the rules' bonus."""
+    def __init__(
+        self,
+        at: Attachment,
+        selector: SelectorName,
+        rules: Rules,
+        interval: int | None = None,
+        *,
+        attend: bool = True,
+    ) -> None:
+        """Tokens are ranked by `selector` under the family's `rules`: to a score of unit length `rules.soft` is added for every `interval`
+        steps (None: the rules') that a token has waited, then the best token of every window of the picture gets the rules' bonus.
+
+        `attend`: whether a token that is recomputed in a FLUX single block attends anew; else what its attention gave when all tokens
+        were computed last is used again."""
         self.at, self.rules = at, rules
         self.selector = SELECTORS[selector](at.now, rules)
+        self.selector.attach(at)
         self.reuse_weight = rules.soft / (interval or rules.interval)
         self.notes: Callable[[Sublayer], bool] = lambda sublayer: True
         """Whether what a sub-layer shows when it runs is worth noting: a schedule knows when no ranking will look at it."""
+        self.attend = attend
         self.kept: dict[Key, Output] = {}
         self._age: dict[Key, Tensor] = {}
-        self._stores: tuple[dict[Any, Any], ...] = (self.kept, self._age, *self.selector.stores)
+        self._mixed: dict[Key, Tensor] = {}
+        self._stores: tuple[dict[Any, Any], ...] = (self.kept, self._age, self._mixed, *self.selector.stores)
         for store in self._stores:
             at.on_start(store.clear)
             at.holds(store.values)
@@ -47,7 +61,7 @@ class TokenCache:
 
     def compute(self, sublayer: Sublayer, run: Run, hidden: Tensor) -> Output:
         """All tokens, kept for later."""
-        key = self.selector.key(sublayer)
+        key, run = self.selector.key(sublayer), self._attending(sublayer, run)
         if self.notes(sublayer):
             out = self.selector.run(sublayer, run, None, every=True)
             self.selector.computed(sublayer, hidden, None)
@@ -71,9 +85,9 @@ class TokenCache:
         key, n = self.selector.key(sublayer), hidden.shape[1]
         if num <= 0:
             return self.reuse(sublayer, hidden)
-        if num >= n:
+        if num >= n and (self.attend or sublayer.kind != "single"):
             return self.compute(sublayer, run, hidden)
-        rows = self.order(sublayer, hidden)[:, :num]
+        rows, run = self.order(sublayer, hidden)[:, :num], self._attending(sublayer, run)
         new, kept = self.selector.run(sublayer, run, rows, every=False), self.kept[key]
         out = (put(kept[0], rows, new[0]), new[1]) if isinstance(kept, tuple) else put(kept, rows, new)
         self.kept[key] = out
@@ -125,6 +139,20 @@ class TokenCache:
         if sublayer.stream != "text":
             score = _with_bonus(score, self.at.now.grid, self.rules.window, self.rules.bonus)
         return score.argsort(dim=1, descending=True, stable=True)
+
+    def _attending(self, sublayer: Sublayer, run: Run) -> Run:
+        """`run`, whose attention is kept and used again where that is wanted."""
+        if self.attend or not isinstance(run, SingleRun):
+            return run
+        key = self.selector.key(sublayer)
+
+        def attention(rows: Tensor | None) -> Tensor:
+            if rows is not None:
+                return take(self._mixed[key], rows)
+            mixed = self._mixed[key] = run.attention(None)
+            return mixed
+
+        return SingleRun(attention, run.project)
 
     def _count(self, sublayer: Sublayer, recomputed: int, reused: int) -> None:
         self.at.computes(sublayer, recomputed / (recomputed + reused))

@@ -18,7 +18,9 @@ class Duca:
     """Compute every few steps wholly; of the steps in between, odd ones recompute some tokens and even ones run no block at all.
 
     A skipped step hands on the last block's last output. The rules are ToCa's with DuCa's own settings (`ditbench.rules`), Wan by
-    PixArt's. The authors found random tokens as good as chosen ones (`shuffle`), and those need no attention map.
+    PixArt's. A step is odd or even by its place in the period as the family's code counts steps: downwards on DiT, so that there the
+    skipped one comes first where the period is odd. The authors found random tokens as good as chosen ones (`shuffle`), and those need no
+    attention map.
     """
 
     interval: int | None = knob(None, low=1)
@@ -27,6 +29,11 @@ class Duca:
     """Share of tokens recomputed in a partial step, before the rules' factors; None is the authors' for the family."""
     selector: SelectorName = "attention"
     """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `shuffle`."""
+    quirk: bool | None = None
+    """Place steps in their period block by block, so that some are full in the first block only; off: they are full. None: on DiT, as the
+    authors' code and numbers have it; PixArt's period never changes, so that there it is all the same."""
+    attend: bool = False
+    """On FLUX's single blocks, attend anew for the recomputed tokens; off: use their attention of the last full step."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
@@ -40,31 +47,30 @@ class Duca:
         rules = DUCA[family_of(pipeline.transformer)]
         interval = self.interval or rules.interval
         ratio = rules.ratio if self.ratio is None else self.ratio
-        kept = TokenCache(at, self.selector, rules, interval)
+        kept = TokenCache(at, self.selector, rules, interval, attend=self.attend)
         last: dict[int, Streams] = {}
         at.on_start(last.clear)
         at.holds(last.values)
+        phases = cache(lambda steps: rules.phases(interval, steps))
+        by_block = rules.by_block if self.quirk is None else self.quirk
 
-        @cache
-        def since_full(step: int, steps: int) -> int:
-            full = rules.full_steps(interval, steps)
-            return next(k for k in range(step + 1) if full[step - k][0])
+        def phase(block: int) -> int:
+            return phases(at.now.num_steps)[at.now.step][by_block and block > 0]
 
         def at_sublayer(sublayer: Sublayer, place: float) -> Route:
             def route(run: Run, hidden: Any) -> Any:
                 now = at.now
-                if since_full(now.step, now.num_steps) == 0 or sublayer not in kept:
+                if phase(sublayer.block) == 0 or sublayer not in kept:
                     return kept.compute(sublayer, run, hidden)
-                keep = rules.keep(ratio, now.step, now.num_steps, place, sublayer.kind)
-                return kept.refresh(sublayer, run, hidden, int(keep * hidden.shape[1]))
+                num = rules.rows(ratio, now.step, now.num_steps, place, sublayer.kind, hidden.shape[1])
+                return kept.refresh(sublayer, run, hidden, num)
 
             return route
 
         def at_block(index: int) -> BlockRoute:
             def route(run: RunBlock, streams: Streams) -> Streams:
-                branch = at.now.branch
-                since = since_full(at.now.step, at.now.num_steps)
-                if since and since % 2 == 0 and branch in last:
+                branch, place = at.now.branch, phase(index)
+                if place and place % 2 == 0 and branch in last:
                     at.count("blocks_skipped")
                     return last[branch] if index == len(at.blocks) - 1 else streams
                 out = run(streams)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.rules import TOCA, SelectorName, places
+from ditbench.rules import TOCA, TOCA_DDPM250, Rules, SelectorName, places
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Route, Run, Sublayer
@@ -27,32 +27,56 @@ class Toca:
     """Share of tokens recomputed in between, before the rules' factors; None is the authors' for the family."""
     selector: SelectorName = "attention"
     """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `shuffle`."""
-    quirk: bool = False
-    """Test for a full step block by block as the authors' code for DiT and PixArt does, so that two of DiT's 50 steps and one of
-    PixArt's 20 are full in the first block only."""
+    quirk: bool | None = None
+    """Test for a full step block by block, so that two of DiT's 50 steps and one of PixArt's 20 are full in the first block only; off: they
+    are full. The authors' code does so for both; None: on DiT alone, for their numbers for PixArt are without."""
+    attend: bool = False
+    """On FLUX's single blocks, attend anew for the recomputed tokens; off: as the authors, use their attention of the last full step."""
+    sampler: Literal["ddim50", "ddpm250"] | None = None
+    """Which of the authors' rules for DiT; None: `ddpm250` where the pipeline samples by DDPM. Other families have one."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
+    def check(self, pipeline: Any) -> str | None:
+        """Only DiT has a choice of rules."""
+        from ditbench.anatomy import family_of
+
+        family = family_of(pipeline.transformer)
+        return (
+            f"sampler chooses between the rules for DiT, and this is {family}"
+            if self.sampler and family != "dit"
+            else None
+        )
+
+    def rules(self, pipeline: Any) -> Rules:
+        """The authors' for the pipeline's family and sampler."""
+        from ditbench.anatomy import family_of
+
+        family = family_of(pipeline.transformer)
+        by_ddpm = type(pipeline.scheduler).__name__.startswith("DDPM")
+        sampler = self.sampler or ("ddpm250" if by_ddpm else "ddim50")
+        return TOCA_DDPM250 if family == "dit" and sampler == "ddpm250" else TOCA[family]
+
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache."""
-        from ditbench.anatomy import family_of
         from ditbench.tokens import TokenCache
 
         if self.interval == 1:
             return
-        rules = TOCA[family_of(pipeline.transformer)]
+        rules = self.rules(pipeline)
         interval = self.interval or rules.interval
         ratio = rules.ratio if self.ratio is None else self.ratio
-        kept = TokenCache(at, self.selector, rules, interval)
-        full = cache(lambda steps: rules.full_steps(interval, steps))
+        kept = TokenCache(at, self.selector, rules, interval, attend=self.attend)
+        phases = cache(lambda steps: rules.phases(interval, steps))
+        by_block = rules.by_block if self.quirk is None else self.quirk
 
         def at_sublayer(sublayer: Sublayer, place: float) -> Route:
             def route(run: Run, hidden: Any) -> Any:
                 now = at.now
-                if full(now.num_steps)[now.step][self.quirk and sublayer.block > 0] or sublayer not in kept:
+                if phases(now.num_steps)[now.step][by_block and sublayer.block > 0] == 0 or sublayer not in kept:
                     return kept.compute(sublayer, run, hidden)
-                keep = rules.keep(ratio, now.step, now.num_steps, place, sublayer.kind)
-                return kept.refresh(sublayer, run, hidden, int(keep * hidden.shape[1]))
+                num = rules.rows(ratio, now.step, now.num_steps, place, sublayer.kind, hidden.shape[1])
+                return kept.refresh(sublayer, run, hidden, num)
 
             return route
 

@@ -17,7 +17,7 @@ from ditbench.conventions import counted
 from ditbench.counter import Counter, looks_like_a_product
 from ditbench.models import select
 from ditbench.quiet import quiet
-from ditbench.rules import TOCA
+from ditbench.rules import DUCA, TOCA
 from ditbench.stack import Stack
 from ditbench.testing import KINDS, tiny
 
@@ -88,8 +88,13 @@ def work(model, steps, keep):
         else [(19, ("joint", "mlp", "context_mlp")), (38, ("single",))]
     )
     rows = [(block, block / (num - 1), kind) for num, kinds in parts for block in range(num) for kind in kinds]
-    shares = [[keep(step, block, place, kind) for block, place, kind in rows] for step in range(steps)]
-    return {"work": {"sublayers": [f"{b}.{kind}" for b, _, kind in rows], "keep": shares, **sizes[model]}}
+    asked = [[keep(step, block, place, kind) for block, place, kind in rows] for step in range(steps)]
+    told = {
+        "sublayers": [f"{b}.{kind}" for b, _, kind in rows],
+        "keep": [[share or 0.0 for share in step] for step in asked],
+        "skipped": [(t, i) for t, step in enumerate(asked) for i, share in enumerate(step) if share is None],
+    }
+    return {"work": told | sizes[model]}
 
 
 def every(interval):
@@ -101,11 +106,19 @@ def every_from_the_end(interval, steps):
     return lambda step, *_: float(step == 0 or (steps - 1 - step) % interval == 0)
 
 
-def toca(family, interval, ratio, quirk, steps=50):
-    full = TOCA[family].full_steps(interval, steps)
+def toca(family, interval, ratio, quirk, steps=50, image=256, skips=False):
+    """By the rules; `skips`: as DuCa, None where a block does not run."""
+    rules = (DUCA if skips else TOCA)[family]
+    phases = rules.phases(interval, steps)
+    tokens = {"dit": {"mlp": image}, "flux": {"mlp": 4096, "context_mlp": 512, "single": 4608}}[family]
 
     def keep(step, block, place, kind):
-        return 1.0 if full[step][quirk and block > 0] else TOCA[family].keep(ratio, step, steps, place, kind)
+        phase = phases[step][quirk and block > 0]
+        if phase == 0:
+            return 1.0
+        if skips and phase % 2 == 0:
+            return None
+        return rules.rows(ratio, step, steps, place, kind, tokens[kind]) / tokens[kind] if kind in tokens else 0.0
 
     return keep
 
@@ -118,6 +131,7 @@ def toca(family, interval, ratio, quirk, steps=50):
         ("dit-xl-2-256", 50, every_from_the_end(3, 50), 8.56),  # FORA and TaylorSeer, N=3
         ("dit-xl-2-256", 50, toca("dit", 3, 0.07, True), 10.23),
         ("dit-xl-2-256", 50, toca("dit", 3, 0.07, False), 11.125),  # without the quirk; not published
+        ("dit-xl-2-256", 50, toca("dit", 3, 0.05, True, skips=True), 9.575),  # DuCa
         ("flux-1-dev", 50, every(1), 3719.5),
         ("flux-1-dev", 50, every(3), 1320.07),
         ("flux-1-dev", 50, toca("flux", 4, 0.1, False), 1263.22),
@@ -131,20 +145,25 @@ def test_the_toca_family_counts_as_published(model, steps, keep, published):
 def test_what_conventions_need_is_told_by_the_run():
     model, changes = narrow("dit-xl-2-256")
     rows = {
-        text: flops.count_model(model, stack=Stack.parse(text), changes=changes)
-        for text in ("none", "toca", "teacache")
+        text: flops.count_model(model, stack=Stack.parse(text), steps=12, changes=changes)
+        for text in ("none", "toca", "duca", "teacache")
     }
-    told = rows["toca"]["work"]
     assert rows["teacache"]["work"] is None and counted(rows["teacache"], "toca") is None
     assert {h for step in rows["none"]["work"]["keep"] for h in step} == {1.0}
-    keep, blocks = toca("dit", 3, 0.07, False, len(told["keep"])), changes["transformer.num_layers"]
-    assert len(told["keep"]) == rows["toca"]["steps"] and told["passes"] == 2
-    for step, shares in enumerate(told["keep"]):
-        for name, share in zip(told["sublayers"], shares, strict=True):
-            block, kind = int(name.split(".")[0]), name.split(".")[1]
-            asked = keep(step, block, block / (blocks - 1), kind)
-            assert share == pytest.approx(int(asked * told["image"]) / told["image"], abs=1e-4)
-    assert counted(rows["toca"], "toca") < counted(rows["none"], "toca")
+    blocks = changes["transformer.num_layers"]
+    for text, ratio in (("toca", 0.07), ("duca", 0.05)):
+        told = rows[text]["work"]
+        keep = toca("dit", 3, ratio, True, 12, told["image"], skips=text == "duca")
+        assert len(told["keep"]) == rows[text]["steps"] == 12 and told["passes"] == 2
+        skipped = []
+        for step, shares in enumerate(told["keep"]):
+            for i, (name, share) in enumerate(zip(told["sublayers"], shares, strict=True)):
+                block, kind = int(name.split(".")[0]), name.split(".")[1]
+                asked = keep(step, block, block / (blocks - 1), kind)
+                assert share == pytest.approx(asked or 0.0, abs=1e-4)
+                skipped += [[step, i]] if asked is None else []
+        assert told.get("skipped", []) == skipped and (text == "duca") is bool(skipped)
+    assert counted(rows["duca"], "toca") < counted(rows["toca"], "toca") < counted(rows["none"], "toca")
 
 
 def test_dit_agrees_with_its_closed_form_at_any_size():

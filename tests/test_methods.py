@@ -344,6 +344,18 @@ def maps(attached, names):
     return 4 * batch * (received + sum(image for s in at.sublayers if s.kind == "cross" and "entropy" in names))
 
 
+def mixed(attached):
+    """Bytes of the attention of FLUX's single blocks: text and image tokens."""
+    at = next(iter(attached.attachments.values()))
+    return sum(outputs(attached)[s.index][0] for s in at.sublayers if s.kind == "single")
+
+
+def stream_of_the_last(attached):
+    """Bytes of what enters the last norm before a sub-layer: its tokens."""
+    at = next(iter(attached.attachments.values()))
+    return list(outputs(attached).values())[-1][1] * at.sublayers[0].linears[0].in_features
+
+
 def streams(attached):
     """Bytes of what blocks hand on: image tokens, and FLUX's text."""
     at = next(iter(attached.attachments.values()))
@@ -359,13 +371,21 @@ LEDGER = {
     "toca": lambda a, kind: (
         sum(out + score for out, score in outputs(a).values())
         + maps(a, ("entropy",) if kind in ("pixart", "wan") else ("received",))
+        + mixed(a)
+    ),
+    "toca(attend=True)": lambda a, kind: (
+        sum(out + score for out, score in outputs(a).values())
+        + maps(a, ("entropy",) if kind in ("pixart", "wan") else ("received",))
     ),
     "duca": lambda a, kind: (
         sum(out + score for out, score in outputs(a).values())
         + streams(a)
         + maps(a, ("entropy",) if kind in ("pixart", "wan") else ("received",))
+        + mixed(a)
     ),
-    "duca(selector='shuffle')": lambda a, kind: sum(out + score for out, score in outputs(a).values()) + streams(a),
+    "duca(selector='shuffle')": lambda a, kind: (
+        sum(out + score for out, score in outputs(a).values()) + streams(a) + mixed(a)
+    ),
     "teacache(threshold=1e9)": lambda a, kind: (
         streams(a) + (time_embedding(a) if kind == "wan" else outputs_of_the_first(a))
     ),
@@ -375,8 +395,8 @@ LEDGER = {
     "diffsparse(allocator='uniform')": lambda a, kind: (
         sum(out + score for out, score in outputs(a).values()) + maps(a, ("received", "entropy"))
     ),
-    "diffsparse(allocator='uniform', selector='norm')": lambda a, kind: sum(
-        out + score for out, score in outputs(a).values()
+    "diffsparse(allocator='uniform', selector='norm')": lambda a, kind: (
+        sum(out + score for out, score in outputs(a).values()) + stream_of_the_last(a) // (2 if kind == "wan" else 1)
     ),
     "diffsparse(allocator='uniform', selector='change')": lambda a, kind: sum(
         out + score + inputs for (out, score), inputs in zip(outputs(a).values(), entered(a), strict=True)

@@ -7,13 +7,15 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch.nn import functional
 
 from ditbench import schedule
 from ditbench.anatomy import sublayers
-from ditbench.method import Attachment
+from ditbench.method import Attachment, find
 from ditbench.now import Now
-from ditbench.rules import TOCA, SelectorName
+from ditbench.rows import SingleRun
+from ditbench.rules import DUCA, TOCA, TOCA_DDPM250, SelectorName
 from ditbench.schedule import Schedule
 from ditbench.selectors import SELECTORS
 from ditbench.stack import Stack
@@ -24,7 +26,7 @@ from ditbench.tokens import TokenCache, _with_bonus
 class Part:
     """A sub-layer that adds one to what it is given."""
 
-    index, block, kind, stream = 0, 0, "mlp", "image"
+    index, block, kind, stream, norm = 0, 0, "mlp", "image", None
 
     def __init__(self):
         self.calls = []
@@ -54,7 +56,9 @@ def cache_of(selector, passes=1, **settings):
         [],
         {},
     )
-    return TokenCache(at, selector, replace(RULES, **settings)), Part()
+    part = Part()
+    at.sublayers = [part]
+    return TokenCache(at, selector, replace(RULES, **settings)), part
 
 
 def ranked(cache, part, x, before=None):
@@ -246,13 +250,112 @@ def test_blocks_run_whole_are_bit_identical_and_skipped_blocks_are_skipped(kind)
     assert torch.equal(subject.generate(subject.sampling, [0]), plain)
 
 
+def phases(family, interval, steps, rules=TOCA):
+    return rules[family].phases(interval, steps)
+
+
 def full(family, interval, steps):
-    return [i for i, (first, _) in enumerate(TOCA[family].full_steps(interval, steps)) if first]
+    return [i for i, (first, _) in enumerate(phases(family, interval, steps)) if first == 0]
 
 
 def test_full_steps_are_those_of_the_papers_code():
     assert full("pixart", 3, 20) == [0, 4, 6, 9, 12, 15, 18]
-    assert [i for i, (_, others) in enumerate(TOCA["pixart"].full_steps(3, 20)) if others] == [0, 6, 9, 12, 15, 18]
+    assert [i for i, (_, others) in enumerate(phases("pixart", 3, 20)) if others == 0] == [0, 6, 9, 12, 15, 18]
     assert full("flux", 4, 50) == [0, 1, *range(2, 50, 4)]
-    differ = [49 - i for i, (first, others) in enumerate(TOCA["dit"].full_steps(3, 50)) if first != others]
+    differ = [49 - i for i, (first, others) in enumerate(phases("dit", 3, 50)) if first != others]
     assert differ == [45, 32]  # the steps at which only the first block is full
+
+
+def authors_dit_types(interval, steps, block):
+    """F(ull), P(artial) or S(kipped) at every step in DuCa's code for DiT, from its README's rule: t counts down, a full step sets the
+    period, in the first block before the others look; a fifth of the steps has a period of two."""
+    types, period = [], interval
+    for t in reversed(range(steps)):
+        place = 0 if t == steps - 1 else t % period
+        if place == 0:
+            sensitive = int(steps * 0.2) <= t < int(steps * 0.4)
+            period = 2 if sensitive else int(torch.round(interval / torch.tensor(1 + 0.4 - 2 * 0.4 * t / steps)))
+            place = t % period if block and t < steps - 1 else 0
+        types.append("F" if place == 0 else "P" if place % 2 else "S")
+    return "".join(types)
+
+
+def types_of(family, interval, steps, block, rules=DUCA):
+    letters = "FPS"
+    return "".join(
+        letters[0 if phase[block] == 0 else 2 - phase[block] % 2] for phase in phases(family, interval, steps, rules)
+    )
+
+
+@pytest.mark.parametrize("steps", [12, 50])
+@pytest.mark.parametrize("interval", [2, 3, 4, 5])
+def test_duca_skips_and_recomputes_in_the_order_of_its_code(interval, steps):
+    for block in (0, 1):
+        assert types_of("dit", interval, steps, block) == authors_dit_types(interval, steps, block)
+    pixart = "".join("F" if i % interval == 0 else "P" if i % interval % 2 else "S" for i in range(steps))
+    assert types_of("pixart", interval, steps, 0) == types_of("pixart", interval, steps, 1) == pixart
+
+
+def test_duca_on_dit_skips_first_where_the_period_is_odd():
+    assert types_of("dit", 3, 50, 1)[20:30] == "SPFSPFSPFS"
+    assert types_of("dit", 3, 50, 0)[:20] == "FPSPFFPSPFPSPFPSPFPF"
+
+
+def test_250_steps_of_ddpm_have_rules_of_their_own():
+    """More tokens in front layers than at the back: ToCa-ddpm250 of arXiv:2410.05317's code."""
+    for step, block in ((1, 0), (100, 13), (248, 27)):
+        t, asked = 249 - step, 0.07 * (1 + 0.6 * 2.5)
+        expected = asked * (1 + 0.8 - 2 * 0.8 * block / 27) * (1 + 0.4 - 2 * 0.4 * t / 250)
+        assert TOCA_DDPM250.rows(0.07, step, 250, block / 27, "mlp", 256) == int(expected * 256) > 0
+    assert TOCA_DDPM250.interval == 4 and TOCA["dit"].rows(0.07, 1, 250, 0, "mlp", 256) == 0
+    toca, dit = find("toca"), tiny("dit").pipeline
+    assert toca().rules(dit) is TOCA["dit"] and toca(sampler="ddpm250").rules(dit) is TOCA_DDPM250
+    ddpm = SimpleNamespace(transformer=dit.transformer, scheduler=DDPMScheduler())
+    assert toca().rules(ddpm) is TOCA_DDPM250 and toca(sampler="ddim50").rules(ddpm) is TOCA["dit"]
+    assert "rules for DiT, and this is flux" in toca(sampler="ddpm250").check(tiny("flux").pipeline)
+
+
+def parts_run(subject, text, monkeypatch):
+    """How many rows each linear layer of the first single block computes at the fifth step."""
+    block, seen, inside = subject.pipeline.transformer.single_transformer_blocks[0], {}, []
+    with monkeypatch.context() as patch:
+        for name, module in block.named_modules():
+            if isinstance(module, torch.nn.Linear) and "norm" not in name:
+
+                def look(hidden, name=name, forward=module.forward):
+                    if inside[0].now.step == 4:
+                        seen[name] = hidden.shape[1]
+                    return forward(hidden)
+
+                patch.setattr(module, "forward", look)
+        with Stack.parse(text).attached(subject.pipeline) as attached:
+            inside.append(attached)
+            attached.start(6, 1)
+            subject.generate(subject.sampling, [0])
+    return seen
+
+
+def test_a_single_block_of_flux_reuses_its_attention_unless_told_to_attend(monkeypatch):
+    """Partial steps run the MLP and the shared projection of the fresh tokens, as arXiv:2410.05317's code for FLUX does."""
+    subject = tiny("flux", steps=6)
+    few = int(0.3 * 1.5 * 1.6 * 40)  # of 24 image and 16 text tokens
+    assert parts_run(subject, "toca(ratio=0.3)", monkeypatch) == {"proj_mlp": few, "proj_out": few}
+    everything = {"attn.to_q": few, "attn.to_k": 40, "attn.to_v": 40, "proj_mlp": few, "proj_out": few}
+    assert parts_run(subject, "toca(ratio=0.3, attend=True)", monkeypatch) == everything
+
+
+def test_a_fresh_token_of_a_single_block_takes_its_attention_of_the_last_full_step():
+    halves = []
+    run = SingleRun(
+        lambda rows: (halves.append(rows), torch.full((1, 4, 2), float(len(halves))))[1],
+        lambda mixed, rows: mixed + 10 * len(halves),
+    )
+    cache, part = cache_of("shuffle")
+    part.kind, cache.attend, x = "single", False, torch.zeros(1, 4, 2)
+    assert (cache.compute(part, run, x) == 11).all()
+    assert (cache.refresh(part, run, x, 2) == 11).all() and halves == [None]
+    cache.attend = True
+    fresh = cache.refresh(
+        part, SingleRun(lambda rows: (halves.append(rows), torch.ones(1, 2, 2))[1], run.project), x, 2
+    )
+    assert len(halves) == 2 and sorted(fresh[0, :, 0].tolist()) == [11, 11, 21, 21]
