@@ -41,12 +41,9 @@ class Toca:
         """Only DiT has a choice of rules."""
         from ditbench.anatomy import family_of
 
-        family = family_of(pipeline.transformer)
-        return (
-            f"sampler chooses between the rules for DiT, and this is {family}"
-            if self.sampler and family != "dit"
-            else None
-        )
+        if self.sampler is None or (family := family_of(pipeline.transformer)) == "dit":
+            return None
+        return f"sampler chooses between the rules for DiT, and this is {family}"
 
     def rules(self, pipeline: Any) -> Rules:
         """The authors' for the pipeline's family and sampler."""

@@ -28,6 +28,7 @@ STACKS = (
     "toca",
     "toca(selector='change',ratio=0.5)",
     "duca",
+    "duca(selector='shuffle',attend=True)",
     "pab",
     "pab(interval=3,cross_interval=2)",
     "fastercache",

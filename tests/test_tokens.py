@@ -1,5 +1,6 @@
 """Token caches: what is kept, what is refreshed, and by which ranking; blocks rerouted whole; the rules of ToCa and DuCa."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import get_args
@@ -184,6 +185,51 @@ def test_the_chosen_tokens_are_the_authors(family, kind, authors, num):
         cache.refresh(mlp, lambda rows: x[:, : rows.shape[1]], x, num)
         age = (age + 1).scatter(1, theirs, 0.0)
     assert (family == "pixart") is bool((theirs[:2].sort(1).values == theirs[2:].sort(1).values).all())
+
+
+@pytest.mark.parametrize(
+    ("selector", "first"), [("norm", [1, 0, 2]), ("similarity", [2, 0, 1])], ids=["norm", "similarity"]
+)
+def test_norm_and_similarity_rank_the_residual_stream_as_the_authors_do(selector, first):
+    """Lengths 2, 3 and 1; cosines with the kept outputs 0, 1 and -1; the input itself says something else."""
+    part = Part()
+    part.norm = torch.nn.Identity()
+    with ExitStack() as undo:
+        at = Attachment(None, Now(num_steps=4, samples=1, grid=(1, 1, 3)), undo)
+        at.sublayers = [part]
+        cache = TokenCache(at, selector, RULES)
+        hidden = torch.tensor([[[9.0, 0.0], [0.0, 5.0], [0.0, 7.0]]])
+        cache.compute(part, lambda: torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]]), hidden)
+        part.norm(torch.tensor([[[2.0, 0.0], [3.0, 0.0], [-1.0, 0.0]]]))
+        assert cache.order(part, hidden)[0].tolist() == first
+    assert "forward" not in vars(part.norm)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_norm_of_every_sublayer_is_called_right_before_it_with_its_tokens(kind):
+    """What enters a norm is not normalised: only PixArt's cross-attention is given the stream itself."""
+    subject, entered, routed = tiny(kind, steps=1 if kind != "pixart" else 2), [], {}
+    parts = sublayers(subject.pipeline.transformer)
+    assert [s.kind for s in parts if s.norm is None] == (["cross", "cross"] if kind == "pixart" else [])
+
+    def attach(pipeline, at):
+        for sublayer in at.sublayers:
+            if sublayer.norm is not None:
+
+                def route(run, hidden, sublayer=sublayer):
+                    index, stream = entered[-1]
+                    routed[sublayer.index] = index, stream.shape == hidden.shape, torch.equal(stream, hidden)
+                    return run()
+
+                at.reroute(sublayer, route)
+                see = lambda _, args, i=sublayer.index: entered.append((i, args[0]))  # noqa: E731
+                at.undo(sublayer.norm.register_forward_pre_hook(see).remove)
+
+    traits = SimpleNamespace(claims=frozenset(), stage=40, conflicts=frozenset(), needs=frozenset())
+    method = SimpleNamespace(name="probe", attach=attach, adapt=lambda s: s, traits=traits)
+    with Stack((method,)).attached(subject.pipeline):
+        subject.generate(subject.sampling, [0])
+    assert routed == {s.index: (s.index, True, False) for s in parts if s.norm is not None}
 
 
 def test_an_attention_that_was_not_seen_is_an_error_and_no_other_ranking():
