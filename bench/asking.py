@@ -36,7 +36,9 @@ def compare(args: argparse.Namespace) -> int:
     rows = compare(*read_sections([args.before, args.after]), gates)
     worse = sum(row["verdict"] == "regression" for row in rows)
     moved = [row for row in rows if row["verdict"] not in ("identical", "not told apart")]
-    still = f"{len(rows) - len(moved)} of {len(rows)} quantities did not move beyond noise"
+    alone = sum(row["verdict"] in ("only before", "only after") for row in rows)
+    still = f"{len(rows) - len(moved)} of {len(rows) - alone} quantities did not move beyond noise"
+    still += f"; rows that only one run has: {alone}" if alone else ""
     show_rows(moved, False, f"regressions past the gates: {worse}; {still}")
     if args.json:
         print(json.dumps(rows))

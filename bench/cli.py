@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not told or (told[0] not in COMMANDS and told[0] not in ("-h", "--help", "--version")):
         told.insert(0, "run")
     try:
+        _check_given(told)
         args = parser(COMMANDS).parse_args(told)
         return int(args.do(args))
     except BrokenPipeError:
@@ -31,6 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ditbench: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _check_given(words: Sequence[str]) -> None:
+    """ValueError for an empty argument, as an unset variable of a shell leaves it: it is never taken for a default."""
+    for flag, word in zip(["", *words], words, strict=False):
+        if word == "" or re.fullmatch(r"--[a-z-]+=", word):
+            about = word.removesuffix("=") or (flag if flag.startswith("--") else f"the argument after {flag}")
+            hint = "; the un-accelerated model is called none" if about == "--methods" else ""
+            raise ValueError(f"{about}: nothing is given{hint}")
 
 
 def _spec(args: argparse.Namespace) -> Any:
@@ -44,23 +55,21 @@ def _spec(args: argparse.Namespace) -> Any:
     if args.models is not None:
         table["models"] = [part for part in args.models.split(",") if part]
     if getattr(args, "methods", None) is not None:
-        table["methods"] = split_stacks(args.methods) if args.methods else []
+        table["methods"] = split_stacks(args.methods)
     for name, key in (("plugin", "plugins"), ("reference", "references")):
         if getattr(args, name):
             table[key] = getattr(args, name)
     return from_table(table, read_toml(args.spec or "default"))
 
 
-def _cells(args: argparse.Namespace) -> list[Any]:
+def _cells(spec: Any) -> list[Any]:
+    """The plan of a run that can be begun: what it names is there and can be used. ValueError otherwise."""
     from ditbench.plan import plan
-    from ditbench.prompts import load_prompts
     from ditbench.references import examine
     from ditbench.spec import check_writable
 
-    spec = _spec(args)
     cells = plan(spec)
-    examine(spec.references)
-    load_prompts(spec.prompts)
+    examine(spec.references, {cell.model.name for cell in cells})
     check_writable(spec.folder)
     return cells
 
@@ -68,7 +77,7 @@ def _cells(args: argparse.Namespace) -> list[Any]:
 def _plan(args: argparse.Namespace) -> int:
     from ditbench.plan import describe
 
-    cells = _cells(args)
+    cells = _cells(_spec(args))
     _show(describe(cells), args.json, f"{len(cells)} cells, to be kept in {cells[0].spec.folder}", hide=["key"])
     return OK
 
@@ -76,7 +85,7 @@ def _plan(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _plan(args)
-    cells = _cells(args)
+    cells = _cells(_spec(args))
     return _tell_report([_carry_out(cells)], None, args.json, {cell.key for cell in cells})
 
 
@@ -99,16 +108,14 @@ def _carry_out(cells: list[Any]) -> Path:
 def _stack(args: argparse.Namespace) -> int:
     from ditbench.interaction import RULE, describe, document, factorial, interactions, shorter_students
     from ditbench.metrics.stored import read_scores
-    from ditbench.plan import plan
     from ditbench.record import read_run
-    from ditbench.spec import check_writable
     from ditbench.stack import Stack
 
+    spec = _spec(args)
+    _load(spec.plugins)
     parts = [Stack.parse(text) for text in args.parts]
     shorter = set(shorter_students(parts))
-    spec = replace(_spec(args), methods=tuple(dict.fromkeys([*factorial(parts), *shorter])))
-    check_writable(spec.folder)
-    cells = plan(spec)
+    cells = _cells(replace(spec, methods=tuple(dict.fromkeys([*factorial(parts), *sorted(shorter)]))))
     folder = _carry_out([cell for cell in cells if not (cell.refusal and str(cell.stack) in shorter)])
     code = _tell_report([folder], None, False, None)
     rows = interactions(read_run(folder).records, read_scores(folder), parts)
@@ -122,7 +129,7 @@ def _score(args: argparse.Namespace) -> int:
     from ditbench.progress import plain, progress
     from ditbench.score import score_run
 
-    metrics = [name for name in args.metrics.split(",") if name] or None
+    metrics = args.metrics.split(",") if args.metrics is not None else None
     _tell_references(args.run, args.reference)
     with progress() as tell:
         scoring = score_run(args.run, metrics, progress=plain(tell))
@@ -166,7 +173,11 @@ def _tell_report(folders: list[Path], out: Path | None, as_json: bool, keys: set
         print(json.dumps(report_json(report)))
     runs = [read_run(folder) for folder in folders]
     records = [r for run in runs for r in run.records if keys is None or r["key"] in keys]
-    wrong = [r for r in records if r["status"] in ("failed", "oom", "inert")]
+    wrong = [
+        r
+        for r in records
+        if r["status"] in ("failed", "oom", "inert") or (r["stack"], r["status"]) == ("none", "refused")
+    ]
     return SOME_FAILED if wrong or any(run.damaged for run in runs) else OK
 
 
@@ -176,7 +187,7 @@ def _count(args: argparse.Namespace) -> int:
     from ditbench.stack import Stack, split_stacks
 
     _load(args.plugin)
-    models, texts = select(args.models), ["none", *(split_stacks(args.methods) if args.methods else [])]
+    models, texts = select(args.models), ["none", *(split_stacks(args.methods) if args.methods is not None else [])]
     stacks = [Stack.parse(text) for text in dict.fromkeys(texts)]
     sizes = {name: getattr(args, name) for name in ("height", "width", "frames", "steps", "text_tokens")}
     for name, value in sizes.items():
@@ -248,7 +259,7 @@ def _check(args: argparse.Namespace) -> int:
 
     _load(args.plugin)
     stack, models = Stack.parse(args.method), select(args.models)
-    rows = check_models(stack, models)
+    rows = check_models(stack, models, args.plugin)
     _show(rows, args.json, "")
     return GATE if any(row["result"] == "failed" for row in rows) else OK
 

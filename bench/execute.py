@@ -45,7 +45,7 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
         elif not (at / "record.json").exists():
             _put_together(cell, folder)  # all its rounds may be there
     units = _units(cells, folder)
-    context = _forkserver()
+    context = _forkserver() if units else None
     rates = _Rates(units)
     for i, (cell, round_) in enumerate(units):
         if (folder / "cells" / cell.key / "record.json").exists():

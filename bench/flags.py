@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 OK, GATE, USAGE, SOME_FAILED = 0, 1, 2, 3
-"""Exit codes: all well, a gate failed, wrong usage, some cells failed or were inert."""
+"""Exit codes: all well, a gate failed, wrong usage, some cells failed or were inert, or a model's baseline was refused."""
 
 Do = Callable[[argparse.Namespace], int]
 
@@ -35,7 +35,7 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
 
     count = command("count", "count FLOPs over the real sampler loop, without weights")
     count.add_argument("--models", default="full", help="names or groups, comma separated (default: full)")
-    count.add_argument("--methods", default="", help="stacks, comma separated")
+    count.add_argument("--methods", help="stacks, comma separated")
     count.add_argument("--convention", default="flops", help="flops, macs, linear-macs, linear-macs-one-pass or toca")
     for flag in ("height", "width", "frames", "steps", "text-tokens"):
         count.add_argument(f"--{flag}", type=int, help="instead of the model's own")
@@ -65,7 +65,6 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
     score.add_argument("run", type=Path, metavar="RUN")
     score.add_argument(
         "--metrics",
-        default="",
         help="names or their first words, comma separated (default: all that need no other environment)",
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditbench.artifact import OWN, below_of, create, find, needs_of, resolve, training_of
+from ditbench.artifact import OWN, below_of, create, find, needs_of, quoted, resolve, training_of
 from ditbench.models import Model, load
 from ditbench.stack import Stack
 from ditbench.workload import Sampling, call_arguments, sampling_of, training_requests
@@ -55,6 +55,14 @@ class Workroom:
         return call_arguments(
             self.model, replace(self.sampling, **other), training_requests(self.model, num, seed, self.training)
         )
+
+
+def unprepared(method: Any) -> ValueError:
+    """What a method raises that is attached without the artefact it needs."""
+    stack = quoted(str(Stack((method,))))
+    return ValueError(
+        f"{method.name} has not been prepared for this model; python run_bench.py prepare {stack} does it"
+    )
 
 
 def prepare(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from safetensors.numpy import save_file
 
 from ditbench.distances import Reference, factor
 from ditbench.extractors import Extractor, Table, extractors, find
+from ditbench.knobs import suggest
+from ditbench.models import models
 from ditbench.record import read_json, write_json
 
 if TYPE_CHECKING:
@@ -101,11 +103,16 @@ def from_moments(mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> 
     return Reference(n=0, mean=mean, root=factor((covariance + covariance.T) / 2))
 
 
-def examine(told: Sequence[str], table: Table | None = None) -> list[tuple[str, str, Path]]:
-    """(model or "", extractor, path) of references told as FILE or MODEL=FILE; ValueError when one cannot be used."""
-    found = []
+def examine(
+    told: Sequence[str], asked: Collection[str] | None = None, table: Table | None = None
+) -> list[tuple[str, str, Path]]:
+    """(model or "", extractor, path) of references told as FILE or MODEL=FILE; ValueError when one cannot be used, or is of a model that
+    is none of those `asked` for (default: of all there are)."""
+    found, known = [], models() if asked is None else asked
     for text in told:
         model, name = ("", text) if Path(text).is_file() else text.rpartition("=")[::2]
+        if model and model not in known:
+            raise ValueError(f"reference: {text!r} is for {model}, which is not asked for; {suggest(model, known)}")
         path = Path(name).resolve()
         if not path.is_file():
             raise ValueError(f"reference: there is no file {name!r}")
@@ -127,7 +134,7 @@ def tell(folder: Path, told: Sequence[str], table: Table | None = None) -> None:
     The run keeps absolute paths and sha256s in `references.json`; what it was told before of others stays.
     """
     known: dict[str, Any] = read_json(folder / POINTERS) if (folder / POINTERS).is_file() else {}
-    for model, maker, path in examine(told, table):
+    for model, maker, path in examine(told, None, table):
         with path.open("rb") as f:
             sha256 = hashlib.file_digest(f, "sha256").hexdigest()
         known.setdefault(model, {})[maker] = {"path": str(path), "sha256": sha256}

@@ -67,7 +67,7 @@ class Spec:
             raise ValueError(f"device: {self.device!r} is neither cpu, cuda nor cuda:N")
         if not self.models:
             raise ValueError("models: none given")
-        if self.weights not in ("bundled", "hub", "random") and not Path(self.weights).is_dir():
+        if self.weights not in ("bundled", "hub", "random") and not (self.weights and Path(self.weights).is_dir()):
             raise ValueError(f"weights: {self.weights!r} is none of bundled, hub, random and no folder either")
         for metric, margin in self.margins:
             if not 0 < margin < float("inf"):

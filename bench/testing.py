@@ -103,8 +103,9 @@ def check_method(text: str, subject: Subject, artifacts: Mapping[str, Path] | No
     ]  # fmt: skip
 
 
-def check_models(stack: Stack, models: Sequence[Model]) -> list[dict[str, Any]]:
-    """The contract on the bundled models, as rows of a table; `result` is `passed`, `failed` or `refused`.
+def check_models(stack: Stack, models: Sequence[Model], plugins: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The contract on the bundled models, as rows of a table; `result` is `passed`, `failed` or `refused`. `plugins`: files that were
+    loaded for the stack, for the commands in notes.
 
     A model whose weights are absent or damaged is a refused row with that reason, and the others are still tried.
     """
@@ -112,7 +113,7 @@ def check_models(stack: Stack, models: Sequence[Model]) -> list[dict[str, Any]]:
     for model in models:
         try:
             subject = _bundled(model)
-            prepared = {name: a.folder for name, a in resolve(model, stack, "bundled").items()}
+            prepared = {name: a.folder for name, a in resolve(model, stack, "bundled", plugins).items()}
         except ValueError as error:
             rows.append({"model": model.name, "clause": "its files are there", "result": "refused", "note": str(error)})
             continue

@@ -134,6 +134,7 @@ class DiffSparse:
     def _table(self, at: Attachment) -> Any:
         """Keep ratios [T,L] for this generation's sizes."""
         from ditbench.budget import solved, untrained, weights_of
+        from ditbench.prepare import unprepared
         from ditbench.schedule import Schedule
 
         names, steps = [s.name for s in at.sublayers], at.now.num_steps
@@ -143,5 +144,5 @@ class DiffSparse:
         if self.allocator == "uniform" or self.allocator == "random":
             return untrained(self.allocator, names, weights, steps, self.keep).keep
         if at.artifact is None:
-            raise ValueError(f"no {self.allocator} schedule has been prepared for this model; {PREPARE} makes one")
+            raise unprepared(self)
         return solved(at.artifact, names, weights, steps, self.keep).keep

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ditbench.checkpoints import TABLE, checkpoint, checkpoints, local_files
 from ditbench.method import Attachment, Stage, knob, method
+from ditbench.prepare import unprepared
 from ditbench.workload import Sampling
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ class Distill:
             put_checkpoint(checkpoint(self.checkpoint), pipeline, at)
             return
         if folder is None:
-            raise ValueError(
-                "no student has been distilled from this model; python run_bench.py prepare distill does it"
-            )
+            raise unprepared(self)
         put_in_place(folder, pipeline, at)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ditbench.method import Attachment, Stage, method
+from ditbench.prepare import unprepared
 from ditbench.quiet import quiet
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Int8:
             from torchao.quantization import Int8DynamicActivationInt8WeightConfig
         if self.down == "smoothed":
             if at.artifact is None:
-                raise ValueError("int8(down='smoothed') has not been calibrated for this model; prepare it first")
+                raise unprepared(self)
             smooth(at, at.artifact)
         spared = down_projections(at.sublayers) if self.down == "spared" else ()
         # torchao's recommended inductor settings would also change the precision of float32 products, everywhere in the process

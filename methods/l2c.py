@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
+from ditbench.prepare import unprepared
 from ditbench.reuse import reuse_outputs
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ class L2C:
             reuse_outputs(at, lambda step, _: step % 2 == 1)
             return
         if at.artifact is None:
-            raise ValueError(
-                "the scores of l2c have not been prepared for this model; python run_bench.py prepare l2c does it"
-            )
+            raise unprepared(self)
         from safetensors.numpy import load_file
 
         reused = load_file(at.artifact / "scores.safetensors")["scores"] <= self.threshold  # [T,L]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
+from ditbench.prepare import unprepared
 from ditbench.shipped import count_shortened, put_on, why_not
 
 if TYPE_CHECKING:
@@ -60,9 +61,7 @@ class MagCache:
         if self.threshold == 0:
             return
         if at.artifact is None:
-            raise ValueError(
-                "the ratios of magcache have not been prepared for this model; python run_bench.py prepare magcache does it"
-            )
+            raise unprepared(self)
         transformer, told = pipeline.transformer, json.loads((at.artifact / RATIOS).read_text())
         config = MagCacheConfig(
             threshold=self.threshold, max_skip_steps=self.most, retention_ratio=self.retain,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ditbench.method import Attachment, Stage, build, knob, method
+from ditbench.prepare import unprepared
 
 if TYPE_CHECKING:
     from ditbench.blocks import BlockRoute, RunBlock, Streams
@@ -80,9 +81,7 @@ class TeaCache:
         threshold = self.threshold
         if self.saved:
             if at.artifact is None:
-                raise ValueError(
-                    "the threshold has not been found for this model; python run_bench.py prepare 'teacache(saved=...)' does it"
-                )
+                raise unprepared(self)
             threshold = json.loads((at.artifact / FOUND).read_text())["threshold"]
         family, width = family_of(pipeline.transformer), at.sublayers[0].linears[0].in_features
         terms = self.polynomial or PUBLISHED.get((family, width), (1.0, 0.0))

@@ -40,18 +40,22 @@ def compare(a: Section, b: Section, gates: Gates) -> list[dict[str, Any]]:
     """A row for each model, stack and quantity of both runs: before, after, change with its interval, verdict.
 
     Verdicts: `identical`, `changed` (where neither way is better), `better`, `worse` (the interval of the change excludes nothing having
-    changed), `regression` (worse, and past the gate), `not told apart`, or `not compared` with the field that differs. ValueError when the
-    runs share no cell.
+    changed), `regression` (worse, and past the gate), `not told apart`, or `not compared` with the field that differs. A stack that only
+    one of them has is a row with the verdict `only before` or `only after`. ValueError when the runs share no cell.
     """
     scores = read_scores(a.folder), read_scores(b.folder)
-    found = []
-    before = {(row["model"], row["stack"]): row for row in a.rows}
-    for row in b.rows:
-        if (old := before.get((row["model"], row["stack"]))) is not None:
-            lines = _cells(old, row, a, b, scores, gates)
-            found += [{"model": row["model"], "stack": row["stack"]} | line for line in lines]
-    if not found:
+    before, after = ({(row["model"], row["stack"]): row for row in section.rows} for section in (a, b))
+    if not before.keys() & after.keys():
         raise ValueError(f"{a.name} and {b.name} have no model and stack in common")
+    found = []
+    for model, stack in dict.fromkeys((*after, *before)):
+        old, new = before.get((model, stack)), after.get((model, stack))
+        if old is not None and new is not None:
+            lines = _cells(old, new, a, b, scores, gates)
+        else:
+            one, other = (row["status"] if row else "" for row in (old, new))
+            lines = [_line("row", one, other, "", "only before" if old else "only after")]
+        found += [{"model": model, "stack": stack} | line for line in lines]
     return found
 
 

@@ -161,6 +161,21 @@ def test_other_requests_or_another_machine_are_not_compared(run, copy, tmp_path)
         compare(*read_sections([run, write_run(tmp_path / "dit")]), Gates())
 
 
+def test_rows_that_only_one_run_has_are_listed(tmp_path, run, capsys):
+    fewer = write_run(tmp_path / "fewer", models=("pixart-tiny", "dit-tiny"), stacks=STACKS[:3], n=64)
+    found = verdicts(run, fewer)
+    mine = {stack for stack, _ in STACKS[3:]}
+    assert {stack for (stack, quantity), verdict in found.items() if verdict == "only before"} == mine
+    rows = compare(*read_sections([run, fewer]), Gates())
+    added = {(r["model"], r["stack"]): (r["before"], r["after"]) for r in rows if r["verdict"] == "only after"}
+    assert added == {("dit-tiny", stack): ("", "ok") for stack, _ in STACKS[:3]}
+    gone = {r["stack"]: (r["before"], r["after"]) for r in rows if r["verdict"] == "only before"}
+    assert gone["firstblock"] == ("refused", "") and gone["int8"] == ("ok", "")
+    assert main(["compare", str(run), str(fewer)]) == OK
+    out = capsys.readouterr().out
+    assert f"rows that only one run has: {len(mine) + 3}" in out and "only before" in out
+
+
 def test_the_quotient_of_two_speed_ups_covers_as_welch_says():
     rng, hits = np.random.default_rng(0), 0
     for _ in range(400):

@@ -10,6 +10,10 @@ import pytest
 
 from ditbench import record
 from ditbench.cli import main
+from ditbench.method import METHODS
+from ditbench.models import ZOO
+from ditbench.stack import Stack
+from ditbench.testing import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,6 +50,27 @@ def told(capsys, *arguments):
         (["count", "--models", "flux-9"], "flux-1-dev"),
         (["count", "--steps", "0"], "--steps: 0 is less than 1"),
         (["check", "forra"], "fora"),
+        (["--methods", ""], "--methods: nothing is given; the un-accelerated model is called none"),
+        (["--methods="], "--methods: nothing is given; the un-accelerated model is called none"),
+        (["plan", "--methods", " "], "there is an empty stack in ' '"),
+        (["count", "--methods", ""], "--methods: nothing is given"),
+        (["match", "--saved", "0.5", "--methods", ""], "--methods: nothing is given"),
+        (["--models", ""], "--models: nothing is given"),
+        (["--models", ","], "models: none given"),
+        (["--weights", ""], "--weights: nothing is given"),
+        (["--prompts", ""], "--prompts: nothing is given"),
+        (["--spec", ""], "--spec: nothing is given"),
+        (["--out", ""], "--out: nothing is given"),
+        (["--plugin", ""], "--plugin: nothing is given"),
+        (["prepare", ""], "the argument after prepare: nothing is given"),
+        (["report", ""], "the argument after report: nothing is given"),
+        (["score", "no-such-run", "--metrics", ""], "--metrics: nothing is given"),
+        (["stack", "fora", "int8", "--reference", "no-such-file"], "references: there is no file 'no-such-file'"),
+        (["stack", "fora", "int8", "--reference", f"dit-tiny={__file__}"], "is no reference file, or damaged"),
+        (["stack", "fora", "int8", "--prompts", f"{__file__}"], "ends in none of .txt"),
+        (["stack", "mine_test", "int8"], "no method 'mine_test'"),
+        (["--reference", f"flux-1-dev={__file__}"], "is for flux-1-dev, which is not asked for"),
+        (["plan", "--models", "dit-tiny", "--reference", f"dit-tyni={__file__}"], "did you mean dit-tiny?"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, complaint):
@@ -103,6 +128,92 @@ def test_dry_run_prints_the_plan_with_refusals_and_writes_nothing(capsys, tmp_pa
     ]
     assert "block-schedule" in rows[1]["reason"]
     assert not list(tmp_path.iterdir())
+
+
+PLUGIN = '''
+from ditbench.method import Stage, method
+
+@method("mine_test", family="test", stage=Stage.SCHEDULE, claims={"scheduler"}, needs={NEEDS})
+class Mine:
+    """Does nothing."""
+    def attach(self, pipeline, at):
+        pass
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """A file with a method that needs what the test puts in place of NEEDS."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(PLUGIN.replace("NEEDS", '"package:numpy"'))
+    yield tmp_path / "mine.py"
+    METHODS.pop("mine_test", None)
+
+
+def plans(capsys, *arguments):
+    code, out, err = told(capsys, "plan", "--json", *arguments)
+    assert code == 0, err
+    return {(row["model"], row["stack"]): row["reason"] for row in json.loads(out.splitlines()[-1])}
+
+
+@pytest.mark.parametrize(
+    ("need", "reason"),
+    [
+        ("cuda", "mine_test: needs a CUDA device, but the model is on cpu"),
+        ("sm>=89", "mine_test: needs a CUDA device, but the model is on cpu"),
+        ("package:no-such-package>=2", "mine_test: needs the package no-such-package>=2, which is not installed"),
+        ("package:numpy<0", "mine_test: needs numpy<0, but numpy"),
+        ("model:flux|wan", "mine_test: works on flux and wan, not on dit"),
+    ],
+)
+def test_plan_refuses_what_a_method_needs_and_is_not_there_as_run_does(capsys, plugin, need, reason):
+    plugin.write_text(PLUGIN.replace("NEEDS", f"{need!r}"))
+    found = plans(capsys, "--models", "dit-tiny", "--methods", "mine_test", "--plugin", "mine.py")
+    assert found["dit-tiny", "mine_test"].startswith(reason) and found["dit-tiny", "none"] == ""
+    refusal = Stack.parse("mine_test").refusal(tiny("dit").pipeline)
+    assert found["dit-tiny", "mine_test"] == refusal
+
+
+def test_plan_refuses_a_device_that_is_not_there_and_a_folder_of_another_pipeline(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert set(plans(capsys, "--models", "dit-tiny", "--methods", "fora", "--device", "cuda").values()) == {
+        "this machine has no GPU that torch can use, and the device is cuda"
+    }
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert set(plans(capsys, "--models", "dit-tiny", "--device", "cuda:1").values()) == {""}
+    assert set(plans(capsys, "--models", "dit-tiny", "--device", "cuda:2").values()) == {
+        "this machine has 2 GPUs, and no cuda:2"
+    }
+    folder = str(ZOO / "dit-tiny")
+    found = plans(capsys, "--models", "pixart-tiny,dit-tiny", "--weights", folder)
+    assert found["pixart-tiny", "none"] == f"{folder} holds a DiTPipeline, not a PixArtAlphaPipeline"
+    assert found["dit-tiny", "none"] == ""
+    assert (
+        plans(capsys, "--models", "dit-tiny", "--weights", "hub")["dit-tiny", "none"]
+        == "dit-tiny is not on the hub; it is bundled"
+    )
+
+
+def test_a_run_whose_baseline_was_refused_leaves_with_3(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--models", "flux-1-dev", "--methods", "fora", "--num-samples", "2", "--rounds", "1", "--out", "run")
+    code, out, err = told(capsys, *arguments, "--json")
+    assert code == 3, err
+    rows = json.loads(out.splitlines()[-1])
+    assert "has no bundled weights" in json.dumps(rows)
+    assert [r["status"] for r in record.read_run(tmp_path / "run").records] == ["refused", "refused"]
+    assert told(capsys, "report", "run")[0] == 3
+
+
+def test_stack_loads_plugins_before_it_reads_the_stacks(capsys, plugin, monkeypatch):
+    seen = []
+    monkeypatch.setattr("ditbench.cli._carry_out", lambda cells: seen.extend(cells) or sys.exit(7))
+    with pytest.raises(SystemExit) as stop:
+        main(["stack", "mine_test", "int8", "--plugin", "mine.py", "--models", "dit-tiny"])
+    assert stop.value.code == 7
+    assert {"mine_test", "int8", "int8+mine_test"} <= {str(cell.stack) for cell in seen}
 
 
 def test_both_spellings_of_a_stack_are_one_cell(capsys, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from ditbench.plan import missing_device
 from ditbench.record import SCHEMA, read_json, write_json
 from ditbench.spec import Spec
 from ditbench.stack import Stack
+from ditbench.testing import tiny
 from ditbench.workload import fingerprint, make_requests
 
 PLUGIN = """
@@ -241,6 +242,24 @@ def test_what_cannot_be_prepared_is_said_without_a_command(nothing_shipped):
     assert "and cannot be: keep=0.04 of 20 steps does not pay for the first step" in told["diffsparse(keep=0.04)"]
     told = refusals("diffsparse", model="flux-1-dev", weights="random")["diffsparse"]
     assert told.endswith("and cannot be: flux-1-dev has no training prompts here") and "run_bench" not in told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "l2c(price=0.5)", "distill(steps=2, objective='lcm')", "diffsparse(keep=0.3)", "teacache(saved=0.25)", "magcache(threshold=0.1)",
+        "int8(down='smoothed')",
+    ],
+)  # fmt: skip
+def test_a_method_attached_without_its_artefact_names_the_command_that_makes_this_one(text):
+    kind = "flux" if text.startswith("magcache") else "dit"
+    subject = tiny(kind)
+    with pytest.raises(ValueError) as error, Stack.parse(text).attached(subject.pipeline) as attached:
+        attached.start(4, 2)
+        subject.pipeline(**subject.arguments(Stack.parse(text).adapt(subject.sampling), [0]))
+    words = shlex.split(str(error.value).partition("; ")[2].removesuffix(" does it"))
+    assert words[:3] == ["python", "run_bench.py", "prepare"]
+    assert Stack.parse(words[3]) == Stack.parse(text)
 
 
 def finished(cell, folder, model_sha256, requests_sha256, rounds=1):
