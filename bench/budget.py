@@ -94,11 +94,14 @@ def untrained(
     return Schedule(sublayers=tuple(names), chosen=chosen, notes={"allocator": how, "keep": keep})
 
 
-def solved(folder: Path, names: Sequence[str], weights: Weights, steps: int, keep: float) -> Schedule:
+def solved(
+    folder: Path, names: Sequence[str], weights: Weights, steps: int, keep: float, *, stretch: bool = False
+) -> Schedule:
     """The schedule a prepared table gives for a budget: the one learned where it was learned for that budget and steps, else the
-    programme's, each step having the costs of the one nearest by share of the sampling done."""
+    programme's. A table of another number of steps is refused with ValueError; with `stretch` each step has the costs of the one nearest
+    by share of the sampling done."""
     learned = Schedule.read(folder / "schedule.json")
-    fitted = learned.fitted(names, steps, "prepare")
+    fitted = learned.fitted(names, steps, "python run_bench.py prepare diffsparse", stretch=stretch)
     if learned.steps == steps and learned.notes.get("keep") == keep:
         return fitted
     cost = load_file(folder / "cost.safetensors")["cost"].astype(np.float64).reshape(learned.steps, len(names), -1)

@@ -16,7 +16,7 @@ from ditbench.plan import Cell, missing_device, rebuild
 from ditbench.record import read_json, write_json
 from ditbench.spec import Spec
 from ditbench.truncation import cut_prompts
-from ditbench.workload import Request, batches, fingerprint, sampling_of
+from ditbench.workload import Request, Sampling, batches, fingerprint, sampling_of
 
 ROUND = "round-{}.json"
 SAMPLES = "samples.safetensors"
@@ -99,7 +99,7 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
                 "schedule": attached.schedule(),
                 "artifacts": {name: artifact.cost() for name, artifact in artifacts.items()},
                 "environment": environment.describe(cell.spec.device),
-                "sampling": asdict(sampling),
+                "sampling": asdict(sampling) | _calls(pipe, sampling),
                 "requests_sha256": fingerprint(requests),
                 "model_sha256": models.weights_sha256(cell.model, cell.spec.weights),
             }
@@ -115,6 +115,12 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
                 found["flops"] = asdict(counted.divided(len(part)))
             found["notes"] = attached.notes()
     return found
+
+
+def _calls(pipe: Any, sampling: Sampling) -> dict[str, int]:
+    """How many steps the sampler made, where they are not as many as it was asked for (Heun's makes 2 N - 1 of N)."""
+    made = len(pipe.scheduler.timesteps)
+    return {"calls": made} if made != sampling.steps else {}
 
 
 def timed(parts: Sequence[Sequence[Any]]) -> list[int]:

@@ -68,10 +68,16 @@ class Recipe:
 def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, Any]:
     """Train a student and write `student.safetensors` (half precision), `student.json` and `log.csv`; returns notes.
 
-    Raises ValueError for a student of as many steps as its teacher.
+    Raises ValueError for a student of as many steps as its teacher, and for a sampler that makes other steps than it is asked for.
     """
     if recipe.steps >= room.sampling.steps:
         raise ValueError(f"a student of {recipe.steps} steps is no shorter than its teacher's {room.sampling.steps}")
+    if room.calls != room.sampling.steps:
+        name = type(room.pipe.scheduler).__name__
+        raise ValueError(
+            f"students are trained on the states of samplers that make a step of each one asked for, and {name} makes {room.calls} of "
+            f"{room.sampling.steps}"
+        )
     teacher = room.pipe.transformer.eval().requires_grad_(False)
     process, stages, steps = Process.of(room.pipe.scheduler), 1, room.sampling.steps
     if recipe.objective == "progressive":  # from as many steps as halving can begin with

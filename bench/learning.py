@@ -275,7 +275,7 @@ def prepare_schedule(
     def tell(row: dict[str, Any]) -> None:
         room.tell(row if "done" in row else row | {"done": next(done), "of": of})
 
-    found = learn(room.pipe, room.draw, distance, room.sampling.steps, recipe, room.below, room.prepared, tell)
+    found = learn(room.pipe, room.draw, distance, room.calls, recipe, room.below, room.prepared, tell)
     save_file({"cost": found.cost.astype(np.float32)}, folder / "cost.safetensors")
     found.schedule.write(folder / "schedule.json")
     with (folder / "log.csv").open("w", newline="") as f:

@@ -1,8 +1,8 @@
 """Learning the scores of Learning-to-Cache (Ma et al. 2024, arXiv:2406.01733) along the model's own sampling.
 
-At every odd step the output with each sub-layer mixed, score * new + (1 - score) * kept, is compared with the dense output, and
-sampling goes on from the dense one. The authors start from noised real pictures; here the states are those the sampler visits, so
-that no pictures are needed.
+At every cache step (`reuse.is_cache_step`) the output with each sub-layer mixed, score * new + (1 - score) * kept, is compared with
+the dense output, and sampling goes on from the dense one. The authors start from noised real pictures; here the states are those the
+sampler visits, so that no pictures are needed.
 
 B batch, T steps, L sub-layers.
 """
@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from ditbench.reuse import is_cache_step
 from ditbench.student import Trainee
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ ITERATIONS, BATCH, RATE, CLAMP = 80, 8, 0.1, 5.0
 
 
 class Mixer(Trainee):
-    """Every sub-layer reads its score; `loss` gathers the odd steps' squared errors of one sampling."""
+    """Every sub-layer reads its score; `loss` gathers the cache steps' squared errors of one sampling."""
 
     def __init__(self) -> None:
         self.scores: Tensor | None = None
@@ -37,7 +38,7 @@ class Mixer(Trainee):
         self.loss: float = 0.0
 
     def attach(self, pipeline: Any, at: Any) -> None:
-        """Reroute every sub-layer, and run the transformer twice at odd steps."""
+        """Reroute every sub-layer, and run the transformer twice at cache steps."""
         self.at = at
         at.on_start(self.kept.clear)
         for sublayer in at.sublayers:
@@ -49,7 +50,7 @@ class Mixer(Trainee):
         with torch.no_grad():
             before = dict(self.kept)
             dense = forward(*args, **kwargs)
-        if self.scores is None or self.at.now.step % 2 == 0:
+        if self.scores is None or not is_cache_step(self.at.now.step, self.at.now.num_steps):
             return dense
         self.kept, after = before, self.kept
         self.mixing = True
@@ -83,7 +84,8 @@ def _first(out: Any) -> Tensor:
 
 def prepare_scores(folder: Path, room: Workroom, *, price: float) -> dict[str, Any]:
     """Learn the scores [T,L] of a model and write `scores.safetensors` and `log.csv`; returns notes."""
-    mixer, steps, log = Mixer(), room.sampling.steps, []
+    mixer, steps, log = Mixer(), room.calls, []
+    cached = torch.tensor([is_cache_step(step, steps) for step in range(steps)])
     for part in room.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
@@ -93,17 +95,16 @@ def prepare_scores(folder: Path, room: Workroom, *, price: float) -> dict[str, A
         for i in range(ITERATIONS):
             optimiser.zero_grad()
             mixer.scores, mixer.loss = logits.sigmoid(), 0.0
-            leaf = mixer.scores.detach().requires_grad_(True)  # odd steps are back-propagated one by one
+            leaf = mixer.scores.detach().requires_grad_(True)  # cache steps are back-propagated one by one
             mixer.scores = leaf
             attached.start(steps, BATCH)
             room.pipe(**room.draw(i, BATCH), output_type="np" if room.model.family == "dit" else "latent")
-            odd = leaf[1::2]
             (logits.sigmoid() * (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)).sum().backward()
-            (price * logits.sigmoid()[1::2].sum()).backward()  # type: ignore[no-untyped-call]
+            (price * logits.sigmoid()[cached].sum()).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             with torch.no_grad():
                 logits.clamp_(-CLAMP, CLAMP)
-            log.append({"iteration": i, "loss": mixer.loss, "mean_score": float(odd.detach().mean())})
+            log.append({"iteration": i, "loss": mixer.loss, "mean_score": float(leaf.detach()[cached].mean())})
             room.tell(log[-1] | {"done": i + 1, "of": ITERATIONS})
     save_file({"scores": logits.detach().sigmoid().numpy()}, folder / "scores.safetensors")
     with (folder / "log.csv").open("w", newline="") as f:

@@ -14,7 +14,7 @@ class Now:
     branch: int = 0
     """Which transformer call of this step: 0, and 1 for a separate guidance pass."""
     num_steps: int = 0
-    """Sampler steps of this generation."""
+    """Sampler steps of this generation, as many as the scheduler set: Heun's makes 2 N - 1 of the N it is asked for."""
     samples: int = 0
     """Samples of this generation; 0 where nobody said."""
     passes: int = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,25 @@ class Workroom:
     tell: Tell
     """Hears of progress: rows with at least `done` and `of`."""
 
+    @cached_property
+    def calls(self) -> int:
+        """Sampler steps of one generation, as many as the scheduler makes of those asked for: Heun's 2 N - 1 of N. Tables have so many
+        rows."""
+        import torch
+
+        def stop(*_: Any) -> None:
+            raise _Enough
+
+        with self.below.attached(self.pipe, self.prepared), torch.no_grad():  # a student below brings its own sampler
+            hook = self.pipe.transformer.register_forward_pre_hook(stop)
+            try:
+                self.pipe(**self.draw(0, 1))
+            except _Enough:
+                return len(self.pipe.scheduler.timesteps)
+            finally:
+                hook.remove()
+        raise AssertionError("a generation ran without its transformer")
+
     def attached(self, trainee: Any) -> Any:
         """The pipeline with the stack below and `trainee` on top, as `Stack.attached` gives it."""
         return Stack((*self.below.methods, trainee)).attached(self.pipe, self.prepared)
@@ -63,6 +83,10 @@ def unprepared(method: Any) -> ValueError:
     return ValueError(
         f"{method.name} has not been prepared for this model; python run_bench.py prepare {stack} does it"
     )
+
+
+class _Enough(Exception):
+    """The scheduler has set its steps, which is all that was wanted."""
 
 
 def prepare(

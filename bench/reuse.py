@@ -1,4 +1,4 @@
-"""Sub-layers run at some steps and reused whole at the others: what FORA and learning-to-cache share."""
+"""Sub-layers run at some steps and reused whole at the others: what FORA and Learning-to-Cache share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ditbench.anatomy import Route, Run, Sublayer
     from ditbench.method import Attachment
+
+
+def is_cache_step(step: int, steps: int) -> bool:
+    """Whether Learning-to-Cache may reuse at a step: at every second one, counted down from T - 1 to 0 as its code does, so that the last
+    step is one, and never at the first, which has nothing to reuse."""
+    return step > 0 and (steps - 1 - step) % 2 == 0
 
 
 def reuse_outputs(at: Attachment, reuses: Callable[[int, Sublayer], bool]) -> None:

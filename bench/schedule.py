@@ -73,11 +73,11 @@ class Schedule:
             raise ValueError(f"{path}: the levels {levels} are not all shares between 0 and 1")
         return cls(sublayers=names, chosen=np.array(rows), levels=levels, notes=dict(told.get("notes", {})))
 
-    def fitted(self, names: Sequence[str], steps: int, made_by: str) -> Schedule:
+    def fitted(self, names: Sequence[str], steps: int, made_by: str, *, stretch: bool = False) -> Schedule:
         """This schedule at `steps` steps, checked against a model's sub-layers.
 
-        Another number of steps takes each step's nearest by share of the sampling done, the first dense. ValueError, naming
-        `made_by`, the command that makes a fitting one, when the sub-layers differ.
+        Another number of steps is refused, or with `stretch` takes each step's nearest by share of the sampling done, the first dense.
+        ValueError, naming `made_by`, the command that makes a fitting one, when it is refused or the sub-layers differ.
         """
         if tuple(names) != self.sublayers:
             raise ValueError(
@@ -86,6 +86,8 @@ class Schedule:
             )
         if steps == self.steps:
             return self
+        if not stretch:
+            refuse_other_length("the schedule", self.steps, steps, made_by)
         chosen = self.chosen[nearest(self.steps, steps)].copy()
         chosen[0] = int(np.argmax(self.levels))
         return Schedule(
@@ -93,6 +95,15 @@ class Schedule:
             chosen=chosen,
             levels=self.levels,
             notes=self.notes | {"resampled_from": self.steps},
+        )
+
+
+def refuse_other_length(what: str, made_for: int, steps: int, made_by: str) -> None:
+    """Raise ValueError in one sentence when `what`, which has a row for each of `made_for` sampler steps, meets a sampler that makes
+    another number of `steps`; `made_by` is the command that makes a fitting one."""
+    if made_for != steps:
+        raise ValueError(
+            f"{what} is for {made_for} sampler steps, and the scheduler makes {steps}; {made_by} makes one that fits"
         )
 
 

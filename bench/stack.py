@@ -135,8 +135,9 @@ class Attached:
         self._cache_bytes = 0
 
     def start(self, num_steps: int, samples: int = 0) -> None:
-        """Forget the last generation. A generation begun without it is noticed when the scheduler sets its timesteps; how many
-        `samples` it makes, and so which rows of a batch are guidance passes, is then not known."""
+        """Forget the last generation. `num_steps` are the steps asked for: where the scheduler sets another number, that is put in their
+        place before the first. A generation begun without a start is noticed then too; how many `samples` it makes, and so which rows of
+        a batch are guidance passes, is not known of it."""
         now = self.now
         now.step, now.branch, now.num_steps, now.samples, now.passes, self._calls = 0, 0, num_steps, samples, 1, 0
         for at in self.attachments.values():
@@ -178,7 +179,8 @@ class Attached:
         if noted is None:
             return None
         names = [s.name for s in noted.sublayers]
-        steps = 1 + max(step for step, _ in noted.shares)
+        last = max(step for step, _ in noted.shares)
+        steps = max(self.now.num_steps, 1 + last)  # a last step that is skipped notes nothing
         shares = {
             (t, i): float(plain(f"the share of {names[i]} computed at step {t}", share)) for (t, i), share in noted.shares.items()
         }  # fmt: skip
@@ -215,9 +217,12 @@ class Attached:
 
         @functools.wraps(set_timesteps)
         def begun(*args: Any, **kwargs: Any) -> Any:
-            out = set_timesteps(*args, **kwargs)
-            if not self.now.num_steps or self.now.step or self._calls:
-                self.start(len(scheduler.timesteps))
+            out, now = set_timesteps(*args, **kwargs), self.now
+            made = len(scheduler.timesteps)  # Heun's makes 2 N - 1 of the N steps it is asked for
+            if not now.num_steps or now.step or self._calls:
+                self.start(made)
+            elif made != now.num_steps:
+                self.start(made, now.samples)
             return out
 
         at.undo(pipeline.transformer.register_forward_pre_hook(called, with_kwargs=True).remove)

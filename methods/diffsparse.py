@@ -39,7 +39,7 @@ class DiffSparse:
     """The share the table was learned at; None: at `keep`. Another one is solved again for `keep`."""
     tuned: Literal["stack", "alone"] = "stack"
     """Whether the table was prepared on top of the methods below, or on the plain model and its steps, and stretched over the steps there
-    are."""
+    are; a table or file of another number of steps is refused otherwise."""
     training: int = knob(0, low=0, high=15)
     """Which training of this recipe: every number has requests and noise of its own, so that several show how far trainings differ."""
     off: ClassVar[dict[str, object]] = {"keep": 1.0}
@@ -137,12 +137,12 @@ class DiffSparse:
         from ditbench.prepare import unprepared
         from ditbench.schedule import Schedule
 
-        names, steps = [s.name for s in at.sublayers], at.now.num_steps
+        names, steps, stretch = [s.name for s in at.sublayers], at.now.num_steps, self.tuned == "alone"
         if self.schedule:
-            return Schedule.read(Path(self.schedule)).fitted(names, steps, PREPARE).keep
+            return Schedule.read(Path(self.schedule)).fitted(names, steps, PREPARE, stretch=stretch).keep
         weights = weights_of(at, by_macs=self.by_macs)
         if self.allocator == "uniform" or self.allocator == "random":
             return untrained(self.allocator, names, weights, steps, self.keep).keep
         if at.artifact is None:
             raise unprepared(self)
-        return solved(at.artifact, names, weights, steps, self.keep).keep
+        return solved(at.artifact, names, weights, steps, self.keep, stretch=stretch).keep

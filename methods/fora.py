@@ -23,7 +23,7 @@ class Fora:
     """
 
     interval: int | float = knob(3, low=1)
-    """Steps from one computation to the next, on average: 2.5 computes counts 0, 3, 5, 8...; 1 changes nothing."""
+    """Steps from one computation to the next, on average: 2.5 computes steps 0, 3, 5, 8...; 1 changes nothing."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("interval", 1, 10)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
 from ditbench.prepare import unprepared
+from ditbench.schedule import refuse_other_length
 from ditbench.shipped import count_shortened, put_on, why_not
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class MagCache:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Hook the cache in, and count the passes it shortens."""
-        from diffusers.hooks.mag_cache import MagCacheConfig, apply_mag_cache, nearest_interp
+        from diffusers.hooks.mag_cache import MagCacheConfig, apply_mag_cache
 
         if self.threshold == 0:
             return
@@ -67,12 +68,12 @@ class MagCache:
             threshold=self.threshold, max_skip_steps=self.most, retention_ratio=self.retain,
             num_inference_steps=len(told), mag_ratios=told,
         )  # fmt: skip
-        measured: Any = config.mag_ratios
 
-        def fit() -> None:
-            config.num_inference_steps = at.now.num_steps
-            config.mag_ratios = nearest_interp(measured, at.now.num_steps)
+        def same_length(*_: Any) -> None:  # diffusers would stretch them
+            refuse_other_length(
+                "the table of ratios", len(told), at.now.num_steps, "python run_bench.py prepare magcache"
+            )
 
-        at.on_start(fit)
+        at.undo(transformer.register_forward_pre_hook(same_length).remove)
         put_on(transformer, at, lambda: apply_mag_cache(transformer, config))
         count_shortened(at, transformer, at.sublayers[-1].modules[0], "passes")

@@ -93,6 +93,8 @@ class Section:
         if sampling:
             kind = f"{sampling['frames']} frames of " if sampling["frames"] > 1 else ""
             told.append(f"{kind}{sampling['width']}x{sampling['height']}, {count(sampling['steps'], 'step')}")
+            if "calls" in sampling:
+                told.append(f"{sampling['calls']} sampler calls")
         told += [
             row["dtype"],
             f"{Path(row['weights']).name} weights",

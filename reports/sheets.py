@@ -143,7 +143,7 @@ def spread(name: str, estimate: Mapping[str, Any] | None, counted: bool = False)
 def circumstances(row: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
     """What the numbers of a row depend on, as columns of a CSV."""
     told = {name: row[name] for name in ("num_samples", "batch_size", "rounds", "seed", "dtype", "weights")}
-    told |= {name: row["sampling"].get(name) for name in ("steps", "guidance", "height", "width", "frames")}
+    told |= {name: row["sampling"].get(name) for name in ("steps", "calls", "guidance", "height", "width", "frames")}
     machine = {name: environment.get(name) for name in ("processor", "cores", "threads")}
     device = environment.get("device") or row["device"]
     return told | {"device": device} | machine | {"key": row["key"], "baseline_key": row["baseline_key"]}

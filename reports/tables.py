@@ -37,6 +37,7 @@ WHOLE = (
     "rounds",
     "seed",
     "steps",
+    "calls",
     "height",
     "width",
     "frames",

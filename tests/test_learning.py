@@ -180,7 +180,8 @@ def test_a_price_lowers_the_scores_of_odd_steps_and_even_steps_have_none_to_lear
         told = []
         room = SimpleNamespace(
             pipe=subject.pipeline, model=SimpleNamespace(name=kind, family=kind), sampling=subject.sampling,
-            draw=drawer(subject, kind), tell=told.append, attached=lambda mixer, pipe=subject.pipeline: Stack((mixer,)).attached(pipe),
+            draw=drawer(subject, kind), tell=told.append, calls=4,
+            attached=lambda mixer, pipe=subject.pipeline: Stack((mixer,)).attached(pipe),
         )  # fmt: skip
         notes = mixing.prepare_scores(tmp_path, room, price=1.0)
         scores = load_file(tmp_path / "scores.safetensors")["scores"]

@@ -60,12 +60,16 @@ def test_an_absent_schedule_names_the_command(tmp_path):
         Schedule.read(tmp_path / "none.json")
 
 
-def test_a_schedule_of_another_model_is_refused_and_of_another_length_resampled():
+def test_a_schedule_of_another_model_or_length_is_refused_and_stretched_where_that_is_asked_for():
     with pytest.raises(ValueError, match=r"2 sub-layers.*3 .*prepare"):
         made().fitted(["0.self", "0.cross", "0.mlp"], 3, "prepare")
-    longer = made().fitted(NAMES, 5, "prepare")
+    with pytest.raises(
+        ValueError, match="the schedule is for 3 sampler steps, and the scheduler makes 5; prepare makes one"
+    ):
+        made().fitted(NAMES, 5, "prepare")
+    longer = made().fitted(NAMES, 5, "prepare", stretch=True)
     assert longer.chosen.tolist() == [[4, 4], [4, 4], [0, 2], [1, 3], [1, 3]]
-    assert made(((0, 0), (1, 1))).fitted(NAMES, 4, "prepare").chosen[0].tolist() == [4, 4]
+    assert made(((0, 0), (1, 1))).fitted(NAMES, 4, "prepare", stretch=True).chosen[0].tolist() == [4, 4]
 
 
 def test_the_programme_is_optimal():
@@ -172,7 +176,9 @@ def test_a_table_serves_other_budgets_and_other_numbers_of_steps(tmp_path):
     assert (solved(tmp_path, NAMES, weights, 6, 0.5).chosen == learned.chosen).all()
     other = solved(tmp_path, NAMES, weights, 6, 0.25)
     assert other.chosen[4].tolist() == [4, 0] and spent(other.chosen, weights) <= 0.25
-    fewer = solved(tmp_path, NAMES, weights, 4, 0.4)  # steps 0, 2, 3, 5: the one that costs is not among them
+    with pytest.raises(ValueError, match="is for 6 sampler steps, and the scheduler makes 4"):
+        solved(tmp_path, NAMES, weights, 4, 0.4)
+    fewer = solved(tmp_path, NAMES, weights, 4, 0.4, stretch=True)  # of steps 0, 2, 3, 5: not the one that costs
     assert fewer.steps == 4 and spent(fewer.chosen, weights) <= 0.4
-    some = solved(tmp_path, NAMES, weights, 11, 0.3)  # every step once or twice
+    some = solved(tmp_path, NAMES, weights, 11, 0.3, stretch=True)  # every step once or twice
     assert some.chosen[8, 0] == 4 and spent(some.chosen, weights) <= 0.3
