@@ -21,11 +21,13 @@ def toca_flops(row: Row) -> float | None:
     """As the code of ToCa, DuCa and TaylorSeer adds up blocks on DiT and FLUX, from the shares of tokens computed.
 
     DiT: softmax, GELU and modulation are counted, the last as multiply-accumulates. FLUX: products alone; of a joint attention that is
-    reused the output projection still runs, and the fresh rows of a single-stream block run its MLP and output projection. None for
-    other families, and for stacks that do not say what they compute.
+    reused the output projection still runs, unless the method says that its authors keep what that gives (`keeps_projected`, TaylorSeer),
+    and the fresh rows of a single-stream block run its MLP and output projection. None for other families, and for stacks that do not
+    say what they compute.
     """
     if (work := row["work"]) is None or work["family"] not in _BLOCKS:
         return None
+    work = {"projected": _keeps_projected(row["stack"]), **work}
     cost, kinds = _BLOCKS[work["family"]], [name.partition(".")[2] for name in work["sublayers"]]
     skipped = {(step, i) for step, i in work.get("skipped", [])}  # as DuCa skips blocks: they cost nothing
     shares = (
@@ -35,6 +37,13 @@ def toca_flops(row: Row) -> float | None:
         if (t, i) not in skipped
     )
     return float(work["passes"] * sum(cost(kind, keep, work) for kind, keep in shares))
+
+
+def _keeps_projected(stack: str) -> bool:
+    """Whether a method of the stack keeps what attention gives after its output projection, in its authors' code for FLUX."""
+    from ditbench.stack import Stack
+
+    return any(getattr(m, "keeps_projected", False) for m in Stack.parse(stack).methods)
 
 
 def _dit(kind: str, keep: float, work: Mapping[str, Any]) -> float:
@@ -50,7 +59,8 @@ def _flux(kind: str, keep: float, work: Mapping[str, Any]) -> float:
     if kind in ("mlp", "context_mlp"):
         return 16 * round(keep * (work["image"] if kind == "mlp" else work["text"])) * d**2
     if kind == "joint":
-        return 8 * n * d**2 + 4 * n**2 * d if keep else 2 * n * d**2
+        reused = 0 if work["projected"] else 2 * n * d**2
+        return 8 * n * d**2 + 4 * n**2 * d if keep else reused
     return 24 * n * d**2 + 4 * n**2 * d if keep == 1 else 18 * round(keep * n) * d**2
 
 

@@ -33,6 +33,9 @@ class TaylorSeer:
     """Steps computed at the beginning; None is the authors' for the family."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("interval", 1, 10)
+    keeps_projected: ClassVar[bool] = True
+    """The authors extrapolate what attention gives after its output projection, where ToCa's code keeps what goes into it: what the
+    convention `toca` of `count` wants to know."""
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through its differences."""

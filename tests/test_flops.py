@@ -76,7 +76,7 @@ def test_the_rivals_in_diffsparses_table_cost_what_it_says(stack, published):
     assert counted(row, "linear-macs-one-pass") / 1e12 == pytest.approx(published, rel=5e-3)
 
 
-def work(model, steps, keep):
+def work(model, steps, keep, stack="none"):
     """What `count` hands to conventions, for a function `keep(step, block's share of the depth, kind)`."""
     sizes = {
         "dit-xl-2-256": {"family": "dit", "width": 1152, "heads": 16, "image": 256, "text": 0, "passes": 2},
@@ -94,7 +94,7 @@ def work(model, steps, keep):
         "keep": [[share or 0.0 for share in step] for step in asked],
         "skipped": [(t, i) for t, step in enumerate(asked) for i, share in enumerate(step) if share is None],
     }
-    return {"work": told | sizes[model]}
+    return {"stack": stack, "work": told | sizes[model]}
 
 
 def every(interval):
@@ -140,6 +140,29 @@ def toca(family, interval, ratio, quirk, steps=50, image=256, skips=False):
 def test_the_toca_family_counts_as_published(model, steps, keep, published):
     """TFLOPs of arXiv:2410.05317's and 2503.06923's tables and README, as their code counts."""
     assert counted(work(model, steps, keep) | {"flops": 0}, "toca") / 1e12 == pytest.approx(published, rel=5e-3)
+
+
+def taylorseer(interval, first):
+    return lambda step, *_: float(step < first or (step - first + 1) % interval == 0)
+
+
+@pytest.mark.parametrize(("interval", "first", "published"), [(5, 3, 893.54), (6, 3, 744.81), (4, 1, 967.91)])
+def test_taylorseer_on_flux_counts_as_published(interval, first, published):
+    """TFLOPs of arXiv:2503.06923's table for N = 5 and 6; of N = 4 as HyCa and others collected it, which is 13 full steps. What it
+    extrapolates costs nothing, where ToCa's code runs the output projection of a joint attention that it reuses."""
+    rows = [work("flux-1-dev", 50, taylorseer(interval, first), stack) for stack in ("taylorseer", "fora")]
+    ours, others = (counted(row | {"flops": 0}, "toca") / 1e12 for row in rows)
+    assert ours == pytest.approx(published, rel=2e-3) and others > 1.05 * ours
+
+
+def test_what_is_counted_of_taylorseer_on_flux_by_the_convention_is_its_full_steps():
+    model, changes = narrow("flux-1-dev")
+    rows = [
+        flops.count_model(model, stack=Stack.parse(text), steps=8, changes=changes)
+        for text in ("none", "taylorseer(interval=5)")
+    ]
+    dense, ours = (counted(row, "toca") for row in rows)
+    assert ours * 8 == dense * 4  # steps 0, 1, 2 and 7
 
 
 def test_what_conventions_need_is_told_by_the_run():
