@@ -220,16 +220,23 @@ def sublayers(transformer: nn.Module) -> list[Sublayer]:
     return found
 
 
-def call_sizes(transformer: nn.Module, args: Any, kwargs: Any) -> tuple[int, tuple[int, int, int], int]:
-    """Rows of the batch, (frames, rows, columns) of image tokens, and text tokens of a call of the transformer with these arguments."""
+def call_sizes(
+    transformer: nn.Module, args: Any, kwargs: Any, grid: tuple[int, int, int] | None = None
+) -> tuple[int, tuple[int, int, int], int]:
+    """Rows of the batch, (frames, rows, columns) of image tokens, and text tokens of a call of the transformer with these arguments.
+
+    `grid`: what FLUX's image tokens are, where it cannot be read: on the meta device their places have no values. ValueError without it.
+    """
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     text = kwargs.get("encoder_hidden_states")
     texts = 0 if text is None else text.shape[1]
     if family_of(transformer) == "flux":
-        # Places (0, row, column); on the meta device they cannot be read, and a square picture is as good as any.
-        ids, side = kwargs["img_ids"], int(hidden.shape[1] ** 0.5)
-        _, high, wide = (0, side - 1, side - 1) if ids.is_meta else ids.amax(0).long().tolist()
-        return len(hidden), (1, high + 1, wide + 1), texts
+        if not (ids := kwargs["img_ids"]).is_meta:  # places (0, row, column)
+            _, high, wide = ids.amax(0).long().tolist()
+            grid = 1, high + 1, wide + 1
+        if grid is None:
+            raise ValueError("rows and columns of the picture cannot be read from a call on the meta device")
+        return len(hidden), grid, texts
     patch = getattr(transformer.config, "patch_size", 1)
     frames, high, wide = (1, *hidden.shape[2:])[-3:]
     deep, tall, broad = patch if isinstance(patch, (tuple, list)) else (1, patch, patch)

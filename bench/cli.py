@@ -194,8 +194,9 @@ def _count(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: {value} is less than 1")
     rows, lines = count_in(args.convention, models, stacks, **sizes)
-    _show(rows, args.json, lines, hide=["size", "text_tokens", "passes", "not_counted", "note", "work"])
-    return OK
+    _show(rows, args.json, lines, hide=["size", "text_tokens", "passes", "not_counted", "status", "note", "work"])
+    states = {row["status"] for row in rows}
+    return SOME_FAILED if "failed" in states or "ok" not in states else OK
 
 
 def _load(plugins: Sequence[str]) -> None:

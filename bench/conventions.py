@@ -104,5 +104,5 @@ def count_in(
         rows = [row | {convention.replace("-", "_"): counted(row, convention)} for row in rows]
         caption += f"; {convention}: {CONVENTIONS[convention][0]}"
     left_out = ", ".join(dict.fromkeys(row["not_counted"] for row in rows if row["not_counted"]))
-    reasons = [f"{row['model']} {row['stack']}: {row['note']}" for row in rows if row["note"]]
+    reasons = [f"{row['model']} {row['stack']} {row['status']}: {row['note']}" for row in rows if row["note"]]
     return rows, "\n".join([f"{caption}; not counted: {left_out}", *reasons])

@@ -7,21 +7,20 @@ and how is in `counter.py`. Imports torch only inside functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ditbench.workload import Sampling, sampling_of
+from ditbench.workload import Sampling, no_single_step, sampling_of
 
 if TYPE_CHECKING:
-    from ditbench.counter import Counter
     from ditbench.models import Model
     from ditbench.stack import Stack
 
 TRANSFORMER, TEXT, DECODER, ELSEWHERE = "transformer", "text", "decoder", "elsewhere"
 SAME_EVERY_CALL = frozenset({"weights", "linear-precision", "num-steps", "guidance", "scheduler"})
-"""Claims of methods that leave every transformer call of a generation alike, so that one of a kind is counted for all."""
+"""Claims of methods that may leave every transformer call of a generation alike; whether they do is looked at (`alike`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,8 @@ def decides_per_batch(stack: Stack) -> bool:
 
 
 def alike_every_call(stack: Stack) -> bool:
-    """Whether every transformer call of a generation does the same work, as far as the methods' claims tell; one that claims nothing
-    tells nothing."""
+    """Whether calls of the transformer may all do the same work, as far as the methods' claims tell; one that claims nothing tells
+    nothing. A claim decides only whether it is worth looking: a call is left out of a count where it is seen to do what another did."""
     return all(m.traits.claims and m.traits.claims <= SAME_EVERY_CALL for m in stack.methods)
 
 
@@ -69,13 +68,15 @@ def count_generation(
 ) -> Flops:
     """FLOPs of `call()`, which runs the pipeline once, by what is really executed: skipped and partial work counts as it is.
 
-    `alike`: the transformer is run once for inputs of the same shapes and counted every time. Never time it: counting is slow.
-    Raises ValueError when the transformer ran a product that has no formula, unless allowed.
+    `alike`: calls of the transformer that are seen to do what an earlier one did (`alike.kind_of_call`) are counted and not run, so that
+    the samples are worth nothing. Never time it: counting is slow. Raises ValueError when the transformer ran a product that has no
+    formula, unless allowed.
     """
+    from ditbench.alike import run_once
     from ditbench.counter import Counter
 
     counter = Counter()
-    once = _run_once(pipe.transformer, counter) if alike else nullcontext()
+    once = run_once(pipe, counter) if alike else nullcontext()
     with counter.following(pipe), once, counter.counting():
         call()
     found: Flops = counter.result()
@@ -105,40 +106,69 @@ def count_model(
     """FLOPs of one sample of `model` under `stack`, as a row: the real pipeline runs its real sampler loop on the meta device.
 
     None means the model's own size. `frames` matters to video and `text_tokens` to text models only. `changes` overrides sizes of
-    the architecture, as `part.key`. Calls that are alike are run once and counted each time, which a stack that schedules its work
-    forbids: then all are run. A stack that refuses the model, or decides by values (there are none on the meta device), is a row
-    without numbers and with the reason as its note. `work` is what conventions need that go by sub-layers. Raises ValueError for a
-    size the model cannot make.
+    the architecture, as `part.key`. Calls that are seen to be alike are run once and counted each time. `status` is `ok`, `refused`
+    where the pipeline refuses the stack or the meta device cannot tell (it has no values), or `failed` where the method or the pipeline
+    broke down; the last two have no numbers, and the reason as their note. `work` is what conventions need that go by sub-layers.
+    Raises ValueError for a size the model cannot make.
     """
     from ditbench.stack import Stack
 
     stack = stack or Stack()
     asked = {"height": height, "width": width, "frames": frames if model.frames > 1 else None, "steps": steps}
     asked["text_tokens"] = text_tokens if model.text_tokens else None
-    sampling = stack.adapt(replace(sampling_of(model), **{k: v for k, v in asked.items() if v is not None}))
-    size = f"{sampling.height}x{sampling.width}" + (f"x{sampling.frames}" if sampling.frames > 1 else "")
-    row = {"model": model.name, "stack": str(stack), "size": size}
-    row |= {"steps": sampling.steps, "text_tokens": sampling.text_tokens}
+    sampling = replace(sampling_of(model), **{k: v for k, v in asked.items() if v is not None})
+    _resized(model, sampling, changes)  # a size it cannot make is the caller's mistake, not the stack's
     try:
+        sampling = stack.adapt(sampling)
         found, work = _count_on_meta(model, sampling, stack, changes)
     except _CannotSay as reason:
-        return row | dict.fromkeys(_NUMBERS) | {"not_counted": "", "note": str(reason), "work": None}
-    row |= {"forwards": found.forwards, "passes": found.passes, "flops": found.flops}
+        return _uncounted(model, sampling, stack, "refused", str(reason))
+    except Exception as error:  # of a method or of the pipeline: the other rows are still wanted
+        return _uncounted(model, sampling, stack, "failed", f"{type(error).__name__}: {_first_line(error)}")
+    row = _row(model, sampling, stack) | {"forwards": found.forwards, "passes": found.passes, "flops": found.flops}
     row |= {f"macs_{kind}": getattr(found, f"{kind}_macs") for kind in ("linear", "attention", "conv")}
     row["macs_per_pass"] = found.flops // 2 // found.passes
     told = "; ".join(f"{name} x{n}" for name, n in found.uncounted.items())
-    return row | {"not_counted": told or "text encoder, decoder", "note": "", "work": work}
+    return row | {"not_counted": told or "text encoder, decoder", "status": "ok", "note": "", "work": work}
 
 
 _NUMBERS = ("forwards", "passes", "flops", "macs_linear", "macs_attention", "macs_conv", "macs_per_pass")
 
 
 def count_table(models: Sequence[Model], stacks: Sequence[Stack], **sizes: Any) -> list[dict[str, Any]]:
-    """A row of `count_model` for every model and stack, in that order; `sizes` as there."""
+    """A row of `count_model` for every model and stack, in that order; `sizes` as there.
+
+    A size that one model cannot make is a refused row of that model; ValueError where no model can make it.
+    """
     from ditbench.quiet import quiet
 
+    rows, errors = [], []
     with quiet():
-        return [count_model(model, stack=stack, **sizes) for model in models for stack in stacks]
+        for model in models:
+            for stack in stacks:
+                try:
+                    rows.append(count_model(model, stack=stack, **sizes))
+                except ValueError as error:
+                    errors.append(error)
+                    rows.append(_uncounted(model, sampling_of(model), stack, "refused", str(error)))
+    if errors and len(errors) == len(rows):
+        raise errors[0]
+    return rows
+
+
+def _row(model: Model, sampling: Sampling, stack: Stack) -> dict[str, Any]:
+    size = f"{sampling.height}x{sampling.width}" + (f"x{sampling.frames}" if sampling.frames > 1 else "")
+    row = {"model": model.name, "stack": str(stack), "size": size}
+    return row | {"steps": sampling.steps, "text_tokens": sampling.text_tokens}
+
+
+def _uncounted(model: Model, sampling: Sampling, stack: Stack, status: str, why: str) -> dict[str, Any]:
+    numbers = dict.fromkeys(_NUMBERS)
+    return _row(model, sampling, stack) | numbers | {"not_counted": "", "status": status, "note": why, "work": None}
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 class _CannotSay(Exception):
@@ -151,11 +181,12 @@ def _count_on_meta(
     """FLOPs, and what was computed: shares [T,L] and sizes; None of a stack that does not say."""
     import torch
 
+    from ditbench.alike import Calls, run_once
     from ditbench.anatomy import call_sizes, sublayers
     from ditbench.architecture import build
     from ditbench.counter import Counter
 
-    changes = _resized(model, sampling, changes)
+    grid, changes = _resized(model, sampling, changes)
     pipe = build(model, device="meta", parts=("transformer", "vae", "scheduler"), changes=changes)
     if reason := stack.refusal(pipe):
         raise _CannotSay(reason)
@@ -166,29 +197,33 @@ def _count_on_meta(
             )
     seen: list[Any] = []
     pipe.transformer.register_forward_pre_hook(
-        lambda m, args, kwargs: seen.append(call_sizes(m, args, kwargs)), with_kwargs=True
+        lambda m, args, kwargs: seen.append(call_sizes(m, args, kwargs, grid)), with_kwargs=True
     )
-    alike = alike_every_call(stack)
     counter = Counter()
-    with torch.inference_mode(), stack.attached(pipe) as attached:
-        attached.start(sampling.steps, 1)
-        once = _run_once(pipe.transformer, counter) if alike else nullcontext()
-        with counter.following(pipe), once, counter.counting():
-            try:
+    try:
+        with torch.inference_mode(), stack.attached(pipe) as attached:
+            attached.grid = grid
+            attached.start(sampling.steps, 1)
+            if sampling.steps == 1 and (reason := no_single_step(pipe)):
+                own = [m.name for m in stack.methods if "scheduler" in m.traits.claims]
+                raise _CannotSay(
+                    "".join(f"without weights {name}'s sampler is not there, and " for name in own) + reason
+                )
+            once = run_once(pipe, counter) if alike_every_call(stack) else nullcontext(Calls())
+            with counter.following(pipe), once as calls, counter.counting():
                 pipe(**_call_on_meta(model, sampling, pipe))
-            except (NotImplementedError, RuntimeError) as error:
-                if not stack.methods:
-                    raise
-                told = str(error).strip().splitlines()[0]
-                why = f"it decides by values, or does what has no meta kernel ({told}): count it in a run"
-                raise _CannotSay(why) from error
+    except (NotImplementedError, RuntimeError) as error:
+        if not stack.methods:
+            raise
+        why = f"it goes by values, of which the meta device has none, or does what has no meta kernel ({_first_line(error)})"
+        raise _CannotSay(f"{why}: count it in a run") from error
     found: Flops = counter.result()
     refuse_uncounted(found)
     names = [s.name for s in sublayers(pipe.transformer)]
-    whole = {"sublayers": names, "keep": [[1.0] * len(names)] * sampling.steps} if alike else None
+    whole = {"sublayers": names, "keep": [[1.0] * len(names)] * sampling.steps} if calls.same else None
     if (shares := attached.schedule() or whole) is None:
         return found, None
-    first, (_, grid, text) = sublayers(pipe.transformer)[0], seen[0]
+    first, (_, _, text) = sublayers(pipe.transformer)[0], seen[0]
     sizes = {
         "family": model.family, "width": first.linears[0].in_features, "heads": pipe.transformer.config.num_attention_heads,
         "image": math.prod(grid), "text": text, "passes": found.passes // sampling.steps,
@@ -196,24 +231,32 @@ def _count_on_meta(
     return found, shares | sizes
 
 
-def _resized(model: Model, sampling: Sampling, changes: dict[str, Any] | None) -> dict[str, Any]:
-    """`changes`, and the sample size of a DiT, which has no other way of being told; ValueError for a size that cannot be made."""
+def _resized(
+    model: Model, sampling: Sampling, changes: dict[str, Any] | None
+) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """(Frames, rows, columns) of image tokens; and `changes` with the sample size of a DiT, which has no other way of being told.
+
+    ValueError for a size that cannot be made.
+    """
     from ditbench.architecture import describe
 
     described = describe(model, changes)
     vae, patch = described["vae"], described["transformer"].get("patch_size", 1)
-    down = vae.get("scale_factor_spatial", 8) if model.family == "wan" else 2 ** (len(vae["block_out_channels"]) - 1)
+    wan = model.family == "wan"
+    down = vae.get("scale_factor_spatial", 8) if wan else 2 ** (len(vae["block_out_channels"]) - 1)
     cell = down * (2 if model.family == "flux" else patch[-1] if isinstance(patch, (list, tuple)) else patch)
     for name, length in (("height", sampling.height), ("width", sampling.width)):
         if length % cell:
             raise ValueError(f"{name}: {model.name} makes multiples of {cell} pixels, not {length}")
-    if model.family == "wan" and (sampling.frames - 1) % (period := vae.get("scale_factor_temporal", 4)):
+    period = vae.get("scale_factor_temporal", 4) if wan else 1
+    if (sampling.frames - 1) % period:
         raise ValueError(f"frames: {model.name} makes a multiple of {period} and one, not {sampling.frames}")
-    if model.family != "dit":
-        return changes or {}
-    if sampling.height != sampling.width:
-        raise ValueError(f"width: {model.name} makes square pictures, not {sampling.height}x{sampling.width}")
-    return {**(changes or {}), "transformer.sample_size": sampling.height // down}
+    if model.family == "dit":
+        if sampling.height != sampling.width:
+            raise ValueError(f"width: {model.name} makes square pictures, not {sampling.height}x{sampling.width}")
+        changes = {**(changes or {}), "transformer.sample_size": sampling.height // down}
+    frames = (sampling.frames - 1) // period + 1
+    return (frames, sampling.height // cell, sampling.width // cell), changes or {}
 
 
 def _call_on_meta(model: Model, sampling: Sampling, pipe: Any) -> dict[str, Any]:
@@ -239,27 +282,3 @@ def _call_on_meta(model: Model, sampling: Sampling, pipe: Any) -> dict[str, Any]
         return call | {"prompt_embeds": text, "pooled_prompt_embeds": empty(sizes.pooled_projection_dim)}
     text = empty(tokens, sizes.text_dim)
     return call | {"prompt_embeds": text, "negative_prompt_embeds": text, "num_frames": sampling.frames}
-
-
-@contextmanager
-def _run_once(transformer: Any, counter: Counter) -> Iterator[None]:
-    """Run the transformer once for inputs of the same shapes, and count it every time."""
-    forward, own, seen = transformer.forward, vars(transformer).get("forward"), {}
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        key = str([getattr(x, "shape", None) for x in (*args, *kwargs.values())])
-        if key not in seen:
-            before = counter.flops.copy()
-            seen[key] = forward(*args, **kwargs), counter.flops - before
-            return seen[key][0]
-        out, flops = seen[key]
-        counter.flops += flops
-        return out
-
-    transformer.forward = counted
-    try:
-        yield
-    finally:
-        del transformer.forward
-        if own is not None:
-            transformer.forward = own

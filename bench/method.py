@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, dataclass_tr
 
 from ditbench.knobs import build, check, knob, knobs, suggest, values
 from ditbench.now import Now
-from ditbench.traits import CLAIMS, Stage, Traits
+from ditbench.traits import CLAIMS, Stage, Traits, declared
 
 if TYPE_CHECKING:
     from ditbench.anatomy import Route, Sublayer
@@ -197,10 +197,8 @@ def method(
         raise ValueError(
             f"{name!r} is no name for a method: lower-case letters, digits and underscores, and not 'none'"
         )
-    for claim in (claims := frozenset(claims)) - CLAIMS.keys():
-        raise ValueError(f"method {name} claims {claim!r}, which is no part of a pipeline; {suggest(claim, CLAIMS)}")
-    traits = Traits(
-        family=family, stage=stage, claims=claims, needs=frozenset(needs), conflicts=frozenset(conflicts),
+    traits = declared(
+        name, family=family, stage=stage, claims=claims, needs=needs, conflicts=conflicts,
         reversible=reversible, decides_per_batch=decides_per_batch, paper=paper,
     )  # fmt: skip
 

@@ -131,6 +131,8 @@ class Attached:
     def __init__(self, now: Now, attachments: dict[str, Attachment]) -> None:
         self.now = now
         self.attachments = attachments
+        self.grid: tuple[int, int, int] | None = None
+        """(Frames, rows, columns) of image tokens where they cannot be read from the calls: FLUX on the meta device."""
         self._calls = 0  # transformer calls so far in this step
         self._cache_bytes = 0
 
@@ -202,7 +204,7 @@ class Attached:
             if not now.step and not self._calls:
                 from ditbench.anatomy import call_sizes
 
-                batch, now.grid, now.text_tokens = call_sizes(transformer, args, kwargs)
+                batch, now.grid, now.text_tokens = call_sizes(transformer, args, kwargs, self.grid)
                 now.passes = max(1, batch // now.samples) if now.samples else 1
             now.branch = self._calls
             self._calls += 1

@@ -6,18 +6,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ditbench import flops
 from ditbench.anatomy import sublayers
 from ditbench.artifact import resolve
+from ditbench.method import build
 from ditbench.quiet import quiet
 from ditbench.stack import Attached, Stack
 from ditbench.tiny import KINDS, OUTPUT, Subject, tiny
+from ditbench.traces import changed_weights, difference, trace_of, weights_of
 from ditbench.workload import Sampling, call_arguments, make_requests, sampling_of
 
 if TYPE_CHECKING:
@@ -29,6 +34,8 @@ TOLERANCE = 1e-3
 """Largest relative difference (of norms) between a sample in a batch of two and alone: other kernels round otherwise."""
 TOLERANCE_ROUNDED = 5e-2
 """The same where a method claims the linear layers' precision: a value that rounds to the next integer differs by a whole unit."""
+
+OFF = "knobs at off change nothing"
 
 
 class Check(NamedTuple):
@@ -48,81 +55,146 @@ def check_method(text: str, subject: Subject, artifacts: Mapping[str, Path] | No
 
     `artifacts`: folders of what was prepared, by method; without them a method that has to be prepared is refused.
 
-    A stack this pipeline refuses has the single clause `refused`, passed, with the reason. ValueError for a text that is no stack.
+    A stack this pipeline refuses has the single clause `refused`, passed, with the reason. An error of the method fails the clause that
+    was being tried, with the error and the line it came from as its note; clauses that need what it would have given are left out.
+    ValueError for a text that is no stack; an error of the pipeline without any method comes through.
     """
-    stack, pipeline = Stack.parse(text), subject.pipeline
+    stack, pipeline, checks = Stack.parse(text), subject.pipeline, _Checks()
+    with checks.naming("text and JSON read back as the same stack"):
+        checks.append(_round_trip(stack))
+    with checks.naming("it says what it can run on"):
+        if reason := _refusal(stack, pipeline, artifacts or {}):
+            checks.append(Check("refused", True, reason))
+            return list(checks)
+    plain = subject.generate(subject.sampling, [0])  # before the trace: a first run leaves diffusers' own traces
+    trace, weights = trace_of(pipeline), weights_of(pipeline)
+    with checks.naming("it runs"):
+        _try_runs(checks, stack, subject, artifacts, plain)
+    left = difference(trace, trace_of(pipeline))
+    changed = changed_weights(weights, weights_of(pipeline))
+    name = "detached, the samples are bit-identical"
+    with checks.naming(name):
+        detached = subject.generate(subject.sampling, [0])
+        checks.append(Check(name, torch.equal(detached, plain), f"relative {_relative(detached, plain):.1e}"))
+    with checks.naming(OFF):
+        checks.append(_off(stack, subject))
+    return [
+        *checks,
+        Check("detached, the weights are bit-identical", not changed, ", ".join(changed[:3])),
+        Check("detached, nothing stays behind", not left, ", ".join(left[:3])),
+    ]
+
+
+class _Checks(list[Check]):
+    """The clauses tried so far."""
+
+    @contextmanager
+    def naming(self, clause: str) -> Iterator[None]:
+        """Fail `clause` by whatever error is raised inside, and go on."""
+        try:
+            yield
+        except Exception as error:
+            self.append(Check(clause, False, _told(error)))
+
+
+def _told(error: Exception) -> str:
+    """An error in a line, and the line of code outside libraries it came from."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    said = text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    where = [f for f in frames if Path(f.filename).resolve() != Path(__file__).resolve()][-1:]
+    return said + "".join(f" ({Path(f.filename).name}, line {f.lineno})" for f in where)
+
+
+def _refusal(stack: Stack, pipeline: Any, artifacts: Mapping[str, Path]) -> str | None:
     if reason := stack.refusal(pipeline):
-        return [_round_trip(stack), Check("refused", True, reason)]
-    for m in stack.methods:
-        if m.recipe() is not None and m.name not in (artifacts or {}):
-            return [_round_trip(stack), Check("refused", True, f"{m.name} has not been prepared for this pipeline")]
-    sampling = stack.adapt(subject.sampling)
+        return reason
+    unprepared = [m.name for m in stack.methods if m.recipe() is not None and m.name not in artifacts]
+    return f"{unprepared[0]} has not been prepared for this pipeline" if unprepared else None
+
+
+def _try_runs(
+    checks: _Checks, stack: Stack, subject: Subject, artifacts: Mapping[str, Path] | None, plain: Tensor
+) -> None:
+    """The clauses about generations with the stack attached, twice; `plain` is sample 0 without it."""
+    pipeline, sampling, per_batch = subject.pipeline, stack.adapt(subject.sampling), _per_batch(stack)
 
     def generate(attached: Attached, *which: int) -> Tensor:
         attached.start(sampling.steps, len(which))
         samples: Tensor = subject.generate(sampling, which)
         return samples
 
-    plain = subject.generate(subject.sampling, [0])  # before the trace: a first run leaves diffusers' own traces
-    trace, weights = _trace(pipeline), _weights(pipeline)
     with stack.attached(pipeline, artifacts) as attached:
         first = generate(attached, 0)
         idle = stack.idle(subject.sampling, attached)
-    with stack.attached(pipeline, artifacts) as attached:
-        pair = generate(attached, 0, 0) if _per_batch(stack) else generate(attached, 0, 1)
-        again = generate(attached, 0)
-        other = again if _per_batch(stack) else generate(attached, 1)
-        stopped = _stops_inside(pipeline, lambda: generate(attached, 0), late=sampling.steps > 1)
-        after_error = generate(attached, 0)
-    left = _difference(trace, _trace(pipeline))
-    changed = [
-        name
-        for name, weight in _weights(pipeline).items()
-        if name not in weights or not torch.equal(weight, weights[name])
-    ]
-    detached = subject.generate(subject.sampling, [0])
-    tolerance = TOLERANCE_ROUNDED if any("linear-precision" in m.traits.claims for m in stack.methods) else TOLERANCE
-    apart = max(_relative(pair[:1], again), _relative(pair[1:], other))
     engaged = not idle or not torch.equal(first, plain)
-    return [
-        _round_trip(stack),
-        Check("it engages", engaged, f"{' and '.join(idle)} did nothing" if not engaged else _counts(attached)),
-        Check("a generation leaves nothing for the next", torch.equal(first, again), f"relative {_relative(first, again):.1e}"),
-        Check(
-            "a batch of two is two of one", apart <= tolerance,
-            f"relative {apart:.1e}" + (", the same sample twice, for it decides per batch" if _per_batch(stack) else ""),
-        ),
-        _off(stack, subject),
-        Check(
-            "an error inside a block spoils nothing", stopped and torch.equal(after_error, first),
-            "" if stopped else "the error did not come through",
-        ),
-        Check("detached, the weights are bit-identical", not changed, ", ".join(changed[:3])),
-        Check("detached, the samples are bit-identical", torch.equal(detached, plain), f"relative {_relative(detached, plain):.1e}"),
-        Check("detached, nothing stays behind", not left, ", ".join(left[:3])),
-    ]  # fmt: skip
+    note = f"{' and '.join(idle)} did nothing" if not engaged else _counts(attached)
+    checks.append(Check("it engages", engaged, note))
+    with stack.attached(pipeline, artifacts) as attached:
+        name = "a batch of two is two of one"
+        with checks.naming(name):
+            pair = generate(attached, 0, 0) if per_batch else generate(attached, 0, 1)
+            again = generate(attached, 0)
+            other = again if per_batch else generate(attached, 1)
+            apart = max(_relative(pair[:1], again), _relative(pair[1:], other))
+            rounded = any("linear-precision" in m.traits.claims for m in stack.methods)
+            note = f"relative {apart:.1e}" + (", the same sample twice, for it decides per batch" if per_batch else "")
+            checks.append(Check(name, apart <= (TOLERANCE_ROUNDED if rounded else TOLERANCE), note))
+        name = "a generation leaves nothing for the next"
+        with checks.naming(name):
+            again = generate(attached, 0)
+            checks.append(Check(name, torch.equal(first, again), f"relative {_relative(first, again):.1e}"))
+        name = "the shortcut count equals the full count"
+        with checks.naming(name):
+            checks.append(Check(name, *_counted(stack, pipeline, lambda: generate(attached, 0))))
+        name = "an error inside a block spoils nothing"
+        with checks.naming(name):
+            stopped = _stops_inside(pipeline, lambda: generate(attached, 0), late=sampling.steps > 1)
+            same = torch.equal(generate(attached, 0), first)
+            checks.append(Check(name, stopped and same, "" if stopped else "the error did not come through"))
+
+
+def _counted(stack: Stack, pipeline: Any, generate: Callable[[], object]) -> tuple[bool, str]:
+    """Whether a count that leaves out calls which look alike finds what a count of all calls does, and how much it finds."""
+    if not flops.alike_every_call(stack):
+        return True, "no call is left out"
+    short, whole = (
+        flops.count_generation(pipeline, generate, alike=alike, allow_uncounted=True) for alike in (True, False)
+    )
+    return short == whole, f"{short.flops:.4g} and {whole.flops:.4g} FLOPs"
 
 
 def check_models(stack: Stack, models: Sequence[Model], plugins: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The contract on the bundled models, as rows of a table; `result` is `passed`, `failed` or `refused`. `plugins`: files that were
     loaded for the stack, for the commands in notes.
 
-    A model whose weights are absent or damaged is a refused row with that reason, and the others are still tried.
+    A model whose weights are absent or damaged is a refused row with that reason, and the others are still tried; so they are where
+    something breaks down outside the method.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def tell(model: Model, clause: str, result: str, note: str) -> None:
+        rows.append({"model": model.name, "clause": clause, "result": result, "note": note})
+
     for model in models:
         try:
             subject = _bundled(model)
             prepared = {name: a.folder for name, a in resolve(model, stack, "bundled", plugins).items()}
         except ValueError as error:
-            rows.append({"model": model.name, "clause": "its files are there", "result": "refused", "note": str(error)})
+            tell(model, "its files are there", "refused", str(error))
             continue
-        with quiet():
-            checks = check_method(str(stack), subject, prepared)
+        except Exception as error:
+            tell(model, "its files are there", "failed", _told(error))
+            continue
+        try:
+            with quiet():
+                checks = check_method(str(stack), subject, prepared)
+        except Exception as error:
+            tell(model, "the model itself runs", "failed", _told(error))
+            continue
         for check in checks:
             result = "failed" if not check.passed else "refused" if check.name == "refused" else "passed"
-            clause = "runs on this model" if result == "refused" else check.name
-            rows.append({"model": model.name, "clause": clause, "result": result, "note": check.note})
+            tell(model, "runs on this model" if result == "refused" else check.name, result, check.note)
     return rows
 
 
@@ -146,22 +218,18 @@ def _round_trip(stack: Stack) -> Check:
 
 def _off(stack: Stack, subject: Subject) -> Check:
     """With every method's knobs at what it declares as `off`, samples are those of the plain pipeline."""
-    name = "knobs at off change nothing"
     without = [m.name for m in stack.methods if not getattr(m, "off", None)]
     if without:
-        return Check(name, True, f"{' and '.join(without)} cannot be turned off by a knob")
-    off = Stack.of(*(type(m)(**m.off) for m in stack.methods))
+        return Check(OFF, True, f"{' and '.join(without)} cannot be turned off by a knob")
+    off = Stack.of(*(build(type(m), m.off) for m in stack.methods))
     plain = subject.generate(subject.sampling, [0])
     sampling = off.adapt(subject.sampling)
     with off.attached(subject.pipeline) as attached:
         attached.start(sampling.steps, 1)
         same = torch.equal(subject.generate(sampling, [0]), plain)
         idle = len(off.idle(subject.sampling, attached)) == len(off.methods)
-    return Check(
-        name,
-        same and idle,
-        "" if same and idle else f"{off} changed the samples" if not same else f"{off} says it did something",
-    )
+    note = "" if same and idle else f"{off} changed the samples" if not same else f"{off} says it did something"
+    return Check(OFF, same and idle, note)
 
 
 def _per_batch(stack: Stack) -> bool:
@@ -194,50 +262,3 @@ def _stops_inside(pipeline: Any, generate: Callable[[], object], *, late: bool) 
 
 def _relative(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
-
-
-def _weights(pipeline: Any) -> dict[str, Tensor]:
-    """A copy of every parameter and buffer of every part."""
-    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    return {
-        f"{name}.{key}": value.clone() for name, part in modules.items() for key, value in part.state_dict().items()
-    }
-
-
-def _trace(pipeline: Any) -> dict[str, Any]:
-    """What a method could leave behind: attributes, hooks and patched functions of every module and of the scheduler."""
-    found: dict[str, Any] = {}
-    for name, part in pipeline.components.items():
-        found[name] = id(part)
-        if isinstance(part, nn.Module):
-            for path, module in part.named_modules():
-                own = vars(module)
-                found |= {
-                    f"{name}.{path}.{key}": _identity(value) for key, value in own.items() if not _is_plain(value)
-                }
-                found |= {
-                    f"{name}.{path}.{key}": id(value) for key, value in own["_parameters"].items() if value is not None
-                }
-        else:
-            found |= {
-                f"{name}.{key}": _identity(value)
-                for key, value in getattr(part, "__dict__", {}).items()
-                if callable(value)
-            }
-    return found
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether an attribute is no trace: a registry of diffusers without hooks, which any cache context makes."""
-    return type(value).__name__ == "HookRegistry" and not value.hooks
-
-
-def _identity(value: Any) -> Any:
-    """What tells one attribute value from another: the size of containers (hooks), the object where it can be called."""
-    if callable(value):
-        return id(value)
-    return len(value) if hasattr(value, "__len__") and not isinstance(value, Tensor) else type(value).__name__
-
-
-def _difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
+
+from ditbench.knobs import suggest
 
 
 class Stage(IntEnum):
@@ -53,6 +56,28 @@ class Traits:
     decides_per_batch: bool
     """True: one decision is taken for the whole batch, so that a sample depends on its companions."""
     paper: str
+
+
+NEED = re.compile(r"cuda|sm>=\d+|package:.+|model:.+")
+
+
+def declared(
+    name: str, *, stage: Any, claims: Iterable[str], needs: Iterable[str], conflicts: Iterable[str], **more: Any
+) -> Traits:
+    """The traits a method declares; ValueError that names the method for a fact that is none."""
+    if not isinstance(stage, Stage):
+        raise ValueError(f"method {name}: stage={stage!r} is none of {', '.join(f'Stage.{s.name}' for s in Stage)}")
+    sets: dict[str, Any] = {}
+    for what, given in (("claims", claims), ("needs", needs), ("conflicts", conflicts)):
+        if isinstance(given, str):
+            raise ValueError(f"method {name}: {what} is a set, {{{given!r}}}, and not the text {given!r}")
+        sets[what] = frozenset(given)
+    for claim in sets["claims"] - CLAIMS.keys():
+        raise ValueError(f"method {name} claims {claim!r}, which is no part of a pipeline; {suggest(claim, CLAIMS)}")
+    for need in sets["needs"]:
+        if not NEED.fullmatch(need):
+            raise ValueError(f"method {name} needs {need!r}, which is not something that can be checked")
+    return Traits(stage=stage, **sets, **more)
 
 
 def unmet(need: str, pipeline: Any) -> str | None:

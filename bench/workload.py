@@ -70,6 +70,17 @@ def count_for(model: Model, num: int) -> int:
     return num if model.frames == 1 else max(1, num // PER_VIDEO)
 
 
+def no_single_step(pipeline: Any) -> str | None:
+    """Why a pipeline cannot take a single step with its scheduler, in one sentence; None when it can.
+
+    diffusers' PixArt pipelines go a way of their own with one step: they take a second result of the scheduler, which LCM's gives.
+    """
+    scheduler = type(pipeline.scheduler).__name__
+    if type(pipeline).__name__.startswith("PixArt") and scheduler not in ("LCMScheduler", "FewStepScheduler"):
+        return f"diffusers' {type(pipeline).__name__} cannot take a single step with {scheduler}"
+    return None
+
+
 def make_requests(model: Model, num: int, seed: int, prompts: str = "") -> list[Request]:
     """The first `num` requests of the stream `seed`: a longer list begins with the shorter one.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.workload import Sampling
+from ditbench.workload import Sampling, no_single_step
 
 
 @method("fewer_steps", family="control", stage=Stage.SCHEDULE, claims={"num-steps"})
@@ -33,20 +33,13 @@ class FewerSteps:
 
     def check(self, pipeline: Any) -> str | None:
         """One step is refused where diffusers' PixArt pipelines would take their special one-step path, which only LCM's sampler serves."""
-        return _no_single_step(pipeline) if self.steps == 1 else None
+        return no_single_step(pipeline) if self.steps == 1 else None
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Nothing is changed; a share that comes to a single step is refused when a generation starts, as in `check`."""
 
         def start() -> None:
-            if at.now.num_steps == 1 and (reason := _no_single_step(pipeline)):
+            if at.now.num_steps == 1 and (reason := no_single_step(pipeline)):
                 raise ValueError(f"fewer_steps: {reason}")
 
         at.on_start(start)
-
-
-def _no_single_step(pipeline: Any) -> str | None:
-    scheduler = type(pipeline.scheduler).__name__
-    if type(pipeline).__name__.startswith("PixArt") and scheduler != "LCMScheduler":
-        return f"diffusers' {type(pipeline).__name__} cannot take a single step with {scheduler}"
-    return None

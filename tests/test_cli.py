@@ -244,3 +244,27 @@ def test_a_model_without_weights_is_a_refused_row_of_check_and_not_its_end(capsy
 def test_count_knows_its_conventions(capsys):
     code, _, err = told(capsys, "count", "--models", "dit-xl-2-256", "--convention", "linear-mac")
     assert code == 2 and "did you mean linear-macs" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "states"),
+    [
+        (["--models", "pixart-tiny", "--steps", "1"], 3, ["refused"]),
+        (["--models", "pixart-tiny,flux-tiny", "--steps", "1"], 0, ["refused", "ok"]),
+        (["--models", "dit-tiny", "--methods", "firstblock", "--steps", "2"], 0, ["ok", "refused"]),
+        (["--models", "dit-tiny", "--methods", "breaks_in_count", "--steps", "2"], 3, ["ok", "failed"]),
+        (["--models", "dit-tiny", "--height", "32", "--width", "64"], 2, None),
+    ],
+)
+def test_count_has_a_row_for_whatever_goes_wrong_and_an_exit_code(capsys, tmp_path, arguments, code, states):
+    (tmp_path / "bad.py").write_text(
+        "from ditbench.method import METHODS, Stage, method\n\nMETHODS.pop('breaks_in_count', None)\n\n\n"
+        "@method('breaks_in_count', family='test', stage=Stage.SCHEDULE)\n"
+        "class Breaks:\n    def attach(self, pipeline, at):\n        at.sublayers[1000]\n"
+    )
+    found, out, err = told(capsys, "count", "--json", *arguments, "--plugin", str(tmp_path / "bad.py"))
+    assert found == code and "Traceback" not in out + err
+    if states:
+        rows = json.loads(out.splitlines()[-1])
+        assert [row["status"] for row in rows] == states
+        assert all(bool(row["note"]) == (row["status"] != "ok") for row in rows)

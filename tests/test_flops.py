@@ -1,6 +1,8 @@
 """FLOPs: published figures, closed forms, PyTorch's own counter, and what must never be counted as nothing."""
 
+import math
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,11 +17,14 @@ from ditbench import flops
 from ditbench.architecture import build
 from ditbench.conventions import counted
 from ditbench.counter import Counter, looks_like_a_product
+from ditbench.method import METHODS, Stage, method
 from ditbench.models import select
 from ditbench.quiet import quiet
 from ditbench.rules import DUCA, TOCA
 from ditbench.stack import Stack
 from ditbench.testing import KINDS, tiny
+from ditbench.traits import Traits
+from ditbench.workload import sampling_of
 
 GOLDEN = {  # GMACs of one pass, batch 1 (DiT's authors: 118.64 and 524.60, cache-dit for FLUX 3726.87 TFLOPs in 50 steps)
     "dit-xl-2-256": 118.67,
@@ -68,10 +73,15 @@ def test_the_baselines_of_diffsparse_are_reproduced_as_its_authors_count(name, s
 
 @pytest.mark.parametrize(
     "stack, published",
-    [("fora(interval=2)", 1.429), ("taylorseer(interval=2, first=2)", 1.571), ("toca", 1.643)],
+    [
+        ("fora(interval=2)", 1.429),
+        ("taylorseer(interval=2, first=2)", 1.571),
+        ("toca(quirk=False)", 1.6433),
+        ("toca(ratio=0.4, quirk=False)", 1.7693),
+    ],
 )
 def test_the_rivals_in_diffsparses_table_cost_what_it_says(stack, published):
-    """TMACs on PixArt, 20 steps (arXiv:2604.03674): 10 full steps, 11, and ToCa's N=3, R=70 %."""
+    """TMACs on PixArt, 20 steps (arXiv:2604.03674): 10 full steps, 11, ToCa's N=3 with R=70 %; and with R=60 %."""
     row = flops.count_model(select("pixart-alpha-256")[0], stack=Stack.parse(stack))
     assert counted(row, "linear-macs-one-pass") / 1e12 == pytest.approx(published, rel=5e-3)
 
@@ -82,11 +92,10 @@ def work(model, steps, keep, stack="none"):
         "dit-xl-2-256": {"family": "dit", "width": 1152, "heads": 16, "image": 256, "text": 0, "passes": 2},
         "flux-1-dev": {"family": "flux", "width": 3072, "heads": 24, "image": 4096, "text": 512, "passes": 1},
     }
-    parts = (
-        [(28, ("self", "mlp"))]
-        if model == "dit-xl-2-256"
-        else [(19, ("joint", "mlp", "context_mlp")), (38, ("single",))]
-    )
+    parts = {
+        "dit-xl-2-256": [(28, ("self", "mlp"))],
+        "flux-1-dev": [(19, ("joint", "mlp", "context_mlp")), (38, ("single",))],
+    }[model]
     rows = [(block, block / (num - 1), kind) for num, kinds in parts for block in range(num) for kind in kinds]
     asked = [[keep(step, block, place, kind) for block, place, kind in rows] for step in range(steps)]
     told = {
@@ -341,17 +350,11 @@ def test_fewer_steps_cost_fewer_forwards():
     assert (none["steps"], half["steps"]) == (8, 4) and none["flops"] == 2 * half["flops"]
 
 
-def test_running_alike_calls_once_counts_the_same_as_running_them_all(monkeypatch):
-    model, changes = narrow("wan-2.1-1.3b")
-    quick = flops.count_model(model, changes=changes)
-    monkeypatch.setattr(flops, "_run_once", lambda *_: nullcontext())
-    assert flops.count_model(model, changes=changes) == quick
-
-
 def test_a_stack_that_cannot_be_counted_is_a_row_with_its_reason():
     model, changes = narrow("flux-1-dev")
     row = flops.count_model(model, stack=Stack.parse("firstblock"), changes=changes)
-    assert row["flops"] is None and row["forwards"] is None and "decides by values" in row["note"]
+    assert row["flops"] is None and row["forwards"] is None and "it goes by values" in row["note"]
+    assert row["status"] == "refused"
     model, changes = narrow("dit-xl-2-256")
     row = flops.count_model(model, stack=Stack.parse("firstblock"), changes=changes)
     assert row["flops"] is None and row["note"].startswith("firstblock: ")
@@ -415,29 +418,6 @@ def test_a_failing_run_leaves_no_hooks_behind():
     )
 
 
-def test_a_method_that_claims_nothing_is_counted_in_every_call():
-    """It may skip calls without saying so: counted from one, they would all be in the sum."""
-
-    def attach(pipeline, at):
-        kept = []
-
-        def forward(*args, **kwargs):
-            kept[:] = kept or [run(*args, **kwargs)]
-            return kept[0]
-
-        run = at.patch(pipeline.transformer, "forward", forward)
-
-    traits = SimpleNamespace(claims=frozenset(), stage=40, conflicts=frozenset(), needs=frozenset())
-    stack = Stack((SimpleNamespace(name="probe", attach=attach, adapt=lambda s: s, traits=traits),))
-    model, changes = narrow("flux-1-dev")
-    with quiet():
-        pipe = build(model, device="cpu", changes=changes)
-    whole = flops.count_generation(pipe, lambda: generate(pipe, model)).flops
-    with stack.attached(pipe):
-        alike = flops.alike_every_call(stack)
-        assert flops.count_generation(pipe, lambda: generate(pipe, model), alike=alike).flops < whole
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_costs_its_samples(kind):
     subject = tiny(kind, steps=2)
@@ -457,16 +437,88 @@ def test_what_decides_per_batch_is_known_from_its_traits():
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("text", ["none", "int8"])
-def test_a_stack_that_does_the_same_every_call_is_counted_from_one(name, text):
+@pytest.mark.parametrize(
+    ("name", "size"), [("flux-1-dev", (1, 16, 8)), ("pixart-alpha-256", (1, 16, 8)), ("wan-2.1-1.3b", (2, 16, 8))]
+)
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_tokens_of_a_picture_that_is_no_square_are_counted_as_they_are(name, size, device):
+    """What methods are told of rows and columns, against the rows that reach the first sub-layer; and what conventions go by."""
     model, changes = narrow(name)
+    cell = 16 if model.family == "wan" else 4
+    height, width = size[1] * cell, size[2] * cell
+    seen = []
+
+    def attach(pipeline, at):
+        at.reroute(at.sublayers[0], lambda run, hidden: (seen.append((at.now.grid, hidden.shape[1])), run())[1])
+
+    traits = Traits(
+        family="test", stage=Stage.OPERATOR, claims=frozenset(), needs=frozenset(), conflicts=frozenset(), reversible=True,
+        decides_per_batch=False, paper="",
+    )  # fmt: skip
+    probe = SimpleNamespace(
+        name="probe", attach=attach, adapt=lambda s: s, traits=traits, check=lambda p: None, recipe=lambda: None
+    )
+    stack = Stack((probe,))
     with quiet():
-        pipe = build(model, device="cpu", changes=changes)
-    stack, own = Stack.parse(text), pipe.transformer.forward
-    assert flops.alike_every_call(stack) and not flops.alike_every_call(Stack.parse("int8+fora"))
-    with stack.attached(pipe):
-        once, whole = (
-            flops.count_generation(pipe, lambda: generate(pipe, model), alike=alike) for alike in (True, False)
-        )
-    assert once == whole and once.forwards > 1 and pipe.transformer.forward == own
+        if device == "meta":
+            with_methods = flops._count_on_meta(model, sampling_at(model, height, width), stack, changes)[0]
+            row = flops.count_model(model, height=height, width=width, changes=changes)
+            assert row["work"]["image"] == math.prod(size) and with_methods.flops == row["flops"]
+        else:
+            pipe = build(model, device="cpu", changes=changes)
+            with stack.attached(pipe):
+                generate(pipe, replace(model, height=height, width=width))
+    assert set(seen) == {(size, math.prod(size))}
+
+
+def sampling_at(model, height, width):
+    return replace(sampling_of(model), height=height, width=width)
+
+
+def test_a_schedule_spends_its_share_of_a_picture_that_is_no_square():
+    model, changes = narrow("flux-1-dev")
+    stack = Stack.parse("diffsparse(allocator='uniform', keep=0.5, selector='norm')")
+    rows = [flops.count_model(model, stack=s, height=64, width=32, steps=10, changes=changes) for s in (Stack(), stack)]
+    assert rows[1]["note"] == "" and 0.5 < rows[1]["flops"] / rows[0]["flops"] < 0.6  # embedders run at every step
+
+
+def test_pixart_cannot_take_one_step_and_says_so():
+    rows = flops.count_table(select("pixart-alpha-1024,dit-xl-2-256"), [Stack()], steps=1)
+    assert [row["status"] for row in rows] == ["refused", "ok"]
+    assert (
+        rows[0]["note"] == "diffusers' PixArtAlphaPipeline cannot take a single step with DPMSolverMultistepScheduler"
+    )
+    stacks = [Stack.parse(f"distill(checkpoint='lcm-pixart', steps={steps})") for steps in (1, 2)]
+    one, two = (flops.count_model(select("pixart-alpha-1024")[0], stack=stack) for stack in stacks)
+    assert one["note"].startswith("without weights distill's sampler is not there, and diffusers' PixArtAlphaPipeline")
+    assert two["status"] == "ok" and two["passes"] == 2
+
+
+BREAKS = {
+    "weights": ("attach", lambda self, pipeline, at: float(pipeline.transformer.proj_out.weight.norm()), "refused"),
+    "values": ("attach", lambda self, pipeline, at: at.on_start(lambda: bool(pipeline.transformer.proj_out.weight.sum() > 0)), "refused"),
+    "attach": ("attach", lambda self, pipeline, at: at.sublayers[1000], "failed"),
+    "check": ("check", lambda self, pipeline: {}["x"], "failed"),
+    "adapt": ("adapt", lambda self, sampling: sampling.nothing, "failed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", BREAKS)
+def test_a_method_that_breaks_down_is_a_row_and_the_others_stay(where):
+    part, act, status = BREAKS[where]
+    METHODS.pop("breaks_test", None)
+    parts = {"attach": lambda self, pipeline, at: None, part: act, "__module__": __name__}
+    method("breaks_test", family="test", stage=Stage.OPERATOR)(type("Breaks", (), parts))
+    stacks = [Stack.parse(text) for text in ("none", "breaks_test", "fora")]
+    rows = flops.count_table(select("flux-tiny"), stacks, steps=4)
+    assert [row["status"] for row in rows] == ["ok", status, "ok"]
+    assert rows[0]["flops"] > rows[2]["flops"] > 0 and rows[1]["flops"] is None
+    assert ("the meta device has none" in rows[1]["note"]) == (status == "refused") and rows[1]["note"]
+
+
+def test_a_size_one_model_cannot_make_is_its_own_row():
+    models = select("dit-tiny,flux-tiny")
+    rows = flops.count_table(models, [Stack()], height=64, width=32, steps=2)
+    assert [row["status"] for row in rows] == ["refused", "ok"] and "square pictures" in rows[0]["note"]
+    with pytest.raises(ValueError, match="square pictures"):
+        flops.count_table(models[:1], [Stack()], height=64, width=32)

@@ -1,5 +1,6 @@
 """Every method keeps the contract on all four architectures, and the contract notices a method that does not."""
 
+import json
 from functools import cache
 from typing import Any, ClassVar
 
@@ -74,7 +75,7 @@ def test_the_contract_holds(text, kind):
     assert not [f"{c.name}: {c.note}" for c in checks if not c.passed]
     refused = [c.note for c in checks if c.name == "refused"]
     assert refused == ([REFUSED[text, kind]] if (text, kind) in REFUSED else [])
-    assert len(checks) == (2 if refused else 9)
+    assert len(checks) == (2 if refused else 10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,6 +157,110 @@ def test_an_off_switch_that_does_not_is_found():
     assert failed(declare(**parts), "dit") == {"knobs at off change nothing"}
 
 
+def notes(text, kind):
+    return {check.name: check.note for check in check_method(text, subject(kind)) if not check.passed}
+
+
+def test_an_error_inside_the_loop_is_a_failed_clause_and_the_others_are_still_tried():
+    def attach(self: Any, pipeline: Any, at: Any) -> None:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            at.count("looked_up")
+            return run(*args, **kwargs) if at.now.step < 2 else [][at.now.step]
+
+        run = at.patch(pipeline.transformer, "forward", forward)
+
+    name = declare(attach=attach)
+    found = notes(name, "flux")
+    assert list(found) == ["it runs"]
+    assert found["it runs"].startswith("IndexError: list index out of range (test_method_contract.py, line ")
+    passed = {check.name for check in check_method(name, subject("flux")) if check.passed}
+    assert {"detached, the samples are bit-identical", "detached, nothing stays behind"} <= passed
+
+
+def test_an_error_while_attaching_is_a_failed_clause_and_is_taken_back():
+    def attach(self: Any, pipeline: Any, at: Any) -> None:
+        at.patch(pipeline.transformer, "forward", None)
+        raise KeyError("no such layer")
+
+    assert notes(declare(attach=attach), "dit").keys() == {"it runs"}
+
+
+def test_an_error_in_one_clause_alone_is_that_clauses():
+    def attach(self: Any, pipeline: Any, at: Any) -> None:
+        at.on_start(lambda: 1 / (2 - at.now.samples))
+        at.count("began")
+
+    found = notes(declare(attach=attach), "wan")
+    assert found["a batch of two is two of one"].startswith(
+        "ZeroDivisionError: division by zero (test_method_contract.py"
+    )
+    assert len(found) == 1
+
+
+def test_an_error_of_what_a_method_says_of_itself_names_the_clause():
+    def broken(self: Any, *_: Any) -> Any:
+        raise RuntimeError("asked")
+
+    harmless = {"attach": lambda self, pipeline, at: at.count("attached")}
+    assert "RuntimeError: asked" in notes(declare(**harmless, check=broken), "dit")["it says what it can run on"]
+    assert "RuntimeError: asked" in notes(declare(**harmless, recipe=broken), "dit")["it says what it can run on"]
+    assert "RuntimeError: asked" in notes(declare(**harmless, adapt=broken), "dit")["it runs"]
+
+
+@pytest.mark.parametrize(
+    ("off", "told"),
+    [
+        ({"evry": 1}, "broken_test has no knob 'evry'; did you mean every?"),
+        ({"every": "never"}, "broken_test: every must be int, not 'never'"),
+        ({"every": 2}, "broken_test(every=2) says it did something"),
+        ("every", "knobs at off change nothing"),
+    ],
+)
+def test_a_wrong_off_is_a_failed_clause(off, told):
+    def attach(self: Any, pipeline: Any, at: Any) -> None:
+        at.count("worked")
+
+    found = notes(declare(attach=attach, off=off, every=1, __annotations__={"every": int}), "pixart")
+    assert list(found) == ["knobs at off change nothing"]
+    assert told in found["knobs at off change nothing"] or off == "every"
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"stage": "schedule"}, "stage='schedule' is none of Stage.WEIGHTS, Stage.PRECISION"),
+        ({"claims": "guidance"}, "claims is a set, {'guidance'}, and not the text 'guidance'"),
+        ({"needs": "cuda"}, "needs is a set"),
+        ({"needs": {"gpu"}}, "needs 'gpu', which is not something that can be checked"),
+    ],
+)
+def test_a_wrong_fact_is_refused_where_the_method_is_declared(facts, told):
+    with pytest.raises(ValueError, match="method broken_test") as error:
+        method("broken_test", **({"family": "test", "stage": Stage.OPERATOR} | facts))
+    assert told in str(error.value)
+
+
+def test_a_shortcut_count_that_misses_what_a_method_does_is_found():
+    """Attention replaced where no module shows it, from the second half on: what is counted from one call is not what is run."""
+
+    def attach(self: Any, pipeline: Any, at: Any) -> None:
+        def attention(query: Any, *args: Any, **kwargs: Any) -> Any:
+            at.count("seen")
+            if at.now.step >= at.now.num_steps / 2:
+                run(query, *args, **kwargs)
+            return run(query, *args, **kwargs)
+
+        run = at.patch(torch.nn.functional, "scaled_dot_product_attention", attention)
+
+    METHODS.pop("broken_test", None)
+    parts = {"attach": attach, "__module__": __name__}
+    method("broken_test", family="test", stage=Stage.OPERATOR, claims={"guidance"})(type("Broken", (), parts))
+    assert "the shortcut count equals the full count" in failed("broken_test", "flux")
+    METHODS.pop("broken_test", None)
+    method("broken_test", family="test", stage=Stage.OPERATOR, claims={"attention-operator"})(type("Broken", (), parts))
+    assert not failed("broken_test", "flux")
+
+
 def test_checking_models_gives_a_row_for_every_clause(monkeypatch):
     from ditbench import models
 
@@ -164,4 +269,32 @@ def test_checking_models_gives_a_row_for_every_clause(monkeypatch):
     assert [(row["model"], row["result"]) for row in rows] == [("pixart-tiny", "passed"), ("pixart-tiny", "refused")]
     rows = check_models(Stack.parse(declare(attach=lambda self, pipeline, at: None)), models.select("pixart-tiny"))
     assert {row["clause"]: row["result"] for row in rows if row["result"] != "passed"} == {"it engages": "failed"}
-    assert len(rows) == 9
+    assert len(rows) == 10
+
+
+def test_what_breaks_down_is_a_row_with_model_and_clause_and_never_a_traceback(capsys, tmp_path, monkeypatch):
+    from ditbench import models, testing
+    from ditbench.cli import main
+
+    (tmp_path / "bad.py").write_text(
+        "from ditbench.method import Stage, method\n\n\n"
+        "@method('breaks_down', family='test', stage=Stage.SCHEDULE)\n"
+        "class BreaksDown:\n    def attach(self, pipeline, at):\n        at.sublayers[1000]\n"
+    )
+    monkeypatch.setattr(models, "load", lambda model, **_: tiny(model.family, steps=2).pipeline)
+    code = main(
+        ["check", "breaks_down", "--plugin", str(tmp_path / "bad.py"), "--models", "dit-tiny,flux-tiny", "--json"]
+    )
+    out, err = capsys.readouterr()
+    rows = [row for row in json.loads(out.splitlines()[-1]) if row["result"] == "failed"]
+    assert code == 1 and "Traceback" not in out + err
+    assert [(row["model"], row["clause"]) for row in rows] == [("dit-tiny", "it runs"), ("flux-tiny", "it runs")]
+    assert {row["note"] for row in rows} == {"IndexError: list index out of range (bad.py, line 7)"}
+
+    def broken(*_: Any) -> Any:
+        raise TypeError("a pipeline of another sort")
+
+    monkeypatch.setattr(testing, "check_method", broken)
+    (row,) = check_models(Stack.parse("fora"), models.select("dit-tiny"))
+    assert (row["clause"], row["result"]) == ("the model itself runs", "failed") and "another sort" in row["note"]
+    METHODS.pop("breaks_down")
