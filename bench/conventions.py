@@ -18,12 +18,14 @@ Row = Mapping[str, Any]
 
 
 def toca_flops(row: Row) -> float | None:
-    """As the code of ToCa, DuCa and TaylorSeer adds up blocks on DiT and FLUX, from the shares of tokens computed.
+    """As the code of ToCa, DuCa and TaylorSeer adds up blocks on DiT, PixArt and FLUX, from the shares of tokens computed.
 
-    DiT: softmax, GELU and modulation are counted, the last as multiply-accumulates. FLUX: products alone; of a joint attention that is
-    reused the output projection still runs, unless the method says that its authors keep what that gives (`keeps_projected`, TaylorSeer),
-    and the fresh rows of a single-stream block run its MLP and output projection. None for other families, and for stacks that do not
-    say what they compute.
+    DiT: softmax, GELU and modulation are counted, the last as multiply-accumulates. PixArt: the same, modulation of every block included,
+    and cross-attention, whose keys and values are projected at every step; as the authors leave padding out of the text, a row is
+    theirs where `--text-tokens` is a prompt's own length. FLUX: products alone; of a joint attention that is reused the output
+    projection still runs, unless the method says that its authors keep what that gives (`keeps_projected`, TaylorSeer), and the fresh
+    rows of a single-stream block run its MLP and output projection. None for other families, and for stacks that do not say what they
+    compute.
     """
     if (work := row["work"]) is None or work["family"] not in _BLOCKS:
         return None
@@ -54,6 +56,15 @@ def _dit(kind: str, keep: float, work: Mapping[str, Any]) -> float:
     return 8 * n * d**2 + 4 * n**2 * d + n * d + 5 * work["heads"] * n**2 if keep else 0.0
 
 
+def _pixart(kind: str, keep: float, work: Mapping[str, Any]) -> float:
+    if kind != "cross":
+        return _dit(kind, keep, work)
+    d, text, k = work["width"], work["text"], round(keep * work["image"])
+    return (
+        4 * k * d**2 + 4 * text * d**2 + 4 * k * text * d + k * d + 6 * work["heads"] * k * text
+    )  # 6: mask and softmax
+
+
 def _flux(kind: str, keep: float, work: Mapping[str, Any]) -> float:
     n, d = work["image"] + work["text"], work["width"]
     if kind in ("mlp", "context_mlp"):
@@ -64,7 +75,7 @@ def _flux(kind: str, keep: float, work: Mapping[str, Any]) -> float:
     return 24 * n * d**2 + 4 * n**2 * d if keep == 1 else 18 * round(keep * n) * d**2
 
 
-_BLOCKS: dict[str, Callable[[str, float, Mapping[str, Any]], float]] = {"dit": _dit, "flux": _flux}
+_BLOCKS: dict[str, Callable[[str, float, Mapping[str, Any]], float]] = {"dit": _dit, "pixart": _pixart, "flux": _flux}
 
 CONVENTIONS: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "flops": ("FLOP = 2 MAC, attention included, all guidance passes", lambda row: row["flops"]),
@@ -77,7 +88,10 @@ CONVENTIONS: dict[str, tuple[str, Callable[[Row], float | None]]] = {
         "the same, of one guidance pass a step (DiffSparse on PixArt and FLUX, Learning-to-Cache)",
         lambda row: (row["macs_linear"] + row["macs_conv"]) * row["steps"] / row["passes"],
     ),
-    "toca": ("FLOPs of DiT's and FLUX's blocks as ToCa's, DuCa's and TaylorSeer's code adds them up", toca_flops),
+    "toca": (
+        "FLOPs of DiT's, PixArt's and FLUX's blocks as ToCa's, DuCa's and TaylorSeer's code adds them up",
+        toca_flops,
+    ),
 }
 """Name -> (what it counts, how it follows from a row)."""
 
