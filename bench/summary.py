@@ -17,6 +17,7 @@ where the data carry none). Nothing is ever NaN: a number that cannot be had is 
     timing          {"call_s" | "text_s" | "denoise_s" | "decode_s": estimate | None}: seconds per sample. Of none, and of a cell that has
                     no baseline to be timed against, `statistics.seconds`; of the others none's over their speed-up of that stage, so
                     that no two numbers of a report give two speed-ups, with the interval of the speed-up
+    second_judge    estimate | None: the second judge's change of alignment minus the first's (see `ditbench.judges`)
     share           {"text", "denoise", "decode"}: float | None, this cell's measured shares of stage time, sum 1
     speedup_call, speedup_denoise
                     estimate | None: time of none / time of this, paired inside rounds, geometric mean
@@ -72,7 +73,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ditbench import statistics, truncation, verdict
+from ditbench import judges, statistics, truncation, verdict
 from ditbench.distances import Reference
 from ditbench.metrics import Metric, fidelity, metrics
 from ditbench.metrics.stored import Scores, read_scores
@@ -141,7 +142,11 @@ def _row(
         "quality": {m.name: quality(m, record, none, scores, sets, margins.get(m.name)) for m in shown},
         "timing": {name: _timing(record, none, name) for name in TIMED},
         "share": shares(record["timing"]),
+        "second_judge": None,
     }
+    if none is not None and not row["baseline"] and record["status"] in MEASURED:
+        disagreement = judges.disagreement(scores.get(record["key"]), scores.get(none["key"]))
+        row["second_judge"] = None if disagreement is None else disagreement.as_dict()
     psnr, ssim = (row["quality"][f"{name}.vs_none"]["value"] for name in ("psnr", "ssim"))
     doubt = fidelity.doubtful(psnr and psnr["value"], ssim and ssim["value"])
     row |= {"warnings": [*([doubt] if doubt else []), *truncation.sentences(record)]}

@@ -14,6 +14,7 @@ from rich.text import Text
 from ditbench.metrics import metrics
 from ditbench.quality import ASKED
 from ditbench.record import SHOWN
+from ditbench.reports.findings import findings
 from ditbench.reports.sections import Report, Row, Section, status, unmeasured, without_difference
 from ditbench.reports.terminal import console
 from ditbench.reports.wording import DASH, interval, number, places_of, size, times, value
@@ -114,6 +115,8 @@ def _show_model(out: Console, section: Section, model: str, title: str) -> None:
     out.print(Text("change = this minus none, same requests and noise; [95 % interval]; more in the tables", style=DIM))
     if hidden := [c.head.replace("\n", " ") for c in filled if c not in columns]:
         out.print(Text(f"not shown for want of width: {', '.join(hidden)}", style=DIM))
+    for finding in findings(section, model):
+        out.print(Text(finding, style=DIM))
     for note, stacks in _notes(rows).items():
         out.print(Text(f"{', '.join(stacks)}: {note}", style=WARN))
 

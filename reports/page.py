@@ -20,6 +20,7 @@ from ditbench.reports.answers import command_of
 from ditbench.reports.cells import Cell, glance, quality, speed, video
 from ditbench.reports.costs import training_sheet
 from ditbench.reports.embedding import data_uri, draw_viewer
+from ditbench.reports.findings import findings
 from ditbench.reports.imported import imported_sheet
 from ditbench.reports.sections import (
     Row,
@@ -130,7 +131,7 @@ def _environments(section: Section) -> dict[str, list[Row]]:
 
 def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) -> str:
     rows = section.models[model]
-    notes = [f"{', '.join(stacks)}: {note}" for note, stacks in _notes(rows).items()]
+    notes = findings(section, model) + [f"{', '.join(stacks)}: {note}" for note, stacks in _notes(rows).items()]
     notes += [f"no {metric}: {reason}" for reason, names in unmeasured(rows, first=True).items() for metric in names]
     notes += without_difference(rows)
     nowhere = [f"no {', '.join(names)}: {reason}" for reason, names in unmeasured(rows, first=False).items()]

@@ -189,7 +189,7 @@ def _presentable(row: Row, records: Mapping[str, dict[str, Any]]) -> Row:
     """The row without the numbers that would mislead, and with `notes`: sentences that belong beside it."""
     notes = [f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]] if row["status"] != SHOWN else []
     if row["status"] != SHOWN:
-        row = row | dict.fromkeys((*TIMES, "speedup_flops", "first_call_s", "load_s"))
+        row = row | dict.fromkeys((*TIMES, "speedup_flops", "first_call_s", "load_s", "second_judge"))
         row |= {
             "flops": {},
             "memory": {},

@@ -13,6 +13,7 @@ from ditbench import interaction
 from ditbench.quality import ASKED
 from ditbench.record import SHOWN
 from ditbench.reports.costs import training_frame, training_sheet
+from ditbench.reports.findings import findings, judges, trainings
 from ditbench.reports.imported import imported_frame, imported_sheet
 from ditbench.reports.sections import Report, Row, Section, labelled, status, without_difference
 from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, latex, markdown, spread, without_empty
@@ -59,6 +60,7 @@ MOTION = (
     "vstyle.* are formulas on pixels and not VBench. A video that stands still does best on frame_mad, second_diff and "
     "linear_interp_smooth: read block_motion and motion_energy_ratio beside them."
 )
+SECOND_MINUS_FIRST = "alignment minus none, second judge minus first"
 
 
 RULES = (
@@ -108,7 +110,9 @@ def document(report: Report) -> dict[str, Any]:
     runs = []
     for section in report.sections:
         models = [
-            {"model": model, "caption": section.caption(model), "rows": rows} for model, rows in section.models.items()
+            {"model": model, "caption": section.caption(model), "rows": rows}
+            | {"judges": judges(section, model), "trainings": trainings(section, model)}
+            for model, rows in section.models.items()
         ]
         told = {"name": section.name, "command": section.command, "models": models, "left_out": section.left_out}
         runs.append(told | {"stacking": interaction.document(section.stacking), "remarks": list(section.remarks)})
@@ -161,6 +165,8 @@ def quality(section: Section) -> pd.DataFrame:
                 line = {"run": row["run"]} | {name: row[name] for name in ("model", "stack", "status")}
                 line |= {"metric": metric, "part": part} | spread("value", told["value"], counted=True)
                 line |= spread("delta", told["delta"], counted=True)
+                second = row["second_judge"] if metric == "align.shapes_check_v1" and not part else None
+                line |= spread("delta_minus_first_judge", second)
                 line |= {name: told.get(name) for name in ("mde", "se_jackknife", "frontier", *JUDGED)}
                 line |= {
                     name: entry[name]
@@ -210,6 +216,8 @@ def _metric_cells(row: Row, tables: Sequence[str]) -> dict[str, str]:
             found[f"{name} verdict"] = entry["verdict"] or DASH
         if entry["primary"]:
             found[f"{name} on frontier"] = fixed(entry["frontier"], 2)
+        if name == "align.shapes_check_v1":
+            found[SECOND_MINUS_FIRST] = spoken(row["second_judge"], places, signed=True)
     return found | {"n": str(row["num_samples"])}
 
 
@@ -228,6 +236,7 @@ def _filled(sheet: Sheet, section: Section, cells: Any, rules: Sequence[str] = (
         lines = [{"stack": labelled(row), "status": status(row)} | cells(row) | {KEY: row["key"]} for row in rows]
         notes = [f"`{row['stack']}`: {note}" for row in rows for note in row["notes"]]
         notes += without_difference(rows) if rules else []
+        notes += findings(section, model) if cells is _quality_cells else []
         blocks.append(
             Block(model=model, caption=section.caption(model), lines=without_empty(lines, FIRST), notes=notes)
         )

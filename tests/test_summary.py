@@ -19,9 +19,9 @@ OWN = [m.name for m in metrics().values() if not m.extractor]
 AGAINST = [m.name for m in metrics().values() if m.against_none]
 KEYS = {
     "key", "model", "family", "world", "stack", "status", "reason", "methods", "baseline", "baseline_key", "num_samples", "batch_size",
-    "rounds", "seed", "device", "dtype", "weights", "sampling", "quality", "timing", "share", "speedup_call", "speedup_denoise",
-    "speedup_interval", "speedup_flops", "speedup_predicted", "realised", "realised_call", "flops", "memory", "counters", "first_call_s",
-    "load_s", "drift", "drift_bound", "suspect", "label", "warnings",
+    "rounds", "seed", "device", "dtype", "weights", "sampling", "quality", "timing", "share", "second_judge", "speedup_call",
+    "speedup_denoise", "speedup_interval", "speedup_flops", "speedup_predicted", "realised", "realised_call", "flops", "memory",
+    "counters", "first_call_s", "load_s", "drift", "drift_bound", "suspect", "label", "warnings",
 }  # fmt: skip
 
 

@@ -66,6 +66,7 @@ class Metric:
 
 _JUDGE = "the judge's weights and samples of a shapes world"
 _RENDERS = _JUDGE + ", and the reference features of that world"
+_CHECK = "the second judge's weights and samples of a shapes world"
 _BASELINE = "samples of the stack `none` in the same run"
 _TABLE = (
     Metric(
@@ -132,6 +133,27 @@ _TABLE = (
         needs=_JUDGE + ", and " + _BASELINE,
         bounds=(0.0, 16.0),
         against_none=True,
+    ),
+    Metric(
+        name="align.shapes_check_v1",
+        family="checking",
+        better="higher",
+        unit="fraction",
+        doc="The same as align.shapes_v1 by the second judge, through which nothing is trained or chosen.",
+        needs=_CHECK,
+        bounds=(0.0, 1.0),
+        table="more",
+    ),
+    Metric(
+        name="fd.shapes_check_v1",
+        family="checking",
+        better="lower",
+        unit="",
+        doc="Squared Fréchet distance of the second judge's 64 features to the same renders as fd.shapes_v1; another scale than its.",
+        needs=_CHECK + ", and its reference features of that world",
+        statistic="frechet",
+        features="feature.shapes_check_v1",
+        table="more",
     ),
     Metric(
         name="psnr.vs_none",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ditbench.metrics import Metric
 from ditbench.metrics.samples import Sampled
+
+if TYPE_CHECKING:
+    from ditbench.shapes import Scenes
 
 VERSION = "judge attributes 1"
 
@@ -28,10 +32,15 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
     """`align.shapes_v1` [n] in 0..1, the mean over attributes, and each attribute as `align.shapes_v1.<attribute>`
     [n].
     """
+    assert cell.truths is not None
+    return scores("align.shapes_v1", cell.judged[1], cell.truths, cell.world)
+
+
+def scores(name: str, seen: Scenes, truths: list[dict[str, Any]], world: str) -> dict[str, NDArray[np.float64]]:
+    """Arrays of the metric `name`: what a judge has `seen` against what was asked for, [n] each."""
     from ditbench.shapes import Scenes
     from ditbench.zoo.judge import agreement
 
-    assert cell.truths is not None
-    found = {name: a.numpy() for name, a in agreement(cell.judged[1], Scenes.of(cell.truths), cell.world).items()}
-    parts = {f"align.shapes_v1.{name}": a for name, a in found.items()}
-    return {"align.shapes_v1": np.mean(list(found.values()), axis=0)} | parts
+    by_attribute = {a: right.numpy() for a, right in agreement(seen, Scenes.of(truths), world).items()}
+    parts = {f"{name}.{attribute}": right for attribute, right in by_attribute.items()}
+    return {name: np.mean(list(by_attribute.values()), axis=0)} | parts

@@ -38,9 +38,9 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float32]]:
     return {FEATURE: cell.judged[0]}
 
 
-def reference_path(world: str) -> Path:
-    """Where the reference features of a world lie, whether they are there or not."""
-    name = f"shapes_v1-{world}.safetensors"
+def reference_path(world: str, judge: str = "shapes_v1") -> Path:
+    """Where the reference features of a world by a judge lie, whether they are there or not."""
+    name = f"{judge}-{world}.safetensors"
     places = [Path(root) / "datasets" / name for root in ditbench.__path__]
     return next((place for place in places if place.is_file()), places[-1])
 

@@ -1,8 +1,8 @@
 """Make the reference features of the shapes worlds again: `python -m ditbench.metrics.reference [--out datasets]
-[--worlds class,scene,video]`.
+[--worlds class,scene,video] [--judges shapes_v1,shapes_check_v1]`.
 
-2048 renders of held-out scenes per world through the judge, rounded to 8 bits as samples are, float16 on disk, and
-their entries in manifest.toml. Minutes on one core; run it whenever the judge's weights change.
+2048 renders of the split "reference" per world through a judge, rounded to 8 bits as samples are, float16 on disk, and
+their entries in manifest.toml. Minutes on one core; run it whenever a judge's weights change.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,36 +20,40 @@ from safetensors.numpy import save_file
 
 from ditbench import shapes
 from ditbench.metrics.frechet import reference_path
+from ditbench.zoo import check
 from ditbench.zoo import judge as judges
 
 NUM = 2048
 CHUNK = 64
+JUDGES: dict[str, tuple[Callable[..., Any], Callable[..., Path]]] = {
+    "shapes_v1": (judges.load_judge, judges.weights_path),
+    "shapes_check_v1": (check.load_check, check.weights_path),
+}
+"""By the name their features have: how a judge of (world, folder) is loaded, and where its weights lie."""
 
 
 @torch.inference_mode()
-def features(world: str, num: int = NUM, judge_folder: Path | None = None) -> np.ndarray:
-    """Judge features of `num` held-out renders, [num, 64] float16; ValueError when one does not fit float16."""
-    judge, found = judges.load_judge(world, judge_folder), []
+def features(world: str, num: int = NUM, judge_folder: Path | None = None, name: str = "shapes_v1") -> np.ndarray:
+    """Features of `num` renders by a judge of `JUDGES`, [num, 64] float16; ValueError when one does not fit float16."""
+    judge, parts = JUDGES[name][0](world, judge_folder), []
     for start in range(0, num, CHUNK):
         seed = start // CHUNK
         scenes = shapes.draw(world, min(CHUNK, num - start), split="reference", seed=seed)
         pixels = shapes.render(scenes, world, split="reference", seed=seed)
-        found.append(judge.features((pixels * 255).round() / 255))
-    wide = torch.cat(found)
+        parts.append(judge.features((pixels * 255).round() / 255))
+    wide = torch.cat(parts)
     narrow = wide.half()
     if not narrow.isfinite().all():
         raise ValueError(f"the judge's features of {world} do not fit float16 (largest {wide.abs().max():.3g})")
     return narrow.numpy()
 
 
-def write(world: str, out: Path, num: int = NUM, judge_folder: Path | None = None) -> Path:
-    """Write a world's reference into the folder `out`, enter it in `out/manifest.toml`, and return its path."""
-    path = out / f"shapes_v1-{world}.safetensors"
-    weights = (judge_folder or Path(judges.__file__).parent / "judge") / (
-        "video.safetensors" if world == "video" else "still.safetensors"
-    )
+def write(world: str, out: Path, num: int = NUM, judge_folder: Path | None = None, name: str = "shapes_v1") -> Path:
+    """Write a world's reference by a judge into the folder `out`, enter it in `out/manifest.toml`, and return its path."""
+    path = out / f"{name}-{world}.safetensors"
+    weights = JUDGES[name][1](world, judge_folder)
     partial = path.with_suffix(".partial")
-    save_file({"feature": features(world, num, judge_folder)}, partial)
+    save_file({"feature": features(world, num, judge_folder, name)}, partial)
     partial.rename(path)
     enter(
         out / "manifest.toml",
@@ -86,9 +92,11 @@ def main() -> None:
         "--out", type=Path, default=reference_path("class").parent, help="folder to write to (default: %(default)s)"
     )
     parser.add_argument("--worlds", default=",".join(shapes.WORLDS), help="default: %(default)s")
+    parser.add_argument("--judges", default=",".join(JUDGES), help="default: %(default)s")
     args = parser.parse_args()
-    for world in args.worlds.split(","):
-        write(world, args.out)
+    for name in args.judges.split(","):
+        for world in args.worlds.split(","):
+            write(world, args.out, name=name)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ditbench.shapes import Scenes
+    from ditbench.zoo.check import CheckJudge
     from ditbench.zoo.judge import Judge
 
 CHUNK = 64
@@ -81,7 +82,7 @@ class Sampled:
     no_baseline: str = ""
     """Why there is no baseline."""
     judge_folder: Path | None = None
-    """Where the judge's weights lie; None: those that ditbench carries."""
+    """Where the weights of both judges lie; None: those that ditbench carries."""
     prompts: list[str] | None = None
     """What each sample was asked for in words; None where not every one was."""
     shelf: Shelf = field(default_factory=Shelf)
@@ -97,10 +98,9 @@ class Sampled:
     @property
     def judge_path(self) -> Path:
         """The weights that judge this world."""
-        from ditbench.zoo import judge
+        from ditbench.zoo.judge import weights_path
 
-        folder = self.judge_folder or Path(judge.__file__).parent / "judge"
-        return folder / ("video.safetensors" if self.world == "video" else "still.safetensors")
+        return weights_path(self.world, self.judge_folder)
 
     @property
     def unpaired(self) -> str:
@@ -121,11 +121,40 @@ class Sampled:
     @cached_property
     def judged(self) -> tuple[NDArray[np.float32], Scenes]:
         """The judge's features [n, 64] and what it sees in each sample; ValueError when its weights are damaged."""
+        return self._looked(self.judge())
+
+    @property
+    def check_path(self) -> Path:
+        """The weights of the second judge of this world."""
+        from ditbench.zoo.check import weights_path
+
+        return weights_path(self.world, self.judge_folder)
+
+    @property
+    def unchecked(self) -> str:
+        """Why the second judge cannot look at these samples, or ""."""
+        if not self.world:
+            return "the second judge reads shapes worlds only, and this model paints none"
+        if not self.check_path.is_file():
+            return f"the second judge has no weights ({self.check_path.name} is missing)"
+        return ""
+
+    @cached_property
+    def checked(self) -> tuple[NDArray[np.float32], Scenes]:
+        """The same of the second judge; ValueError when its weights are damaged."""
+        from ditbench.zoo.check import load_check
+
+        try:
+            return self._looked(load_check(self.world, self.judge_folder))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{self.check_path} is damaged ({str(error).splitlines()[0]})") from error
+
+    def _looked(self, judge: Judge | CheckJudge) -> tuple[NDArray[np.float32], Scenes]:
         import torch
 
         from ditbench.shapes import Scenes
 
-        judge, features, seen = self.judge(), [], []
+        features, seen = [], []
         with torch.inference_mode():
             for chunk in self.samples.chunks():
                 pixels = to_pixels(chunk)

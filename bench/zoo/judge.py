@@ -69,26 +69,28 @@ class Judge(nn.Module):
     @torch.inference_mode()
     def read(self, pixels: Tensor) -> shapes.Scenes:
         """What the judge sees, as the ground truth is written."""
-        (shape, colour, size), whole = self.logits(self.pool(pixels))
-        seen = shape.argmax(2) - 1
-        empty = torch.tensor(-1)
-        return shapes.Scenes(
-            shape=seen,
-            colour=torch.where(seen >= 0, colour.argmax(2), empty),
-            size=torch.where(seen >= 0, size.argmax(2), empty),
-            background=whole[0].argmax(1),
-            texture=whole[1].argmax(1),
-            motion=whole[2].argmax(1) if self.moving else empty.expand(len(pixels)),
-        )
+        return seen(*self.logits(self.pool(pixels)))
+
+
+def seen(quadrant: list[Tensor], whole: list[Tensor]) -> shapes.Scenes:
+    """The likeliest attributes by a judge's logits (see `Judge.logits`), as the ground truth is written."""
+    shape, empty = quadrant[0].argmax(2) - 1, torch.tensor(-1)
+    colour, size = (torch.where(shape >= 0, logits.argmax(2), empty) for logits in quadrant[1:])
+    background, texture = (logits.argmax(1) for logits in whole[:2])
+    motion = whole[2].argmax(1) if len(whole) > 2 else empty.expand(len(shape))
+    return shapes.Scenes(shape, colour, size, background, texture, motion)
+
+
+def weights_path(world: str, folder: Path | None = None) -> Path:
+    """Where the judge's weights for a world lie, whether they are there or not."""
+    name = "video.safetensors" if world == "video" else "still.safetensors"
+    return (folder or Path(__file__).parent / "judge") / name
 
 
 def load_judge(world: str, folder: Path | None = None) -> Judge:
     """The trained judge of a world, in evaluation mode on the CPU, float32."""
-    path = (folder or Path(__file__).parent / "judge") / (
-        "video.safetensors" if world == "video" else "still.safetensors"
-    )
-    judge = Judge(world)
-    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    judge, weights = Judge(world), load_file(weights_path(world, folder))
+    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     return judge.eval()
 
 

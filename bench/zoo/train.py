@@ -60,11 +60,11 @@ def train_judge(world: str, out: Path, steps: int) -> None:
         pixels = _weather(pixels, step)
         pooled = judge.pool(pixels)
         quadrant, whole = judge.logits(pooled)
-        loss = _reading_loss(quadrant, whole, scenes)
+        loss = reading_loss(quadrant, whole, scenes)
         told = judge.read_embedding(F.relu(judge.embed(pooled.flatten(1))))
         inner, outer = told.split([4 * sum(judge.quadrant_out), sum(judge.whole_out)], dim=1)
         inner = inner.unflatten(1, (4, -1)).split(judge.quadrant_out, dim=2)
-        return loss + 0.5 * _reading_loss(list(inner), list(outer.split(judge.whole_out, dim=1)), scenes)
+        return loss + 0.5 * reading_loss(list(inner), list(outer.split(judge.whole_out, dim=1)), scenes)
 
     judge.train()
     folder = out / f"judge-{'video' if world == 'video' else 'still'}"
@@ -79,8 +79,8 @@ def train_judge(world: str, out: Path, steps: int) -> None:
     note(folder, part="judge", world=world, steps=steps, batch=64, seconds=round(spent), accuracy=scores)
 
 
-def score_judge(judge: Judge, world: str, n: int = 4096) -> dict[str, float]:
-    """Held-out accuracy of every attribute read by quadrant (of objects that are there)."""
+def score_judge(judge: Any, world: str, n: int = 4096) -> dict[str, float]:
+    """Held-out accuracy of every attribute that `judge` (with `read`) reads by quadrant (of objects that are there)."""
     right: dict[str, list[Tensor]] = {}
     for seed in range(n // 256):
         truth, pixels = pictures(world, 256, "test", 5000 + seed)
@@ -88,12 +88,13 @@ def score_judge(judge: Judge, world: str, n: int = 4096) -> dict[str, float]:
         right.setdefault("position", []).append(((seen.shape >= 0) == there).flatten())
         for name in ("shape", "colour", "size"):
             right.setdefault(name, []).append((getattr(seen, name) == getattr(truth, name))[there])
-        for name in ("background", "texture") + (("motion",) if judge.moving else ()):
+        for name in ("background", "texture") + (("motion",) if world == "video" else ()):
             right.setdefault(name, []).append(getattr(seen, name) == getattr(truth, name))
     return {name: round(torch.cat(v).double().mean().item(), 4) for name, v in right.items()}
 
 
-def _reading_loss(quadrant: list[Tensor], whole: list[Tensor], scenes: shapes.Scenes) -> Tensor:
+def reading_loss(quadrant: list[Tensor], whole: list[Tensor], scenes: shapes.Scenes) -> Tensor:
+    """Cross-entropy of everything a judge reads, summed over attributes; see `Judge.logits`. A scalar."""
     loss = F.cross_entropy(quadrant[0].flatten(0, 1), (scenes.shape + 1).flatten())
     for logits, truth in zip(quadrant[1:], (scenes.colour, scenes.size), strict=True):
         loss = loss + F.cross_entropy(logits.flatten(0, 1), truth.flatten(), ignore_index=-1)

@@ -1,0 +1,117 @@
+"""What is said of a model's rows together: whether the second judge agrees, and how far trainings of one recipe differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ditbench.judges import Agreement, agreement
+from ditbench.record import SHOWN
+from ditbench.reports.sections import Row, Section
+from ditbench.reports.wording import count, fixed, places_of, spoken
+from ditbench.statistics import Estimate
+from ditbench.trainings import Spread, over_trainings, recipes
+
+METRICS = {
+    "align.shapes_v1": ("alignment", "delta"),
+    "align.shapes_check_v1": ("alignment by the second judge", "delta"),
+    "fd.shapes_v1": ("Fréchet distance", "delta"),
+    "perceptual.shapes_v1": ("perceptual distance to none", "value"),
+}
+"""What is given over trainings: its words, and which of a metric's estimates."""
+
+
+def findings(section: Section, model: str) -> list[str]:
+    """Sentences about a model's rows together, for the page, the tables and the terminal; none where there is nothing to say."""
+    told = judges(section, model)
+    found = [_of_judges(told)] if told else []
+    trained = trainings(section, model)
+    found += [_of_recipe(recipe) for recipe in trained if len(recipe["trainings"]) > 1]
+    if alone := [recipe["stack"] for recipe in trained if len(recipe["trainings"]) == 1]:
+        found.append(
+            f"one training: {', '.join(alone)}; how far another training of the same recipe would differ is in no interval of theirs"
+        )
+    return found
+
+
+def judges(section: Section, model: str) -> dict[str, Any] | None:
+    """How the second judge compares with the first, as plain JSON; None where it has not looked at a stack and its baseline."""
+    rows = [row for row in section.models[model] if row["second_judge"] is not None]
+    if not rows:
+        return None
+    learned = {row["key"] for row, _, _ in section.trained}
+    changes = {row["stack"]: row["second_judge"] for row in rows}
+    return {
+        "verdicts": {name: [list(pair) for pair in pairs] for name, pairs in vars(agreement(rows)).items()},
+        "alignment_minus_first": changes,
+        "mean_prepared": _mean([row["second_judge"] for row in rows if row["key"] in learned]),
+        "mean_others": _mean([row["second_judge"] for row in rows if row["key"] not in learned]),
+    }
+
+
+def trainings(section: Section, model: str) -> list[dict[str, Any]]:
+    """A recipe for each prepared stack of a model, as plain JSON: its trainings, and over two and more of them the spread by metric."""
+    rows = [row for row in section.models[model] if row["status"] == SHOWN]
+    prepared: dict[str, list[str]] = {}
+    for row, method, _ in section.trained:
+        prepared.setdefault(row["key"], []).append(method)
+    found = []
+    for recipe in recipes(rows, prepared):
+        if recipe.rows:
+            each = [recipe.rows[number] for number in sorted(recipe.rows)]
+            spreads = {} if len(each) < 2 else {m: s for m in METRICS if (s := _spread(each, m))}
+            told = {m: {"recipe": s.recipe.as_dict(), "sd": s.sd} for m, s in spreads.items()}
+            found.append({"stack": recipe.stack, "trainings": sorted(recipe.rows), "metrics": told})
+    return found
+
+
+def _spread(rows: Sequence[Row], metric: str) -> Spread | None:
+    entries = [row["quality"].get(metric, {}).get(METRICS[metric][1]) for row in rows]
+    if any(entry is None or entry["se"] is None for entry in entries):
+        return None
+    return over_trainings([Estimate(**entry) for entry in entries])
+
+
+def _mean(changes: Sequence[Mapping[str, Any]]) -> float | None:
+    return float(np.mean([change["value"] for change in changes])) if changes else None
+
+
+def _of_judges(told: Mapping[str, Any]) -> str:
+    kinds = Agreement(**told["verdicts"])
+    changes = told["alignment_minus_first"]
+    worst = max(changes, key=lambda stack: abs(changes[stack]["value"]))
+    parts = [
+        f"second judge, through which nothing is trained: of {count(kinds.num, 'verdict')} better or worse of alignment and Fréchet "
+        f"distance it confirms {len(kinds.confirmed)} by its own intervals, has the same sign for {len(kinds.same_sign)} more, another "
+        f"sign for {len(kinds.other_sign)}, and contradicts {len(kinds.contradicted)}"
+    ]
+    if kinds.contradicted:
+        parts[0] += " (" + ", ".join(f"{stack}: {metric}" for stack, metric in kinds.contradicted) + ")"
+    means = [
+        f"{fixed(told[name], 3, signed=True)} on average for {whose}"
+        for name, whose in (("mean_prepared", "stacks that were prepared"), ("mean_others", "the others"))
+        if told[name] is not None
+    ]
+    parts.append(f"its change of alignment minus the first judge's is {' and '.join(means)}")
+    parts.append(f"farthest apart they are on {worst}: {spoken(changes[worst], 3, signed=True)}")
+    return "; ".join(parts)
+
+
+def _of_recipe(recipe: Mapping[str, Any]) -> str:
+    numbers = ", ".join(map(str, recipe["trainings"]))
+    told = []
+    for metric, spread in recipe["metrics"].items():
+        words, which = METRICS[metric]
+        change, places = which == "delta", places_of(metric)
+        low, high = spread["recipe"]["low"], spread["recipe"]["high"]
+        verdict = "" if not change else "; not told from none" if low <= 0 <= high else "; differs from none"
+        told.append(
+            f"{words}{' minus none' if change else ''} {spoken(spread['recipe'], places, signed=change)}{verdict} "
+            f"(standard deviation between trainings {fixed(spread['sd'], places)})"
+        )
+    return (
+        f"{recipe['stack']} over {len(recipe['trainings'])} trainings ({numbers}), intervals over trainings and requests: "
+        + (", ".join(told) or "no numbers with errors")
+    )
