@@ -12,7 +12,7 @@ from ditbench.record import SHOWN
 from ditbench.reports.sections import Row, Section
 from ditbench.reports.wording import count, fixed, places_of, spoken
 from ditbench.statistics import Estimate
-from ditbench.trainings import Spread, over_trainings, recipes
+from ditbench.trainings import over_trainings, recipes
 
 METRICS = {
     "align.shapes_v1": ("alignment", "delta"),
@@ -21,6 +21,8 @@ METRICS = {
     "perceptual.shapes_v1": ("perceptual distance to none", "value"),
 }
 """What is given over trainings: its words, and which of a metric's estimates."""
+INTERACTIONS = {"alignment interaction": "alignment", "Fréchet interaction": "frechet"}
+"""The same of stacks whose methods were run alone too, by what `ditbench.interaction` calls them."""
 
 
 def findings(section: Section, model: str) -> list[str]:
@@ -29,11 +31,16 @@ def findings(section: Section, model: str) -> list[str]:
     found = [_of_judges(told)] if told else []
     trained = trainings(section, model)
     found += [_of_recipe(recipe) for recipe in trained if len(recipe["trainings"]) > 1]
-    if alone := [recipe["stack"] for recipe in trained if len(recipe["trainings"]) == 1]:
-        found.append(
-            f"one training: {', '.join(alone)}; how far another training of the same recipe would differ is in no interval of theirs"
-        )
-    return found
+    return found + trained_once(trained)
+
+
+def trained_once(trained: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The sentence about what `trainings` says was trained once; none where nothing was."""
+    alone = [recipe["stack"] for recipe in trained if len(recipe["trainings"]) == 1]
+    if not alone:
+        return []
+    told = "how far another training of the same recipe would differ is in no interval of theirs"
+    return [f"one training: {', '.join(alone)}; {told}"]
 
 
 def judges(section: Section, model: str) -> dict[str, Any] | None:
@@ -54,6 +61,7 @@ def judges(section: Section, model: str) -> dict[str, Any] | None:
 def trainings(section: Section, model: str) -> list[dict[str, Any]]:
     """A recipe for each prepared stack of a model, as plain JSON: its trainings, and over two and more of them the spread by metric."""
     rows = [row for row in section.models[model] if row["status"] == SHOWN]
+    interactions = {told["stack"]: told for told in section.stacking if told["model"] == model}
     prepared: dict[str, list[str]] = {}
     for row, method, _ in section.trained:
         prepared.setdefault(row["key"], []).append(method)
@@ -61,17 +69,26 @@ def trainings(section: Section, model: str) -> list[dict[str, Any]]:
     for recipe in recipes(rows, prepared):
         if recipe.rows:
             each = [recipe.rows[number] for number in sorted(recipe.rows)]
-            spreads = {} if len(each) < 2 else {m: s for m in METRICS if (s := _spread(each, m))}
-            told = {m: {"recipe": s.recipe.as_dict(), "sd": s.sd} for m, s in spreads.items()}
+            together = [interactions.get(row["stack"], {}) for row in each]
+            estimates = {metric: [_estimate(row, metric) for row in each] for metric in METRICS}
+            estimates |= {name: [told.get(key) for told in together] for name, key in INTERACTIONS.items()}
+            told = {name: _spread(given) for name, given in estimates.items() if len(each) > 1 and _complete(given)}
             found.append({"stack": recipe.stack, "trainings": sorted(recipe.rows), "metrics": told})
     return found
 
 
-def _spread(rows: Sequence[Row], metric: str) -> Spread | None:
-    entries = [row["quality"].get(metric, {}).get(METRICS[metric][1]) for row in rows]
-    if any(entry is None or entry["se"] is None for entry in entries):
-        return None
-    return over_trainings([Estimate(**entry) for entry in entries])
+def _estimate(row: Row, metric: str) -> Estimate | None:
+    entry = row["quality"].get(metric, {}).get(METRICS[metric][1])
+    return None if entry is None else Estimate(**entry)
+
+
+def _complete(each: Sequence[Estimate | None]) -> bool:
+    return all(estimate is not None and estimate.se is not None for estimate in each)
+
+
+def _spread(each: Sequence[Any]) -> dict[str, Any]:
+    spread = over_trainings(each)
+    return {"recipe": spread.recipe.as_dict(), "sd": spread.sd}
 
 
 def _mean(changes: Sequence[Mapping[str, Any]]) -> float | None:
@@ -100,18 +117,19 @@ def _of_judges(told: Mapping[str, Any]) -> str:
 
 
 def _of_recipe(recipe: Mapping[str, Any]) -> str:
-    numbers = ", ".join(map(str, recipe["trainings"]))
     told = []
-    for metric, spread in recipe["metrics"].items():
-        words, which = METRICS[metric]
-        change, places = which == "delta", places_of(metric)
+    for name, spread in recipe["metrics"].items():
+        words, which = METRICS.get(name, (name, "interaction"))
+        places = places_of("fd" if "Fréchet" in words else name)
         low, high = spread["recipe"]["low"], spread["recipe"]["high"]
-        verdict = "" if not change else "; not told from none" if low <= 0 <= high else "; differs from none"
+        of = {"delta": " minus none", "value": "", "interaction": ""}[which]
+        verdict = "" if which == "value" else ", not told from 0" if low <= 0 <= high else ", not 0"
         told.append(
-            f"{words}{' minus none' if change else ''} {spoken(spread['recipe'], places, signed=change)}{verdict} "
+            f"{words}{of} {spoken(spread['recipe'], places, signed=which != 'value')}{verdict} "
             f"(standard deviation between trainings {fixed(spread['sd'], places)})"
         )
+    numbers = ", ".join(map(str, recipe["trainings"]))
     return (
         f"{recipe['stack']} over {len(recipe['trainings'])} trainings ({numbers}), intervals over trainings and requests: "
-        + (", ".join(told) or "no numbers with errors")
+        + ("; ".join(told) or "no numbers with errors")
     )

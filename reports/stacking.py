@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ditbench.interaction import RULE, VERDICTS
+from ditbench.reports.findings import trained_once, trainings
 from ditbench.reports.sections import Section, status
 from ditbench.reports.sheets import KEY, Block, Sheet, circumstances, spread, without_empty
 from ditbench.reports.wording import DASH, fixed, spoken
@@ -35,6 +36,7 @@ def stacking_sheet(section: Section) -> Sheet:
                 for row in found
                 if row["verdict"] not in VERDICTS or row.get("reason")
             ]
+            notes += trained_once(trainings(section, model))
             blocks.append(Block(model=model, caption=section.caption(model), lines=without_empty(lines), notes=notes))
     title = "Do they stack?"
     return Sheet(name="stacking", title=title, run=section.name, convention=STACKING, blocks=blocks, rules=(RULE,))

@@ -115,3 +115,23 @@ def test_reports_give_the_spread_between_trainings_and_name_what_was_trained_onc
         assert sentence in shown
         assert sentence in (run / "report/tables/quality.md").read_text()
         assert sentence in unescape(report.page.read_text())
+
+
+def test_interactions_over_trainings_hold_the_spread_of_stacks_and_parts(tmp_path):
+    several = [f"diffsparse{knob}" for knob in ("", "(training=1)", "(training=2)")]
+    stacks = [("none", "ok"), ("int8", "ok"), *((s, "ok") for s in several), *((f"int8+{s}", "ok") for s in several)]
+    folder = write_run(tmp_path / "run", n=32, stacks=stacks)
+    cost = {"key": "k", "iterations": 1, "samples": None, "recipe": {}, "below": "none", "seconds": 1.0, "notes": {}}
+    edit(
+        folder, lambda record: record.update(artifacts={"diffsparse": cost} if "diffsparse" in record["stack"] else {})
+    )
+    (section,) = reports.build([folder]).sections
+    assert len(section.stacking) == 3
+    told = {t["stack"]: t["metrics"] for t in trainings(section, "dit-tiny")}
+    spread = told["int8+diffsparse"]["alignment interaction"]
+    values = [row["alignment"].value for row in section.stacking]
+    assert spread["recipe"]["value"] == pytest.approx(np.mean(values)) and spread["sd"] == pytest.approx(
+        np.std(values, ddof=1)
+    )
+    assert "alignment interaction" not in told["diffsparse"]
+    assert "one training" not in (folder / "report/tables/stacking.md").read_text()
