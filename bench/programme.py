@@ -26,7 +26,7 @@ UNITS = 4000
 """Units of budget for which the programme is exact whatever the number of rows."""
 FEW = 500_000
 """Most choices of levels that are looked at one by one."""
-CORE = 24
+CORE = 20
 """Rows that the programme decides where one price decides the others."""
 
 
@@ -138,7 +138,7 @@ def _within(cost: Costs, weight: Weights, room: int, spare: float) -> Levels:
         first = max(0, most - int(spare / unit))
         return _traced(chosen, weight // unit, most - int(best[first : most + 1][::-1].argmin()))
     # Weights are rounded down to units, so that everything which fits is looked at; what does not fit after all is passed over.
-    size = room / (WORK // (2 * cost.size))
+    size = room / (WORK // (4 * cost.size))
     units, limit = (weight / size).astype(np.int64), int(room / size)
     totals, lightest = _programme(weight.astype(np.float64), units, limit)
     fits = np.flatnonzero(totals <= room)

@@ -31,8 +31,8 @@ def page(tmp_path_factory):
     return reports.build([run]).page
 
 
-def seen(page, script, real=False):
-    """What `script`, run in the page after its own, leaves in `out`; errors of either are in it too. In virtual time, unless `real`."""
+def seen(page, script):
+    """What `script`, run in the page after its own, leaves in `out`; errors of either are in it too. In virtual time."""
     probe = f"""<script>const out = {{}}; try {{ {script} }} catch (error) {{ out.error = String(error); }}
     const pre = document.createElement("pre"); pre.id = "probe";
     pre.textContent = JSON.stringify({{...out, errors: window.errors}}); document.body.append(pre);</script></body>"""
@@ -45,7 +45,7 @@ def seen(page, script, real=False):
         "--headless=new",
         "--no-sandbox",
         "--disable-gpu",
-        *([] if real else ["--virtual-time-budget=5000"]),
+        "--virtual-time-budget=5000",
         "--dump-dom",
         path.as_uri(),
     ]
@@ -176,13 +176,22 @@ def test_the_page_is_one_file_without_anything_remote_and_text_in_it_stays_text(
     assert found["scripts"] == 3  # the page's, and the two that this test puts in
 
 
-def test_a_model_with_forty_stacks_takes_a_quarter_of_what_a_page_may_weigh_and_opens_at_once(tmp_path):
+WORK = """
+  out.elements = document.querySelectorAll("*").length;
+  out.eager = [...document.images].filter((image) => image.loading !== "lazy").length;
+  out.script = [...document.scripts].map((script) => script.textContent.length).reduce((a, b) => a + b);
+"""
+"""What a browser has to do before it shows the page: elements to lay out, pictures to decode, characters of script to run. How long that
+takes is the machine's (`python -m ditbench.benchmarks`)."""
+
+
+def test_a_model_with_forty_stacks_takes_a_quarter_of_what_a_page_may_weigh(tmp_path):
     stacks = [("none", "ok"), *((f"fora(interval={i})", "ok") for i in range(2, 41))]
     run = write_run(tmp_path / "run", models=("pixart-tiny",), stacks=stacks, n=9, resolution=64)
     page = reports.build([run]).page
     assert page.stat().st_size <= 15e6 / 4
-    # other work on the machine only ever adds to a time, so one opening in three that is short enough shows that the page is
-    assert any(seen(page, "out.opened = performance.now();", real=True)["opened"] < 2000 for _ in range(3))
+    found = seen(page, WORK)
+    assert found["elements"] <= 20_000 / 4 and found["eager"] == 0 and found["script"] <= 10_000, found
 
 
 @pytest.mark.parametrize("published", sorted(PUBLISHED.glob("*/index.html")), ids=lambda path: path.parent.name)
@@ -193,7 +202,8 @@ def test_the_files_a_published_page_links_to_are_kept_beside_it(published):
 
 
 @pytest.mark.parametrize("published", sorted(PUBLISHED.glob("*/index.html")), ids=lambda path: path.parent.name)
-def test_a_published_page_opens_at_once_without_an_error_and_is_light_enough(published, tmp_path):
+def test_a_published_page_opens_without_an_error_and_is_light_enough(published, tmp_path):
     assert published.stat().st_size <= 15e6
     page = Path(shutil.copy(published, tmp_path))
-    assert any(seen(page, "out.opened = performance.now();", real=True)["opened"] < 2000 for _ in range(3))
+    found = seen(page, WORK)
+    assert found["elements"] <= 20_000 and found["eager"] == 0 and found["script"] <= 10_000, found
