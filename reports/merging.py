@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ditbench import verdict
+from ditbench.depends import changed
 from ditbench.interaction import judged
 from ditbench.record import MEASURED, SHOWN, read_json
 from ditbench.references import POINTERS
@@ -54,8 +55,8 @@ def unlike(one: Section, other: Section) -> list[str]:
     """The fields in which two runs differ and must agree to share a table, each with both values; empty where they may share one.
 
     Environment, margins and references throughout; for each model of both: weights, requests, sample count, seed, batch, rounds,
-    precision, sampling, what each stack was prepared with, and the baseline's time within `DRIFT_BOUND`. What is not on record does not
-    agree.
+    precision, sampling, what each stack was prepared with and else depends on, and the baseline's time within `DRIFT_BOUND`. What is not
+    on record does not agree.
     """
     found = _environments(one, other)
     if one.spec.get("margins") != other.spec.get("margins"):
@@ -94,10 +95,14 @@ def _model(one: Section, other: Section, model: str) -> list[str]:
         first, second = (_values(section, model, field) for section in (one, other))
         if first != second or len(first) != 1:
             found.append(f"{words} ({', '.join(sorted(first)) or 'unknown'}; {', '.join(sorted(second)) or 'unknown'})")
-    if not found:  # keys are made of settings and of what a stack was prepared with, and the settings are the same
+    if not found:  # keys are made of settings and of what a cell depends on, and the settings are the same
         other_keys = {stack: row["key"] for stack, row in rows[1].items()}
         apart = [stack for stack, row in rows[0].items() if other_keys.get(stack, row["key"]) != row["key"]]
-        found += [f"what {stack} was prepared with" for stack in apart]
+        sections = (one, other)
+        for stack in apart:
+            told = [of.records[row[stack]["key"]].get("depends_on", {}) for of, row in zip(sections, rows, strict=True)]
+            names = [name for name in changed(*told) if name != "prepared"]
+            found.append(f"{' and '.join(names)} of {stack}" if names else f"what {stack} was prepared with")
     bases = [next((row for row in of.values() if row["baseline"] and row["status"] == SHOWN), None) for of in rows]
     if bases[0] and bases[1]:
         found += ["sampling"] if bases[0]["sampling"] != bases[1]["sampling"] else []

@@ -114,6 +114,9 @@ def test_runs_that_differ_in_margins_or_in_what_a_stack_was_prepared_with_are_ke
     old.rename(new)
     edit(twin, lambda r: r.update(key="dit-tiny--other"), A[1][0])
     assert unlike(*read_sections([runs[0], twin])) == [f"what {A[1][0]} was prepared with of dit-tiny"]
+    edit(runs[0], lambda r: r.update(depends_on={"sources": {"m": "a"}, "inputs": {}}), A[1][0])
+    edit(twin, lambda r: r.update(depends_on={"sources": {"m": "b"}, "inputs": {}}), A[1][0])
+    assert unlike(*read_sections([runs[0], twin])) == [f"sources of {A[1][0]} of dit-tiny"]
     spec = json.loads((runs[1] / "spec.json").read_text())
     spec["spec"]["margins"] = dict(MARGINS) | {"align.shapes_v1": 0.5}
     (runs[1] / "spec.json").write_text(json.dumps(spec))
