@@ -149,9 +149,11 @@ def scm_tangent(f: Tensor, along: Tensor, y: Tensor, slope: Tensor, t: Tensor, w
 
 MEAN_LOGIT, STD_LOGIT, SAME = -0.4, 1.0, 0.25
 """MeanFlow's logit-normal times, and the share of rows whose interval is nothing (T2I-Distill)."""
-MEANFLOW_POWER = -1.0
-"""p of the weight (error + c)^-p: the paper's best, gamma = 2, is p = -1; its released script leaves +1."""
+MEANFLOW_POWER = 1.0
+"""p of the weight (error + c)^-p, chosen by measurement on the tiny models (LOG.md): at T2I-Distill's paper's best, gamma = 2 or p = -1,
+training diverges on both that were tried; +1 is what its released script leaves."""
 MEANFLOW_C = 1e-3
+"""c of the same weight."""
 
 
 def meanflow(lesson: Lesson, step: int) -> Tensor:
@@ -178,7 +180,11 @@ def meanflow(lesson: Lesson, step: int) -> Tensor:
         h = torch.full_like(s, TANGENT)
         slope = (mean(x + wide(h, x) * v, s + h) - mean(x - wide(h, x) * v, s - h)) / (2 * TANGENT)
         target = meanflow_target(v, slope, s - r)
-    error = (u - target).square().flatten(1).mean(1)
+    return meanflow_loss((u - target).square().flatten(1).mean(1))
+
+
+def meanflow_loss(error: Tensor) -> Tensor:
+    """Mean of the rows' squared errors [B], each by the weight (error + c)^-p, through which no gradient goes."""
     return (error * (error.detach() + MEANFLOW_C) ** -MEANFLOW_POWER).mean()
 
 

@@ -65,7 +65,8 @@ class Distill:
         """What the prepared student depends on."""
         if self.student or self.checkpoint:
             return None
-        return {"version": 1, "objective": self.objective, "steps": self._steps}
+        version = 2 if self.objective == "meanflow" else 1  # another weight of its errors, `objectives.MEANFLOW_POWER`
+        return {"version": version, "objective": self.objective, "steps": self._steps}
 
     def unpreparable(self, sampling: Sampling) -> str | None:
         """A student takes fewer steps than its teacher."""

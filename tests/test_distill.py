@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ditbench.distilling import Recipe, fingerprint, prepare_student
 from ditbench.fewstep import FewStepScheduler
 from ditbench.models import load, models
-from ditbench.objectives import OBJECTIVES, meanflow_target, scm_tangent
+from ditbench.objectives import OBJECTIVES, meanflow_loss, meanflow_target, scm_tangent
 from ditbench.painting import paint
 from ditbench.perceptual import Perceptual
 from ditbench.prepare import Workroom
@@ -124,6 +124,14 @@ def test_meanflows_target_is_exact_on_a_linear_flow():
     x, s = torch.randn(32).double(), torch.full((32,), 0.9).double()
     slope = torch.func.jvp(mean, (x, s), (rate * x, torch.ones_like(s)))[1]
     assert torch.allclose(meanflow_target(rate * x, slope, s - r), mean(x, s), atol=1e-12)
+
+
+def test_meanflows_weight_makes_rows_of_any_error_pull_alike_and_bounds_the_loss():
+    """p = +1: with p = -1 a row pulls by its own error, and one of 1e3 outweighs a thousand others."""
+    error = torch.tensor([0.1, 1.0, 1e3], requires_grad=True)
+    loss = meanflow_loss(error)
+    (pull,) = torch.autograd.grad(loss, error)
+    assert torch.allclose(pull * error, torch.full((3,), 1 / 3), rtol=0.02) and loss < 1
 
 
 @cache
