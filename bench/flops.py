@@ -124,7 +124,7 @@ def count_model(
     except _CannotSay as reason:
         return _uncounted(model, sampling, stack, "refused", str(reason))
     except Exception as error:  # of a method or of the pipeline: the other rows are still wanted
-        return _uncounted(model, sampling, stack, "failed", f"{type(error).__name__}: {_first_line(error)}")
+        return _uncounted(model, sampling, stack, "failed", f"{type(error).__name__}: {first_line(error)}")
     row = _row(model, sampling, stack) | {"forwards": found.forwards, "passes": found.passes, "flops": found.flops}
     row |= {f"macs_{kind}": getattr(found, f"{kind}_macs") for kind in ("linear", "attention", "conv")}
     row["macs_per_pass"] = found.flops // 2 // found.passes
@@ -167,7 +167,8 @@ def _uncounted(model: Model, sampling: Sampling, stack: Stack, status: str, why:
     return _row(model, sampling, stack) | numbers | {"not_counted": "", "status": status, "note": why, "work": None}
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
     return next(iter(str(error).strip().splitlines()), "")
 
 
@@ -215,7 +216,7 @@ def _count_on_meta(
     except (NotImplementedError, RuntimeError) as error:
         if not stack.methods:
             raise
-        why = f"it goes by values, of which the meta device has none, or does what has no meta kernel ({_first_line(error)})"
+        why = f"it goes by values, of which the meta device has none, or does what has no meta kernel ({first_line(error)})"
         raise _CannotSay(f"{why}: count it in a run") from error
     found: Flops = counter.result()
     refuse_uncounted(found)

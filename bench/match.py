@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ditbench.flops import first_line
 from ditbench.stack import Stack
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ BATCH = 16
 def match(
     model: Model, stacks: list[Stack], saved: float, weights: str, plugins: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """A row for each stack: the stack with its dial set, the share of the model's FLOPs it saves, and in `note` why not, if not.
+    """A row for each stack: the stack with its dial set, the share of the model's FLOPs it saves, and in `note` why not, if not; a
+    method that breaks down is such a row.
 
     The dial is that of the stack's last method that has one. Raises ValueError for a model without training requests.
     """
@@ -35,7 +37,14 @@ def match(
     def saves(stack: Stack) -> float:
         return 1 - _flops(model, pipe, stack, weights, plugins) / dense
 
-    return [{"model": model.name, **_matched(stack, saved, saves, pipe)} for stack in stacks]
+    rows = []
+    for stack in stacks:
+        try:
+            row = _matched(stack, saved, saves, pipe)
+        except Exception as error:  # the method's: the other rows are still wanted
+            row = {"stack": str(stack), "saved": None, "note": f"{type(error).__name__}: {first_line(error)}"}
+        rows.append({"model": model.name, **row})
+    return rows
 
 
 def _matched(stack: Stack, saved: float, saves: Any, pipe: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from ditbench import match as matching
-from ditbench.method import find
+from ditbench.method import METHODS, Stage, find, method
 from ditbench.models import models
 from ditbench.stack import Stack
 
@@ -66,6 +66,16 @@ def test_what_cannot_be_turned_or_is_not_prepared_is_said():
     assert found[0]["note"] == "nothing in int8 has a dial"
     assert "no cache for DiTTransformer2DModel" in found[1]["note"] and "has not been prepared" in found[2]["note"]
     assert all(row["saved"] is None for row in found)
+
+
+def test_a_method_that_breaks_down_is_a_row_and_the_others_stay():
+    METHODS.pop("breaks_test", None)
+    parts = {"attach": lambda self, pipeline, at: at.sublayers[1000], "dial": ("every", 1, 4), "every": 1.0}
+    parts |= {"__annotations__": {"every": float}, "__module__": __name__}
+    method("breaks_test", family="test", stage=Stage.OPERATOR)(type("Breaks", (), parts))
+    broken, fora = rows("breaks_test", "fora")
+    assert broken["note"] == "IndexError: list index out of range" and broken["saved"] is None
+    assert fora["saved"] > 0.4
 
 
 @pytest.mark.parametrize(
