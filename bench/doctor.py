@@ -65,15 +65,13 @@ def _zoo() -> list[dict[str, Any]]:
                 rows.append(_row(model.name, "ok", "weights whole"))
             except ValueError as error:
                 rows.append(_row(model.name, "missing", str(error)))
-    for name in ("still", "video"):
+    for name, script in {
+        "still": "train judge", "video": "train video-judge",
+        "check-still": "train_check still", "check-video": "train_check video",
+    }.items():  # fmt: skip
         there = (ZOO / "judge" / f"{name}.safetensors").is_file()
-        rows.append(
-            _row(
-                f"judge ({name})",
-                "ok" if there else "missing",
-                "weights there" if there else "python -m ditbench.zoo.train judge",
-            )
-        )
+        made = f"python -m ditbench.zoo.{script}"
+        rows.append(_row(f"judge ({name})", "ok" if there else "missing", "weights there" if there else made))
     return rows
 
 

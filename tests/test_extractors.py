@@ -30,10 +30,11 @@ def test_every_row_has_whole_hashes_or_says_it_has_none():
     assert extractors()["tf2015"].files["weights-inception-2015-12-05-6726825d.pth"].startswith("6726825d")
 
 
-def test_the_judges_row_pins_the_weights_that_come_along():
-    paths = locate(extractors()["shapes_v1"])
+@pytest.mark.parametrize("judge", ["shapes_v1", "shapes_check_v1"])
+def test_the_judges_rows_pin_the_weights_that_come_along(judge):
+    paths = locate(extractors()[judge])
     for name, path in paths.items():
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == extractors()["shapes_v1"].files[name]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == extractors()[judge].files[name]
 
 
 def test_what_is_missing_is_named_with_its_hash_and_where_it_is_published(tmp_path):
