@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditbench.facts import plain
 from ditbench.models import weights_sha256
 from ditbench.plugins import source_sha256
-from ditbench.record import plain, read_json, write_json
+from ditbench.record import read_json, write_json
 from ditbench.stack import Stack
 from ditbench.workload import has_training_requests, sampling_of
 

@@ -16,8 +16,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditbench.facts import plain
 from ditbench.method import Attachment, Method, Now, build, find, values
-from ditbench.record import plain
 from ditbench.traits import unmet
 
 if TYPE_CHECKING:

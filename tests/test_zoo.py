@@ -39,7 +39,7 @@ def test_the_models_make_what_they_are_asked_for_and_a_fifth_of_the_steps_is_wor
         pytest.skip(f"{name} is not trained yet")
     pipe = load(model, weights="bundled", device="cpu", dtype="float32")
     # Three times as many pictures as features: at 96 the distance is biased by half of what four steps lose on pixart-tiny.
-    requests = make_requests(model, 192 if model.frames == 1 else 64, seed=5)
+    requests = make_requests(model, 192 if model.frames == 1 else 80, seed=5)
     made = {steps: samples_of(model, pipe, requests, steps, 16) for steps in (model.steps, model.steps // 5)}
     share = alignment(model.world, made[model.steps], requests)["alignment"]
     assert (
