@@ -6,16 +6,17 @@ stack is judged against each, and only what they agree on is said.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ditbench import statistics
+from ditbench import statistics, times
 from ditbench.metrics.stored import Scores
 from ditbench.record import SHOWN
-from ditbench.statistics import DRIFT_BOUND, Estimate
+from ditbench.statistics import Estimate
+from ditbench.times import DRIFT_BOUND
 from ditbench.verdict import ALPHA, exceeds_p, holm
 
 ALIGNMENT = "align.shapes_v1"
@@ -29,11 +30,12 @@ VERDICTS = ("stacks", "clashes", "beaten", "slower", "unresolved")
 RULE = (
     f"beaten: every control that may be the equal-time control is ahead in alignment by at least {MARGIN}; clashes: the alignment "
     f"interaction is at least {MARGIN} below zero; slower: the stack is slower than none or than one of its methods alone; stacks: "
-    f"the interaction is above -{MARGIN} (counting one imagined prompt at the worst end), and the stack is neither behind a control "
-    f"nor slower; unresolved: otherwise. Differences by tests at {ALPHA:.0%} (stacks one-sided at {ALPHA / 2:.1%}), p-values adjusted "
-    f"by Holm over the combinations and models of the run. Equal-time control: of none, fewer steps, and students of fewer steps, the "
-    f"one with the most steps that is no slower (within {NOT_SLOWER - 1:.0%}) by the interval of the times. Where the times are "
-    f"unreliable (one round, or a baseline that drifted over {DRIFT_BOUND:.0%}) FLOPs stand in for them: see the column basis."
+    f"the interaction is above -{MARGIN} (counting one imagined prompt at the worst end), and as measured no control is ahead by "
+    f"{MARGIN} and nothing it is made of is faster; unresolved: otherwise. Differences by tests at {ALPHA:.0%} (stacks one-sided at "
+    f"{ALPHA / 2:.1%}), p-values adjusted by Holm over the combinations and models of the run. Equal-time control: of none, fewer "
+    f"steps, and students of fewer steps, the one with the most steps that is no slower (within {NOT_SLOWER - 1:.0%}) by the interval "
+    f"of the times. Where the times are unreliable (one round, or a baseline that drifted over {DRIFT_BOUND:.0%}) FLOPs stand in for "
+    f"them: see the column basis."
 )
 
 Record = Mapping[str, Any]
@@ -85,36 +87,42 @@ def _but_for_steps(method: Mapping[str, Any]) -> tuple[str, Any]:
 
 def reliable(records: Sequence[Record]) -> bool:
     """Whether the times of cells may decide anything: at least two rounds that all share, and a baseline (the first) that did not drift."""
-    drift = statistics.drift(records[0]["timing"])
-    shared = statistics.time_contrast([r["timing"] for r in records], [1] * len(records))
+    drift = times.drift(records[0]["timing"])
+    shared = times.time_contrast([r["timing"] for r in records], [1] * len(records))
     return drift is not None and drift <= DRIFT_BOUND and shared is not None and shared.estimate.low is not None
 
 
 def by_time(together: Record, candidates: Sequence[Record], scores: Mapping[str, Scores]) -> list[Control]:
     """The candidates that may be the one with the most steps of those no slower than the stack, surest first.
 
-    All that may be no slower by the interval of the times, and have no fewer steps than the best of those that surely are.
+    All that may be no slower by the interval of the times (or by FLOPs, where there is no such interval), and have no fewer steps than
+    the best of those that surely are.
     """
     held = []
     for candidate in candidates:
-        ratio = statistics.speedup(together["timing"], candidate["timing"])  # the stack's time over the control's
+        ratio = times.speedup(together["timing"], candidate["timing"])  # the stack's time over the control's
         if ratio is None or ratio.estimate.low is None or ratio.estimate.high is None:
-            continue
-        if ratio.estimate.high * NOT_SLOWER >= 1:
-            control = _control(together, candidate, scores, ratio.estimate.low * NOT_SLOWER >= 1)
-            held += [control] if control else []
+            sure, may_be = False, _no_more_flops(candidate, together)
+        else:
+            sure, may_be = (bound * NOT_SLOWER >= 1 for bound in (ratio.estimate.low, ratio.estimate.high))
+        if may_be and (control := _control(together, candidate, scores, sure)):
+            held.append(control)
     return _best(held)
 
 
 def by_flops(together: Record, candidates: Sequence[Record], scores: Mapping[str, Scores]) -> list[Control]:
     """The candidate with the most steps of those that take no more FLOPs than the stack, as a list of at most one."""
-    limit = (together["flops"] or {}).get("flops")
-    held = []
-    for candidate in candidates:
-        flops = (candidate["flops"] or {}).get("flops")
-        if limit and flops and flops <= limit * NOT_SLOWER and (control := _control(together, candidate, scores, True)):
-            held.append(control)
-    return _best(held)[:1]
+    fitting = (_control(together, c, scores, True) for c in candidates if _no_more_flops(c, together))
+    return _best([control for control in fitting if control])[:1]
+
+
+def _flops(record: Record) -> float | None:
+    return (record["flops"] or {}).get("flops")
+
+
+def _no_more_flops(candidate: Record, together: Record) -> bool:
+    mine, limit = _flops(candidate), _flops(together)
+    return bool(mine and limit and mine <= limit * NOT_SLOWER)
 
 
 def _control(together: Record, candidate: Record, scores: Mapping[str, Scores], sure: bool) -> Control | None:
@@ -130,17 +138,20 @@ def _best(controls: Sequence[Control]) -> list[Control]:
     return sorted((c for c in controls if c.steps >= least), key=lambda c: (not c.sure, c.steps))
 
 
-def speed_over(records: Sequence[Record], together: Record, timed: bool) -> dict[str, Estimate]:
-    """How many times as fast as each of `records` a stack is, by stack: with an interval by time, exactly by FLOPs."""
-    found = {}
+def speed_over(records: Sequence[Record], together: Record, timed: bool) -> dict[str, Estimate | None]:
+    """How many times as fast as each of `records` a stack is, by stack: with an interval by time, exactly by FLOPs; None where neither is
+    known."""
+    found: dict[str, Estimate | None] = {}
     for record in records:
         if timed:
-            ratio = statistics.speedup(record["timing"], together["timing"])
-            if ratio is not None:
-                found[record["stack"]] = ratio.estimate
-        elif (mine := (together["flops"] or {}).get("flops")) and (theirs := (record["flops"] or {}).get("flops")):
-            value = theirs / mine
-            found[record["stack"]] = Estimate(value=value, low=value, high=value, n=1, se=0.0)
+            ratio = times.speedup(record["timing"], together["timing"])
+            found[record["stack"]] = None if ratio is None else ratio.estimate
+        else:
+            theirs, mine = _flops(record), _flops(together)
+            value = theirs / mine if theirs and mine else None
+            found[record["stack"]] = (
+                None if value is None else Estimate(value=value, low=value, high=value, n=1, se=0.0)
+            )
     return found
 
 
@@ -151,36 +162,51 @@ class Evidence:
     interaction: Estimate
     controls: Sequence[Sequence[Control]]
     """Of each kind, those that may be the equal-time (or equal-FLOPs) control."""
-    speed: Mapping[str, Estimate]
-    """How many times as fast as `none` and as each of its methods the stack is."""
+    speed: Mapping[str, Estimate | None]
+    """How many times as fast as `none` and as each of its methods the stack is; None where that is not known."""
 
     @property
     def p_values(self) -> tuple[float, float, float]:
         """Of no clash, of no stacking (two-sided, to be held against ALPHA alike), and of no control ahead; 1 where nothing can be said."""
         clash = statistics.two_sided_p(self.interaction) if self.interaction.value < 0 else None
         stacks = exceeds_p(self.interaction, -MARGIN)
-        behind = [max(c.p_ahead for c in kind) for kind in self.controls if any(c.sure for c in kind)]
-        beaten = min(1.0, len(behind) * min(behind, default=1.0))
-        return (1.0 if clash is None else clash, 1.0 if stacks is None else min(1.0, 2 * stacks), beaten)
+        return (1.0 if clash is None else clash, 1.0 if stacks is None else min(1.0, 2 * stacks), self._p_beaten)
+
+    @property
+    def _p_beaten(self) -> float:
+        """Of no kind of control all of whose members, one of them surely no slower, are ahead by the margin: as many tests as kinds."""
+        judged = [kind for kind in self.controls if any(c.sure for c in kind)]
+        ahead = [max(c.p_ahead for c in kind) for kind in judged if all(c.over.value <= -MARGIN for c in kind)]
+        return min(1.0, len(judged) * min(ahead)) if ahead else 1.0
 
     def verdict(self, p_clash: float, p_stacks: float, p_beaten: float) -> tuple[str, str]:
         """A word of `VERDICTS` and, where that is not all, the reason, from p-values that are adjusted over the run."""
-        judged = [kind for kind in self.controls if any(c.sure for c in kind)]
-        if p_beaten <= ALPHA and any(all(c.ahead for c in kind) for kind in judged):
+        if p_beaten <= ALPHA:
             return "beaten", ""
         if p_clash <= ALPHA and self.interaction.value <= -MARGIN:
             return "clashes", ""
-        slower = [name for name, speed in self.speed.items() if speed.high is not None and speed.high < 1 / NOT_SLOWER]
-        if slower:
+        speed = {name: estimate for name, estimate in self.speed.items() if estimate is not None}
+        if slower := [name for name, e in speed.items() if e.high is not None and e.high < 1 / NOT_SLOWER]:
             return "slower", f"than {', '.join(slower)}"
-        ahead = [c.stack for kind in self.controls for c in kind if c.ahead]
-        behind = [name for name, speed in self.speed.items() if speed.value < 1 / NOT_SLOWER]
+        ahead = [c for kind in self.controls for c in kind if c.over.value <= -MARGIN]
+        behind = [name for name, estimate in speed.items() if estimate.value < 1 / NOT_SLOWER]
+        unknown = [name for name in self.speed if name not in speed]
         reasons = [
-            *(["the interaction may be below the margin"] if p_stacks > ALPHA else []),
-            *([f"{' and '.join(ahead)} may be as fast and is ahead"] if ahead else []),
+            *([BELOW] if p_stacks > ALPHA else []),
+            *([f"{_names(c for c in ahead if c.sure)} may be ahead"] if any(c.sure for c in ahead) else []),
+            *([f"{_names(c for c in ahead if not c.sure)} may be as fast and ahead"] if any(not c.sure for c in ahead) else []),
             *([f"it may be slower than {' and '.join(behind)}"] if behind else []),
+            *([f"neither times nor FLOPs compare it with {' and '.join(unknown)}"] if unknown or not self.speed else []),
         ]  # fmt: skip
         return ("unresolved", "; ".join(reasons)) if reasons else ("stacks", "")
+
+
+BELOW = "the interaction may be below the margin"
+"""Reason that more samples would settle."""
+
+
+def _names(controls: Iterable[Control]) -> str:
+    return " and ".join(c.stack for c in controls)
 
 
 def judge(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ copied whole. Kernel distances are in `kernels.py`, precision and recall in `man
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import blas
 
+from ditbench.moments import Moments, chunks, table
 from ditbench.readings import BLOCKS, Reading, blocks, contrast, jackknife, linear
 from ditbench.statistics import Array, Estimate
 
@@ -22,91 +23,10 @@ CUT = 1e-7
 """Singular values below this fraction of the largest are rounding, not data."""
 LARGE = 512
 """Features from which on a second's difference can be felt."""
+UNEQUAL = 3
+"""Times the mean size of a block that the largest may have."""
 FEW_BLOCKS = 8
 """Of a jackknife that only corrects bias."""
-ROWS = 2048
-"""Rows looked at together."""
-
-
-def table(features: ArrayLike) -> np.ndarray:
-    """`features` as an array [n, d] of its own type; ValueError when it is no table."""
-    x: np.ndarray = np.asarray(features)
-    if x.ndim != 2:
-        raise ValueError(f"features are a table [n, d] of finite numbers, got shape {x.shape}")
-    return x
-
-
-def chunks(x: np.ndarray) -> Iterator[Array]:
-    """Consecutive rows as float64 [at most ROWS, d]; ValueError when one is not finite."""
-    for start in range(0, len(x), ROWS):
-        part = np.asarray(x[start : start + ROWS], np.float64)
-        if not np.isfinite(part).all():
-            raise ValueError("features are a table [n, d] of finite numbers, got NaN or infinity")
-        yield part
-
-
-def squares(x: Array, y: Array) -> Array:
-    """[n, m] squared distances between rows."""
-    found: Array = (-2 * x) @ y.T
-    found += np.sum(x**2, 1)[:, None] + np.sum(y**2, 1)
-    return np.maximum(found, 0, out=found)
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Sufficient statistics of features, mergeable in any order: `a + b` is the moments of both.
-
-    Kept centred and merged pairwise (Chan, Golub & LeVeque 1979), so that a large common mean costs no digits.
-    """
-
-    n: int
-    mean: Array
-    """[d]."""
-    scatter: Array
-    """[d, d] sum of outer products of rows minus the mean."""
-    ids: frozenset[str] | None = None
-    """Names of the samples, where they were told: merging refuses one that is there already."""
-
-    @classmethod
-    def of(cls, features: ArrayLike, ids: Iterable[str] | None = None) -> Moments:
-        """Moments of `features` [n, d] of samples named `ids` [n]; ValueError when they are no finite table, or a name comes twice."""
-        x = table(features)
-        named = None if ids is None else list(ids)
-        if named is not None and len(named) != len(x):
-            raise ValueError(f"{len(x)} samples and {len(named)} names")
-        found = cls(0, np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1])), None if named is None else frozenset())
-        for i, part in enumerate(chunks(x)):
-            mean = part.mean(0)
-            centred = part - mean
-            told = None if named is None else named[i * ROWS : i * ROWS + len(part)]
-            if told is not None and len(set(told)) < len(told):
-                raise ValueError(f"sample {next(t for t in told if told.count(t) > 1)!r} is there twice")
-            found += cls(len(part), mean, centred.T @ centred, None if told is None else frozenset(told))
-        return found
-
-    def __add__(self, other: Moments) -> Moments:
-        ids = None if self.ids is None or other.ids is None else self.ids | other.ids
-        if ids is not None and self.ids is not None and len(ids) < self.n + other.n:
-            raise ValueError(f"sample {min(self.ids & (other.ids or set()))!r} is there twice")
-        n = self.n + other.n
-        apart = other.mean - self.mean
-        between = np.outer(apart, apart) * (self.n * other.n / max(n, 1))
-        return Moments(n, self.mean + apart * (other.n / max(n, 1)), self.scatter + other.scatter + between, ids)
-
-    def without(self, part: Moments) -> Moments:
-        """What is left when `part`, which is in these moments, is taken out."""
-        n = self.n - part.n
-        mean = (self.n * self.mean - part.n * part.mean) / n
-        apart = part.mean - mean
-        return Moments(n, mean, self.scatter - part.scatter - np.outer(apart, apart) * (n * part.n / self.n))
-
-    @property
-    def covariance(self) -> Array:
-        """[d, d], divisor n - 1, symmetric; ValueError with fewer than two rows."""
-        if self.n < 2:
-            raise ValueError(f"a covariance needs at least two samples, got {self.n}")
-        found: Array = self.scatter / (self.n - 1)  # X^T X is symmetric to the last bit, and so are sums of such
-        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,17 +179,28 @@ def frechet_contrast(
     return settle(whole, [read_jackknifed(x, reference, groups) for x in paired], signs, n, d)
 
 
+def too_few(n: int, d: int) -> str:
+    """Why n samples of d features have no difference of Fréchet distances, or "": what is left without a block must have full rank too."""
+    return (
+        ""
+        if 4 * n >= 5 * d
+        else f"a difference of Fréchet distances needs 1.25 times as many samples as their {d} features, got {n}"
+    )
+
+
 def settle(
     influences: Sequence[Reading], jackknifed: Sequence[Reading], signs: Sequence[int], n: int, d: int
 ) -> Estimate:
     """A contrast of distances from both readings of each set: the value without bias from the jackknife, the interval from influences.
 
     Sets of less variance look better at small n, for part of what perfection costs there is variance: paired distances share most of
-    their bias, not all. Up to n = 2 d the influence is too small, and the larger of both standard errors is taken. ValueError for n <= d,
-    where the correction leaves bias that can turn the sign.
+    their bias, not all. Up to n = 2 d the influence is too small, and the larger of both standard errors is taken. ValueError for fewer
+    than 1.25 d samples, where the correction leaves bias that can turn the sign, and where prompts differ too much in size for it.
     """
-    if n <= d:
-        raise ValueError(f"a difference of Fréchet distances needs more samples than their {d} features, got {n}")
+    if reason := too_few(n, d):
+        raise ValueError(reason)
+    if any(reading.unbiased is None for reading in jackknifed):
+        raise ValueError("a difference of Fréchet distances needs prompts of more equal numbers of samples")
     by_influence, by_jackknife = (contrast(readings, signs) for readings in (influences, jackknifed))
     use = by_influence
     if n <= 2 * d and (by_jackknife.se or 0) > (by_influence.se or 0):
@@ -288,7 +219,9 @@ def read_jackknifed(features: ArrayLike, reference: Reference, groups: ArrayLike
     whole = sum(parts[1:], parts[0])
     if len(parts) < 2:
         return Reading(value=frechet(x, reference), parts=np.zeros(1))
-    return jackknife(frechet(x, reference), [frechet(whole.without(part), reference) for part in parts])
+    found = jackknife(frechet(x, reference), [frechet(whole.without(part), reference) for part in parts])
+    # Quenouille's formula is about blocks of one size.
+    return found if max(part.n for part in parts) * len(parts) <= UNEQUAL * len(x) else replace(found, unbiased=None)
 
 
 def _paired(tables: Sequence[ArrayLike]) -> list[np.ndarray]:

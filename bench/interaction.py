@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from ditbench import statistics
+from ditbench import statistics, times
 from ditbench.artifact import below_of
 from ditbench.controls import (
     ALIGNMENT,
+    BELOW,
     MARGIN,
     RULE,
     VERDICTS,
@@ -35,10 +36,10 @@ from ditbench.controls import (
     student_controls,
     teacher_controls,
 )
-from ditbench.distances import Reference, read_frechet, read_jackknifed, settle
+from ditbench.distances import Reference, read_frechet, read_jackknifed, settle, too_few
 from ditbench.metrics.frechet import FEATURE
 from ditbench.metrics.stored import Scores
-from ditbench.quality import reference_of
+from ditbench.quality import held, reference_of
 from ditbench.readings import Reading
 from ditbench.record import SHOWN
 from ditbench.stack import Stack
@@ -183,9 +184,9 @@ class _Distances:
         """None where there is none: the distance's own column has the reason."""
         world, n = cells[0]["world"], len(self.scores[cells[0]["key"]].arrays[FEATURE])
         try:
-            reference = reference_of(world) if self.references is None else self.references[world]
+            reference = reference_of(world) if self.references is None else held(self.references, world)
             d = len(reference.mean)
-            if n <= d:
+            if too_few(n, d):
                 return None
             whole, jackknifed = zip(*(self._read(cell["key"], reference) for cell in cells), strict=True)
             return settle(whole, jackknifed, signs, n, d)
@@ -208,9 +209,7 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = [dict(row) for row in rows]
     for i, verdict in zip(measured, judge([rows[i]["evidence"] for i in measured]), strict=True):
         found[i] |= verdict
-        found[i]["samples_needed"] = (
-            samples_needed(rows[i]["alignment"]) if verdict["verdict"] == "unresolved" else None
-        )
+        found[i]["samples_needed"] = samples_needed(rows[i]["alignment"]) if BELOW in verdict["reason"] else None
     return found
 
 
@@ -231,11 +230,12 @@ def _row(
             reason = f": {cells[name]['reason']}" if name in cells else ""
             return row | {"verdict": f"{name} is {status}{reason}"}
     none, *alone, together = (cells[name] for name in names)
-    flops = [r["flops"].get("flops") for r in (none, *alone, together)]
+    flops = [(r["flops"] or {}).get("flops") for r in (none, *alone, together)]
     if all(flops):
-        row["gamma_flops"] = float(flops[0] / flops[-1] / np.prod([flops[0] / f for f in flops[1:-1]]))
+        first, *middle, last = (float(f) for f in flops if f)
+        row["gamma_flops"] = float(first / last / np.prod([first / f for f in middle]))
     signs = [1 - len(alone), *[1] * len(alone), -1]
-    gamma = statistics.time_contrast([r["timing"] for r in (none, *alone, together)], signs)
+    gamma = times.time_contrast([r["timing"] for r in (none, *alone, together)], signs)
     row["gamma_clock"] = gamma.estimate if gamma else None
     mine = [scores.get(r["key"]) for r in (none, *alone, together)]
     if not all(s is not None and ALIGNMENT in s.arrays for s in mine):
@@ -254,7 +254,8 @@ def _row(
     equal_flops = by_flops(together, teacher, scores)
     shorter = (by_time if timed else by_flops)(together, students, scores)
     for name, controls in (("control", equal_time), ("flops_control", equal_flops), ("student_control", shorter)):
-        row |= {name: controls[0].stack if controls else None, f"over_{name}": controls[0].over if controls else None}
+        chief = next((c for c in controls if c.sure), None)
+        row |= {name: chief and chief.stack, f"over_{name}": chief and chief.over}
     row["controls"] = [c.stack for c in (*(equal_time if timed else equal_flops), *shorter)]
     row["evidence"] = Evidence(
         interaction=interaction, controls=[equal_time if timed else equal_flops, shorter],

@@ -11,7 +11,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ditbench.distances import Reference, chunks, squares, table
+from ditbench.distances import Reference
+from ditbench.moments import chunks, squares, table
 from ditbench.readings import Reading, linear
 from ditbench.statistics import Array
 

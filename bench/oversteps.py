@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ditbench import statistics
+from ditbench import statistics, times
 from ditbench.controls import ALIGNMENT
 from ditbench.metrics.stored import Scores
 from ditbench.record import SHOWN
@@ -42,7 +42,7 @@ def over_steps(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores
 def _gain(
     model: str, method: str, cell: Mapping[str, Any], under: Mapping[str, Any], scores: Mapping[str, Scores]
 ) -> dict[str, Any]:
-    speed = statistics.speedup(under["timing"], cell["timing"])
+    speed = times.speedup(under["timing"], cell["timing"])
     told = [scores.get(r["key"]) for r in (cell, under)]
     changes = {
         name: _change(metric, told, under["stack"])

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from ditbench import combined, statistics, verdict
-from ditbench.distances import Reference, settle
+from ditbench.distances import Reference, settle, too_few
 from ditbench.extractors import find
 from ditbench.metrics import Metric
 from ditbench.metrics.stored import Scores
@@ -149,8 +149,8 @@ def statistic_delta(
     elif not statistic.check:
         delta = contrast([sets.read(metric, record, scores) for scores in pair], signs)
     else:
-        if n <= d:  # before the jackknife, which costs an eigenproblem per block
-            raise ValueError(f"a difference of Fréchet distances needs more samples than their {d} features, got {n}")
+        if reason := too_few(n, d):  # before the jackknife, which costs an eigenproblem per block
+            raise ValueError(reason)
         jackknifed = [sets.read(metric, record, scores, check=True) for scores in pair]
         delta = settle([sets.read(metric, record, scores) for scores in pair], jackknifed, signs, n, d)
         error = contrast(jackknifed, signs).se

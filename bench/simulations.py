@@ -24,6 +24,7 @@ from ditbench.distances import Reference, frechet, frechet_contrast
 from ditbench.manifold import hits, read_recall
 from ditbench.readings import contrast
 from ditbench.statistics import Array, Estimate
+from ditbench.times import speedup
 
 Generator = np.random.Generator
 FEATURES = 64
@@ -130,7 +131,7 @@ def times(repetitions: int) -> Iterator[Outcome]:
         for rounds in (2, 3, 5):
             r = np.random.default_rng(rounds)
             pairs = [[timing(r, s, rounds, process, batch) for s in (1.0, 0.5)] for _ in range(repetitions)]
-            found = [s.estimate for pair in pairs if (s := statistics.speedup(*pair))]
+            found = [s.estimate for pair in pairs if (s := speedup(*pair))]
             yield _coverage(f"speed-up, {name}", rounds, found, 2.0)
         yield _beaten(name, process, batch, repetitions)
 
@@ -142,7 +143,7 @@ def _beaten(name: str, process: float, batch: float, repetitions: int) -> Outcom
         stack = timing(r, 1.0, 3, process, batch, 4)
         controls = []
         for steps, seconds, value in ((4, 1.0, 0.1), (5, 1.05, -0.1)):
-            ratio = statistics.speedup(stack, timing(r, seconds, 3, process, batch, 4))
+            ratio = speedup(stack, timing(r, seconds, 3, process, batch, 4))
             assert ratio is not None and ratio.estimate.low is not None and ratio.estimate.high is not None
             if ratio.estimate.high * 1.02 >= 1:
                 over = statistics.of_units(value, value + 0.1 * r.standard_normal(256), (-1.0, 1.0))
@@ -226,7 +227,7 @@ def sets(repetitions: int) -> Iterator[Outcome]:
     for weaker in (0.3, 0.6):
         base, variant = world.pair(np.random.default_rng(9), 200_000, weaker)
         truth = frechet(variant, world.reference) - frechet(base, world.reference)
-        for n in (72, 128, 256):
+        for n in (80, 128, 256):
             found = []
             for i in range(repetitions):
                 pair = world.pair(np.random.default_rng(1000 * n + i), n, weaker)[::-1]

@@ -1,14 +1,12 @@
-"""Means, paired deltas, times and their ratios, each with its interval. numpy and scipy only.
+"""Means and paired deltas, each with its interval. numpy and scipy only.
 
-n samples, G groups (samples of one prompt, which are not independent), R rounds. Everything is float64 and nothing is random; every
-interval is two-sided 95 %. Distances between sets of samples are in `distances.py`.
+n samples, G groups (samples of one prompt, which are not independent). Everything is float64 and nothing is random; every
+interval is two-sided 95 %. Distances between sets of samples are in `distances.py`, times in `times.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,10 +15,8 @@ from scipy import special
 Array = NDArray[np.float64]
 
 LEVEL = 0.95
-DRIFT_BOUND = 0.10
-"""A baseline whose slowest round took over 10 % longer than its fastest makes the times of its model suspect."""
-ROUNDING = 1e-9
-"""By which a difference of values may leave its range."""
+DECIMALS = 6
+"""Of values with bounds: what differs by less is rounding, of float32 too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +35,8 @@ class Estimate:
     """Skewness of the units, where the interval is corrected for it (see `reach`)."""
     bounds: tuple[float, float] | None = None
     """Lowest and highest value that one unit can have, where that is known."""
+    effective: float | None = None
+    """Units of equal weight that weigh as those behind it, where theirs differ (Kish 1965): fewer than `n`."""
 
     def divided(self, by: float) -> Estimate:
         """This estimate over a positive constant."""
@@ -58,17 +56,18 @@ def detectable(se: float) -> float:
 def mean(values: ArrayLike, groups: ArrayLike | None = None, *, bounds: tuple[float, float] | None = None) -> Estimate:
     """Mean of `values` [n] with whole groups as the independent units; `groups` [n] labels them (default: a group each).
 
-    The interval is `reach`'s on the linearised mean. `bounds` is the range a value can have. When all values are equal there is no
-    spread to go by: with `bounds` the interval then goes as far as a value unseen in G groups can be hidden, 1 - 0.05**(1/G) of the range;
-    without them, as with fewer than two groups, there is no interval. Raises ValueError when `values` is empty, not finite, outside
-    `bounds`, or of another length than `groups`.
+    The interval is `reach`'s on the linearised mean. `bounds` is the range a value can have, and not used where one lies outside. When all
+    values are equal there is no spread to go by: with `bounds` the interval then goes as far as a value unseen in G groups can be hidden,
+    1 - 0.05**(1/G) of the range; without them, as with fewer than two groups, there is no interval. Raises ValueError when `values` is
+    empty, not finite, or of another length than `groups`.
     """
     x = _finite(values)
+    if bounds is not None:
+        x = np.round(x, DECIMALS)
+        bounds = bounds if bounds[0] <= x.min() and x.max() <= bounds[1] else None
     label = np.arange(len(x)) if groups is None else np.asarray(groups)
     if len(label) != len(x):
         raise ValueError(f"{len(x)} values and {len(label)} group labels")
-    if bounds is not None and (x.min() < bounds[0] - ROUNDING or x.max() > bounds[1] + ROUNDING):
-        raise ValueError(f"values from {x.min():g} to {x.max():g} do not lie within {bounds[0]:g} to {bounds[1]:g}")
     names, member = np.unique(label, return_inverse=True)
     num, value = len(names), float(x.mean())
     if num < 2:
@@ -78,7 +77,7 @@ def mean(values: ArrayLike, groups: ArrayLike | None = None, *, bounds: tuple[fl
     count = np.bincount(member, weights=np.ones(len(x))).astype(np.float64)
     total = np.bincount(member, weights=x).astype(np.float64)
     units = (total - value * count) / count.mean()
-    return of_units(value, units, bounds)
+    return replace(of_units(value, units, bounds), effective=float(count.sum() ** 2 / np.sum(count**2)))
 
 
 def of_units(value: float, units: Array, bounds: tuple[float, float] | None = None) -> Estimate:
@@ -184,100 +183,3 @@ def _finite(values: ArrayLike) -> Array:
     if not np.isfinite(x).all():
         raise ValueError(f"{np.sum(~np.isfinite(x))} of {len(x)} values are not finite numbers")
     return x
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speedup:
-    """Time of the baseline over time of a cell."""
-
-    estimate: Estimate
-    unit: str
-    """What the interval counts as independent: "rounds", or "" where there is no interval."""
-
-
-def speedup(
-    baseline: Sequence[Mapping[str, Any]], cell: Sequence[Mapping[str, Any]], stage: str = "call_s"
-) -> Speedup | None:
-    """Ratio of the seconds spent on the same requests, paired inside rounds; None when the two share no timed batch.
-
-    `baseline` and `cell` are raw timing entries (round, batch, size, and seconds of `stage`). In each round both times are summed over
-    the batches both have, so that a batch counts by the seconds it took; the value is the geometric mean of the rounds' ratios and the
-    interval Student's t on their logarithms (R - 1). One round carries no interval: batches of one process share its conditions.
-    """
-    return time_contrast([baseline, cell], [1, -1], stage)
-
-
-def time_contrast(
-    timings: Sequence[Sequence[Mapping[str, Any]]], signs: Sequence[int], stage: str = "call_s"
-) -> Speedup | None:
-    """The product of the seconds of several cells, each to the power of its sign: paired and with an interval as `speedup`."""
-    times = [_batches(timing, stage) for timing in timings]
-    shared = sorted(at for at in set.intersection(*map(set, times)) if all(t[at] > 0 for t in times))
-    if not shared:
-        return None
-    rounds = sorted({at[0] for at in shared})
-    logs = np.array(
-        [
-            sum(sign * np.log(sum(t[at] for at in shared if at[0] == r)) for sign, t in zip(signs, times, strict=True))
-            for r in rounds
-        ]
-    )
-    centre = float(logs.mean())
-    value = float(np.exp(centre))
-    if len(rounds) < 2:
-        return Speedup(estimate=Estimate(value=value, low=None, high=None, n=1, se=None), unit="")
-    se = float(logs.std(ddof=1) / np.sqrt(len(logs)))
-    low, high = student(centre, se, len(logs) - 1)
-    estimate = Estimate(value=value, low=float(np.exp(low)), high=float(np.exp(high)), n=len(logs), se=value * se)
-    return Speedup(estimate=estimate, unit="rounds")
-
-
-def seconds(timing: Sequence[Mapping[str, Any]], stage: str = "call_s") -> Estimate | None:
-    """Seconds per sample: in each round all seconds over all samples, then the geometric mean of the rounds, with Student's t interval on
-    their logarithms (R - 1); with one round no interval. None without a timed batch.
-    """
-    rounds = sorted({t["round"] for t in timing})
-    each = [[t for t in timing if t["round"] == r] for r in rounds]
-    values = np.array([sum(t[stage] for t in part) / sum(t["size"] for t in part) for part in each])
-    if not len(values):
-        return None
-    if len(values) < 2 or values.min() <= 0:
-        return Estimate(value=float(values.mean()), low=None, high=None, n=len(values), se=None)
-    centre, error = float(np.log(values).mean()), float(np.log(values).std(ddof=1) / np.sqrt(len(values)))
-    value = float(np.exp(centre))
-    low, high = (float(np.exp(x)) for x in student(centre, error, len(values) - 1))
-    return Estimate(value=value, low=low, high=high, n=len(values), se=value * error)
-
-
-def quotient(over: Mapping[str, Any], under: Mapping[str, Any]) -> Estimate | None:
-    """The ratio of two independent positive estimates (as dicts), with Welch's t interval on its logarithm; None where one has no error
-    or too few units for one.
-
-    For speed-ups of different runs, which share no rounds.
-    """
-    parts = [(told["se"] / told["value"], told["n"] - 1) for told in (over, under) if told["se"] is not None]
-    if len(parts) < 2 or min(freedom for _, freedom in parts) < 1:
-        return None
-    value, variance = over["value"] / under["value"], sum(error**2 for error, _ in parts)
-    if variance == 0:
-        return Estimate(value=value, low=value, high=value, n=min(over["n"], under["n"]), se=0.0)
-    freedom = variance**2 / sum(error**4 / f for error, f in parts)
-    factor = float(np.exp(special.stdtrit(freedom, (1 + LEVEL) / 2) * np.sqrt(variance)))
-    error = value * float(np.sqrt(variance))
-    return Estimate(value=value, low=value / factor, high=value * factor, n=min(over["n"], under["n"]), se=error)
-
-
-def drift(timing: Sequence[Mapping[str, Any]], stage: str = "call_s") -> float | None:
-    """Slowest round over fastest, minus one, on the batches every round timed; None with fewer than two rounds."""
-    times = _batches(timing, stage)
-    rounds = {at[0] for at in times}
-    everywhere = [batch for batch in {at[1:] for at in times} if all((r, *batch) in times for r in rounds)]
-    if len(rounds) < 2 or not everywhere:
-        return None
-    seconds = [sum(times[r, *batch] for batch in everywhere) for r in rounds]
-    return max(seconds) / min(seconds) - 1 if min(seconds) > 0 else None
-
-
-def _batches(timing: Sequence[Mapping[str, Any]], stage: str) -> dict[tuple[int, int, int], float]:
-    """(round, batch, size) -> seconds."""
-    return {(t["round"], t["batch"], t["size"]): t[stage] for t in timing}

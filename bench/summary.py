@@ -15,7 +15,7 @@ where the data carry none). Nothing is ever NaN: a number that cannot be had is 
     quality         {metric name: entry}, an entry for every metric, but for those that look through an extractor only where some cell
                     of the run was scored with it; see below
     timing          {"call_s" | "text_s" | "denoise_s" | "decode_s": estimate | None}: seconds per sample. Of none, and of a cell that has
-                    no baseline to be timed against, `statistics.seconds`; of the others none's over their speed-up of that stage, so
+                    no baseline to be timed against, `times.seconds`; of the others none's over their speed-up of that stage, so
                     that no two numbers of a report give two speed-ups, with the interval of the speed-up
     second_judge    estimate | None: the second judge's change of alignment minus the first's (see `ditbench.judges`)
     share           {"text", "denoise", "decode"}: float | None, this cell's measured shares of stage time, sum 1
@@ -73,7 +73,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ditbench import judges, statistics, truncation, verdict
+from ditbench import judges, times, truncation, verdict
 from ditbench.distances import Reference
 from ditbench.metrics import Metric, fidelity, metrics
 from ditbench.metrics.stored import Scores, read_scores
@@ -81,7 +81,7 @@ from ditbench.quality import held, quality, reference_of
 from ditbench.record import MEASURED
 from ditbench.references import Told
 from ditbench.sets import Sets
-from ditbench.statistics import DRIFT_BOUND
+from ditbench.times import DRIFT_BOUND
 
 __all__ = ["DRIFT_BOUND", "Scores", "own_timing", "read_scores", "summarise"]
 
@@ -126,7 +126,7 @@ def _row(
     run = record["run"]
     if none is not None and record["status"] in MEASURED and any(none["run"].get(a) != run.get(a) for a in ALIKE):
         none = None  # other requests, or other weights: nothing may be paired
-    drift = statistics.drift(none["timing"]) if none is not None else None
+    drift = times.drift(none["timing"]) if none is not None else None
     row = {name: record.get(name, "") for name in ("key", "model", "family", "world", "stack", "status", "reason")}
     row |= {
         "methods": [m["name"] for m in record["methods"]],
@@ -158,8 +158,8 @@ def _row(
 
 
 def _timing(record: Mapping[str, Any], none: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:
-    if none is not None and record is not none and (base := statistics.seconds(none["timing"], name)):
-        ratio = statistics.speedup(record["timing"], none["timing"], name)  # the cell's seconds over none's
+    if none is not None and record is not none and (base := times.seconds(none["timing"], name)):
+        ratio = times.speedup(record["timing"], none["timing"], name)  # the cell's seconds over none's
         if ratio is not None:
             return ratio.estimate.divided(1 / base.value).as_dict()
     return own_timing(record)[name]
@@ -167,7 +167,7 @@ def _timing(record: Mapping[str, Any], none: Mapping[str, Any] | None, name: str
 
 def own_timing(record: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
     """Seconds per sample of each stage by a record's own times alone, as `timing` in a row."""
-    found = {name: statistics.seconds(record["timing"], name) for name in TIMED}
+    found = {name: times.seconds(record["timing"], name) for name in TIMED}
     return {name: estimate.as_dict() if estimate else None for name, estimate in found.items()}
 
 
@@ -192,9 +192,7 @@ def _speedups(record: Mapping[str, Any], none: Mapping[str, Any] | None) -> dict
     found["speedup_interval"] = ""
     if none is None:
         return found
-    call, denoise = (
-        statistics.speedup(none["timing"], record["timing"], f"{scope}_s") for scope in ("call", "denoise")
-    )
+    call, denoise = (times.speedup(none["timing"], record["timing"], f"{scope}_s") for scope in ("call", "denoise"))
     if call is not None:
         found |= {"speedup_call": call.estimate.as_dict(), "speedup_interval": call.unit}
     if denoise is not None:

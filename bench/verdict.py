@@ -20,9 +20,9 @@ WORDS = ("better", "worse", "equivalent", "inconclusive")
 RULE = (
     f"verdict: equivalent, where the difference to none lies within the margin stated before the run (two one-sided tests, {ALPHA:.0%}, on "
     "the prompts and one imagined prompt at the worst end of the metric's range); else better or worse, where it differs from nothing "
-    f"(two-sided, {ALPHA:.0%}); else inconclusive. For alignment and Fréchet distance, the primary metrics, the p-values of both tests are "
-    "adjusted by Holm across the stacks of the model and both metrics; the other metrics' are not. detectable: the difference that 80 % "
-    "of such runs would find."
+    f"(two-sided, {ALPHA:.0%}) and is no smaller than the margin; else inconclusive. For alignment and Fréchet distance, the primary "
+    "metrics, the p-values of both tests are adjusted by Holm across the stacks of the model and both metrics; the other metrics' are "
+    "not. detectable: the difference that 80 % of such runs would find."
 )
 
 
@@ -44,23 +44,30 @@ def exceeds_p(delta: Estimate, least: float) -> float | None:
     """One-sided p-value of "the difference is `least` or less".
 
     Student's t on the G units and one imagined unit more, which has the lowest value that a unit can have: a loss that has not been seen
-    is not taken for one that cannot happen. And never below the chance that G units hide a share that would move the mean to `least`. So
-    it never falls when a loss gets larger. Without `bounds` of a unit: Student's t on the units alone. None without a standard error, or
-    without spread and bounds.
+    is not taken for one that cannot happen. And never below the chance of as small a loss as this where a share of the units loses all it
+    can and the others nothing, so many that their mean is `least` (the binomial; without a loss (1 - share)^G): of all that lose as much
+    on average such units are the hardest to see. So it never falls when a loss gets larger. Without `bounds` of a unit: Student's t on
+    the units alone. None without a standard error, or without spread and bounds.
     """
     if delta.se is None or (delta.se == 0 and delta.bounds is None):
         return None
-    num, mean, variance = delta.n, delta.value, delta.se**2 * delta.n
-    hidden = 0.0
+    mean, num = delta.value, float(delta.effective or delta.n)
+    variance, rare = delta.se**2 * num, 0.0
     if delta.bounds is not None:
         lowest = delta.bounds[0]
         apart = mean - lowest
-        hidden = (1 - min(max(mean - least, 0.0) / apart, 1.0)) ** num if apart > 0 else 1.0
+        if mean <= least or apart <= 0:
+            rare = 1.0
+        elif mean < 0:
+            lost = num * mean / lowest
+            rare = float(special.betainc(num - lost, lost + 1, 1 - least / lowest))
+        else:
+            rare = (1 - (mean - least) / apart) ** num
         variance = ((num - 1) * variance + num / (num + 1) * apart**2) / num
         mean, num = (num * mean + lowest) / (num + 1), num + 1
     if variance == 0:
         return 1.0
-    return max(hidden, float(special.stdtr(num - 1, -(mean - least) / np.sqrt(variance / num))))
+    return max(rare, float(special.stdtr(num - 1, -(mean - least) / np.sqrt(variance / num))))
 
 
 def mirrored(delta: Estimate) -> Estimate:
@@ -84,14 +91,14 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(x) for x in found]
 
 
-def decide(value: float, better: str, p: float | None, p_equivalent: float | None) -> str:
+def decide(value: float, better: str, p: float | None, p_equivalent: float | None, margin: float | None = None) -> str:
     """The verdict on a difference `value` of a metric whose `better` is "higher" or "lower", by `RULE`; "" without p-values, or where
-    neither is better."""
+    neither is better. `margin`: the least difference that counts, where one was stated."""
     if p is None or better not in ("higher", "lower"):
         return ""
     if p_equivalent is not None and p_equivalent <= ALPHA:
         return "equivalent"
-    if p > ALPHA:
+    if p > ALPHA or abs(value) < (margin or 0.0):
         return "inconclusive"
     return "better" if (value > 0) == (better == "higher") else "worse"
 
@@ -116,4 +123,4 @@ def judge(rows: Sequence[Mapping[str, Any]]) -> None:
                 entry[f"{given}_holm"] = p
         for e, adjusted in entries:
             which = ("p_holm", "p_equivalent_holm") if adjusted else ("p", "p_equivalent")
-            e["verdict"] = decide(e["delta"]["value"], e["better"], *(e[p] for p in which))
+            e["verdict"] = decide(e["delta"]["value"], e["better"], *(e[p] for p in which), e["margin"])

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ditbench import statistics
+import numpy as np
+
+from ditbench import statistics, times
 from ditbench.metrics import Metric, metrics
 from ditbench.metrics.stored import Scores, read_scores
 from ditbench.quality import reference_of, statistic_delta
@@ -107,7 +109,10 @@ def _qualities(
             if metric.better == "neither" and verdict in ("better", "worse"):
                 verdict = "changed"
             told = spoken(moved.as_dict(), places, signed=True)
-            if moved.se == 0 and moved.value == 0:  # an interval would be about samples that were not drawn
+            pair = [s.arrays.get(metric.name, s.arrays["group"]) for s in (mine, theirs)]
+            if (
+                moved.se == 0 and moved.value == 0 and np.array_equal(*pair)
+            ):  # an interval would be about samples that were not drawn
                 verdict, told = "identical", ""
             lines.append(_line(metric.name, fixed(before, places), fixed(after, places), told, verdict))
     return lines
@@ -135,7 +140,7 @@ def _speed(old: Row, new: Row, gates: Gates) -> list[dict[str, Any]]:
     """The speed-up over each run's own baseline: what drifts between the runs drifts for both."""
     if old["baseline"] or old["speedup_call"] is None or new["speedup_call"] is None:
         return []
-    ratio = statistics.quotient(new["speedup_call"], old["speedup_call"])
+    ratio = times.quotient(new["speedup_call"], old["speedup_call"])
     before, after = (spoken(row["speedup_call"], 2) for row in (old, new))
     if ratio is None:
         return [_line("speedup_call", before, after, DASH, "not told apart: one of them has no interval")]

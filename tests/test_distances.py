@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from ditbench import distances, kernels, manifold, readings
+from ditbench import kernels, manifold, moments, readings
 from ditbench.distances import Moments, Reference, frechet, frechet_delta, read_frechet, read_jackknifed
 from ditbench.kernels import cubic, gaussian, read_mmd, read_mmd_spread, spread
 from ditbench.manifold import read_inception_score, read_precision, read_recall
@@ -21,7 +21,7 @@ def rng(seed):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """So that a small table is still many chunks."""
-    monkeypatch.setattr(distances, "ROWS", 7)
+    monkeypatch.setattr(moments, "ROWS", 7)
 
 
 def mixing(d, decay=5.0):
@@ -366,7 +366,7 @@ def test_the_jackknife_of_a_mean_has_the_standard_error_of_the_mean():
 def test_a_kernel_and_a_ball_see_every_tile_once(monkeypatch):
     x, y = rng(0).standard_normal((30, 4)), rng(1).standard_normal((25, 4))
     whole = [read(x, Reference.through(y)) for read in (read_mmd, read_precision, read_recall)]
-    monkeypatch.setattr(distances, "ROWS", 4)
+    monkeypatch.setattr(moments, "ROWS", 4)
     tiled = [read(x, Reference.through(y)) for read in (read_mmd, read_precision, read_recall)]
     for a, b in zip(whole, tiled, strict=True):
         assert a.value == pytest.approx(b.value, rel=1e-12)

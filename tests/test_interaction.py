@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ditbench import interaction
+from ditbench.controls import Control, Evidence, judge
 from ditbench.distances import Moments, Reference, frechet, read_jackknifed
 from ditbench.interaction import ALIGNMENT, describe, factorial, interactions, joined, shorter_students, together
 from ditbench.method import values
@@ -18,7 +19,7 @@ from ditbench.metrics.stored import Scores
 from ditbench.oversteps import PERCEPTUAL, over_steps
 from ditbench.reports.stacking import answer_table
 from ditbench.stack import Stack
-from ditbench.statistics import constant
+from ditbench.statistics import Estimate, constant, student
 from ditbench.verdict import exceeds_p
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,7 +161,7 @@ def test_controls_that_the_times_do_not_tell_apart_must_agree_before_a_stack_is_
     assert sum(row["verdict"] == "beaten" for row in rows) <= 1
     told_apart = row_of(times, losses, steps=steps, noise=0.01, jitter=0.002)
     assert told_apart["control"] == "fewer_steps(share=0.2)" and told_apart["verdict"] == "stacks"
-    doubtful = [row for row in rows if "may be as fast and is ahead" in row.get("reason", "")]
+    doubtful = [row for row in rows if "may be as fast and ahead" in row.get("reason", "")]
     assert doubtful and all(row["verdict"] == "unresolved" for row in doubtful)
 
 
@@ -212,6 +213,38 @@ def test_unreliable_times_decide_nothing_and_flops_stand_in():
     for t in records[0]["timing"]:  # none drifts
         t["call_s"] *= 1 + 0.3 * t["round"]
     assert interactions(records, scores, (A, B), REFERENCE)[-1]["basis"] == "FLOPs"
+
+
+def test_nothing_known_of_its_speed_is_no_proof_that_it_is_not_slower():
+    records, scores = world(TIMES, SUM, noise=0.01)
+    for record in records:
+        record |= {"flops": {}, "timing": []}
+    row = interactions(records, scores, (A, B), REFERENCE)[-1]
+    assert (row["verdict"], row["basis"]) == ("unresolved", "FLOPs") and "neither times nor FLOPs" in row["reason"]
+    assert row["samples_needed"] is None and row["p_beaten"] == 1
+
+
+def test_a_control_that_was_timed_elsewhere_counts_by_its_flops():
+    records, scores = world(TIMES | CONTROLS, SUM | dict.fromkeys(CONTROLS, 0.05), steps=STEPS, noise=0.01)
+    for record in records:
+        record["timing"] = [] if record["stack"].startswith("fewer") else record["timing"]
+    row = interactions(records, scores, (A, B), REFERENCE)[-1]
+    assert (row["verdict"], row["control"]) == ("unresolved", None) and "may be as fast and ahead" in row["reason"]
+
+
+def test_a_kind_of_control_within_the_margin_does_not_pay_for_another():
+    def control(value, error):
+        low, high = student(value, error, 63)
+        over = Estimate(value=value, low=low, high=high, n=64, se=error, bounds=(-1, 1))
+        return [Control(stack="c", steps=4, sure=True, over=over)]
+
+    nothing = constant(0.0, 1000, (-2, 2))
+    both, alone = (
+        Evidence(interaction=nothing, controls=kinds, speed={})
+        for kinds in ([control(-0.01, 0.001), control(-0.05, 0.0245)], [[], control(-0.05, 0.0245)])
+    )
+    assert judge([both])[0]["p_beaten"] == pytest.approx(2 * judge([alone])[0]["p_beaten"])
+    assert judge([both])[0]["verdict"] == "unresolved" and judge([alone])[0]["verdict"] == "beaten"
 
 
 def test_verdicts_pay_for_every_combination_of_the_run():

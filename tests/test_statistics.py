@@ -7,7 +7,8 @@ import pytest
 import scipy.linalg
 
 from ditbench.distances import Moments, Reference, floor, frechet, frechet_delta, influence
-from ditbench.statistics import Estimate, delta, detectable, drift, mean, seconds, speedup, two_sided_p
+from ditbench.statistics import Estimate, delta, detectable, mean, two_sided_p
+from ditbench.times import drift, seconds, speedup
 
 
 def slow_frechet(x, y):
@@ -108,7 +109,7 @@ def test_paired_frechet_delta_covers_the_true_difference_and_has_no_bias(n):
 
 
 def test_a_variant_that_is_worse_but_varies_less_is_not_called_better_at_small_n():
-    """Truly worse by 9 to 34, read as -39 to -126 at 16 samples of 64 features: such an n has no difference, and 72 the right sign."""
+    """Truly worse by 9 to 34, read as -39 to -126 at 16 samples of 64 features: such an n has no difference, and 80 the right sign."""
     d, factor = 64, gaussian(64, decay=20.0)
     y = reference_of(np.random.default_rng(5).standard_normal((4000, d)) @ factor.T)
 
@@ -122,9 +123,9 @@ def test_a_variant_that_is_worse_but_varies_less_is_not_called_better_at_small_n
     assert truth > 0
     plain = [frechet(v, y) - frechet(b, y) for b, v in (pair(16, s) for s in range(1, 31))]
     assert np.mean(plain) < 0  # the sign that the plain difference has
-    with pytest.raises(ValueError, match="needs more samples than their 64 features, got 64"):
+    with pytest.raises(ValueError, match="1.25 times as many samples as their 64 features, got 64"):
         frechet_delta(*reversed(pair(64, 1)), y)
-    found = [frechet_delta(v, b, y) for b, v in (pair(72, s) for s in range(1, 31))]
+    found = [frechet_delta(v, b, y) for b, v in (pair(80, s) for s in range(1, 31))]
     assert not any(e.high < 0 for e in found)
     values = np.array([e.value for e in found])
     assert abs(values.mean() - truth) < 4 * values.std() / math.sqrt(len(values))
@@ -158,6 +159,9 @@ def test_frechet_refuses_what_cannot_be_measured():
         frechet(np.ones((1, 4)), y)
     with pytest.raises(ValueError, match="finite"):
         Moments.of([[np.nan, 1.0]])
+    x = np.random.default_rng(10).standard_normal((64, 4))
+    with pytest.raises(ValueError, match="prompts of more equal numbers of samples"):
+        frechet_delta(x, x + 1, y, np.minimum(np.arange(64), 20))
     with pytest.raises(ValueError, match="cannot be paired"):
         frechet_delta(np.ones((3, 4)), np.ones((4, 4)), y)
 
@@ -238,8 +242,12 @@ def test_means_refuse_what_is_no_row_of_numbers():
         delta([1, 2, 3], [1, 2])
     with pytest.raises(ValueError, match="2 values and 3 group labels"):
         mean([1, 2], [1, 2, 3])
-    with pytest.raises(ValueError, match=r"values from 0\.5 to 2 do not lie within 0 to 1"):
-        mean([0.5, 2], bounds=(0, 1))
+
+
+def test_rounding_beyond_the_range_is_clipped_and_a_value_outside_it_leaves_no_range():
+    assert mean([0.5, 1.0000001], bounds=(0, 1)).bounds == (0, 1) and mean([0.5, 2], bounds=(0, 1)).bounds is None
+    noise = delta((np.arange(64) % 7 / 7 + 0.1) - 0.1, np.arange(64) % 7 / 7, bounds=(0, 1))
+    assert noise == delta(np.ones(64), np.ones(64), bounds=(0, 1))  # what differs by rounding does not differ
 
 
 def test_detectable_difference_is_two_point_eight_standard_errors():
@@ -298,6 +306,19 @@ def test_a_short_last_batch_counts_by_the_seconds_it_took():
     found = speedup(entries((16, 16.0), (1, 3.0)), entries((16, 8.0), (1, 3.0)))
     assert found.estimate.value == pytest.approx(19 / 11)
     assert seconds(entries((16, 16.0), (1, 3.0))).value == pytest.approx(19 / 17)
+
+
+def test_rounds_that_time_only_the_first_batch_do_not_stand_for_the_whole_work():
+    """As a run writes them: all batches in the first round, one in the others; without noise nothing is uncertain."""
+
+    def entries(big, small):
+        last = {"round": 0, "batch": 1, "size": 1, "call_s": small}
+        return [last, *({"round": r, "batch": 0, "size": 16, "call_s": big} for r in range(3))]
+
+    found = speedup(entries(16.0, 3.0), entries(8.0, 3.0)).estimate
+    assert (found.low, found.value, found.high) == pytest.approx((19 / 11,) * 3)
+    assert seconds(entries(16.0, 3.0)).value == pytest.approx(19 / 17)
+    assert speedup(entries(16.0, 3.0), entries(9.9, 12.0)).estimate.value < 1  # slower, though its first batch is not
 
 
 def test_only_batches_that_both_timed_are_compared():

@@ -316,7 +316,7 @@ def test_a_frechet_distance_of_no_more_samples_than_features_has_a_value_and_no_
     }
     entry = summarise([record("none"), record("fora")], few, {"scene": REFERENCE})[1]["quality"]["fd.shapes_v1"]
     assert entry["value"]["value"] > 0 and entry["delta"] is None and entry["verdict"] == "" and entry["p"] is None
-    assert "needs more samples than their" in entry["delta_reason"]
+    assert "times as many samples as their" in entry["delta_reason"]
 
 
 def test_a_stack_that_is_right_everywhere_is_set_against_a_baseline_that_is_right_in_part():
