@@ -23,7 +23,7 @@ from ditbench.distances import Reference, factor
 from ditbench.extractors import Extractor, Table, extractors, find
 from ditbench.knobs import suggest
 from ditbench.models import models
-from ditbench.record import read_json, write_json
+from ditbench.record import read_json, read_run, write_json
 
 if TYPE_CHECKING:
     from ditbench.metrics import Metric
@@ -134,7 +134,8 @@ def tell(folder: Path, told: Sequence[str], table: Table | None = None) -> None:
     The run keeps absolute paths and sha256s in `references.json`; what it was told before of others stays.
     """
     known: dict[str, Any] = read_json(folder / POINTERS) if (folder / POINTERS).is_file() else {}
-    for model, maker, path in examine(told, None, table):
+    of_run = {record["model"] for record in read_run(folder).records}
+    for model, maker, path in examine(told, {*models(), *of_run}, table):
         with path.open("rb") as f:
             sha256 = hashlib.file_digest(f, "sha256").hexdigest()
         known.setdefault(model, {})[maker] = {"path": str(path), "sha256": sha256}

@@ -72,12 +72,11 @@ def mean(values: ArrayLike, groups: ArrayLike | None = None, *, bounds: tuple[fl
     num, value = len(names), float(x.mean())
     if num < 2:
         return Estimate(value=value, low=None, high=None, n=num, se=None, bounds=bounds)
-    if np.ptp(x) == 0:
-        return constant(value, num, bounds)
     count = np.bincount(member, weights=np.ones(len(x))).astype(np.float64)
     total = np.bincount(member, weights=x).astype(np.float64)
     units = (total - value * count) / count.mean()
-    return replace(of_units(value, units, bounds), effective=float(count.sum() ** 2 / np.sum(count**2)))
+    estimate = constant(value, num, bounds) if np.ptp(x) == 0 else of_units(value, units, bounds)
+    return replace(estimate, effective=float(count.sum() ** 2 / np.sum(count**2)) if np.ptp(count) else None)
 
 
 def of_units(value: float, units: Array, bounds: tuple[float, float] | None = None) -> Estimate:

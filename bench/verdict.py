@@ -123,4 +123,5 @@ def judge(rows: Sequence[Mapping[str, Any]]) -> None:
                 entry[f"{given}_holm"] = p
         for e, adjusted in entries:
             which = ("p_holm", "p_equivalent_holm") if adjusted else ("p", "p_equivalent")
-            e["verdict"] = decide(e["delta"]["value"], e["better"], *(e[p] for p in which), e["margin"])
+            p, p_equivalent = (e[name] for name in which)
+            e["verdict"] = decide(e["delta"]["value"], e["better"], p, p_equivalent, e["margin"])

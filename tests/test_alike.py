@@ -193,7 +193,7 @@ def test_match_sees_what_a_method_saves_by_step(monkeypatch):
     model = select("dit-tiny")[0]
     pipe = load(model, weights="bundled", device="cpu", dtype="float32")
     none, dropped = (
-        match._flops(model, pipe, Stack.parse(text), "bundled") for text in ("none", declare(one_pass_late))
+        match._flops(model, pipe, Stack.parse(text), "bundled", ()) for text in ("none", declare(one_pass_late))
     )
     assert none / dropped == pytest.approx(4 / 3, rel=1e-3)
 

@@ -115,7 +115,7 @@ def test_the_disagreement_is_the_paired_difference_of_both_changes():
     base, mine = rng.random((2, 40)), rng.random((2, 40))
     told = disagreement(scored(*mine), scored(*base))
     each = (mine[1] - base[1]) - (mine[0] - base[0])
-    assert told.value == pytest.approx(each.mean()) and told.low <= each.mean() <= told.high and told.n == 40
+    assert told.value == pytest.approx(each.mean(), abs=1e-6) and told.low <= each.mean() <= told.high and told.n == 40
     assert disagreement(scored(*mine), None) is None
     unscored = Scores(samples_sha256="", arrays={"group": np.arange(40)}, reasons={})
     assert disagreement(scored(*mine), unscored) is disagreement(unscored, scored(*base)) is None

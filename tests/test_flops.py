@@ -150,7 +150,11 @@ def toca(family, interval, ratio, quirk, steps=50, image=256, skips=False):
     """By the rules; `skips`: as DuCa, None where a block does not run."""
     rules = (DUCA if skips else TOCA)[family]
     phases = rules.phases(interval, steps)
-    tokens = {"dit": {"mlp": image}, "flux": {"mlp": 4096, "context_mlp": 512, "single": 4608}}[family]
+    tokens = {
+        "dit": {"mlp": image},
+        "pixart": dict.fromkeys(("self", "cross", "mlp"), image),
+        "flux": {"mlp": 4096, "context_mlp": 512, "single": 4608},
+    }[family]
 
     def keep(step, block, place, kind):
         phase = phases[step][quirk and block > 0]

@@ -239,10 +239,8 @@ def test_a_kind_of_control_within_the_margin_does_not_pay_for_another():
         return [Control(stack="c", steps=4, sure=True, over=over)]
 
     nothing = constant(0.0, 1000, (-2, 2))
-    both, alone = (
-        Evidence(interaction=nothing, controls=kinds, speed={})
-        for kinds in ([control(-0.01, 0.001), control(-0.05, 0.0245)], [[], control(-0.05, 0.0245)])
-    )
+    near, far = control(-0.01, 0.001), control(-0.05, 0.0245)
+    both, alone = (Evidence(interaction=nothing, controls=kinds, speed={}) for kinds in ([near, far], [[], far]))
     assert judge([both])[0]["p_beaten"] == pytest.approx(2 * judge([alone])[0]["p_beaten"])
     assert judge([both])[0]["verdict"] == "unresolved" and judge([alone])[0]["verdict"] == "beaten"
 

@@ -123,7 +123,7 @@ def test_a_variant_that_is_worse_but_varies_less_is_not_called_better_at_small_n
     assert truth > 0
     plain = [frechet(v, y) - frechet(b, y) for b, v in (pair(16, s) for s in range(1, 31))]
     assert np.mean(plain) < 0  # the sign that the plain difference has
-    with pytest.raises(ValueError, match="1.25 times as many samples as their 64 features, got 64"):
+    with pytest.raises(ValueError, match=r"1\.25 times as many samples as their 64 features, got 64"):
         frechet_delta(*reversed(pair(64, 1)), y)
     found = [frechet_delta(v, b, y) for b, v in (pair(80, s) for s in range(1, 31))]
     assert not any(e.high < 0 for e in found)

@@ -191,4 +191,4 @@ def test_a_frechet_distance_of_more_samples_looks_better_than_one_of_fewer_that_
     few = frechet_delta(worse[:64], perfect[:64], reference)
     assert few.value > 0 and decide(few.value, "lower", difference_p(few), None) == "inconclusive"
     plain = frechet(worse[:64], reference) - frechet(perfect[:64], reference)
-    assert plain == pytest.approx(few.value, rel=0.3) and plain != few.value  # the bias that they do not share
+    assert plain > few.value > 0  # without the bias that the two do not share
