@@ -99,11 +99,15 @@ def _of_judges(told: Mapping[str, Any]) -> str:
     kinds = Agreement(**told["verdicts"])
     changes = told["alignment_minus_first"]
     worst = max(changes, key=lambda stack: abs(changes[stack]["value"]))
-    parts = [
-        f"second judge, through which nothing is trained: of {count(kinds.num, 'verdict')} better or worse of alignment and Fréchet "
-        f"distance it confirms {len(kinds.confirmed)} by its own intervals, has the same sign for {len(kinds.same_sign)} more, another "
-        f"sign for {len(kinds.other_sign)}, and contradicts {len(kinds.contradicted)}"
-    ]
+    parts = ["second judge, through which nothing is trained: "]
+    if kinds.num:
+        parts[0] += (
+            f"of {count(kinds.num, 'verdict')} better or worse of alignment and Fréchet distance it confirms {len(kinds.confirmed)} by "
+            f"its own intervals, has the same sign for {len(kinds.same_sign)} more, another sign for {len(kinds.other_sign)}, and "
+            f"contradicts {len(kinds.contradicted)}"
+        )
+    else:
+        parts[0] += "there is no verdict better or worse that it could confirm"
     if kinds.contradicted:
         parts[0] += " (" + ", ".join(f"{stack}: {metric}" for stack, metric in kinds.contradicted) + ")"
     means = [

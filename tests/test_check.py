@@ -177,3 +177,18 @@ def test_every_report_says_whether_the_second_judge_agrees_and_by_how_much(run, 
 def test_a_run_the_second_judge_has_not_scored_says_nothing_of_it(tmp_path):
     report = reports.build([write_run(tmp_path / "run", n=8, stacks=(("none", "ok"), ("int8", "ok")))])
     assert judges(report.sections[0], "dit-tiny") is None and not findings(report.sections[0], "dit-tiny")
+
+
+def test_where_the_first_judge_tells_nothing_there_is_nothing_to_confirm(tmp_path):
+    folder = write_run(tmp_path / "run", n=8, stacks=(("none", "ok"), ("int8", "ok")))
+    none = read_file(folder / "scores/dit-tiny--none.safetensors").arrays
+    for path in (folder / "scores").glob("*.safetensors"):
+        scores = read_file(path).having("align.shapes_v1", "", "", {"align.shapes_v1": none["align.shapes_v1"]})
+        scores = scores.having("align.shapes_check_v1", "", "", {"align.shapes_check_v1": none["align.shapes_v1"]})
+        features = {"feature.shapes_v1": none["feature.shapes_v1"]}
+        for metric in ("fd", "mmd", "precision", "recall"):
+            scores = scores.having(f"{metric}.shapes_v1", "", "", features)
+        write_file(path, scores)
+    (sentence,) = findings(reports.build([folder]).sections[0], "dit-tiny")
+    assert "there is no verdict better or worse that it could confirm; its change" in sentence
+    assert "+0.000 on average for the others" in sentence
