@@ -17,7 +17,7 @@ A, B = (("none", "ok"), ("fora(interval=3)", "ok")), (("none", "ok"), ("int8", "
 @pytest.fixture
 def runs(tmp_path):
     return [
-        write_run(tmp_path / name, n=72, stacks=stacks, seed=i) for i, (name, stacks) in enumerate((("a", A), ("b", B)))
+        write_run(tmp_path / name, n=80, stacks=stacks, seed=i) for i, (name, stacks) in enumerate((("a", A), ("b", B)))
     ]
 
 
@@ -64,11 +64,11 @@ def test_samples_requests_and_commands_of_merged_rows_come_from_their_own_run(ru
     (section,) = merge(read_sections(runs))
     int8 = section.rows[2]
     assert section.home(int8).folder == runs[1] and section.home(section.rows[0]).folder == runs[0]
-    assert grids.read_tiles(section, int8).samples and len(section.requests("dit-tiny")) == 72
+    assert grids.read_tiles(section, int8).samples and len(section.requests("dit-tiny")) == 80
 
 
 def test_a_cell_that_failed_in_one_run_and_ran_in_another_is_that_of_the_other(runs, tmp_path):
-    third = write_run(tmp_path / "c", n=72, stacks=(("none", "ok"), ("int8", "failed")), seed=0)
+    third = write_run(tmp_path / "c", n=80, stacks=(("none", "ok"), ("int8", "failed")), seed=0)
     (section,) = merge(read_sections([third, runs[1]]))
     assert {row["stack"]: (row["run"], row["status"]) for row in section.rows}["int8"] == ("b", "ok")
     assert "in each of c, b, and kept from b: dit-tiny int8" in section.remarks
@@ -86,7 +86,7 @@ def other_environment(record):
         (other_environment, "processor (Imaginary 3000, Another 4000); packages.torch (2.13.0+cpu, 2.12.0)"),
         (lambda r: r["run"].update(model_sha256="other"), "weights (same; other) of dit-tiny"),
         (lambda r: r["run"].update(requests_sha256="other"), "requests (same; other) of dit-tiny"),
-        (lambda r: r["run"].update(num_samples=8), "sample count (72; 8) of dit-tiny"),
+        (lambda r: r["run"].update(num_samples=8), "sample count (80; 8) of dit-tiny"),
         (lambda r: r["run"].update(seed=3), "seed (0; 3) of dit-tiny"),
         (lambda r: r["run"].pop("model_sha256"), "weights (same; unknown) of dit-tiny"),
         (lambda r: r["sampling"].update(steps=20), "sampling of dit-tiny"),
@@ -109,7 +109,7 @@ def test_runs_that_differ_keep_separate_tables_and_the_field_is_named(runs, tmp_
 
 
 def test_runs_that_differ_in_margins_or_in_what_a_stack_was_prepared_with_are_kept_apart(runs, tmp_path):
-    twin = write_run(tmp_path / "twin", n=72, stacks=A)
+    twin = write_run(tmp_path / "twin", n=80, stacks=A)
     old, new = (twin / "cells" / key for key in (key_of("dit-tiny", A[1][0]), "dit-tiny--other"))
     old.rename(new)
     edit(twin, lambda r: r.update(key="dit-tiny--other"), A[1][0])
@@ -124,7 +124,7 @@ def test_runs_that_differ_in_margins_or_in_what_a_stack_was_prepared_with_are_ke
 
 
 def test_of_three_runs_the_two_that_agree_are_merged(runs, tmp_path):
-    other = write_run(tmp_path / "c", n=72, stacks=A, environment=ENVIRONMENT | {"cores": 64})
+    other = write_run(tmp_path / "c", n=80, stacks=A, environment=ENVIRONMENT | {"cores": 64})
     first, second = merge(read_sections([runs[0], other, runs[1]]))
     assert first.name == "a+b" and second.name == "c" and "cores (2, 64)" in second.remarks[0]
 

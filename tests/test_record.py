@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ditbench import record
+from ditbench import facts, record
 
 WHOLE = {
     "schema": record.SCHEMA, "key": "k", "model": "m", "family": "dit", "stack": "none", "methods": [], "status": "ok", "reason": "",
@@ -66,7 +66,7 @@ def test_damaged_files_are_set_aside_not_lost(tmp_path):
     ],
 )  # fmt: skip
 def test_facts_become_what_json_knows(value, held):
-    found = record.plain("the note", value)
+    found = facts.plain("the note", value)
     assert json.loads(json.dumps(found, allow_nan=False)) == held and type(found) is type(held)
 
 
@@ -87,5 +87,5 @@ def test_facts_become_what_json_knows(value, held):
 )
 def test_facts_that_no_json_holds_are_named(value, told):
     with pytest.raises(ValueError) as error:
-        record.plain("the note m.x", value)
+        facts.plain("the note m.x", value)
     assert str(error.value).startswith(told)
