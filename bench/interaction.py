@@ -60,8 +60,8 @@ __all__ = [
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 """Of the steps, that controls take."""
 COLUMNS = (
-    "model", "stack", "reading", "gamma_flops", "gamma_clock", "alignment", "frechet", "basis", "control", "over_control", "flops_control",
-    "over_flops_control", "student_control", "over_student_control", "verdict", "reason", "samples_needed",
+    "model", "stack", "reading", "verdict", "reason", "basis", "gamma_flops", "gamma_clock", "alignment", "frechet", "control",
+    "over_control", "student_control", "over_student_control", "samples_needed",
 )  # fmt: skip
 """Of the rows of `interactions`, those that a table shows."""
 
