@@ -1,4 +1,5 @@
-"""Keep what libraries say in passing (import warnings, deprecations, progress bars) off the screen. Never imports torch by itself."""
+"""Keep what libraries say in passing (import warnings, deprecations, progress bars) off the screen.
+Never imports torch by itself."""
 
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings, and log messages up to WARNING, of everything inside the block. Errors still come through.
+    """Silence warnings, and log messages up to WARNING, of everything inside the block. Errors
+    still come through.
 
     Process-wide while the block lasts, and put back as it was at its end.
     """
     disabled = logging.root.manager.disable
     bars = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by huggingface_hub when it is first imported
+    # read by huggingface_hub when it is first imported
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.disable(max(disabled, logging.WARNING))
     try:
         with warnings.catch_warnings():

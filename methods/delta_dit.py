@@ -1,4 +1,5 @@
-"""Delta-DiT: keep what a range of blocks adds, rear blocks early in sampling and front blocks late (Chen et al. 2024, arXiv:2406.01125)."""
+"""Delta-DiT: keep what a range of blocks adds, rear blocks early in sampling and front blocks late
+(Chen et al. 2024, arXiv:2406.01125)."""
 
 from __future__ import annotations
 
@@ -7,14 +8,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
-    from ditbench.blocks import BlockRoute, RunBlock, Streams
+    from ditbench.models.blocks import BlockRoute, RunBlock, Streams
 
 
-@method("delta_dit", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2406.01125")
+@method(
+    "delta_dit",
+    family="cache",
+    stage=Stage.SCHEDULE,
+    claims={"block-schedule"},
+    paper="arXiv:2406.01125",
+)
 class DeltaDit:
-    """Every `interval` steps compute all blocks and keep the difference a range of them makes; in between add it instead.
+    """Every `interval` steps compute all blocks and keep the difference a range of them makes; in
+    between add it instead.
 
-    Outlines are made early and by front blocks, details late and by rear blocks: so the rear is reused early, the front late.
+    Outlines are made early and by front blocks, details late and by rear blocks: so the rear is
+    reused early, the front late.
     """
 
     interval: int = knob(3, low=1)
@@ -44,9 +53,18 @@ class DeltaDit:
                 first, end = ranges[late]
                 if index == 0:
                     entered.clear()
-                if self.interval > 1 and at.now.step % self.interval and key in kept and first <= index < end:
+                if (
+                    self.interval > 1
+                    and at.now.step % self.interval
+                    and key in kept
+                    and first <= index < end
+                ):
                     at.count("reused")
-                    return tuple(x + d for x, d in zip(streams, kept[key], strict=True)) if index == first else streams
+                    return (
+                        tuple(x + d for x, d in zip(streams, kept[key], strict=True))
+                        if index == first
+                        else streams
+                    )
                 at.count("computed", idle=True)
                 for side, (start, _) in enumerate(ranges):
                     if index == start:
@@ -56,7 +74,9 @@ class DeltaDit:
                     for side, (_, stop) in enumerate(ranges):
                         if index == stop - 1 and (side, at.now.branch) in entered:
                             begun = entered.pop((side, at.now.branch))
-                            kept[side, at.now.branch] = tuple(a - b for a, b in zip(out, begun, strict=True))
+                            kept[side, at.now.branch] = tuple(
+                                a - b for a, b in zip(out, begun, strict=True)
+                            )
                 return out
 
             return route

@@ -1,28 +1,37 @@
-"""DiffSparse: a learned schedule of how many tokens each sub-layer recomputes at each step (arXiv:2604.03674, ICLR 2026)."""
+"""DiffSparse: a learned schedule of how many tokens each sub-layer recomputes at each step
+(arXiv:2604.03674, ICLR 2026)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ditbench.acceleration.caching.token_settings import SelectorName
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.rules import SelectorName
 
 if TYPE_CHECKING:
-    from ditbench.anatomy import Route, Run, Sublayer
-    from ditbench.prepare import Workroom
-    from ditbench.workload import Sampling
+    from ditbench.method.prepare import Workroom
+    from ditbench.models.sampling import Sampling
+    from ditbench.models.sublayers import Route, Run, Sublayer
 
 PREPARE = "python run_bench.py prepare diffsparse"
 
 
-@method("diffsparse", family="sparsity", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2604.03674")
+@method(
+    "diffsparse",
+    family="sparsity",
+    stage=Stage.SCHEDULE,
+    claims={"block-schedule"},
+    paper="arXiv:2604.03674",
+)
 class DiffSparse:
-    """Recompute a share of the tokens of every sub-layer, 0, 1/4, 1/2, 3/4 or all, as a schedule over steps and sub-layers says.
+    """Recompute a share of the tokens of every sub-layer, 0, 1/4, 1/2, 3/4 or all, as a schedule
+    over steps and sub-layers says.
 
-    Kept are outputs before gate and residual (eq. 3); a sub-layer at 0 is not run at all, one at 1 is dense. Which tokens: by a
-    ranking (eq. 5) with ToCa's weights (`rules.DIFFSPARSE`). The schedule is the same for every prompt; no step but the first, which
-    has nothing to reuse, is dense by rule.
+    Kept are outputs before gate and residual (eq. 3); a sub-layer at 0 is not run at all, one at 1
+    is dense. Which tokens: by a ranking (eq. 5) with ToCa's weights (`token_settings.DIFFSPARSE`). The
+    schedule is the same for every prompt; no step but the first, which has nothing to reuse, is
+    dense by rule.
     """
 
     keep: float = knob(0.46, above=0, high=1)
@@ -30,34 +39,45 @@ class DiffSparse:
     schedule: str = ""
     """File of a schedule; empty: by `allocator`."""
     allocator: Literal["learned", "sensitivity", "uniform", "random"] = "learned"
-    """Where the schedule comes from: `learned` and `sensitivity` are prepared for a model, `uniform` and `random` need nothing."""
+    """Where the schedule comes from: `learned` and `sensitivity` are prepared for a model,
+    `uniform` and `random` need nothing."""
     selector: SelectorName = "attention"
-    """What tokens are ranked by: `attention` (the paper's), `change`, `similarity`, `norm` or `shuffle`."""
+    """What tokens are ranked by: `attention` (the paper's), `change`, `similarity`, `norm` or
+    `shuffle`."""
     by_macs: bool = True
-    """Weigh the budget by multiply-accumulates; off: every sub-layer counts alike, as the paper's equation has it."""
+    """Weigh the budget by multiply-accumulates; off: every sub-layer counts alike, as the paper's
+    equation has it."""
     learned_at: float | None = knob(None, above=0, high=1)
-    """The share the table was learned at; None: at `keep`. Another one is solved again for `keep`."""
+    """The share the table was learned at; None: at `keep`. Another one is solved again for
+    `keep`."""
     tuned: Literal["stack", "alone"] = "stack"
-    """Whether the table was prepared on top of the methods below, or on the plain model and its steps, and stretched over the steps there
-    are; a table or file of another number of steps is refused otherwise."""
+    """Whether the table was prepared on top of the methods below, or on the plain model and its
+    steps, and stretched over the steps there are; a table or file of another number of steps is
+    refused otherwise."""
     training: int = knob(0, low=0, high=15)
-    """Which training of this recipe: every number has requests and noise of its own, so that several show how far trainings differ."""
+    """Which training of this recipe: every number has requests and noise of its own, so that
+    several show how far trainings differ."""
     off: ClassVar[dict[str, object]] = {"keep": 1.0}
     dial: ClassVar[tuple[str, float, float]] = ("keep", 0.3, 1)
 
     @property
     def blind_to(self) -> frozenset[str]:
-        """Integer products have no gradient, so that a learned table is learned in the model's own format."""
+        """Integer products have no gradient, so that a learned table is learned in the model's own
+        format."""
         return frozenset({"linear-precision"} if self.allocator == "learned" else ())
 
     def recipe(self) -> dict[str, Any] | None:
         """What the prepared table depends on; None where nothing has to be prepared."""
         if self.keep == 1 or self.schedule or self.allocator in ("uniform", "random"):
             return None
-        told = {"version": 3, "allocator": self.allocator, "selector": self.selector, "by_macs": self.by_macs}
-        return (
-            told | {"keep": self._learned_at} if self.allocator == "learned" else told
-        )  # a measured table has no budget
+        told = {
+            "version": 3,
+            "allocator": self.allocator,
+            "selector": self.selector,
+            "by_macs": self.by_macs,
+        }
+        # a measured table has no budget
+        return told | {"keep": self._learned_at} if self.allocator == "learned" else told
 
     @property
     def _learned_at(self) -> float:
@@ -77,8 +97,8 @@ class DiffSparse:
         """A schedule given as a file must be readable and fit."""
         if not self.schedule:
             return None
-        from ditbench.anatomy import sublayers
-        from ditbench.schedule import Schedule
+        from ditbench.acceleration.caching.schedule import Schedule
+        from ditbench.models.sublayers import sublayers
 
         try:
             given = Schedule.read(Path(self.schedule))
@@ -88,20 +108,26 @@ class DiffSparse:
         return None
 
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
-        """Learn or measure the table of costs, keep it and the schedule it gives; returns notes for the manifest."""
-        from ditbench.learning import prepare_schedule
+        """Learn or measure the table of costs, keep it and the schedule it gives; returns notes for
+        the manifest."""
+        from ditbench.acceleration.caching.learn_schedule import prepare_schedule
 
         return prepare_schedule(
-            self.allocator, folder, room, keep=self._learned_at, selector=self.selector, by_macs=self.by_macs
+            self.allocator,
+            folder,
+            room,
+            keep=self._learned_at,
+            selector=self.selector,
+            by_macs=self.by_macs,
         )
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache."""
-        from ditbench.anatomy import family_of
-        from ditbench.budget import kept_rows
-        from ditbench.rules import DIFFSPARSE
-        from ditbench.schedule import looked_at
-        from ditbench.tokens import TokenCache
+        from ditbench.acceleration.caching.budget import kept_rows
+        from ditbench.acceleration.caching.schedule import looked_at
+        from ditbench.acceleration.caching.token_cache import TokenCache
+        from ditbench.acceleration.caching.token_settings import DIFFSPARSE
+        from ditbench.models.sublayers import family_of
 
         if self.keep == 1:
             return
@@ -115,7 +141,9 @@ class DiffSparse:
                 keep = self._table(at)
                 found[size] = keep, looked_at(keep, [s.block for s in at.sublayers])
             keep, looked = found[size]
-            return float(keep[at.now.step, sublayer.index]), bool(looked[at.now.step, sublayer.index])
+            return float(keep[at.now.step, sublayer.index]), bool(
+                looked[at.now.step, sublayer.index]
+            )
 
         cache.notes = lambda sublayer: now(sublayer)[1]
 
@@ -133,13 +161,21 @@ class DiffSparse:
 
     def _table(self, at: Attachment) -> Any:
         """Keep ratios [T,L] for this generation's sizes."""
-        from ditbench.budget import solved, untrained, weights_of
-        from ditbench.prepare import unprepared
-        from ditbench.schedule import Schedule
+        from ditbench.acceleration.caching.budget import solved, untrained, weights_of
+        from ditbench.acceleration.caching.schedule import Schedule
+        from ditbench.method.prepare import unprepared
 
-        names, steps, stretch = [s.name for s in at.sublayers], at.now.num_steps, self.tuned == "alone"
+        names, steps, stretch = (
+            [s.name for s in at.sublayers],
+            at.now.num_steps,
+            self.tuned == "alone",
+        )
         if self.schedule:
-            return Schedule.read(Path(self.schedule)).fitted(names, steps, PREPARE, stretch=stretch).keep
+            return (
+                Schedule.read(Path(self.schedule))
+                .fitted(names, steps, PREPARE, stretch=stretch)
+                .keep
+            )
         weights = weights_of(at, by_macs=self.by_macs)
         if self.allocator == "uniform" or self.allocator == "random":
             return untrained(self.allocator, names, weights, steps, self.keep).keep

@@ -6,13 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ditbench.checkpoints import TABLE, checkpoint, checkpoints, local_files
+from ditbench.acceleration.distillation.checkpoints import (
+    TABLE,
+    checkpoint,
+    checkpoints,
+    local_files,
+)
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.prepare import unprepared
-from ditbench.workload import Sampling
+from ditbench.method.prepare import unprepared
+from ditbench.models.sampling import Sampling
 
 if TYPE_CHECKING:
-    from ditbench.prepare import Workroom
+    from ditbench.method.prepare import Workroom
 
 
 @method(
@@ -20,28 +25,34 @@ if TYPE_CHECKING:
     paper="arXiv:2202.00512, arXiv:2310.04378",
 )  # fmt: skip
 class Distill:
-    """Run a student distilled from the model's own guided sampling: its weights, its few timesteps, no second guidance pass.
+    """Run a student distilled from the model's own guided sampling: its weights, its few timesteps,
+    no second guidance pass.
 
     A student belongs to the very weights it was distilled from; on others it is refused.
     """
 
     steps: int | None = knob(None, low=1)
-    """Sampler steps of the student; None: four, or what the checkpoint was made for. One is trained for each number."""
+    """Sampler steps of the student; None: four, or what the checkpoint was made for. One is trained
+    for each number."""
     objective: Literal["trajectory", "progressive", "lcm", "scm", "meanflow"] = "trajectory"
-    """What it was trained to do: `trajectory` regresses the teacher's mean velocity between its states, `progressive` halves the steps
-    stage by stage, `lcm` is latent consistency distillation, `scm` its continuous-time form, `meanflow` the mean velocity's identity."""
+    """What it was trained to do: `trajectory` regresses the teacher's mean velocity between its
+    states, `progressive` halves the steps stage by stage, `lcm` is latent consistency distillation,
+    `scm` its continuous-time form, `meanflow` the mean velocity's identity."""
     student: str = ""
     """Folder of a student; empty: the one that was prepared."""
     checkpoint: str = ""
-    """Name of a published checkpoint instead (bench/checkpoints.toml), for full-size models."""
+    """Name of a published checkpoint instead (bench/acceleration/distillation/checkpoints.toml),
+    for full-size models."""
     training: int = knob(0, low=0, high=15)
-    """Which training of this recipe: every number has requests and noise of its own, so that several show how far trainings differ."""
+    """Which training of this recipe: every number has requests and noise of its own, so that
+    several show how far trainings differ."""
 
     @staticmethod
     def more() -> str:
         """The published checkpoints and their licences, for `list methods -v`."""
         return "; ".join(
-            f"{row.name} ({row.hub}: {row.licence or 'licence on its page'})" for row in checkpoints().values()
+            f"{row.name} ({row.hub}: {row.licence or 'licence on its page'})"
+            for row in checkpoints().values()
         )
 
     def __post_init__(self) -> None:
@@ -65,7 +76,8 @@ class Distill:
         """What the prepared student depends on."""
         if self.student or self.checkpoint:
             return None
-        version = 2 if self.objective == "meanflow" else 1  # another weight of its errors, `objectives.MEANFLOW_POWER`
+        # another weight of its errors, `objectives.MEANFLOW_POWER`
+        version = 2 if self.objective == "meanflow" else 1
         return {"version": version, "objective": self.objective, "steps": self._steps}
 
     def unpreparable(self, sampling: Sampling) -> str | None:
@@ -75,33 +87,40 @@ class Distill:
         return f"a student of {self._steps} steps is no shorter than its teacher's {sampling.steps}"
 
     def inputs(self) -> list[Path]:
-        """The files of the student; of a checkpoint its row's table, and its files where they lie in a folder."""
+        """The files of the student; of a checkpoint its row's table, and its files where they lie
+        in a folder."""
         if self.checkpoint:
             return [TABLE, *local_files(checkpoint(self.checkpoint))]
-        return [Path(self.student) / name for name in ("student.json", "student.safetensors")] if self.student else []
+        return (
+            [Path(self.student) / name for name in ("student.json", "student.safetensors")]
+            if self.student
+            else []
+        )
 
     def check(self, pipeline: Any) -> str | None:
-        """A student given as a folder must be one of this very transformer; a checkpoint must be there and fit."""
+        """A student given as a folder must be one of this very transformer; a checkpoint must be
+        there and fit."""
         if self.checkpoint:
-            from ditbench.checkpoints import unfit
+            from ditbench.acceleration.distillation.checkpoints import unfit
 
             return None if _nowhere(pipeline) else unfit(checkpoint(self.checkpoint), pipeline)
         if not self.student:
             return None
-        from ditbench.distilling import unfit as other
+        from ditbench.acceleration.distillation.students import unfit as other
 
         return other(Path(self.student), pipeline.transformer, self._steps)
 
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
         """Train the student; returns notes for the manifest."""
-        from ditbench.distilling import Recipe, prepare_student
+        from ditbench.acceleration.distillation.students import Recipe, prepare_student
 
         return prepare_student(folder, room, Recipe(objective=self.objective, steps=self._steps))
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
-        """Put weights and sampler in place. Without weights anywhere (counting on the meta device) only the steps are few."""
-        from ditbench.checkpoints import put_in_place as put_checkpoint
-        from ditbench.distilling import put_in_place
+        """Put weights and sampler in place. Without weights anywhere (counting on the meta device)
+        only the steps are few."""
+        from ditbench.acceleration.distillation.checkpoints import put_in_place as put_checkpoint
+        from ditbench.acceleration.distillation.students import put_in_place
 
         folder = Path(self.student) if self.student else at.artifact
         if _nowhere(pipeline) and folder is None:

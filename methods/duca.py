@@ -1,46 +1,59 @@
-"""DuCa: between full steps alternate ToCa's partial steps with skipping the transformer (Zou et al. 2024, arXiv:2412.18911)."""
+"""DuCa: between full steps alternate ToCa's partial steps with skipping the transformer (Zou et al.
+2024, arXiv:2412.18911)."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ditbench.acceleration.caching.token_settings import DUCA, SelectorName, places
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.rules import DUCA, SelectorName, places
 
 if TYPE_CHECKING:
-    from ditbench.anatomy import Route, Run, Sublayer
-    from ditbench.blocks import BlockRoute, RunBlock, Streams
+    from ditbench.models.blocks import BlockRoute, RunBlock, Streams
+    from ditbench.models.sublayers import Route, Run, Sublayer
 
 
-@method("duca", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2412.18911")
+@method(
+    "duca",
+    family="cache",
+    stage=Stage.SCHEDULE,
+    claims={"block-schedule"},
+    paper="arXiv:2412.18911",
+)
 class Duca:
-    """Compute every few steps wholly; of the steps in between, odd ones recompute some tokens and even ones run no block at all.
+    """Compute every few steps wholly; of the steps in between, odd ones recompute some tokens and
+    even ones run no block at all.
 
-    A skipped step hands on the last block's last output. The rules are ToCa's with DuCa's own settings (`ditbench.rules`), Wan by
-    PixArt's. A step is odd or even by its place in the period as the family's code counts steps: downwards on DiT, so that there the
-    skipped one comes first where the period is odd. The authors found random tokens as good as chosen ones (`shuffle`), and those need no
-    attention map.
+    A skipped step hands on the last block's last output. The rules are ToCa's with DuCa's own
+    settings (`ditbench.acceleration.caching.token_settings`), Wan by PixArt's. A step is odd or
+    even by its place in the period as the family's code counts steps: downwards on DiT, so that
+    there the skipped one comes first where the period is odd. The authors found random tokens as
+    good as chosen ones (`shuffle`), and those need no attention map.
     """
 
     interval: int | None = knob(None, low=1)
-    """About so many steps from one full computation to the next; 1 changes nothing, None is the authors' for the family."""
+    """About so many steps from one full computation to the next; 1 changes nothing, None is the
+    authors' for the family."""
     ratio: float | None = knob(None, low=0, high=1)
-    """Share of tokens recomputed in a partial step, before the rules' factors; None is the authors' for the family."""
+    """Share of tokens recomputed in a partial step, before the rules' factors; None is the authors'
+    for the family."""
     selector: SelectorName = "attention"
     """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `shuffle`."""
     quirk: bool | None = None
-    """Place steps in their period block by block, so that some are full in the first block only; off: they are full. None: on DiT, as the
-    authors' code and numbers have it; PixArt's period never changes, so that there it is all the same."""
+    """Place steps in their period block by block, so that some are full in the first block only;
+    off: they are full. None: on DiT, as the authors' code and numbers have it; PixArt's period
+    never changes, so that there it is all the same."""
     attend: bool = False
-    """On FLUX's single blocks, attend anew for the recomputed tokens; off: use their attention of the last full step."""
+    """On FLUX's single blocks, attend anew for the recomputed tokens; off: use their attention of
+    the last full step."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache, and every block round it."""
-        from ditbench.anatomy import family_of
-        from ditbench.tokens import TokenCache
+        from ditbench.acceleration.caching.token_cache import TokenCache
+        from ditbench.models.sublayers import family_of
 
         if self.interval == 1:
             return
@@ -62,7 +75,9 @@ class Duca:
                 now = at.now
                 if phase(sublayer.block) == 0 or sublayer not in kept:
                     return kept.compute(sublayer, run, hidden)
-                num = rules.rows(ratio, now.step, now.num_steps, place, sublayer.kind, hidden.shape[1])
+                num = rules.rows(
+                    ratio, now.step, now.num_steps, place, sublayer.kind, hidden.shape[1]
+                )
                 return kept.refresh(sublayer, run, hidden, num)
 
             return route

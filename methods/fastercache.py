@@ -4,33 +4,45 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ditbench.acceleration.caching.diffusers_caches import count_attention, put_on, timestep_of
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.shipped import count_attention, put_on, timestep_of
 
 
-@method("fastercache", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2410.19355")
+@method(
+    "fastercache",
+    family="cache",
+    stage=Stage.SCHEDULE,
+    claims={"block-schedule"},
+    paper="arXiv:2410.19355",
+)
 class FasterCache:
-    """Late in sampling compute attention at every few steps only; in between extrapolate from its last two outputs.
+    """Late in sampling compute attention at every few steps only; in between extrapolate from its
+    last two outputs.
 
-    The paper's other half, guessing the unconditional pass, needs a batch of unconditional before conditional halves handed over by
-    keyword, which none of our pipelines does; so what can be measured is FLUX, whose guidance is one pass.
+    The paper's other half, guessing the unconditional pass, needs a batch of unconditional before
+    conditional halves handed over by keyword, which none of our pipelines does; so what can be
+    measured is FLUX, whose guidance is one pass.
     """
 
     interval: int = knob(2, low=1)
-    """Steps from one computation of attention to the next (diffusers' default); 1 changes nothing."""
+    """Steps from one computation of attention to the next (diffusers' default); 1 changes
+    nothing."""
     first: int = knob(681, low=0, high=999)
-    """Timestep, 1000 noise to 0 picture, below which outputs are extrapolated (diffusers' default)."""
+    """Timestep, 1000 noise to 0 picture, below which outputs are extrapolated (diffusers'
+    default)."""
     weight: float = knob(0.5, low=0)
-    """How far: last + weight * (last - one before) (diffusers' default; the paper lets it grow from 0 to 1)."""
+    """How far: last + weight * (last - one before) (diffusers' default; the paper lets it grow from
+    0 to 1)."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
 
     def check(self, pipeline: Any) -> str | None:
         """FLUX only."""
-        from ditbench.anatomy import family_of
+        from ditbench.models.sublayers import family_of
 
         if family_of(pipeline.transformer) != "flux":
             return (
-                f"diffusers' fastercache needs unconditional and conditional halves of a batch, in this order and by keyword, or "
+                "diffusers' fastercache needs unconditional and conditional halves of a batch, in "
+                "this order and by keyword, or "
                 f"guidance in one pass; {type(pipeline).__name__} has neither"
             )
         return None
@@ -40,17 +52,18 @@ class FasterCache:
         from diffusers.hooks.faster_cache import FasterCacheConfig, apply_faster_cache
 
         transformer = pipeline.transformer
-        config = FasterCacheConfig(
+        config = FasterCacheConfig(  # type: ignore[arg-type]
             spatial_attention_block_skip_range=self.interval,
             spatial_attention_timestep_skip_range=(-1, self.first),
             attention_weight_callback=lambda _: self.weight,
             is_guidance_distilled=True,
-            current_timestep_callback=timestep_of(transformer, at),
-        )  # type: ignore[arg-type]
+            current_timestep_callback=timestep_of(transformer, at),  # type: ignore[arg-type]
+        )
 
         def apply() -> None:
             apply_faster_cache(transformer, config)
-            transformer._diffusers_hook.remove_hook("faster_cache_denoiser", recurse=False)  # there is no pass to guess
+            # there is no pass to guess
+            transformer._diffusers_hook.remove_hook("faster_cache_denoiser", recurse=False)
 
         put_on(transformer, at, apply)
         count_attention(transformer, at)

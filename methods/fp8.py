@@ -13,7 +13,8 @@ from ditbench.quiet import quiet
     needs={"sm>=89", "package:torchao>=0.17"}, paper="torchao Float8DynamicActivationFloat8WeightConfig",
 )  # fmt: skip
 class Fp8:
-    """Multiply in E4M3: dynamic, rowwise scales on every linear layer of attention and MLP. Needs compute capability 8.9 and bfloat16.
+    """Multiply in E4M3: dynamic, rowwise scales on every linear layer of attention and MLP. Needs
+    compute capability 8.9 and bfloat16.
 
     Without compilation the conversions eat the gain (diffusers' own tables say the same).
     """
@@ -22,7 +23,7 @@ class Fp8:
         """Without an anatomy, or in another format than bfloat16: refused."""
         import torch
 
-        from ditbench.quantizing import without_anatomy
+        from ditbench.acceleration.quantization import without_anatomy
 
         if pipeline.transformer.dtype != torch.bfloat16:
             return f"rowwise fp8 products give bfloat16, and the model is in {str(pipeline.transformer.dtype).removeprefix('torch.')}"
@@ -30,11 +31,15 @@ class Fp8:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Quantise in place."""
-        from ditbench.quantizing import quantize
+        from ditbench.acceleration.quantization import quantize
 
         with quiet():
             from torchao.quantization import Float8DynamicActivationFloat8WeightConfig
             from torchao.quantization.granularity import PerRow
         quantize(
-            pipeline, at, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+            pipeline,
+            at,
+            Float8DynamicActivationFloat8WeightConfig(
+                granularity=PerRow(), set_inductor_config=False
+            ),
         )

@@ -15,18 +15,20 @@ from ditbench.quiet import quiet
 class Int4Wo:
     """Keep the linear layers' weights in four bits, a scale per group of inputs.
 
-    On CUDA packed, with torchao's kernel (bfloat16); elsewhere the same numbers one to a byte, so that memory is that of `int8wo`.
+    On CUDA packed, with torchao's kernel (bfloat16); elsewhere the same numbers one to a byte, so
+    that memory is that of `int8wo`.
     """
 
     group: int = knob(32, low=16)
     """Inputs that share a scale."""
 
     def check(self, pipeline: Any) -> str | None:
-        """Without an anatomy, on CUDA in another format than bfloat16, and where groups do not divide a layer: refused."""
+        """Without an anatomy, on CUDA in another format than bfloat16, and where groups do not
+        divide a layer: refused."""
         import torch
 
-        from ditbench.anatomy import sublayers
-        from ditbench.quantizing import without_anatomy
+        from ditbench.acceleration.quantization import without_anatomy
+        from ditbench.models.sublayers import sublayers
 
         if reason := without_anatomy(pipeline):
             return reason
@@ -42,14 +44,16 @@ class Int4Wo:
         """Quantise in place."""
         import torch
 
-        from ditbench.quantizing import quantize
+        from ditbench.acceleration.quantization import quantize
 
         with quiet():
             from torchao.quantization import Int4WeightOnlyConfig, IntxWeightOnlyConfig
             from torchao.quantization.granularity import PerGroup
         if pipeline.transformer.device.type == "cuda":
             scheme: Any = Int4WeightOnlyConfig(
-                group_size=self.group, set_inductor_config=False, int4_packing_format="tile_packed_to_4d"
+                group_size=self.group,
+                set_inductor_config=False,
+                int4_packing_format="tile_packed_to_4d",
             )
         else:
             scheme = IntxWeightOnlyConfig(

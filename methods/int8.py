@@ -1,4 +1,5 @@
-"""Eight-bit integer weights and activations by torchao: per-row weights, activations quantised per token as they come."""
+"""Eight-bit integer weights and activations by torchao: per-row weights, activations quantised per
+token as they come."""
 
 from __future__ import annotations
 
@@ -6,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ditbench.method import Attachment, Stage, method
-from ditbench.prepare import unprepared
+from ditbench.method.prepare import unprepared
 from ditbench.quiet import quiet
 
 if TYPE_CHECKING:
-    from ditbench.prepare import Workroom
+    from ditbench.method.prepare import Workroom
 
 
 @method(
@@ -24,12 +25,12 @@ class Int8:
     """
 
     down: Literal["same", "spared", "smoothed"] = "same"
-    """The MLPs' down-projections, whose inputs have outliers: as the others, left in their format, or with the outliers moved into the
-    weights by calibrated factors (SmoothQuant)."""
+    """The MLPs' down-projections, whose inputs have outliers: as the others, left in their format,
+    or with the outliers moved into the weights by calibrated factors (SmoothQuant)."""
 
     def check(self, pipeline: Any) -> str | None:
         """A transformer without an anatomy is refused."""
-        from ditbench.quantizing import without_anatomy
+        from ditbench.acceleration.quantization import without_anatomy
 
         return without_anatomy(pipeline)
 
@@ -39,13 +40,13 @@ class Int8:
 
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
         """Find the reach of the down-projections' inputs; returns notes for the manifest."""
-        from ditbench.quantizing import prepare_ranges
+        from ditbench.acceleration.quantization import prepare_ranges
 
         return prepare_ranges(folder, room)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Quantise in place."""
-        from ditbench.quantizing import down_projections, quantize, smooth
+        from ditbench.acceleration.quantization import down_projections, quantize, smooth
 
         with quiet():  # torchao remarks on kernels it does not find; none of them is about int8
             from torchao.quantization import Int8DynamicActivationInt8WeightConfig
@@ -54,5 +55,8 @@ class Int8:
                 raise unprepared(self)
             smooth(at, at.artifact)
         spared = down_projections(at.sublayers) if self.down == "spared" else ()
-        # torchao's recommended inductor settings would also change the precision of float32 products, everywhere in the process
-        quantize(pipeline, at, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False), spared)
+        # torchao's recommended inductor settings would also change the precision of float32
+        # products, everywhere in the process
+        quantize(
+            pipeline, at, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False), spared
+        )

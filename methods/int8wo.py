@@ -13,17 +13,18 @@ from ditbench.quiet import quiet
     paper="torchao Int8WeightOnlyConfig",
 )  # fmt: skip
 class Int8Wo:
-    """Keep the linear layers' weights in eight bits, a scale per row: a quarter or half of the memory, no fewer multiplications."""
+    """Keep the linear layers' weights in eight bits, a scale per row: a quarter or half of the
+    memory, no fewer multiplications."""
 
     def check(self, pipeline: Any) -> str | None:
         """A transformer without an anatomy is refused."""
-        from ditbench.quantizing import without_anatomy
+        from ditbench.acceleration.quantization import without_anatomy
 
         return without_anatomy(pipeline)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Quantise in place."""
-        from ditbench.quantizing import quantize
+        from ditbench.acceleration.quantization import quantize
 
         with quiet():
             from torchao.quantization import Int8WeightOnlyConfig

@@ -1,45 +1,57 @@
-"""Learning-to-Cache: learn which sub-layers every second step may reuse (Ma et al. 2024, arXiv:2406.01733)."""
+"""Learning-to-Cache: learn which sub-layers every second step may reuse (Ma et al. 2024,
+arXiv:2406.01733)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ditbench.acceleration.caching.output_cache import is_cache_step, reuse_outputs
+from ditbench.acceleration.caching.schedule import refuse_other_length
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.prepare import unprepared
-from ditbench.reuse import is_cache_step, reuse_outputs
-from ditbench.schedule import refuse_other_length
+from ditbench.method.prepare import unprepared
 
 if TYPE_CHECKING:
-    from ditbench.anatomy import Sublayer
-    from ditbench.prepare import Workroom
+    from ditbench.method.prepare import Workroom
+    from ditbench.models.sublayers import Sublayer
 
 SCORES, PREPARE = "scores.safetensors", "python run_bench.py prepare l2c"
 
 
-@method("l2c", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2406.01733")
+@method(
+    "l2c", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2406.01733"
+)
 class L2C:
-    """Compute every second step wholly; in the others recompute only the sub-layers whose learned score is above `threshold`.
+    """Compute every second step wholly; in the others recompute only the sub-layers whose learned
+    score is above `threshold`.
 
-    The scores, one per (such step, sub-layer) and the same for every prompt, are learned by `prepare`: the mixture score * new +
-    (1 - score) * kept shall equal the dense output of that step, at a price per score. Which steps these are: `reuse.is_cache_step`.
+    The scores, one per (such step, sub-layer) and the same for every prompt, are learned by
+    `prepare`: the mixture score * new + (1 - score) * kept shall equal the dense output of that
+    step, at a price per score. Which steps these are: `output_cache.is_cache_step`.
     """
 
     threshold: float = knob(0.1, low=0, high=1)
-    """Scores up to this are reused (the authors' 0.1); 1 reuses every sub-layer of every second step."""
+    """Scores up to this are reused (the authors' 0.1); 1 reuses every sub-layer of every second
+    step."""
     price: float = knob(1e-6, low=0)
-    """What each score costs in training (the authors' 1e-6 for 50 DDIM steps, 5e-6 for 20): higher caches more."""
+    """What each score costs in training (the authors' 1e-6 for 50 DDIM steps, 5e-6 for 20): higher
+    caches more."""
     training: int = knob(0, low=0, high=15)
-    """Which training of this recipe: every number has requests and noise of its own, so that several show how far trainings differ."""
+    """Which training of this recipe: every number has requests and noise of its own, so that
+    several show how far trainings differ."""
     router: str = ""
-    """File of scores in place of the prepared ones: safetensors with `scores` [T,L], a row for each sampler step in order, a column for
-    each sub-layer in the order they run. Of the authors' routers for DiT row t is sigmoid(routers["(T-1-t).prob"])."""
+    """File of scores in place of the prepared ones: safetensors with `scores` [T,L], a row for each
+    sampler step in order, a column for each sub-layer in the order they run. Of the authors'
+    routers for DiT row t is sigmoid(routers["(T-1-t).prob"])."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
     dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 1)
 
     def recipe(self) -> dict[str, Any] | None:
-        """What the scores depend on; at threshold 0 nothing is reused and nothing has to be prepared, nor at 1, nor with a router."""
-        return None if self.router or self.threshold in (0, 1) else {"version": 1, "price": self.price}
+        """What the scores depend on; at threshold 0 nothing is reused and nothing has to be
+        prepared, nor at 1, nor with a router."""
+        return (
+            None if self.router or self.threshold in (0, 1) else {"version": 1, "price": self.price}
+        )
 
     def inputs(self) -> list[Path]:
         """The file of the router."""
@@ -49,7 +61,7 @@ class L2C:
         """A router must be readable, and have a column for each sub-layer."""
         if not self.router:
             return None
-        from ditbench.anatomy import sublayers
+        from ditbench.models.sublayers import sublayers
 
         try:
             _read(Path(self.router), len(sublayers(pipeline.transformer)))
@@ -58,13 +70,15 @@ class L2C:
         return None
 
     def prepare(self, folder: Any, room: Workroom) -> dict[str, Any]:
-        """Learn the scores and write them as `scores.safetensors`; returns notes for the manifest."""
-        from ditbench.mixing import prepare_scores
+        """Learn the scores and write them as `scores.safetensors`; returns notes for the
+        manifest."""
+        from ditbench.acceleration.caching.learn_router import prepare_scores
 
         return prepare_scores(folder, room, price=self.price)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
-        """Reroute every sub-layer through the cache; scores of another number of steps are refused when the first step begins."""
+        """Reroute every sub-layer through the cache; scores of another number of steps are refused
+        when the first step begins."""
         if self.threshold == 0:
             return
         if self.threshold == 1:
@@ -83,7 +97,8 @@ class L2C:
 
 
 def _read(path: Path, layers: int) -> Any:
-    """Scores [T,L] of a file; ValueError in one sentence when it holds none for `layers` sub-layers."""
+    """Scores [T,L] of a file; ValueError in one sentence when it holds none for `layers`
+    sub-layers."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -92,5 +107,7 @@ def _read(path: Path, layers: int) -> Any:
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(f"{path} holds no scores of l2c ({type(error).__name__})") from None
     if scores.ndim != 2 or scores.shape[1] != layers:
-        raise ValueError(f"{path} has scores {list(scores.shape)}, and the model has {layers} sub-layers")
+        raise ValueError(
+            f"{path} has scores {list(scores.shape)}, and the model has {layers} sub-layers"
+        )
     return scores

@@ -1,4 +1,5 @@
-"""MagCache as diffusers ships it (Ma et al. 2025, arXiv:2506.09045): skip while known magnitudes say that little is lost."""
+"""MagCache as diffusers ships it (Ma et al. 2025, arXiv:2506.09045): skip while known magnitudes
+say that little is lost."""
 
 from __future__ import annotations
 
@@ -6,13 +7,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ditbench.acceleration.caching.diffusers_caches import count_shortened, put_on, why_not
+from ditbench.acceleration.caching.schedule import refuse_other_length
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.prepare import unprepared
-from ditbench.schedule import refuse_other_length
-from ditbench.shipped import count_shortened, put_on, why_not
+from ditbench.method.prepare import unprepared
 
 if TYPE_CHECKING:
-    from ditbench.prepare import Workroom
+    from ditbench.method.prepare import Workroom
 
 RATIOS = "ratios.json"
 
@@ -21,9 +22,11 @@ RATIOS = "ratios.json"
     "magcache", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, needs={"model:flux|wan"}, paper="arXiv:2506.09045"
 )  # fmt: skip
 class MagCache:
-    """Reuse what all blocks together added, as long as the error told by the ratios of its magnitude from step to step adds up to little.
+    """Reuse what all blocks together added, as long as the error told by the ratios of its
+    magnitude from step to step adds up to little.
 
-    The ratios are measured once per model by `prepare`, on training requests; the decision is the same for every prompt.
+    The ratios are measured once per model by `prepare`, on training requests; the decision is the
+    same for every prompt.
     """
 
     threshold: float = knob(0.06, low=0)
@@ -33,7 +36,8 @@ class MagCache:
     retain: float = knob(0.2, low=0, high=1)
     """Share of the steps at the beginning that are never skipped (diffusers' default)."""
     training: int = knob(0, low=0, high=15)
-    """Which calibration: every number has requests and noise of its own, so that several show how far calibrations differ."""
+    """Which calibration: every number has requests and noise of its own, so that several show how
+    far calibrations differ."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
     dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 2)
 
@@ -47,7 +51,7 @@ class MagCache:
 
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
         """Measure the ratios of one batch of training requests, by diffusers' own calibration."""
-        from ditbench.calibration import magnitude_ratios
+        from ditbench.acceleration.caching.calibrate_magcache import magnitude_ratios
 
         if reason := self.check(room.pipe):
             raise ValueError(reason)
@@ -71,7 +75,10 @@ class MagCache:
 
         def same_length(*_: Any) -> None:  # diffusers would stretch them
             refuse_other_length(
-                "the table of ratios", len(told), at.now.num_steps, "python run_bench.py prepare magcache"
+                "the table of ratios",
+                len(told),
+                at.now.num_steps,
+                "python run_bench.py prepare magcache",
             )
 
         at.undo(transformer.register_forward_pre_hook(same_length).remove)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ditbench.acceleration.caching.diffusers_caches import count_attention, put_on, timestep_of
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.shipped import count_attention, put_on, timestep_of
 
 
-@method("pab", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2408.12588")
+@method(
+    "pab", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2408.12588"
+)
 class Pab:
-    """In the middle of sampling compute attention at every few steps only, and reuse its output in between; MLPs always run.
+    """In the middle of sampling compute attention at every few steps only, and reuse its output in
+    between; MLPs always run.
 
-    diffusers keeps one output per module and knows no guidance passes, so a pipeline that runs them one after the other is refused.
+    diffusers keeps one output per module and knows no guidance passes, so a pipeline that runs them
+    one after the other is refused.
     """
 
     interval: int = knob(2, low=1)
-    """Steps from one computation of self- or joint attention to the next (diffusers' default); 1 changes nothing."""
+    """Steps from one computation of self- or joint attention to the next (diffusers' default); 1
+    changes nothing."""
     cross_interval: int = knob(3, low=1)
     """The same of cross-attention, which moves least. Ours: the paper's 6 is for long samplings."""
     first: int = knob(800, low=0, high=1000)
@@ -27,7 +32,7 @@ class Pab:
 
     def check(self, pipeline: Any) -> str | None:
         """Not Wan: its second guidance pass would be given the first one's attention."""
-        from ditbench.anatomy import family_of
+        from ditbench.models.sublayers import family_of
 
         if family_of(pipeline.transformer) == "wan":
             return "diffusers' pab keeps one output per module, and Wan's guidance passes, run one after the other, would share it"
@@ -41,12 +46,12 @@ class Pab:
         )
 
         transformer = pipeline.transformer
-        config = PyramidAttentionBroadcastConfig(
+        config = PyramidAttentionBroadcastConfig(  # type: ignore[arg-type]
             spatial_attention_block_skip_range=self.interval,
             cross_attention_block_skip_range=self.cross_interval,
             spatial_attention_timestep_skip_range=(self.last, self.first),
             cross_attention_timestep_skip_range=(self.last, self.first),
-            current_timestep_callback=timestep_of(transformer, at),
-        )  # type: ignore[arg-type]
+            current_timestep_callback=timestep_of(transformer, at),  # type: ignore[arg-type]
+        )
         put_on(transformer, at, lambda: apply_pyramid_attention_broadcast(transformer, config))
         count_attention(transformer, at)

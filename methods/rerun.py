@@ -1,4 +1,5 @@
-"""The un-accelerated model once more, differing only in what must not matter (noise floor), or in its noise (ceiling)."""
+"""The un-accelerated model once more, differing only in what must not matter (noise floor), or in
+its noise (ceiling)."""
 
 from __future__ import annotations
 
@@ -11,11 +12,12 @@ from ditbench.method import CLAIMS, Attachment, Stage, knob, method
 
 @method("rerun", family="control", stage=Stage.COMPILE, claims=CLAIMS, decides_per_batch=True)
 class Rerun:
-    """The un-accelerated model again: the batch in parts or other attention (noise floor), or other noise (ceiling)."""
+    """The un-accelerated model again: the batch in parts or other attention (noise floor), or other
+    noise (ceiling)."""
 
     split: int | None = knob(None, low=1)
-    """Parts the transformer is given a batch in, as another batch size would; a lone sample is given beside a copy of itself. 1: whole.
-    None: 2, or 1 where another knob is turned."""
+    """Parts the transformer is given a batch in, as another batch size would; a lone sample is
+    given beside a copy of itself. 1: whole. None: 2, or 1 where another knob is turned."""
     attention: str | None = None
     """"math": attention by products and a softmax instead of torch's fused operation."""
     seed: int = knob(0, low=0)
@@ -37,7 +39,8 @@ class Rerun:
         return self.split or (1 if self.attention or self.seed else 2)
 
     def check(self, pipeline: Any) -> str | None:
-        """With a seed, a pipeline that does not draw its noise by diffusers' `randn_tensor` is refused."""
+        """With a seed, a pipeline that does not draw its noise by diffusers' `randn_tensor` is
+        refused."""
         if self.seed and not hasattr(_module(pipeline), "randn_tensor"):
             return f"{type(pipeline).__name__} does not draw its noise by diffusers' randn_tensor, so that it cannot be exchanged"
         return None
@@ -61,7 +64,9 @@ class Rerun:
             batch = len(told["hidden_states"])
             if batch == 1:
                 at.count("passes_doubled")
-                return _apply(lambda whole: whole[:1], run(**_rows(told, batch, lambda x: torch.cat([x, x]))))
+                return _apply(
+                    lambda whole: whole[:1], run(**_rows(told, batch, lambda x: torch.cat([x, x])))
+                )
             at.count("passes_split")
             size = -(-batch // self.parts)
             outs = [
@@ -88,10 +93,14 @@ class Rerun:
         def randn_tensor(shape: Any, generator: Any = None, **told: Any) -> Any:
             at.count("draws_exchanged")
             if generator is None:
-                raise ValueError("rerun exchanges the noise of seeded generators, and this generation has none")
+                raise ValueError(
+                    "rerun exchanges the noise of seeded generators, and this generation has none"
+                )
             given = generator if isinstance(generator, list) else [generator]
             seeds = [(g.initial_seed() + 0x9E3779B1 * self.seed) % 2**32 for g in given]
-            other = [torch.Generator(g.device).manual_seed(s) for g, s in zip(given, seeds, strict=True)]
+            other = [
+                torch.Generator(g.device).manual_seed(s) for g, s in zip(given, seeds, strict=True)
+            ]
             return draw(shape, other if isinstance(generator, list) else other[0], **told)
 
         draw = at.patch(_module(pipeline), "randn_tensor", randn_tensor)
@@ -103,8 +112,12 @@ def _module(pipeline: Any) -> Any:
 
 
 def _rows(told: dict[str, Any], batch: int, choose: Any) -> dict[str, Any]:
-    """The arguments with every tensor of `batch` rows replaced by `choose` of it; the ids of FLUX's places have no rows of samples."""
-    return {name: value if name.endswith("_ids") else _each(value, batch, choose) for name, value in told.items()}
+    """The arguments with every tensor of `batch` rows replaced by `choose` of it; the ids of FLUX's
+    places have no rows of samples."""
+    return {
+        name: value if name.endswith("_ids") else _each(value, batch, choose)
+        for name, value in told.items()
+    }
 
 
 def _each(value: Any, batch: int, choose: Any) -> Any:
@@ -114,9 +127,12 @@ def _each(value: Any, batch: int, choose: Any) -> Any:
 
 
 def _apply(join: Any, *outs: Any) -> Any:
-    """What the transformer returns, a tuple of tensors or one of diffusers' outputs, joined piece by piece."""
+    """What the transformer returns, a tuple of tensors or one of diffusers' outputs, joined piece
+    by piece."""
     pieces = [
         join(*column)
-        for column in zip(*(tuple(out.values()) if hasattr(out, "values") else out for out in outs), strict=True)
+        for column in zip(
+            *(tuple(out.values()) if hasattr(out, "values") else out for out in outs), strict=True
+        )
     ]
     return type(outs[0])(*pieces) if hasattr(outs[0], "values") else tuple(pieces)

@@ -1,4 +1,5 @@
-"""TaylorSeer: extrapolate every sub-layer's output from its last computed values (Liu et al. 2025, arXiv:2503.06923)."""
+"""TaylorSeer: extrapolate every sub-layer's output from its last computed values (Liu et al. 2025,
+arXiv:2503.06923)."""
 
 from __future__ import annotations
 
@@ -7,39 +8,54 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
-    from ditbench.anatomy import Route, Run, Sublayer
+    from ditbench.models.sublayers import Route, Run, Sublayer
 
 
-AUTHORS: dict[str, tuple[int, int, int]] = {"dit": (4, 4, 2), "flux": (6, 1, 3), "wan": (5, 1, 1), "pixart": (4, 1, 1)}
-"""By family the authors' interval, order and first steps: those recommended for DiT, and those their code for FLUX and Wan2.1 is
-released with. They published none for PixArt; those are ours."""
+AUTHORS: dict[str, tuple[int, int, int]] = {
+    "dit": (4, 4, 2),
+    "flux": (6, 1, 3),
+    "wan": (5, 1, 1),
+    "pixart": (4, 1, 1),
+}
+"""By family the authors' interval, order and first steps: those recommended for DiT, and those
+their code for FLUX and Wan2.1 is released with. They published none for PixArt; those are ours."""
 
 
-@method("taylorseer", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2503.06923")
+@method(
+    "taylorseer",
+    family="cache",
+    stage=Stage.SCHEDULE,
+    claims={"block-schedule"},
+    paper="arXiv:2503.06923",
+)
 class TaylorSeer:
-    """Compute every `interval` steps, and in between extend each sub-layer's output by finite differences of up to `order`.
+    """Compute every `interval` steps, and in between extend each sub-layer's output by finite
+    differences of up to `order`.
 
-    At a computed step D0 is the output and D(i+1) the change of D(i) per step since the last computed step; k steps later the output
-    is sum of D(i) k^i / i!. As in the authors' code no difference is taken before the last of the `first` steps. Their settings are the
-    defaults: interval 4, order 4, first 2 on DiT; 6, 1, 3 on FLUX; 5, 1, 1 on Wan. PixArt's (4, 1, 1) are ours.
+    At a computed step D0 is the output and D(i+1) the change of D(i) per step since the last
+    computed step; k steps later the output is sum of D(i) k^i / i!. As in the authors' code no
+    difference is taken before the last of the `first` steps. Their settings are the defaults:
+    interval 4, order 4, first 2 on DiT; 6, 1, 3 on FLUX; 5, 1, 1 on Wan. PixArt's (4, 1, 1) are
+    ours.
     """
 
     interval: int | float | None = knob(None, low=1)
-    """Steps from one computation to the next, on average; 1 changes nothing, None is the authors' for the family."""
+    """Steps from one computation to the next, on average; 1 changes nothing, None is the authors'
+    for the family."""
     order: int | None = knob(None, low=0, high=6)
-    """Highest difference used; 0 reuses the last output as it is, None is the authors' for the family. Each order costs as much memory
-    as the cache itself."""
+    """Highest difference used; 0 reuses the last output as it is, None is the authors' for the
+    family. Each order costs as much memory as the cache itself."""
     first: int | None = knob(None, low=1)
     """Steps computed at the beginning; None is the authors' for the family."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("interval", 1, 10)
     keeps_projected: ClassVar[bool] = True
-    """The authors extrapolate what attention gives after its output projection, where ToCa's code keeps what goes into it: what the
-    convention `toca` of `count` wants to know."""
+    """The authors extrapolate what attention gives after its output projection, where ToCa's code
+    keeps what goes into it: what the convention `toca` of `count` wants to know."""
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through its differences."""
-        from ditbench.anatomy import family_of
+        from ditbench.models.sublayers import family_of
 
         theirs = AUTHORS[family_of(pipeline.transformer)]
         interval = self.interval or theirs[0]
@@ -87,7 +103,9 @@ def _whole(parts: tuple[Any, ...]) -> Any:
     return parts if len(parts) > 1 else parts[0]
 
 
-def _differences(new: tuple[Any, ...], old: list[tuple[Any, ...]], gap: int, order: int) -> list[tuple[Any, ...]]:
+def _differences(
+    new: tuple[Any, ...], old: list[tuple[Any, ...]], gap: int, order: int
+) -> list[tuple[Any, ...]]:
     """D0, D1, ... at the newest computed step, one order more than before, up to `order`."""
     found = [new]
     for before in old[:order]:

@@ -1,4 +1,5 @@
-"""TeaCache: skip whole transformer runs while the modulated input barely changes (Liu et al. 2024, arXiv:2411.19108)."""
+"""TeaCache: skip whole transformer runs while the modulated input barely changes (Liu et al. 2024,
+arXiv:2411.19108)."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ditbench.method import Attachment, Stage, build, knob, method
-from ditbench.prepare import unprepared
+from ditbench.method.prepare import unprepared
 
 if TYPE_CHECKING:
-    from ditbench.blocks import BlockRoute, RunBlock, Streams
-    from ditbench.prepare import Workroom
+    from ditbench.method.prepare import Workroom
+    from ditbench.models.blocks import BlockRoute, RunBlock, Streams
 
 FOUND = "threshold.json"
 
@@ -21,8 +22,9 @@ PUBLISHED: dict[tuple[str, int], tuple[float, ...]] = {
     ("wan", 1536): (2396.76752, -1311.10545, 201.331979, -8.29855975, 0.137887774),
     ("wan", 5120): (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
 }
-"""(family, width) -> the authors' polynomial, highest power first, for the signal they fitted it to: on FLUX.1-dev the first block's
-modulated input, on Wan2.1 1.3B and 14B (text to video, without their retention steps) the time embedding."""
+"""(family, width) -> the authors' polynomial, highest power first, for the signal they fitted it
+to: on FLUX.1-dev the first block's modulated input, on Wan2.1 1.3B and 14B (text to video, without
+their retention steps) the time embedding."""
 
 
 class _Input(Exception):
@@ -34,39 +36,55 @@ class _Input(Exception):
     paper="arXiv:2411.19108",
 )  # fmt: skip
 class TeaCache:
-    """Add up how much a signal changes from step to step; below `threshold` reuse what the blocks added.
+    """Add up how much a signal changes from step to step; below `threshold` reuse what the blocks
+    added.
 
-    The signal is the first block's modulated input, and on Wan the time embedding, as in the authors' code for it: there the decision
-    is the same for every prompt. The change is mean|m - m_before| / mean|m_before| over the whole batch, put through a polynomial that
-    predicts the change of the output. First and last steps are always computed; separate guidance passes keep separate states.
+    The signal is the first block's modulated input, and on Wan the time embedding, as in the
+    authors' code for it: there the decision is the same for every prompt. The change is mean|m -
+    m_before| / mean|m_before| over the whole batch, put through a polynomial that predicts the
+    change of the output. First and last steps are always computed; separate guidance passes keep
+    separate states.
     """
 
     threshold: float = knob(0.2, low=0)
     """Accumulated change up to which runs are skipped; 0 skips none."""
     polynomial: tuple[float, ...] = ()
-    """Coefficients, highest power first; empty: the authors' for the model they fitted, and the change itself elsewhere."""
+    """Coefficients, highest power first; empty: the authors' for the model they fitted, and the
+    change itself elsewhere."""
     saved: float = knob(0.0, low=0, below=1)
-    """Share of the transformer's runs to skip, by the threshold that `prepare` found for it; 0: by `threshold`."""
+    """Share of the transformer's runs to skip, by the threshold that `prepare` found for it; 0: by
+    `threshold`."""
     tuned: Literal["stack", "alone"] = "stack"
-    """With `saved`: whether the threshold was found on top of the methods below, or on the plain model."""
+    """With `saved`: whether the threshold was found on top of the methods below, or on the plain
+    model."""
     training: int = knob(0, low=0, high=15)
-    """Which calibration: every number has requests and noise of its own, so that several show how far calibrations differ."""
+    """Which calibration: every number has requests and noise of its own, so that several show how
+    far calibrations differ."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
     dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 4)
 
     def recipe(self) -> dict[str, Any] | None:
-        """A threshold found for a share depends on the signal and on what its change is put through."""
-        return {"version": 2, "saved": self.saved, "polynomial": list(self.polynomial)} if self.saved else None
+        """A threshold found for a share depends on the signal and on what its change is put
+        through."""
+        return (
+            {"version": 2, "saved": self.saved, "polynomial": list(self.polynomial)}
+            if self.saved
+            else None
+        )
 
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
-        """Look for the threshold that skips `saved` of the runs on a batch of training requests; returns it and the share it skips."""
-        from ditbench.calibration import BATCH, dialled
+        """Look for the threshold that skips `saved` of the runs on a batch of training requests;
+        returns it and the share it skips."""
+        from ditbench.acceleration.caching.calibrate_magcache import BATCH
+        from ditbench.method.dial import dialled
 
         def skips(threshold: float) -> float:
             counters = room.generate(
                 build(TeaCache, {"threshold": threshold, "polynomial": self.polynomial}), BATCH
             ).counters()
-            reused, computed = (counters.get(f"teacache.passes_{what}", 0) for what in ("reused", "computed"))
+            reused, computed = (
+                counters.get(f"teacache.passes_{what}", 0) for what in ("reused", "computed")
+            )
             return reused / (reused + computed)
 
         threshold, skipped = dialled(skips, self.saved, *self.dial[1:])
@@ -76,7 +94,7 @@ class TeaCache:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every block; the first one decides for all."""
-        from ditbench.anatomy import family_of
+        from ditbench.models.sublayers import family_of
 
         threshold = self.threshold
         if self.saved:
@@ -94,7 +112,9 @@ class TeaCache:
         at.holds(before.values)
         at.holds(residual.values)
         state = {"skip": False}
-        signal = _time_embedding(pipeline.transformer, at) if family == "wan" else _modulated_input(at)
+        signal = (
+            _time_embedding(pipeline.transformer, at) if family == "wan" else _modulated_input(at)
+        )
 
         def decide(run: RunBlock, streams: Streams) -> bool:
             branch, seen = at.now.branch, signal(run, streams)
@@ -102,8 +122,14 @@ class TeaCache:
                 float(((seen - before[branch]).abs().mean() / before[branch].abs().mean()).item()) if branch in before else 0.0
             )  # fmt: skip
             before[branch] = seen
-            total[branch] = total.get(branch, 0.0) + sum(c * change**p for p, c in enumerate(reversed(terms)))
-            if branch in residual and at.now.step < at.now.num_steps - 1 and total[branch] < threshold:
+            total[branch] = total.get(branch, 0.0) + sum(
+                c * change**p for p, c in enumerate(reversed(terms))
+            )
+            if (
+                branch in residual
+                and at.now.step < at.now.num_steps - 1
+                and total[branch] < threshold
+            ):
                 return True
             total[branch] = 0.0
             return False
@@ -115,7 +141,10 @@ class TeaCache:
                 branch = at.now.branch
                 if index == 0:
                     state["skip"] = decide(run, streams)
-                    at.count("passes_reused" if state["skip"] else "passes_computed", idle=not state["skip"])
+                    at.count(
+                        "passes_reused" if state["skip"] else "passes_computed",
+                        idle=not state["skip"],
+                    )
                     if state["skip"]:
                         return tuple(x + r for x, r in zip(streams, residual[branch], strict=True))
                     entered[branch] = streams
@@ -123,7 +152,9 @@ class TeaCache:
                     return streams
                 out = run(streams)
                 if index == last:
-                    residual[branch] = tuple(a - b for a, b in zip(out, entered.pop(branch), strict=True))
+                    residual[branch] = tuple(
+                        a - b for a, b in zip(out, entered.pop(branch), strict=True)
+                    )
                 return out
 
             return route
@@ -157,7 +188,8 @@ def _modulated_input(at: Attachment) -> Callable[[RunBlock, Streams], Any]:
 
 
 def _time_embedding(transformer: Any, at: Attachment) -> Callable[[RunBlock, Streams], Any]:
-    """The signal of a pass on Wan: the time embedding before it is projected to modulations, [B,D]."""
+    """The signal of a pass on Wan: the time embedding before it is projected to modulations,
+    [B,D]."""
     newest: list[Any] = []
 
     def keep(_module: Any, _inputs: Any, embedding: Any) -> None:

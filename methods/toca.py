@@ -1,45 +1,65 @@
-"""ToCa: between full steps recompute only the tokens that matter most (Zou et al. 2024, arXiv:2410.05317)."""
+"""ToCa: between full steps recompute only the tokens that matter most (Zou et al. 2024,
+arXiv:2410.05317)."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ditbench.acceleration.caching.token_settings import (
+    TOCA,
+    TOCA_DDPM250,
+    Rules,
+    SelectorName,
+    places,
+)
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.rules import TOCA, TOCA_DDPM250, Rules, SelectorName, places
 
 if TYPE_CHECKING:
-    from ditbench.anatomy import Route, Run, Sublayer
+    from ditbench.models.sublayers import Route, Run, Sublayer
 
 
-@method("toca", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="arXiv:2410.05317")
+@method(
+    "toca",
+    family="cache",
+    stage=Stage.SCHEDULE,
+    claims={"block-schedule"},
+    paper="arXiv:2410.05317",
+)
 class Toca:
-    """Compute every few steps wholly; in between recompute the highest ranking tokens of MLPs and cross-attention, and reuse the rest.
+    """Compute every few steps wholly; in between recompute the highest ranking tokens of MLPs and
+    cross-attention, and reuse the rest.
 
-    How often, how many and where are the authors' rules for each family (`ditbench.rules`), Wan by PixArt's. A token's score is the
-    attention it gets (on PixArt and Wan how widely it attends to the text) and how long it has waited; the best of each window of the
-    picture gets more.
+    How often, how many and where are the authors' rules for each family
+    (`ditbench.acceleration.caching.token_settings`), Wan by PixArt's. A token's score is the
+    attention it gets (on PixArt and Wan how widely it attends to the text) and how long it has
+    waited; the best of each window of the picture gets more.
     """
 
     interval: int | None = knob(None, low=1)
-    """About so many steps from one full computation to the next; 1 changes nothing, None is the authors' for the family."""
+    """About so many steps from one full computation to the next; 1 changes nothing, None is the
+    authors' for the family."""
     ratio: float | None = knob(None, low=0, high=1)
-    """Share of tokens recomputed in between, before the rules' factors; None is the authors' for the family."""
+    """Share of tokens recomputed in between, before the rules' factors; None is the authors' for
+    the family."""
     selector: SelectorName = "attention"
     """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `shuffle`."""
     quirk: bool | None = None
-    """Test for a full step block by block, so that two of DiT's 50 steps and one of PixArt's 20 are full in the first block only; off: they
-    are full. The authors' code does so for both; None: on DiT alone, for their numbers for PixArt are without."""
+    """Test for a full step block by block, so that two of DiT's 50 steps and one of PixArt's 20 are
+    full in the first block only; off: they are full. The authors' code does so for both; None: on
+    DiT alone, for their numbers for PixArt are without."""
     attend: bool = False
-    """On FLUX's single blocks, attend anew for the recomputed tokens; off: as the authors, use their attention of the last full step."""
+    """On FLUX's single blocks, attend anew for the recomputed tokens; off: as the authors, use
+    their attention of the last full step."""
     sampler: Literal["ddim50", "ddpm250"] | None = None
-    """Which of the authors' rules for DiT; None: `ddpm250` where the pipeline samples by DDPM. Other families have one."""
+    """Which of the authors' rules for DiT; None: `ddpm250` where the pipeline samples by DDPM.
+    Other families have one."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
     def check(self, pipeline: Any) -> str | None:
         """Only DiT has a choice of rules."""
-        from ditbench.anatomy import family_of
+        from ditbench.models.sublayers import family_of
 
         if self.sampler is None or (family := family_of(pipeline.transformer)) == "dit":
             return None
@@ -47,7 +67,7 @@ class Toca:
 
     def rules(self, pipeline: Any) -> Rules:
         """The authors' for the pipeline's family and sampler."""
-        from ditbench.anatomy import family_of
+        from ditbench.models.sublayers import family_of
 
         family = family_of(pipeline.transformer)
         by_ddpm = type(pipeline.scheduler).__name__.startswith("DDPM")
@@ -56,7 +76,7 @@ class Toca:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache."""
-        from ditbench.tokens import TokenCache
+        from ditbench.acceleration.caching.token_cache import TokenCache
 
         if self.interval == 1:
             return
@@ -70,9 +90,14 @@ class Toca:
         def at_sublayer(sublayer: Sublayer, place: float) -> Route:
             def route(run: Run, hidden: Any) -> Any:
                 now = at.now
-                if phases(now.num_steps)[now.step][by_block and sublayer.block > 0] == 0 or sublayer not in kept:
+                if (
+                    phases(now.num_steps)[now.step][by_block and sublayer.block > 0] == 0
+                    or sublayer not in kept
+                ):
                     return kept.compute(sublayer, run, hidden)
-                num = rules.rows(ratio, now.step, now.num_steps, place, sublayer.kind, hidden.shape[1])
+                num = rules.rows(
+                    ratio, now.step, now.num_steps, place, sublayer.kind, hidden.shape[1]
+                )
                 return kept.refresh(sublayer, run, hidden, num)
 
             return route

@@ -1,6 +1,8 @@
-"""Records and scores -> tables, figures and a page. A pure function of files, and never imports torch.
+"""Records and scores -> tables, figures and a page. A pure function of files, and never imports
+torch.
 
-`build` writes everything, `print_report` shows it on the terminal, `report_json` gives the document behind `--json`.
+`build` writes everything, `print_report` shows it on the terminal, `report_json` gives the document
+behind `--json`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ditbench.reports.sections import Report
+    from ditbench.reports.sections.section import Report
 
 __all__ = ["build", "print_report", "report_json"]
 
@@ -18,22 +20,23 @@ __all__ = ["build", "print_report", "report_json"]
 def build(folders: list[Path], out: Path | None = None) -> Report:
     """Make the report of one or more runs in `out` (default: `report/` in the first run's folder).
 
-    Runs that agree in all `ditbench.reports.merging.unlike` looks at share a section; the others keep a section, and a folder of files,
-    each, with the fields that differ. Speed-ups and changes are always against the baseline of a cell's own run.
-    A record that cannot be read is named and left out. Raises ValueError when a folder holds no run.
+    Runs that agree in all `ditbench.reports.sections.merge.unlike` looks at share a section; the
+    others keep a section, and a folder of files, each, with the fields that differ. Speed-ups and
+    changes are always against the baseline of a cell's own run. A record that cannot be read is
+    named and left out. Raises ValueError when a folder holds no run.
     """
-    from ditbench.reports.abreast import abreast
-    from ditbench.reports.charts import draw_charts
-    from ditbench.reports.crossover import draw_crossovers
-    from ditbench.reports.figures import draw_figures
-    from ditbench.reports.grids import draw_grids
-    from ditbench.reports.heatmaps import draw_heatmaps
-    from ditbench.reports.matrices import draw_matrices
-    from ditbench.reports.merging import merge
-    from ditbench.reports.page import write_page
-    from ditbench.reports.sections import Report, read_sections
-    from ditbench.reports.tables import write_tables
-    from ditbench.reports.training import copy_training
+    from ditbench.reports.figures.crossover import draw_crossovers
+    from ditbench.reports.figures.quality_time import draw_figures
+    from ditbench.reports.figures.sample_grid import draw_grids
+    from ditbench.reports.figures.schedule_heatmap import draw_heatmaps
+    from ditbench.reports.figures.speed_memory import draw_charts
+    from ditbench.reports.figures.stacking_matrix import draw_matrices
+    from ditbench.reports.figures.training_curve import copy_training
+    from ditbench.reports.page.page import write_page
+    from ditbench.reports.sections.merge import merge
+    from ditbench.reports.sections.parallel import abreast
+    from ditbench.reports.sections.section import Report, read_sections
+    from ditbench.reports.tables.speed_quality import write_tables
 
     if not folders:
         raise ValueError("a report needs at least one run folder")
@@ -45,11 +48,16 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
         at = out if len(sections) == 1 else out / section.name
         files += write_tables(section, at / "tables")
         drawing = {
-            draw_figures: "plots", draw_crossovers: "plots", draw_matrices: "plots", draw_charts: "plots", draw_heatmaps: "plots",
+            draw_figures: "plots", draw_crossovers: "plots", draw_matrices: "plots",
+            draw_charts: "plots", draw_heatmaps: "plots",
             copy_training: "plots", draw_grids: "grids",
         }  # fmt: skip
         alone = {model: section.only(model) for model in section.models}
-        jobs = [(model, partial(draw, alone[model], at / kind)) for model in alone for draw, kind in drawing.items()]
+        jobs = [
+            (model, partial(draw, alone[model], at / kind))
+            for model in alone
+            for draw, kind in drawing.items()
+        ]
         pictures[section.name] = {model: [] for model in alone}
         for (model, _), drawn in zip(jobs, abreast([job for _, job in jobs]), strict=True):
             pictures[section.name][model] += drawn.get(model, [])
@@ -59,14 +67,16 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
 
 
 def print_report(report: Report) -> None:
-    """Print a table per model, with the reasons of what did not run under it, and where the page is."""
-    from ditbench.reports.overview import show
+    """Print a table per model, with the reasons of what did not run under it, and where the page
+    is."""
+    from ditbench.reports.terminal.overview import show
 
     show(report)
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """What the tables show as one JSON document: rows as `ditbench.summary` describes them, with `notes` added."""
-    from ditbench.reports.tables import document
+    """What the tables show as one JSON document: rows as `ditbench.analysis.summary` describes
+    them, with `notes` added."""
+    from ditbench.reports.tables.speed_quality import document
 
     return document(report)

@@ -21,7 +21,8 @@ class StepReuse:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if at.now.step % self.every and at.now.branch in kept:
-                at.count("passes_reused")  # a method that counts nothing and changes nothing is reported as inert
+                # a method that counts nothing and changes nothing is reported as inert
+                at.count("passes_reused")
                 return kept[at.now.branch]
             kept[at.now.branch] = run(*args, **kwargs)
             return kept[at.now.branch]

@@ -1,8 +1,9 @@
-"""Narrow copies of the four full-size pipelines: every part of the real classes, a few thousand parameters."""
+"""Narrow copies of the four full-size pipelines: every part of the real classes, a few thousand
+parameters."""
 
 from dataclasses import replace
 
-from ditbench.models import select
+from ditbench.models.table import select
 
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 300}
 CLIP = {
@@ -14,7 +15,8 @@ CLIP = {
     "vocab_size": 300,
 }
 VAE = {
-    "block_out_channels": [8, 16], "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [8, 16], "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
     "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4, "sample_size": 16,
 }  # fmt: skip
 DIT = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "sample_size": 8}
@@ -31,14 +33,16 @@ PARTS = {
     "pixart-alpha-256": {"transformer": {**DIT, "cross_attention_dim": 32, "caption_channels": 32}, "text_encoder": T5, "vae": VAE},
     "flux-1-dev": {
         "transformer": {
-            "in_channels": 16, "num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16,
+            "in_channels": 16, "num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2,
+            "attention_head_dim": 16,
             "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": [4, 6, 6],
         },
         "text_encoder": CLIP, "text_encoder_2": T5, "vae": VAE,
     },
     "wan-2.1-1.3b": {
         "transformer": {
-            "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 64,
+            "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_attention_heads": 2,
+            "attention_head_dim": 16, "ffn_dim": 64,
             "text_dim": 32, "freq_dim": 32,
         },
         "text_encoder": T5, "vae": WAN_VAE,
@@ -51,17 +55,31 @@ def narrow(name):
     """The model's row at a small size, and the changes that make its architecture narrow."""
     row = select(name)[0]
     side, frames = (32, 5) if row.family == "wan" else (16, 1)
-    row = replace(row, height=side, width=side, frames=frames, steps=3, text_tokens=12 if row.text_tokens else 0)
-    return row, {f"{part}.{key}": value for part, sizes in PARTS[name].items() for key, value in sizes.items()}
+    row = replace(
+        row,
+        height=side,
+        width=side,
+        frames=frames,
+        steps=3,
+        text_tokens=12 if row.text_tokens else 0,
+    )
+    return row, {
+        f"{part}.{key}": value
+        for part, sizes in PARTS[name].items()
+        for key, value in sizes.items()
+    }
 
 
 def generate(pipe, model, num=1, output_type="np"):
     """Samples of the model's pipeline for a fixed workload."""
     import torch
 
-    from ditbench.workload import Request, call_arguments, sampling_of
+    from ditbench.models.requests import Request, call_arguments
+    from ditbench.models.sampling import sampling_of
 
-    requests = [Request(id=str(i), seed=i, prompt="a small red circle", label=i) for i in range(num)]
+    requests = [
+        Request(id=str(i), seed=i, prompt="a small red circle", label=i) for i in range(num)
+    ]
     with torch.inference_mode():
         out = pipe(**call_arguments(model, sampling_of(model), requests), output_type=output_type)
     return out.frames if model.family == "wan" else out.images

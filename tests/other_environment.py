@@ -1,4 +1,5 @@
-"""Packages of other environments as small stand-ins that keep the same files and calls; the process between is real."""
+"""Packages of other environments as small stand-ins that keep the same files and calls; the process
+between is real."""
 
 import json
 import stat
@@ -85,22 +86,40 @@ class cdfvd:
 """
 ENTRIES = [
     {"prompt_en": "a person is surfing", "dimension": ["human_action"]},
-    {"prompt_en": "a red car", "dimension": ["color", "object_class"], "auxiliary_info": {"color": {"color": "red"}}},
+    {
+        "prompt_en": "a red car",
+        "dimension": ["color", "object_class"],
+        "auxiliary_info": {"color": {"color": "red"}},
+    },
     {"prompt_en": "a fantasy landscape", "dimension": ["overall_consistency"]},
-    {"prompt_en": "a fantasy landscape", "dimension": ["scene", "imaging_quality"], "auxiliary_info": {"scene": {}}},
+    {
+        "prompt_en": "a fantasy landscape",
+        "dimension": ["scene", "imaging_quality"],
+        "auxiliary_info": {"scene": {}},
+    },
 ]
-"""A list of prompts as VBench's is one, with a prompt that stands in it twice for different dimensions."""
+"""A list of prompts as VBench's is one, with a prompt that stands in it twice for different
+dimensions."""
 
 
 def site(folder: Path, width: int = 64) -> Path:
     """A folder of packages for PYTHONPATH."""
     program = folder / "ffmpeg"
     files = {
-        "vbench/__init__.py": VBENCH, "vbench/VBench_full_info.json": json.dumps(ENTRIES), "decord.py": DECORD,
-        "imageio_ffmpeg.py": f"def get_ffmpeg_exe(): return {str(program)!r}\n", "torch.py": TORCH, "ImageReward.py": IMAGEREWARD,
-        "hpsv2/__init__.py": "", "hpsv2/img_score.py": HPSV2, "hpsv3.py": HPSV3, "cdfvd/__init__.py": "", "cdfvd/fvd.py": CDFVD,
+        "vbench/__init__.py": VBENCH, "vbench/VBench_full_info.json": json.dumps(ENTRIES),
+        "decord.py": DECORD,
+        "imageio_ffmpeg.py": f"def get_ffmpeg_exe(): return {str(program)!r}\n", "torch.py": TORCH,
+        "ImageReward.py": IMAGEREWARD,
+        "hpsv2/__init__.py": "", "hpsv2/img_score.py": HPSV2, "hpsv3.py": HPSV3,
+        "cdfvd/__init__.py": "", "cdfvd/fvd.py": CDFVD,
     }  # fmt: skip
-    versions = {"vbench": "0.1.5", "image_reward": "1.5", "hpsv2": "1.2.0", "hpsv3": "1.0.0", "cd_fvd": "0.1.1"}
+    versions = {
+        "vbench": "0.1.5",
+        "image_reward": "1.5",
+        "hpsv2": "1.2.0",
+        "hpsv3": "1.0.0",
+        "cd_fvd": "0.1.1",
+    }
     for package, version in versions.items():
         told = f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: {version}\n"
         files[f"{package}-{version}.dist-info/METADATA"] = told

@@ -1,4 +1,5 @@
-"""Run folders of the record's schema, written by hand: every status, small random samples and scores. For the report's tests."""
+"""Run folders of the record's schema, written by hand: every status, small random samples and
+scores. For the report's tests."""
 
 import csv
 import json
@@ -7,9 +8,10 @@ import re
 import numpy as np
 from safetensors.numpy import save_file
 
-from ditbench.margins import MARGINS
-from ditbench.metrics.stored import Scores, write_file
-from ditbench.record import SCHEMA, write_json
+from ditbench.metrics.margins import MARGINS
+from ditbench.records.files import write_json
+from ditbench.records.record import SCHEMA
+from ditbench.records.scores import Scores, write_file
 
 WORLDS = {"dit-tiny": "class", "pixart-tiny": "scene", "flux-tiny": "scene", "wan-tiny": "video"}
 FAMILIES = {
@@ -28,18 +30,24 @@ REASONS = {
     "oom": "OutOfMemoryError: tried to allocate 3.00 GiB",
 }
 STACKS = (
-    ("none", "ok"), ("fewer_steps(steps=10)", "ok"), ("fora(interval=3)", "ok"), ("int8", "ok"), ("int8+fora(interval=3)", "ok"),
-    ("firstblock", "refused"), ("noop", "inert"), ("diffsparse(keep=0.46)", "skipped"), ("int8+fewer_steps(steps=5)", "failed"),
+    ("none", "ok"), ("fewer_steps(steps=10)", "ok"), ("fora(interval=3)", "ok"), ("int8", "ok"),
+    ("int8+fora(interval=3)", "ok"),
+    ("firstblock", "refused"), ("noop", "inert"), ("diffsparse(keep=0.46)", "skipped"),
+    ("int8+fewer_steps(steps=5)", "failed"),
     ("fora(interval=9)", "oom"),
 )  # fmt: skip
 ENVIRONMENT = {
-    "ditbench": "0.1.0", "python": "3.11.9", "system": "Linux x86_64", "processor": "Imaginary 3000", "cores": 2, "threads": 2,
+    "ditbench": "0.1.0", "python": "3.11.9", "system": "Linux x86_64",
+    "processor": "Imaginary 3000", "cores": 2, "threads": 2,
     "memory_bytes": 8 << 30, "packages": {"torch": "2.13.0+cpu"}, "variables": {}, "device": "cpu",
 }  # fmt: skip
 PROMPT = "a large red <b>circle</b> top-left & a small blue square bottom-right on striped grey"
 
 
-SCHEDULE = {"sublayers": ["0.self", "0.mlp", "1.self", "1.mlp"], "keep": [[1, 1, 1, 1], [0, 0.5, 0.25, 0]]}
+SCHEDULE = {
+    "sublayers": ["0.self", "0.mlp", "1.self", "1.mlp"],
+    "keep": [[1, 1, 1, 1], [0, 0.5, 0.25, 0]],
+}
 """What a scheduled cell's record says of its schedule."""
 
 
@@ -78,7 +86,10 @@ def write_run(
     folder.mkdir(parents=True)
     cells = [(model, stack, status) for model in models for stack, status in stacks]
     spec = {"margins": dict(MARGINS)}
-    write_json(folder / "spec.json", {"schema": SCHEMA, "cells": [key_of(m, s) for m, s, _ in cells], "spec": spec})
+    write_json(
+        folder / "spec.json",
+        {"schema": SCHEMA, "cells": [key_of(m, s) for m, s, _ in cells], "spec": spec},
+    )
     (folder / "command.txt").write_text("python run_bench.py --methods 'fora(interval=3)'\n")
     (folder / "requests").mkdir()
     for model in models:
@@ -90,7 +101,16 @@ def write_run(
         write_json(folder / "requests" / f"{model}.json", asked)
     for i, (model, stack, status) in enumerate(cells):
         write_cell(
-            folder, model, stack, status, np.random.default_rng([seed, i]), n, rounds, drift, resolution, environment
+            folder,
+            model,
+            stack,
+            status,
+            np.random.default_rng([seed, i]),
+            n,
+            rounds,
+            drift,
+            resolution,
+            environment,
         )
     return folder
 
@@ -117,21 +137,34 @@ def write_cell(folder, model, stack, status, rng, n, rounds, drift, resolution, 
         "dtype": "float32",
         "weights": "bundled",
     }
-    sampling = {"steps": 50, "guidance": 4.0, "height": resolution, "width": resolution, "text_tokens": 0}
+    sampling = {
+        "steps": 50,
+        "guidance": 4.0,
+        "height": resolution,
+        "width": resolution,
+        "text_tokens": 0,
+    }
     memory = {
         "weights_bytes": 9_000_000,
         "cache_bytes": 400_000,
         "before_bytes": 500_000_000,
         "peak_bytes": 612_000_000,
     }
-    flops = {"flops": 4e10 * float(np.round(cost, 2)), "linear_macs": 1.8e10, "attention_macs": 2e9, "conv_macs": 0.0}
+    flops = {
+        "flops": 4e10 * float(np.round(cost, 2)),
+        "linear_macs": 1.8e10,
+        "attention_macs": 2e9,
+        "conv_macs": 0.0,
+    }
     record = {
-        "schema": SCHEMA, "key": key, "model": model, "family": model.split("-")[0], "world": world, "stack": stack,
+        "schema": SCHEMA, "key": key, "model": model, "family": model.split("-")[0], "world": world,
+        "stack": stack,
         "methods": [described(part) for part in stack.split("+")],
         "status": status, "reason": REASONS.get(status, ""), "traceback": "", "seconds": 12.3,
         "run": run | {"requests_sha256": "same", "model_sha256": "same"},
         "sampling": sampling | {"frames": 9 if world == "video" else 1},
-        "environment": environment if ran else {}, "load_s": 0.5 if ran else None, "first_call_s": 1.2 if ran else None,
+        "environment": environment if ran else {}, "load_s": 0.5 if ran else None,
+        "first_call_s": 1.2 if ran else None,
         "timing": [_timing(r, b, cost, drift, rng) for r in range(rounds) for b in range(3)] if ran else [],
         "memory": memory | {"reserved_bytes": 0, "source": "rss"} if ran else {},
         "flops": flops | {"forwards": 50, "uncounted": {}} if ran else {},
@@ -145,12 +178,16 @@ def write_cell(folder, model, stack, status, rng, n, rounds, drift, resolution, 
         return
     grain = 1 if resolution <= 16 else 4  # large samples are not noise in every pixel
     side = resolution // grain
-    samples = rng.integers(0, 256, (n, 9, side, side, 3) if world == "video" else (n, side, side, 3), dtype=np.uint8)
+    samples = rng.integers(
+        0, 256, (n, 9, side, side, 3) if world == "video" else (n, side, side, 3), dtype=np.uint8
+    )
     save_file({"samples": samples.repeat(grain, -3).repeat(grain, -2)}, at / "samples.safetensors")
     align = np.clip(0.97 - weaker + 0.05 * rng.standard_normal(n), 0, 1)
     arrays = {
-        "align.shapes_v1": align, "align.shapes_v1.shape": align, "align.shapes_v1.colour": np.clip(align + 0.01, 0, 1),
-        "feature.shapes_v1": (rng.standard_normal((n, 64)) + 8 * weaker).astype(np.float32), "group": np.arange(n),
+        "align.shapes_v1": align, "align.shapes_v1.shape": align,
+        "align.shapes_v1.colour": np.clip(align + 0.01, 0, 1),
+        "feature.shapes_v1": (rng.standard_normal((n, 64)) + 8 * weaker).astype(np.float32),
+        "group": np.arange(n),
     }  # fmt: skip
     if stack != "none":
         arrays |= {
@@ -170,7 +207,10 @@ def write_cell(folder, model, stack, status, rng, n, rounds, drift, resolution, 
         "ssim.vs_none": against,
         "perceptual.shapes_v1": against,
     }
-    write_file(folder / "scores" / f"{key}.safetensors", Scores(samples_sha256="", arrays=arrays, reasons=reasons))
+    write_file(
+        folder / "scores" / f"{key}.safetensors",
+        Scores(samples_sha256="", arrays=arrays, reasons=reasons),
+    )
 
 
 def _timing(round_, batch, cost, drift, rng):

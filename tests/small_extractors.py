@@ -1,4 +1,5 @@
-"""Extractors of the real architectures with small or random weights, in files laid out as the published ones, pinned as test records."""
+"""Extractors of the real architectures with small or random weights, in files laid out as the
+published ones, pinned as test records."""
 
 import hashlib
 import json
@@ -8,7 +9,7 @@ from dataclasses import replace
 import torch
 from safetensors.torch import save_file
 
-from ditbench.extractors import extractors
+from ditbench.extractors.table import extractors
 
 VISION = {
     "hidden_size": 16,
@@ -17,11 +18,17 @@ VISION = {
     "num_attention_heads": 2,
     "patch_size": 14,
 }
-TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def write_extractors(folder, names=("tf2015", "dinov2_l14", "openai_vit_l14", "openai_l14_336")):
-    """Files of `names` under `folder`, and the table that pins them: each row but for sizes and hashes is the official one."""
+    """Files of `names` under `folder`, and the table that pins them: each row but for sizes and
+    hashes is the official one."""
     torch.manual_seed(0)
     table = {}
     for name in names:
@@ -34,7 +41,7 @@ def write_extractors(folder, names=("tf2015", "dinov2_l14", "openai_vit_l14", "o
 
 
 def _inception(at):
-    from ditbench.networks.inception import Inception
+    from ditbench.extractors.networks.inception import Inception
 
     net = Inception()
     for module in net.modules():  # activations that neither die nor grow over 94 layers
@@ -50,12 +57,22 @@ def _inception(at):
 def _dinov2(at):
     from transformers import Dinov2Config, Dinov2Model
 
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 518, "patch_size": 14}
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 518,
+        "patch_size": 14,
+    }
     letters = {"q": "query", "k": "key", "v": "value"}
     tensors = {}
     for name, tensor in Dinov2Model(Dinov2Config(**shape)).state_dict().items():
-        name = re.sub(r"attention\.([qkv])_proj", lambda m: f"attention.attention.{letters[m[1]]}", name)
-        tensors[name.replace("attention.o_proj", "attention.output.dense")] = tensor + 0.1 * torch.randn_like(tensor)
+        name = re.sub(
+            r"attention\.([qkv])_proj", lambda m: f"attention.attention.{letters[m[1]]}", name
+        )
+        tensors[name.replace("attention.o_proj", "attention.output.dense")] = (
+            tensor + 0.1 * torch.randn_like(tensor)
+        )
     save_file(tensors, at / "model.safetensors")
     return shape, {"cls": 16}
 
@@ -88,8 +105,17 @@ def _clip_336(at):
 
 def _published(model):
     """The state dict as the files of 2022 hold it: with positions among the weights."""
-    tensors = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
-    return tensors | {name: tensor for name, tensor in model.named_buffers() if name.endswith("position_ids")}
+    tensors = {
+        name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()
+    }
+    return tensors | {
+        name: tensor for name, tensor in model.named_buffers() if name.endswith("position_ids")
+    }
 
 
-WRITERS = {"tf2015": _inception, "dinov2_l14": _dinov2, "openai_vit_l14": _clip, "openai_l14_336": _clip_336}
+WRITERS = {
+    "tf2015": _inception,
+    "dinov2_l14": _dinov2,
+    "openai_vit_l14": _clip,
+    "openai_l14_336": _clip_336,
+}

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from ditbench.reports import abreast as module
-from ditbench.reports.abreast import abreast
+from ditbench.reports.sections import parallel as module
+from ditbench.reports.sections.parallel import abreast
 
 
 def squared(number):

@@ -1,6 +1,8 @@
-"""The golden fixture: ADM's samples against ADM's reference batch, where the two files and the Inception weights are there.
+"""The golden fixture: ADM's samples against ADM's reference batch, where the two files and the
+Inception weights are there.
 
-Published numbers: guided-diffusion's evaluations/README. Tolerances of the first two: this suite's specification.
+Published numbers: guided-diffusion's evaluations/README. Tolerances of the first two: this suite's
+specification.
 """
 
 import os
@@ -10,13 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from ditbench.distances import Moments, frechet
-from ditbench.extractors import Shelf, extractors
-from ditbench.pictures import Pictures
-from ditbench.prompts import FOLDER, manifest
-from ditbench.references import read
+from ditbench.extractors.images import Pictures
+from ditbench.extractors.references import read
+from ditbench.extractors.shelf import Shelf
+from ditbench.extractors.table import extractors
+from ditbench.models.prompts import FOLDER, manifest
+from ditbench.statistics.frechet import frechet
+from ditbench.statistics.moments import Moments
 
-PUBLISHED = {"fid": 3.9425573799, "sfid": 6.1404337, "is": 215.8370, "precision": 0.8265, "recall": 0.5309}
+PUBLISHED = {
+    "fid": 3.9425573799,
+    "sfid": 6.1404337,
+    "is": 215.8370,
+    "precision": 0.8265,
+    "recall": 0.5309,
+}
 
 
 def missing():
@@ -45,8 +55,12 @@ def test_adms_published_numbers_are_met():
     network = Shelf().network("tf2015")
     mine, theirs = features(network, samples), features(network, reference)
     held = {name: read(reference, extractors()["tf2015"], name) for name in ("pool", "spatial")}
-    assert frechet(Moments.of(mine["pool"]), held["pool"]) == pytest.approx(PUBLISHED["fid"], abs=0.01)
-    assert frechet(Moments.of(mine["spatial"]), held["spatial"]) == pytest.approx(PUBLISHED["sfid"], abs=0.02)
+    assert frechet(Moments.of(mine["pool"]), held["pool"]) == pytest.approx(
+        PUBLISHED["fid"], abs=0.01
+    )
+    assert frechet(Moments.of(mine["spatial"]), held["spatial"]) == pytest.approx(
+        PUBLISHED["sfid"], abs=0.02
+    )
     assert inception_score(mine["classes"]) == pytest.approx(PUBLISHED["is"], abs=0.5)
     precision, recall = precision_and_recall(mine["pool"], theirs["pool"])
     assert precision == pytest.approx(PUBLISHED["precision"], abs=0.002)
@@ -62,17 +76,27 @@ def inception_score(classes, split=5000):
 
 
 def precision_and_recall(samples, reference, k=3):
-    """Kynkäänniemi et al. 2019: who lies in a ball to the k-th neighbour of somebody of the other set."""
+    """Kynkäänniemi et al. 2019: who lies in a ball to the k-th neighbour of somebody of the other
+    set."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x, r = (torch.from_numpy(a).to(device) for a in (samples, reference))
 
     def radii(points):
-        return torch.cat([torch.cdist(block, points).kthvalue(k + 1, dim=1).values for block in points.split(1000)])
+        return torch.cat(
+            [
+                torch.cdist(block, points).kthvalue(k + 1, dim=1).values
+                for block in points.split(1000)
+            ]
+        )
 
     def share(points, centres):
         reach = radii(centres)
         return float(
-            torch.cat([(torch.cdist(block, centres) <= reach).any(1) for block in points.split(1000)]).float().mean()
+            torch.cat(
+                [(torch.cdist(block, centres) <= reach).any(1) for block in points.split(1000)]
+            )
+            .float()
+            .mean()
         )
 
     return share(x, r), share(r, x)

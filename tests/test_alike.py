@@ -1,4 +1,5 @@
-"""Calls that are counted without being run: only those that are seen to do what an earlier one did."""
+"""Calls that are counted without being run: only those that are seen to do what an earlier one
+did."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,22 +11,27 @@ import torch
 from narrow import NAMES, generate, narrow
 from torch import nn
 
-from ditbench import flops, match
-from ditbench.alike import run_once
-from ditbench.architecture import build
-from ditbench.counter import Counter
 from ditbench.method import METHODS, Stage, method
-from ditbench.models import load, select
+from ditbench.method.stack import Stack
+from ditbench.models.architecture import build
+from ditbench.models.loading import load
+from ditbench.models.sampling import sampling_of
+from ditbench.models.table import select
+from ditbench.profiling import counting
+from ditbench.profiling import matched as match
+from ditbench.profiling.flop_counter import Counter
+from ditbench.profiling.flops import alike_every_call
+from ditbench.profiling.repeated_calls import run_once
 from ditbench.quiet import quiet
-from ditbench.stack import Stack
-from ditbench.workload import sampling_of
 
 
 def declare(attach, claims=("guidance",)):
     """A throw-away method; returns its name."""
     METHODS.pop("probe_test", None)
     parts = {"attach": lambda self, pipeline, at: attach(pipeline, at), "__module__": __name__}
-    method("probe_test", family="test", stage=Stage.OPERATOR, claims=claims)(type("Probe", (), parts))
+    method("probe_test", family="test", stage=Stage.OPERATOR, claims=claims)(
+        type("Probe", (), parts)
+    )
     return "probe_test"
 
 
@@ -164,16 +170,18 @@ def test_a_method_that_acts_by_step_is_counted_whole_whatever_it_claims(which, c
     stack = Stack.parse(declare(attach, claims))
     with quiet():
         pipe = build(model, device="cpu", changes=changes)
-        plain = flops.count_generation(pipe, lambda: generate(pipe, model))
-        assert flops.alike_every_call(stack)
+        plain = counting.count_generation(pipe, lambda: generate(pipe, model))
+        assert alike_every_call(stack)
         with stack.attached(pipe) as attached:
             short, whole = (
-                flops.count_generation(
-                    pipe, lambda: (attached.start(model.steps, 1), generate(pipe, model)), alike=alike
+                counting.count_generation(
+                    pipe,
+                    lambda: (attached.start(model.steps, 1), generate(pipe, model)),
+                    alike=alike,
                 )
                 for alike in (True, False)
             )
-        row = flops.count_model(model, stack=stack, changes=changes)
+        row = counting.count_model(model, stack=stack, changes=changes)
     assert short == whole and whole.flops != plain.flops
     assert row["flops"] == whole.flops and row["work"] is None
 
@@ -182,7 +190,7 @@ def test_half_of_the_guidance_passes_dropped_are_a_quarter_of_the_work():
     model, changes = narrow("dit-xl-2-256")
     with quiet():
         rows = [
-            flops.count_model(model, stack=Stack.parse(text), steps=8, changes=changes)
+            counting.count_model(model, stack=Stack.parse(text), steps=8, changes=changes)
             for text in ("none", declare(one_pass_late))
         ]
     assert rows[0]["flops"] / rows[1]["flops"] == pytest.approx(4 / 3, rel=1e-3)
@@ -193,7 +201,8 @@ def test_match_sees_what_a_method_saves_by_step(monkeypatch):
     model = select("dit-tiny")[0]
     pipe = load(model, weights="bundled", device="cpu", dtype="float32")
     none, dropped = (
-        match._flops(model, pipe, Stack.parse(text), "bundled", ()) for text in ("none", declare(one_pass_late))
+        match._flops(model, pipe, Stack.parse(text), "bundled", ())
+        for text in ("none", declare(one_pass_late))
     )
     assert none / dropped == pytest.approx(4 / 3, rel=1e-3)
 
@@ -211,10 +220,12 @@ def test_a_method_that_claims_nothing_is_counted_in_every_call():
         run = at.patch(pipeline.transformer, "forward", forward)
 
     stack = Stack.parse(declare(attach, claims=()))
-    assert not flops.alike_every_call(stack)
+    assert not alike_every_call(stack)
     model, changes = narrow("flux-1-dev")
     with quiet():
-        none, some = (flops.count_model(model, stack=s, changes=changes)["flops"] for s in (Stack(), stack))
+        none, some = (
+            counting.count_model(model, stack=s, changes=changes)["flops"] for s in (Stack(), stack)
+        )
     assert none == 3 * some
 
 
@@ -247,11 +258,14 @@ def test_calls_that_are_alike_are_run_once_and_counted_each_time(name, text):
     assert short.result() == whole.result() and pipe.transformer.forward == own
     assert calls.same and sum(calls.kinds.values()) == short.forwards > 3
     assert short.ran < whole.ran / 2
-    assert flops.count_model(model, stack=stack, changes=changes)["flops"] == whole.result().flops
+    assert (
+        counting.count_model(model, stack=stack, changes=changes)["flops"] == whole.result().flops
+    )
 
 
 def test_hooks_that_only_watch_are_the_harnesss_own():
-    """The record's notes of int8 come from hooks that are gone after the first run: two kinds of calls, and no more."""
+    """The record's notes of int8 come from hooks that are gone after the first run: two kinds of
+    calls, and no more."""
     model, changes = narrow("flux-1-dev")
     model = replace(model, steps=5)
     with quiet():
@@ -260,4 +274,6 @@ def test_hooks_that_only_watch_are_the_harnesss_own():
             counter = Counter()
             with counter.following(pipe), run_once(pipe, counter) as calls, counter.counting():
                 generate(pipe, model)
-    assert sorted(calls.kinds.values()) == [5] and attached.notes()["int8.share_of_linear_macs"] > 0.5
+    assert (
+        sorted(calls.kinds.values()) == [5] and attached.notes()["int8.share_of_linear_macs"] > 0.5
+    )

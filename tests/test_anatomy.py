@@ -8,8 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditbench.anatomy import family_of, put, sublayers, take
 from ditbench.method import Attachment, Now
+from ditbench.models.sublayers import family_of, put, sublayers, take
 from ditbench.testing import KINDS, tiny
 
 TOKENS = {"dit": 16, "pixart": 24, "flux": 24, "wan": 48}
@@ -23,10 +23,13 @@ def subject(kind):
 
 @cache
 def transformer_call(kind):
-    """The transformer of a tiny pipeline, and the arguments of its first call for a batch of two."""
+    """The transformer of a tiny pipeline, and the arguments of its first call for a batch of
+    two."""
     calls = []
     transformer = subject(kind).pipeline.transformer
-    hook = transformer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    hook = transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
     subject(kind).generate(subject(kind).sampling, [0, 1])
     hook.remove()
     return transformer, *calls[0]
@@ -53,7 +56,9 @@ def some_rows(hidden, share, seed=0):
     """Different rows for each sample, in no order: [B,K]."""
     g = torch.Generator().manual_seed(seed)
     count = max(1, int(share * hidden.shape[1]))
-    return torch.stack([torch.randperm(hidden.shape[1], generator=g)[:count] for _ in range(len(hidden))])
+    return torch.stack(
+        [torch.randperm(hidden.shape[1], generator=g)[:count] for _ in range(len(hidden))]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +72,8 @@ def test_running_every_sublayer_through_a_route_is_bit_identical(kind):
         routed = tried.generate(sampling, [0, 1])
     assert torch.equal(before, routed)
     passes = sampling.steps * (2 if kind == "wan" else 1)
-    assert calls == list(range(len(at.sublayers))) * passes  # each once a pass, in the order of the list
+    # each once a pass, in the order of the list
+    assert calls == list(range(len(at.sublayers))) * passes
     assert torch.equal(before, tried.generate(sampling, [0, 1]))
 
 
@@ -79,7 +85,12 @@ def test_every_sublayer_matters_to_the_output(kind):
         return tuple(0.5 * o for o in out) if isinstance(out, tuple) else 0.5 * out
 
     for chosen in sublayers(transformer_call(kind)[0]):
-        changed = run(kind, lambda s, chosen=chosen: lambda run, _: halve(run()) if s.index == chosen.index else run())
+        changed = run(
+            kind,
+            lambda s, chosen=chosen: (
+                lambda run, _: halve(run()) if s.index == chosen.index else run()
+            ),
+        )
         assert not torch.equal(before, changed), chosen.name
 
 
@@ -126,7 +137,10 @@ def test_macs_are_what_a_flop_counter_counts(kind):
     def counted(call):
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             call()
-        ops = {op.__name__.split(".")[0]: flops for op, flops in counter.get_flop_counts()["Global"].items()}
+        ops = {
+            op.__name__.split(".")[0]: flops
+            for op, flops in counter.get_flop_counts()["Global"].items()
+        }
         assert ops.keys() <= {"mm", "addmm", "bmm", "baddbmm"}, ops
         return ops.get("mm", 0) + ops.get("addmm", 0), ops.get("bmm", 0) + ops.get("baddbmm", 0)
 
@@ -136,7 +150,10 @@ def test_macs_are_what_a_flop_counter_counts(kind):
             for kept, call in ((None, run), (rows.shape[1], lambda: run(rows))):
                 macs = sublayer.macs(TOKENS[kind], kept, TEXT[kind])
                 flops = counted(call)
-                assert flops == (2 * len(hidden) * macs.linear, 2 * len(hidden) * macs.attention), (sublayer.name, kept)
+                assert flops == (2 * len(hidden) * macs.linear, 2 * len(hidden) * macs.attention), (
+                    sublayer.name,
+                    kept,
+                )
             return run()
 
         return compare
@@ -158,7 +175,19 @@ def test_macs_of_nothing_are_nothing_and_of_too_much_an_error():
         ("dit", ["0.self", "0.mlp", "1.self", "1.mlp"]),
         ("pixart", ["0.self", "0.cross", "0.mlp", "1.self", "1.cross", "1.mlp"]),
         ("wan", ["0.self", "0.cross", "0.mlp", "1.self", "1.cross", "1.mlp"]),
-        ("flux", ["0.joint", "0.mlp", "0.context_mlp", "1.joint", "1.mlp", "1.context_mlp", "2.single", "3.single"]),
+        (
+            "flux",
+            [
+                "0.joint",
+                "0.mlp",
+                "0.context_mlp",
+                "1.joint",
+                "1.mlp",
+                "1.context_mlp",
+                "2.single",
+                "3.single",
+            ],
+        ),
     ],
 )
 def test_sublayers_are_listed_in_the_order_they_run(kind, expected):
@@ -167,23 +196,37 @@ def test_sublayers_are_listed_in_the_order_they_run(kind, expected):
     assert [s.index for s in found] == list(range(len(expected)))
     assert family_of(subject(kind).pipeline.transformer) == kind
     text = {s.kind: s.stream for s in found if s.stream != "image"}
-    assert text == ({"joint": "both", "context_mlp": "text", "single": "both"} if kind == "flux" else {})
+    assert text == (
+        {"joint": "both", "context_mlp": "text", "single": "both"} if kind == "flux" else {}
+    )
 
 
 def test_the_hidden_state_of_a_route_has_the_rows_of_its_stream():
     shapes = {}
-    run("flux", lambda s: lambda run, hidden: (shapes.update({s.kind: tuple(hidden.shape)}), run())[1])
-    assert shapes == {"joint": (2, 24, 128), "mlp": (2, 24, 128), "context_mlp": (2, 16, 128), "single": (2, 40, 128)}
+    run(
+        "flux",
+        lambda s: lambda run, hidden: (shapes.update({s.kind: tuple(hidden.shape)}), run())[1],
+    )
+    assert shapes == {
+        "joint": (2, 24, 128),
+        "mlp": (2, 24, 128),
+        "context_mlp": (2, 16, 128),
+        "single": (2, 40, 128),
+    }
 
 
 def test_a_stranger_is_refused_by_name():
-    with pytest.raises(ValueError, match="Linear has no anatomy; there is one for DiTTransformer2DModel, Flux"):
+    with pytest.raises(
+        ValueError, match="Linear has no anatomy; there is one for DiTTransformer2DModel, Flux"
+    ):
         sublayers(torch.nn.Linear(1, 1))
 
 
 def test_rows_of_masked_joint_attention_are_refused():
     transformer, args, kwargs = transformer_call("flux")
-    kwargs = kwargs | {"joint_attention_kwargs": {"attention_mask": torch.ones(2, 1, 1, 40, dtype=torch.bool)}}
+    kwargs = kwargs | {
+        "joint_attention_kwargs": {"attention_mask": torch.ones(2, 1, 1, 40, dtype=torch.bool)}
+    }
     with ExitStack() as undo, torch.no_grad():
         at = Attachment(subject("flux").pipeline, Now(), undo)
         at.reroute(at.sublayers[0], lambda run, hidden: run(some_rows(hidden, 0.5)))

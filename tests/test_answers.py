@@ -12,19 +12,20 @@ import pytest
 from report_runs import ENVIRONMENT, STACKS, WORLDS, key_of, write_run
 from scipy import stats
 
-from ditbench import reports, times
-from ditbench.cli import GATE, OK, USAGE, main
-from ditbench.environment import describe
-from ditbench.execute import _record
+from ditbench import reports
+from ditbench.cli.commands import GATE, OK, USAGE, main
 from ditbench.method import METHODS
-from ditbench.metrics.stored import read_file, write_file
-from ditbench.plan import plan, rebuild
-from ditbench.record import write_json
-from ditbench.reports.answers import Limits, recommend
-from ditbench.reports.comparing import Gates, compare
-from ditbench.reports.sections import read_sections
-from ditbench.resume import open_folder
-from ditbench.spec import Spec, from_table
+from ditbench.records.environment import describe
+from ditbench.records.files import write_json
+from ditbench.records.scores import read_file, write_file
+from ditbench.reports.answers.compare import Gates, compare
+from ditbench.reports.answers.recommend import Limits, recommend
+from ditbench.reports.sections.section import read_sections
+from ditbench.runner.execute import _record
+from ditbench.runner.plan import plan, rebuild
+from ditbench.runner.resume import open_folder
+from ditbench.runner.spec import Spec, from_table
+from ditbench.statistics import times
 
 
 def change_record(folder, key, **told):
@@ -49,14 +50,20 @@ def test_without_limits_the_fastest_stack_is_recommended_and_the_unusable_say_wh
     factors = [float(row["speedup_call"].split()[0]) for row in usable]
     assert factors == sorted(factors, reverse=True) and len(usable) == 4
     assert sentence.startswith(f"pixart-tiny: use {usable[0]['stack']}: ")
-    assert rows["firstblock"]["why not"].startswith("refused: DiTTransformer2DModel has no first block")
-    assert rows["noop"]["why not"].startswith("inert") and rows["fora(interval=9)"]["why not"].startswith("oom")
+    assert rows["firstblock"]["why not"].startswith(
+        "refused: DiTTransformer2DModel has no first block"
+    )
+    assert rows["noop"]["why not"].startswith("inert") and rows["fora(interval=9)"][
+        "why not"
+    ].startswith("oom")
     assert "none" not in rows
 
 
 def test_quality_limits_hold_for_the_whole_interval(run):
     (section,) = read_sections([run])
-    change = next(r for r in section.rows if r["stack"] == "int8")["quality"]["align.shapes_v1"]["delta"]
+    change = next(r for r in section.rows if r["stack"] == "int8")["quality"]["align.shapes_v1"][
+        "delta"
+    ]
     between = (change["low"] + change["value"]) / 2  # the middle is above it, the interval is not
     rows, _ = advice(run, min_alignment=between)
     assert rows["int8"]["qualifies"] == "no" and "it may be below" in rows["int8"]["why not"]
@@ -76,10 +83,14 @@ def test_limits_of_memory_and_time_are_told_with_their_figures(run):
 
 def test_a_stack_that_is_not_shown_to_be_faster_does_not_qualify(tmp_path):
     folder = write_run(tmp_path / "run", n=16)
-    timing = json.loads((folder / "cells" / key_of("dit-tiny", "none") / "record.json").read_text())["timing"]
+    timing = json.loads(
+        (folder / "cells" / key_of("dit-tiny", "none") / "record.json").read_text()
+    )["timing"]
     change_record(folder, key_of("dit-tiny", "int8"), timing=timing)
     rows, _ = advice(folder)
-    assert rows["int8"]["why not"].startswith("not shown to be faster than none: 1.00x [1.00, 1.00]")
+    assert rows["int8"]["why not"].startswith(
+        "not shown to be faster than none: 1.00x [1.00, 1.00]"
+    )
 
 
 def test_recommend_leaves_with_the_gates_code_when_nothing_qualifies(run, capsys):
@@ -101,9 +112,7 @@ def verdicts(a, b, **gates):
 
 def test_a_run_against_its_copy_has_not_moved(run, copy, capsys):
     found = verdicts(run, copy)
-    few = (
-        "not compared: a difference of Fréchet distances needs 1.25 times as many samples as their 64 features, got 64"
-    )
+    few = "not compared: a difference of Fréchet distances needs 1.25 times as many samples as their 64 features, got 64"
     assert set(found.values()) == {"identical", "not told apart", few}
     assert found["int8", "align.shapes_v1"] == found["none", "mmd.shapes_v1"] == "identical"
     assert found["none", "fd.shapes_v1"] == few
@@ -143,7 +152,9 @@ def test_lost_speed_memory_and_flops_are_held_against_their_gates(run, copy):
 
 
 def test_what_ran_then_and_fails_now_is_a_regression(run, copy):
-    change_record(copy, key_of("pixart-tiny", "int8"), status="failed", reason="RuntimeError: no kernel")
+    change_record(
+        copy, key_of("pixart-tiny", "int8"), status="failed", reason="RuntimeError: no kernel"
+    )
     rows = compare(*read_sections([run, copy]), Gates())
     (row,) = [r for r in rows if r["stack"] == "int8"]
     assert row["verdict"] == "regression" and row["after"] == "failed: RuntimeError: no kernel"
@@ -155,7 +166,9 @@ def test_other_requests_or_another_machine_are_not_compared(run, copy, tmp_path)
     record = json.loads((copy / "cells" / key / "record.json").read_text())
     change_record(copy, key, run=record["run"] | {"requests_sha256": "other"})
     assert verdicts(run, copy)["int8", "quality"] == "not compared: requests_sha256 differ"
-    other = write_run(tmp_path / "other", models=("pixart-tiny",), n=64, environment=ENVIRONMENT | {"cores": 64})
+    other = write_run(
+        tmp_path / "other", models=("pixart-tiny",), n=64, environment=ENVIRONMENT | {"cores": 64}
+    )
     found = verdicts(run, other)
     assert found["int8", "times and memory"] == "not compared: cores differ"
     assert ("int8", "speedup_call") not in found and ("int8", "flops") in found
@@ -164,12 +177,20 @@ def test_other_requests_or_another_machine_are_not_compared(run, copy, tmp_path)
 
 
 def test_rows_that_only_one_run_has_are_listed(tmp_path, run, capsys):
-    fewer = write_run(tmp_path / "fewer", models=("pixart-tiny", "dit-tiny"), stacks=STACKS[:3], n=64)
+    fewer = write_run(
+        tmp_path / "fewer", models=("pixart-tiny", "dit-tiny"), stacks=STACKS[:3], n=64
+    )
     found = verdicts(run, fewer)
     mine = {stack for stack, _ in STACKS[3:]}
-    assert {stack for (stack, quantity), verdict in found.items() if verdict == "only before"} == mine
+    assert {
+        stack for (stack, quantity), verdict in found.items() if verdict == "only before"
+    } == mine
     rows = compare(*read_sections([run, fewer]), Gates())
-    added = {(r["model"], r["stack"]): (r["before"], r["after"]) for r in rows if r["verdict"] == "only after"}
+    added = {
+        (r["model"], r["stack"]): (r["before"], r["after"])
+        for r in rows
+        if r["verdict"] == "only after"
+    }
     assert added == {("dit-tiny", stack): ("", "ok") for stack, _ in STACKS[:3]}
     gone = {r["stack"]: (r["before"], r["after"]) for r in rows if r["verdict"] == "only before"}
     assert gone["firstblock"] == ("refused", "") and gone["int8"] == ("ok", "")
@@ -183,7 +204,11 @@ def test_the_quotient_of_two_speed_ups_covers_as_welch_says():
     for _ in range(400):
         logs = rng.normal(np.log(2), 0.05, 3), rng.normal(np.log(1.6), 0.15, 5)
         told = [
-            {"value": np.exp(x.mean()), "se": np.exp(x.mean()) * x.std(ddof=1) / np.sqrt(len(x)), "n": len(x)}
+            {
+                "value": np.exp(x.mean()),
+                "se": np.exp(x.mean()) * x.std(ddof=1) / np.sqrt(len(x)),
+                "n": len(x),
+            }
             for x in logs
         ]
         found = times.quotient(*told)
@@ -201,8 +226,8 @@ def test_a_row_can_be_reproduced_by_key_or_stack(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "all as it was when the record was made" in told
     assert (
-        "python run_bench.py run --models dit-tiny --methods 'fora(interval=3)' --num-samples 12 --batch-size 4 --rounds 3"
-        in told
+        "python run_bench.py run --models dit-tiny --methods 'fora(interval=3)' --num-samples 12 "
+        "--batch-size 4 --rounds 3" in told
     )
     assert main(["reproduce", str(folder), key_of("dit-tiny", "none"), "--json"]) == OK
     command = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["command"]
@@ -229,7 +254,11 @@ def test_another_machine_is_named_field_by_field(tmp_path, capsys):
     folder = write_run(tmp_path / "run", models=("dit-tiny", "pixart-tiny"), n=12)
     assert main(["reproduce", str(folder), key_of("dit-tiny", "int8"), "--json"]) == GATE
     differs = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["differs"]
-    assert {"field": "processor", "record": "Imaginary 3000", "here": describe()["processor"]} in differs
+    assert {
+        "field": "processor",
+        "record": "Imaginary 3000",
+        "here": describe()["processor"],
+    } in differs
     assert main(["reproduce", str(folder), "int8"]) == USAGE
     assert "run on several models; say which by key" in capsys.readouterr().err
 
@@ -247,21 +276,31 @@ class Again:
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
-    """Records of every cell of a run of all four models, with odd counts; none was run. The run folder, and the cells."""
+    """Records of every cell of a run of all four models, with odd counts; none was run. The run
+    folder, and the cells."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(PLUGIN)
     spec = Spec(
-        models=("tiny",), methods=("distill(steps=2, objective='trajectory')", "fewer_steps(share=0.2)+int8", "again_test", "fp8"),
-        num_samples=66, batch_size=23, rounds=2, seed=3, dtype="bfloat16", plugins=("mine.py",), out="a run",
+        models=("tiny",),
+        methods=("distill(steps=2, objective='trajectory')", "fewer_steps(share=0.2)+int8", "again_test", "fp8"),
+        num_samples=66, batch_size=23, rounds=2, seed=3, dtype="bfloat16", plugins=("mine.py",),
+        out="a run",
     )  # fmt: skip
     cells = plan(spec)
     folder = open_folder(cells, "a command")
     for cell in cells:
         at = folder / "cells" / cell.key
         at.mkdir(parents=True)
-        sampling = {"sampling": asdict(cell.sampling), "environment": json.loads(json.dumps(describe()))}
+        sampling = {
+            "sampling": asdict(cell.sampling),
+            "environment": json.loads(json.dumps(describe())),
+        }
         record = _record(
-            cell, [{"status": "refused" if cell.refusal else "failed", "reason": "x", "seconds": 0.0} | sampling]
+            cell,
+            [
+                {"status": "refused" if cell.refusal else "failed", "reason": "x", "seconds": 0.0}
+                | sampling
+            ],
         )
         write_json(at / "record.json", record)
     yield folder, cells
@@ -274,7 +313,9 @@ def replanned(command, capsys):
     assert words[:3] == ["python", "run_bench.py", "run"]
     capsys.readouterr()
     assert main(["plan", *words[3:], "--json"]) == OK
-    return {row["stack"]: row["key"] for row in json.loads(capsys.readouterr().out.splitlines()[-1])}
+    return {
+        row["stack"]: row["key"] for row in json.loads(capsys.readouterr().out.splitlines()[-1])
+    }
 
 
 def test_the_printed_command_plans_the_same_cell_on_all_four_models(planned, capsys):
@@ -285,17 +326,23 @@ def test_the_printed_command_plans_the_same_cell_on_all_four_models(planned, cap
         command = json.loads(capsys.readouterr().out.splitlines()[-1])["command"]
         assert replanned(command, capsys)[str(cell.stack)] == cell.key
         videos = cell.model.name == "wan-tiny"
-        assert cell.num_samples == (16 if videos else 66) and "--num-samples 66 --batch-size 23" in command
+        assert (
+            cell.num_samples == (16 if videos else 66)
+            and "--num-samples 66 --batch-size 23" in command
+        )
 
 
 def test_the_pages_command_of_every_row_does_too(planned, capsys):
     folder, cells = planned
     page = reports.build([folder]).page.read_text()
-    commands = [html.unescape(text) for text in re.findall(r'<code class="command">(.*?)</code>', page)]
-    assert len(commands) == len(cells)
-    assert [replanned(command, capsys)[str(cell.stack)] for command, cell in zip(commands, cells, strict=True)] == [
-        cell.key for cell in cells
+    commands = [
+        html.unescape(text) for text in re.findall(r'<code class="command">(.*?)</code>', page)
     ]
+    assert len(commands) == len(cells)
+    assert [
+        replanned(command, capsys)[str(cell.stack)]
+        for command, cell in zip(commands, cells, strict=True)
+    ] == [cell.key for cell in cells]
 
 
 def test_records_of_runs_that_did_not_keep_their_spec_count_a_video_as_four(planned, capsys):
@@ -312,7 +359,10 @@ def test_records_of_runs_that_did_not_keep_their_spec_count_a_video_as_four(plan
 
 def _asked(command):
     words = shlex.split(command)
-    return {name: int(words[words.index(f"--{name.replace('_', '-')}") + 1]) for name in ("num_samples", "batch_size")}
+    return {
+        name: int(words[words.index(f"--{name.replace('_', '-')}") + 1])
+        for name in ("num_samples", "batch_size")
+    }
 
 
 def test_rows_of_earlier_commands_keep_their_plugin(planned, capsys):
@@ -345,7 +395,10 @@ def test_a_record_of_a_gpu_is_told_apart_on_a_machine_without_one(planned, capsy
     key = cells[0].key
     record = json.loads((folder / "cells" / key / "record.json").read_text())
     change_record(
-        folder, key, run=record["run"] | {"device": "cuda:7"}, environment=record["environment"] | {"device": "H100"}
+        folder,
+        key,
+        run=record["run"] | {"device": "cuda:7"},
+        environment=record["environment"] | {"device": "H100"},
     )
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["reproduce", str(folder), key, "--json"]) == GATE

@@ -1,4 +1,5 @@
-"""Published distilled checkpoints: the table, updates merged, transformers swapped, and what is said when a file is not there."""
+"""Published distilled checkpoints: the table, updates merged, transformers swapped, and what is
+said when a file is not there."""
 
 import copy
 
@@ -7,11 +8,11 @@ import torch
 from diffusers import LCMScheduler
 from safetensors.torch import save_file
 
-from ditbench import checkpoints
-from ditbench.checkpoints import Checkpoint
-from ditbench.conventions import count_in
-from ditbench.models import models
-from ditbench.stack import Stack
+from ditbench.acceleration.distillation import checkpoints
+from ditbench.acceleration.distillation.checkpoints import Checkpoint
+from ditbench.method.stack import Stack
+from ditbench.models.table import models
+from ditbench.profiling.conventions import count_in
 from ditbench.testing import check_method, tiny
 
 
@@ -22,13 +23,16 @@ def table(monkeypatch):
     monkeypatch.setattr(checkpoints, "checkpoints", lambda: rows)
 
     def add(name, **row):
-        rows[name] = Checkpoint(name=name, **{"steps": 2, "guidance": 1.0, "licence": "", "kind": "lora", **row})
+        rows[name] = Checkpoint(
+            name=name, **{"steps": 2, "guidance": 1.0, "licence": "", "kind": "lora", **row}
+        )
 
     return add
 
 
 def lora(pipeline, folder, names, rank=2, wrong=0):
-    """A file of low-rank updates for some layers, as diffusers writes it; the updates themselves."""
+    """A file of low-rank updates for some layers, as diffusers writes it; the updates
+    themselves."""
     g, told, updates = torch.Generator().manual_seed(0), {}, {}
     for name in names:
         layer = pipeline.transformer.get_submodule(name)
@@ -42,7 +46,11 @@ def lora(pipeline, folder, names, rank=2, wrong=0):
 
 def test_the_table_is_whole():
     for row in checkpoints.checkpoints().values():
-        assert row.kind in ("lora", "transformer") and bool(row.file) == (row.kind == "lora") and row.steps >= 1
+        assert (
+            row.kind in ("lora", "transformer")
+            and bool(row.file) == (row.kind == "lora")
+            and row.steps >= 1
+        )
         assert row.family in ("dit", "pixart", "flux", "wan") and "/" in row.hub
     stack = Stack.parse("distill(checkpoint='turbo-flux')")
     sampling = stack.adapt(tiny("flux").sampling)
@@ -56,10 +64,16 @@ def test_the_table_is_whole():
 @pytest.mark.parametrize("kind", ["flux", "wan"])
 def test_low_rank_updates_are_merged_and_taken_back(kind, table, tmp_path):
     subject = tiny(kind)
-    names = [n for n, m in subject.pipeline.transformer.named_modules() if n.endswith(("to_q", "to_out.0"))]
+    names = [
+        n
+        for n, m in subject.pipeline.transformer.named_modules()
+        if n.endswith(("to_q", "to_out.0"))
+    ]
     updates = lora(subject.pipeline, tmp_path, names)
     table("local", family=kind, hub=str(tmp_path), file="lora.safetensors", scale=0.5)
-    before = {name: subject.pipeline.transformer.get_submodule(name).weight.clone() for name in names}
+    before = {
+        name: subject.pipeline.transformer.get_submodule(name).weight.clone() for name in names
+    }
     with Stack.parse("distill(checkpoint='local')").attached(subject.pipeline) as attached:
         assert attached.counters() == {"distill.weights": len(names)}
         for name in names:
@@ -75,7 +89,14 @@ def test_a_whole_transformer_and_its_sampler_take_the_models_place(table, tmp_pa
     with torch.no_grad():
         other.proj_out.bias += 1
     other.save_pretrained(tmp_path / "transformer")
-    table("lcm", family="pixart", hub=str(tmp_path), kind="transformer", scheduler="LCMScheduler", guidance=0.0)
+    table(
+        "lcm",
+        family="pixart",
+        hub=str(tmp_path),
+        kind="transformer",
+        scheduler="LCMScheduler",
+        guidance=0.0,
+    )
     own = subject.pipeline.transformer, subject.pipeline.scheduler
     with Stack.parse("distill(checkpoint='lcm')").attached(subject.pipeline):
         assert torch.equal(subject.pipeline.transformer.proj_out.bias, other.proj_out.bias)
@@ -91,18 +112,26 @@ def test_what_does_not_fit_or_is_not_there_is_one_sentence(table, tmp_path, monk
 
     table("absent", family="flux", hub=str(tmp_path), file="lora.safetensors")
     assert refusal("absent") == f"distill: {tmp_path / 'lora.safetensors'} is missing"
-    save_file({"transformer.nowhere.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "lora.safetensors")
+    save_file(
+        {"transformer.nowhere.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "lora.safetensors"
+    )
     assert "none of its 1 keys matches a layer of this transformer" in refusal("absent")
     lora(subject.pipeline, tmp_path, ["transformer_blocks.0.attn.to_q"], wrong=3)
-    assert "transformer_blocks.0.attn.to_q is 128 x 131, and in this model (128, 128)" in refusal("absent")
+    assert "transformer_blocks.0.attn.to_q is 128 x 131, and in this model (128, 128)" in refusal(
+        "absent"
+    )
     assert refusal("causvid-wan") == "distill: causvid-wan is for wan models, not for flux"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "cannot be reached" in refusal("turbo-flux") or "cannot be fetched" in refusal("turbo-flux")
+    assert "cannot be reached" in refusal("turbo-flux") or "cannot be fetched" in refusal(
+        "turbo-flux"
+    )
 
 
 def test_a_checkpoints_cost_is_known_without_weights():
     rows, _ = count_in(
-        "flops", [models()["flux-1-dev"]], [Stack.parse("none"), Stack.parse("distill(checkpoint='schnell')")]
+        "flops",
+        [models()["flux-1-dev"]],
+        [Stack.parse("none"), Stack.parse("distill(checkpoint='schnell')")],
     )
     whole, few = (row["flops"] for row in rows)
     assert whole / few == pytest.approx(models()["flux-1-dev"].steps / 4, rel=0.01)

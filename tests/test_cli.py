@@ -1,4 +1,5 @@
-"""The command line as a user meets it: bad input is one sentence and exit code 2, before anything heavy is loaded."""
+"""The command line as a user meets it: bad input is one sentence and exit code 2, before anything
+heavy is loaded."""
 
 import json
 import subprocess
@@ -7,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ditbench import record
-from ditbench.cli import main
+from ditbench.cli.commands import main
 from ditbench.method import METHODS
-from ditbench.models import ZOO
-from ditbench.stack import Stack
+from ditbench.method.stack import Stack
+from ditbench.models.table import ZOO
+from ditbench.records import files, record
 from ditbench.testing import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +41,10 @@ def told(capsys, *arguments):
         (["--plugin", "no-such-file.py"], "no-such-file.py"),
         (["--reference", "no-such-file"], "references: there is no file 'no-such-file'"),
         (["--reference", f"dit-tiny={__file__}"], "is no reference file, or damaged"),
-        (["--prompts", "no-such-set"], "there is no file 'no-such-set', nor a set of that name (there are coco2014"),
+        (
+            ["--prompts", "no-such-set"],
+            "there is no file 'no-such-set', nor a set of that name (there are coco2014",
+        ),
         (
             ["reference", "build", "no-such-folder", "--extractor", "tf2015", "--out", "x.npz"],
             "does not end in .safetensors",
@@ -64,15 +68,26 @@ def told(capsys, *arguments):
         (["prepare", ""], "the argument after prepare: nothing is given"),
         (["report", ""], "the argument after report: nothing is given"),
         (["score", "no-such-run", "--metrics", ""], "--metrics: nothing is given"),
-        (["stack", "fora", "int8", "--reference", "no-such-file"], "references: there is no file 'no-such-file'"),
-        (["stack", "fora", "int8", "--reference", f"dit-tiny={__file__}"], "is no reference file, or damaged"),
+        (
+            ["stack", "fora", "int8", "--reference", "no-such-file"],
+            "references: there is no file 'no-such-file'",
+        ),
+        (
+            ["stack", "fora", "int8", "--reference", f"dit-tiny={__file__}"],
+            "is no reference file, or damaged",
+        ),
         (["stack", "fora", "int8", "--prompts", f"{__file__}"], "ends in none of .txt"),
         (["stack", "mine_test", "int8"], "no method 'mine_test'"),
         (["--reference", f"flux-1-dev={__file__}"], "is for flux-1-dev, which is not asked for"),
-        (["plan", "--models", "dit-tiny", "--reference", f"dit-tyni={__file__}"], "did you mean dit-tiny?"),
+        (
+            ["plan", "--models", "dit-tiny", "--reference", f"dit-tyni={__file__}"],
+            "did you mean dit-tiny?",
+        ),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, complaint):
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    capsys, tmp_path, monkeypatch, arguments, complaint
+):
     monkeypatch.chdir(tmp_path)
     code, _, err = told(capsys, *arguments)
     assert code == 2
@@ -82,7 +97,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, tmp_path, monkeypatch
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest_name(capsys, tmp_path):
-    record.write_json(tmp_path / "spec.json", {"schema": record.SCHEMA, "cells": []})
+    files.write_json(tmp_path / "spec.json", {"schema": record.SCHEMA, "cells": []})
     code, _, err = told(capsys, "score", str(tmp_path), "--metrics", "algn.shapes_v1")
     assert code == 2 and "align.shapes_v1" in err
 
@@ -99,12 +114,15 @@ def test_bad_input_is_refused_before_torch_is_loaded(tmp_path):
         f"try:\n    runpy.run_path({str(ROOT / 'run_bench.py')!r}, run_name='__main__')\n"
         "except SystemExit as stop:\n    assert stop.code == 2\nassert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_help_imports_nothing_but_ditbench_and_does_little():
-    """Work instead of time, which is the machine's (`python -m ditbench.benchmarks`): 32,000 function calls."""
+    """Work instead of time, which is the machine's (`python -m ditbench.testing.benchmarks`):
+    32,000 function calls."""
     code = f"""
 import cProfile, pstats, runpy, sys
 sys.argv, before, profile = ["run_bench.py", "--help"], set(sys.modules), cProfile.Profile()
@@ -124,7 +142,15 @@ print("calls", pstats.Stats(profile).total_calls)
 def test_dry_run_prints_the_plan_with_refusals_and_writes_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = told(
-        capsys, "--dry-run", "--json", "--models", "dit-tiny", "--methods", "fora+firstblock,fora", "--num-samples", "8"
+        capsys,
+        "--dry-run",
+        "--json",
+        "--models",
+        "dit-tiny",
+        "--methods",
+        "fora+firstblock,fora",
+        "--num-samples",
+        "8",
     )
     rows = json.loads(out.splitlines()[-1])
     assert code == 0
@@ -168,12 +194,17 @@ def plans(capsys, *arguments):
     [
         ("cuda", "mine_test: needs a CUDA device, but the model is on cpu"),
         ("sm>=89", "mine_test: needs a CUDA device, but the model is on cpu"),
-        ("package:no-such-package>=2", "mine_test: needs the package no-such-package>=2, which is not installed"),
+        (
+            "package:no-such-package>=2",
+            "mine_test: needs the package no-such-package>=2, which is not installed",
+        ),
         ("package:numpy<0", "mine_test: needs numpy<0, but numpy"),
         ("model:flux|wan", "mine_test: works on flux and wan, not on dit"),
     ],
 )
-def test_plan_refuses_what_a_method_needs_and_is_not_there_as_run_does(capsys, plugin, need, reason):
+def test_plan_refuses_what_a_method_needs_and_is_not_there_as_run_does(
+    capsys, plugin, need, reason
+):
     plugin.write_text(PLUGIN.replace("NEEDS", f"{need!r}"))
     found = plans(capsys, "--models", "dit-tiny", "--methods", "mine_test", "--plugin", "mine.py")
     assert found["dit-tiny", "mine_test"].startswith(reason) and found["dit-tiny", "none"] == ""
@@ -181,12 +212,14 @@ def test_plan_refuses_what_a_method_needs_and_is_not_there_as_run_does(capsys, p
     assert found["dit-tiny", "mine_test"] == refusal
 
 
-def test_plan_refuses_a_device_that_is_not_there_and_a_folder_of_another_pipeline(capsys, tmp_path, monkeypatch):
+def test_plan_refuses_a_device_that_is_not_there_and_a_folder_of_another_pipeline(
+    capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert set(plans(capsys, "--models", "dit-tiny", "--methods", "fora", "--device", "cuda").values()) == {
-        "this machine has no GPU that torch can use, and the device is cuda"
-    }
+    assert set(
+        plans(capsys, "--models", "dit-tiny", "--methods", "fora", "--device", "cuda").values()
+    ) == {"this machine has no GPU that torch can use, and the device is cuda"}
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert set(plans(capsys, "--models", "dit-tiny", "--device", "cuda:1").values()) == {""}
@@ -195,7 +228,9 @@ def test_plan_refuses_a_device_that_is_not_there_and_a_folder_of_another_pipelin
     }
     folder = str(ZOO / "dit-tiny")
     found = plans(capsys, "--models", "pixart-tiny,dit-tiny", "--weights", folder)
-    assert found["pixart-tiny", "none"] == f"{folder} holds a DiTPipeline, not a PixArtAlphaPipeline"
+    assert (
+        found["pixart-tiny", "none"] == f"{folder} holds a DiTPipeline, not a PixArtAlphaPipeline"
+    )
     assert found["dit-tiny", "none"] == ""
     assert (
         plans(capsys, "--models", "dit-tiny", "--weights", "hub")["dit-tiny", "none"]
@@ -205,18 +240,32 @@ def test_plan_refuses_a_device_that_is_not_there_and_a_folder_of_another_pipelin
 
 def test_a_run_whose_baseline_was_refused_leaves_with_3(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ("--models", "flux-1-dev", "--methods", "fora", "--num-samples", "2", "--rounds", "1", "--out", "run")
+    arguments = (
+        "--models",
+        "flux-1-dev",
+        "--methods",
+        "fora",
+        "--num-samples",
+        "2",
+        "--rounds",
+        "1",
+        "--out",
+        "run",
+    )
     code, out, err = told(capsys, *arguments, "--json")
     assert code == 3, err
     rows = json.loads(out.splitlines()[-1])
     assert "has no bundled weights" in json.dumps(rows)
-    assert [r["status"] for r in record.read_run(tmp_path / "run").records] == ["refused", "refused"]
+    assert [r["status"] for r in record.read_run(tmp_path / "run").records] == [
+        "refused",
+        "refused",
+    ]
     assert told(capsys, "report", "run")[0] == 3
 
 
 def test_stack_loads_plugins_before_it_reads_the_stacks(capsys, plugin, monkeypatch):
     seen = []
-    monkeypatch.setattr("ditbench.cli._carry_out", lambda cells: seen.extend(cells) or sys.exit(7))
+    monkeypatch.setattr("ditbench.cli.commands._carry_out", lambda cells: seen.extend(cells) or sys.exit(7))
     with pytest.raises(SystemExit) as stop:
         main(["stack", "mine_test", "int8", "--plugin", "mine.py", "--models", "dit-tiny"])
     assert stop.value.code == 7
@@ -225,7 +274,15 @@ def test_stack_loads_plugins_before_it_reads_the_stacks(capsys, plugin, monkeypa
 
 def test_both_spellings_of_a_stack_are_one_cell(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, out, _ = told(capsys, "plan", "--json", "--models", "dit-tiny", "--methods", "fora+int8,int8+fora(interval=3)")
+    _, out, _ = told(
+        capsys,
+        "plan",
+        "--json",
+        "--models",
+        "dit-tiny",
+        "--methods",
+        "fora+int8,int8+fora(interval=3)",
+    )
     assert [r["stack"] for r in json.loads(out.splitlines()[-1])] == ["none", "int8+fora"]
 
 
@@ -237,14 +294,19 @@ def test_list_shows_in_json_what_the_table_shows(capsys, what):
     assert all(next(iter(row.values())) in out for row in rows)
 
 
-def test_a_model_without_weights_is_a_refused_row_of_check_and_not_its_end(capsys, tmp_path, monkeypatch):
-    from ditbench import models
+def test_a_model_without_weights_is_a_refused_row_of_check_and_not_its_end(
+    capsys, tmp_path, monkeypatch
+):
+    from ditbench.models import table as models
 
     monkeypatch.setattr(models, "ZOO", tmp_path)
     code, out, _ = told(capsys, "check", "fora", "--models", "dit-tiny,wan-tiny", "--json")
     rows = json.loads(out.splitlines()[-1])
     assert code == 0
-    assert [(row["model"], row["result"]) for row in rows] == [("dit-tiny", "refused"), ("wan-tiny", "refused")]
+    assert [(row["model"], row["result"]) for row in rows] == [
+        ("dit-tiny", "refused"),
+        ("wan-tiny", "refused"),
+    ]
     assert all("has not been trained yet" in row["note"] for row in rows)
 
 
@@ -259,17 +321,26 @@ def test_count_knows_its_conventions(capsys):
         (["--models", "pixart-tiny", "--steps", "1"], 3, ["refused"]),
         (["--models", "pixart-tiny,flux-tiny", "--steps", "1"], 0, ["refused", "ok"]),
         (["--models", "dit-tiny", "--methods", "firstblock", "--steps", "2"], 0, ["ok", "refused"]),
-        (["--models", "dit-tiny", "--methods", "breaks_in_count", "--steps", "2"], 3, ["ok", "failed"]),
+        (
+            ["--models", "dit-tiny", "--methods", "breaks_in_count", "--steps", "2"],
+            3,
+            ["ok", "failed"],
+        ),
         (["--models", "dit-tiny", "--height", "32", "--width", "64"], 2, None),
     ],
 )
-def test_count_has_a_row_for_whatever_goes_wrong_and_an_exit_code(capsys, tmp_path, arguments, code, states):
+def test_count_has_a_row_for_whatever_goes_wrong_and_an_exit_code(
+    capsys, tmp_path, arguments, code, states
+):
     (tmp_path / "bad.py").write_text(
-        "from ditbench.method import METHODS, Stage, method\n\nMETHODS.pop('breaks_in_count', None)\n\n\n"
+        "from ditbench.method import METHODS, Stage, method\n\nMETHODS.pop('breaks_in_count', "
+        "None)\n\n\n"
         "@method('breaks_in_count', family='test', stage=Stage.SCHEDULE)\n"
         "class Breaks:\n    def attach(self, pipeline, at):\n        at.sublayers[1000]\n"
     )
-    found, out, err = told(capsys, "count", "--json", *arguments, "--plugin", str(tmp_path / "bad.py"))
+    found, out, err = told(
+        capsys, "count", "--json", *arguments, "--plugin", str(tmp_path / "bad.py")
+    )
     assert found == code and "Traceback" not in out + err
     if states:
         rows = json.loads(out.splitlines()[-1])

@@ -1,4 +1,5 @@
-"""Whatever a result depends on is in its key: after an edit the same command redoes the cell, or refuses the artefact by name."""
+"""Whatever a result depends on is in its key: after an edit the same command redoes the cell, or
+refuses the artefact by name."""
 
 import json
 import os
@@ -8,17 +9,20 @@ from dataclasses import replace
 
 import pytest
 
-from ditbench import artifact, models, plan, resume
-from ditbench.cell import ROUND, run_round
-from ditbench.flags import parser
-from ditbench.method import METHODS
-from ditbench.models import ZOO, select
-from ditbench.plan import missing_device
-from ditbench.record import SCHEMA, read_json, write_json
-from ditbench.spec import Spec
-from ditbench.stack import Stack
+from ditbench.cli.parser import parser
+from ditbench.method import METHODS, artifact
+from ditbench.method.stack import Stack
+from ditbench.models import table as models
+from ditbench.models import weights
+from ditbench.models.requests import fingerprint, make_requests
+from ditbench.models.table import ZOO, select
+from ditbench.records.files import read_json, write_json
+from ditbench.records.record import SCHEMA
+from ditbench.runner import plan, resume
+from ditbench.runner.plan import missing_device
+from ditbench.runner.spec import Spec
+from ditbench.runner.worker import ROUND, run_round
 from ditbench.testing import tiny
-from ditbench.workload import fingerprint, make_requests
 
 PLUGIN = """
 from ditbench.method import Stage, method
@@ -62,7 +66,9 @@ def test_every_json_file_of_a_weights_folder_is_in_the_key_and_its_card_is_not(t
     (tmp_path / name / "README.md").write_text("another card")
     assert keys("fora", model=name, weights=name)["fora"] in seen
     files = sorted((tmp_path / name).rglob("*.json"))
-    assert {"model_index.json", "scheduler_config.json", "config.json"} <= {path.name for path in files}
+    assert {"model_index.json", "scheduler_config.json", "config.json"} <= {
+        path.name for path in files
+    }
     for i, path in enumerate(files, start=2):
         edit_json(path)
         seen.add(keys("fora", model=name, weights=name)["fora"])
@@ -72,11 +78,17 @@ def test_every_json_file_of_a_weights_folder_is_in_the_key_and_its_card_is_not(t
 
 
 def test_a_key_is_the_same_wherever_the_package_lies(tmp_path, monkeypatch):
-    before = models.weights_sha256(models.models()["flux-tiny"], "random"), keys("fora", model="flux-tiny")
+    before = (
+        weights.weights_sha256(models.models()["flux-tiny"], "random"),
+        keys("fora", model="flux-tiny"),
+    )
     shutil.copytree(ZOO / "flux-tiny", tmp_path / "zoo" / "flux-tiny")
     monkeypatch.setattr(models, "ZOO", tmp_path / "zoo")
-    monkeypatch.setattr("ditbench.architecture.ZOO", tmp_path / "zoo")
-    assert before == (models.weights_sha256(models.models()["flux-tiny"], "random"), keys("fora", model="flux-tiny"))
+    monkeypatch.setattr("ditbench.models.architecture.ZOO", tmp_path / "zoo")
+    assert before == (
+        weights.weights_sha256(models.models()["flux-tiny"], "random"),
+        keys("fora", model="flux-tiny"),
+    )
 
 
 def test_the_text_of_a_prompt_file_is_in_the_key_of_the_models_that_read_it(tmp_path):
@@ -85,15 +97,20 @@ def test_the_text_of_a_prompt_file_is_in_the_key_of_the_models_that_read_it(tmp_
     (tmp_path / "p.txt").write_text("a red kite\na blue goat\n")
     second = keys(model="flux-1-dev", weights="random", prompts="p.txt")["none"]
     (tmp_path / "p.txt").write_text("a red kite\na blue boat\n")
-    assert first != second and keys(model="flux-1-dev", weights="random", prompts="p.txt")["none"] == first
+    assert (
+        first != second
+        and keys(model="flux-1-dev", weights="random", prompts="p.txt")["none"] == first
+    )
 
 
 def test_so_is_that_of_the_prompts_that_come_along(tmp_path, monkeypatch):
     before = keys(model="flux-1-dev", weights="random")
     scenes = keys(model="pixart-tiny")
-    monkeypatch.setattr("ditbench.prompts.datasets", lambda: tmp_path)
+    monkeypatch.setattr("ditbench.models.prompts.datasets", lambda: tmp_path)
     (tmp_path / "prompts.txt").write_text("other\n")
-    assert keys(model="flux-1-dev", weights="random") != before and keys(model="pixart-tiny") == scenes
+    assert (
+        keys(model="flux-1-dev", weights="random") != before and keys(model="pixart-tiny") == scenes
+    )
 
 
 def test_the_text_of_a_plugin_is_in_the_keys_of_its_methods_and_no_others(tmp_path):
@@ -102,7 +119,8 @@ def test_the_text_of_a_plugin_is_in_the_keys_of_its_methods_and_no_others(tmp_pa
     stat = path.stat()
     first = keys("edited_test", "fora", plugins=(str(path),))
     path.write_text(PLUGIN.replace("RECIPE", "None").replace("factor = 2", "factor = 3"))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as long, and in the same second: bytecode would be old
+    # as long, and in the same second: bytecode would be old
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     second = keys("edited_test", "fora", plugins=(str(path),))
     assert first["edited_test"] != second["edited_test"]
     assert (first["none"], first["fora"]) == (second["none"], second["fora"])
@@ -134,14 +152,22 @@ def test_a_schedule_belongs_to_the_very_student_below_it(nothing_shipped):
     make("distill")
     make("distill+diffsparse")
     make("diffsparse")
-    before = keys("distill", "distill+diffsparse", "diffsparse", "distill+diffsparse(tuned='alone')")
+    before = keys(
+        "distill", "distill+diffsparse", "diffsparse", "distill+diffsparse(tuned='alone')"
+    )
     make("distill", content="another student under the same key")
-    told = refusals("distill", "distill+diffsparse", "diffsparse", "distill+diffsparse(tuned='alone')")
+    told = refusals(
+        "distill", "distill+diffsparse", "diffsparse", "distill+diffsparse(tuned='alone')"
+    )
     assert told["distill+diffsparse"] == (
         "diffsparse has not been prepared for dit-tiny with 4 steps under distill; "
         "python run_bench.py prepare 'distill+diffsparse' --models dit-tiny does it"
     )
-    assert not told["distill"] and not told["diffsparse"] and not told["distill+diffsparse(tuned='alone')"]
+    assert (
+        not told["distill"]
+        and not told["diffsparse"]
+        and not told["distill+diffsparse(tuned='alone')"]
+    )
     make("distill+diffsparse")
     after = keys("distill", "distill+diffsparse", "diffsparse", "distill+diffsparse(tuned='alone')")
     assert [stack for stack in before if before[stack] == after[stack]] == ["none", "diffsparse"]
@@ -154,7 +180,9 @@ def test_an_artefact_made_again_is_another_cell(nothing_shipped):
     assert keys("teacache(saved=0.43)") != before
 
 
-@pytest.mark.parametrize("change", [{"guidance": 4.5}, {"height": 128}, {"text_tokens": 3}, {"steps": 10}])
+@pytest.mark.parametrize(
+    "change", [{"guidance": 4.5}, {"height": 128}, {"text_tokens": 3}, {"steps": 10}]
+)
 def test_guidance_and_the_rest_of_the_sampling_are_in_the_keys_of_cells_and_artefacts(
     nothing_shipped, monkeypatch, change
 ):
@@ -162,7 +190,10 @@ def test_guidance_and_the_rest_of_the_sampling_are_in_the_keys_of_cells_and_arte
     before = keys("diffsparse", "fora")
     table = models.models() | {"dit-tiny": replace(models.models()["dit-tiny"], **change)}
     monkeypatch.setattr(models, "_table", lambda: table)
-    assert "python run_bench.py prepare 'diffsparse' --models dit-tiny does it" in refusals("diffsparse")["diffsparse"]
+    assert (
+        "python run_bench.py prepare 'diffsparse' --models dit-tiny does it"
+        in refusals("diffsparse")["diffsparse"]
+    )
     make("diffsparse")
     after = keys("diffsparse", "fora")
     assert all(before[stack] != after[stack] for stack in before)
@@ -177,15 +208,22 @@ def test_a_file_that_a_knob_below_names_is_in_the_key_of_the_artefact(tmp_path):
     make(text)
     keys(text)
     (at / "student.json").write_text("y")
-    assert "diffsparse has not been prepared for dit-tiny with 4 steps under distill(student=" in refusals(text)[text]
+    assert (
+        "diffsparse has not been prepared for dit-tiny with 4 steps under distill(student="
+        in refusals(text)[text]
+    )
 
 
-def test_an_edited_weights_folder_or_plugin_refuses_the_artefact_with_a_command_that_names_them(tmp_path):
+def test_an_edited_weights_folder_or_plugin_refuses_the_artefact_with_a_command_that_names_them(
+    tmp_path,
+):
     shutil.copytree(ZOO / "dit-tiny", tmp_path / "my weights")
     path = tmp_path / "mine.py"
     path.write_text(PLUGIN.replace("RECIPE", "{'version': 1}"))
     told = {"weights": "my weights", "plugins": (str(path),)}
-    command = f"prepare 'edited_test' --models dit-tiny --weights 'my weights' --plugin {path} does it"
+    command = (
+        f"prepare 'edited_test' --models dit-tiny --weights 'my weights' --plugin {path} does it"
+    )
     for change in (
         lambda: None,
         lambda: edit_json(tmp_path / "my weights" / "scheduler" / "scheduler_config.json"),
@@ -202,8 +240,10 @@ def test_printed_prepare_commands_make_what_was_missing(nothing_shipped, tmp_pat
     shutil.copytree(ZOO / model, tmp_path / "folder of mine")
     (tmp_path / "mine.py").write_text(PLUGIN.replace("RECIPE", "{'version': 1}"))
     stacks = [
-        "diffsparse", "diffsparse(keep=0.57)", "distill(steps=2, objective='lcm')", "distill+diffsparse", "int8+teacache(saved=0.3)",
-        "distill+diffsparse(tuned='alone')", "fewer_steps(steps=9)+edited_test", "l2c(price=1e-05)", "magcache", "edited_test",
+        "diffsparse", "diffsparse(keep=0.57)", "distill(steps=2, objective='lcm')",
+        "distill+diffsparse", "int8+teacache(saved=0.3)",
+        "distill+diffsparse(tuned='alone')", "fewer_steps(steps=9)+edited_test", "l2c(price=1e-05)",
+        "magcache", "edited_test",
     ]  # fmt: skip
     for settings in ({}, {"weights": "folder of mine"}):
         spec = Spec(models=(model,), methods=tuple(stacks), plugins=("mine.py",), **settings)
@@ -215,13 +255,17 @@ def test_printed_prepare_commands_make_what_was_missing(nothing_shipped, tmp_pat
                 words = shlex.split(sentence.partition("; ")[2].removesuffix(" does it"))
                 assert words[:3] == ["python", "run_bench.py", "prepare"]
                 args = parser({name: None for name in COMMANDS}).parse_args(words[2:])
-                needs = artifact.needs_of(select(args.models)[0], Stack.parse(args.method), args.weights, args.plugin)
+                needs = artifact.needs_of(
+                    select(args.models)[0], Stack.parse(args.method), args.weights, args.plugin
+                )
                 for need in needs:
                     if artifact.find(need) is None:
                         made = make(need.stack, model, args.weights, plugins=args.plugin)
                         assert (
                             made.folder.name
-                            == artifact.needs_of(select(model)[0], Stack.parse(need.stack), args.weights)[-1].key
+                            == artifact.needs_of(
+                                select(model)[0], Stack.parse(need.stack), args.weights
+                            )[-1].key
                         )
                 (again,) = [c for c in plan.plan(spec) if c.stack == cell.stack]
                 assert again.refusal != sentence
@@ -229,7 +273,8 @@ def test_printed_prepare_commands_make_what_was_missing(nothing_shipped, tmp_pat
 
 
 COMMANDS = (
-    "run", "plan", "count", "prepare", "match", "stack", "score", "report", "recommend", "compare", "reproduce", "reference", "list",
+    "run", "plan", "count", "prepare", "match", "stack", "score", "report", "recommend", "compare",
+    "reproduce", "reference", "list",
     "check", "doctor",
 )  # fmt: skip
 
@@ -239,9 +284,15 @@ def test_what_cannot_be_prepared_is_said_without_a_command(nothing_shipped):
     assert told["distill(steps=20)"].endswith(
         "and cannot be: a student of 20 steps is no shorter than its teacher's 20"
     )
-    assert "and cannot be: keep=0.04 of 20 steps does not pay for the first step" in told["diffsparse(keep=0.04)"]
+    assert (
+        "and cannot be: keep=0.04 of 20 steps does not pay for the first step"
+        in told["diffsparse(keep=0.04)"]
+    )
     told = refusals("diffsparse", model="flux-1-dev", weights="random")["diffsparse"]
-    assert told.endswith("and cannot be: flux-1-dev has no training prompts here") and "run_bench" not in told
+    assert (
+        told.endswith("and cannot be: flux-1-dev has no training prompts here")
+        and "run_bench" not in told
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,7 +305,10 @@ def test_what_cannot_be_prepared_is_said_without_a_command(nothing_shipped):
 def test_a_method_attached_without_its_artefact_names_the_command_that_makes_this_one(text):
     kind = "flux" if text.startswith("magcache") else "dit"
     subject = tiny(kind)
-    with pytest.raises(ValueError) as error, Stack.parse(text).attached(subject.pipeline) as attached:
+    with (
+        pytest.raises(ValueError) as error,
+        Stack.parse(text).attached(subject.pipeline) as attached,
+    ):
         attached.start(4, 2)
         subject.pipeline(**subject.arguments(Stack.parse(text).adapt(subject.sampling), [0]))
     words = shlex.split(str(error.value).partition("; ")[2].removesuffix(" does it"))
@@ -269,15 +323,24 @@ def finished(cell, folder, model_sha256, requests_sha256, rounds=1):
 
     at = folder / "cells" / cell.key
     at.mkdir(parents=True, exist_ok=True)
-    facts = {"status": "ok", "reason": "", "model_sha256": model_sha256, "requests_sha256": requests_sha256}
+    facts = {
+        "status": "ok",
+        "reason": "",
+        "model_sha256": model_sha256,
+        "requests_sha256": requests_sha256,
+    }
     for i in range(rounds):
         write_json(at / ROUND.format(i), facts | {"round": i, "seconds": 1.0})
     record = {
-        "schema": SCHEMA, "key": cell.key, "model": cell.model.name, "family": "dit", "stack": str(cell.stack), "methods": [],
-        "run": facts, "sampling": {}, "environment": {}, "timing": [], "memory": {}, "flops": {}, "counters": {},
+        "schema": SCHEMA, "key": cell.key, "model": cell.model.name, "family": "dit",
+        "stack": str(cell.stack), "methods": [],
+        "run": facts, "sampling": {}, "environment": {}, "timing": [], "memory": {}, "flops": {},
+        "counters": {},
     }  # fmt: skip
     write_json(at / "record.json", record | {"status": "ok", "reason": ""})
-    save_file({"samples": np.zeros((cell.num_samples, 2, 2, 3), np.uint8)}, at / "samples.safetensors")
+    save_file(
+        {"samples": np.zeros((cell.num_samples, 2, 2, 3), np.uint8)}, at / "samples.safetensors"
+    )
     (folder / "scores").mkdir(exist_ok=True)
     (folder / "scores" / f"{cell.key}.safetensors").write_bytes(b"scores")
 
@@ -287,11 +350,17 @@ def run(tmp_path):
     """Two cells of a run in one folder, finished: the baseline and a plug-in's."""
     path = tmp_path / "mine.py"
     path.write_text(PLUGIN.replace("RECIPE", "None"))
-    spec = Spec(models=("dit-tiny",), methods=("edited_test",), plugins=("mine.py",), num_samples=4, out="run")
+    spec = Spec(
+        models=("dit-tiny",),
+        methods=("edited_test",),
+        plugins=("mine.py",),
+        num_samples=4,
+        out="run",
+    )
     cells = plan.plan(spec)
     folder = resume.open_folder(cells, "command")
     model = models.models()["dit-tiny"]
-    told = models.weights_sha256(model, "bundled"), fingerprint(make_requests(model, 4, 0))
+    told = weights.weights_sha256(model, "bundled"), fingerprint(make_requests(model, 4, 0))
     for cell in cells:
         finished(cell, folder, *told)
     return spec, folder, told[1]
@@ -300,7 +369,9 @@ def run(tmp_path):
 def test_a_cell_of_an_edited_plugin_is_set_aside_and_the_baseline_stays(run, tmp_path):
     spec, folder, asked = run
     old = {str(cell.stack): cell.key for cell in plan.plan(spec)}
-    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text().replace("factor = 2", "factor = 4"))
+    (tmp_path / "mine.py").write_text(
+        (tmp_path / "mine.py").read_text().replace("factor = 2", "factor = 4")
+    )
     cells = plan.plan(spec)
     resume.open_folder(cells, "command")
     for cell in cells:
@@ -318,7 +389,9 @@ def test_cells_of_a_run_without_labels_are_told_by_their_records(run, tmp_path):
     document = read_json(folder / "spec.json")
     del document["labels"]
     write_json(folder / "spec.json", document)
-    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text().replace("factor = 2", "factor = 4"))
+    (tmp_path / "mine.py").write_text(
+        (tmp_path / "mine.py").read_text().replace("factor = 2", "factor = 4")
+    )
     cells = plan.plan(spec)
     resume.open_folder(cells, "command")
     assert read_json(folder / "spec.json")["cells"] == [cell.key for cell in cells]
@@ -333,7 +406,8 @@ def test_a_model_that_is_asked_for_something_else_begins_anew(run):
     (baseline,) = plan.plan(replace(spec, methods=()))
     resume.open_folder([baseline], "command")
     assert read_json(path)[0]["seed"] == requests[0]["seed"] - 1
-    assert read_json(folder / "spec.json")["cells"] == [baseline.key]  # the other one can no longer be paired
+    # the other one can no longer be paired
+    assert read_json(folder / "spec.json")["cells"] == [baseline.key]
     at = folder / "cells" / baseline.key
     resume.take_up(baseline, at, asked)
     assert (at / "record.json").exists()
@@ -348,12 +422,16 @@ def test_rounds_of_other_weights_are_not_put_together_with_those_to_come(run):
     (at / "record.json").unlink()
     resume.take_up(cell, at, asked)
     assert (at / ROUND.format(0)).exists()
-    write_json(at / ROUND.format(0), read_json(at / ROUND.format(0)) | {"model_sha256": "other weights"})
+    write_json(
+        at / ROUND.format(0), read_json(at / ROUND.format(0)) | {"model_sha256": "other weights"}
+    )
     resume.take_up(cell, at, asked)
     assert not (at / ROUND.format(0)).exists()
 
 
-def test_a_machine_without_the_device_neither_renames_a_cell_nor_takes_its_record_away(run, monkeypatch):
+def test_a_machine_without_the_device_neither_renames_a_cell_nor_takes_its_record_away(
+    run, monkeypatch
+):
     spec, folder, asked = run
     before = plan.plan(spec)
     monkeypatch.setattr(plan, "missing_device", lambda device: f"no {device} here")
@@ -375,5 +453,6 @@ def test_what_is_edited_while_the_run_is_going_fails_its_cell_by_name(tmp_path):
     run_round(spec, "dit-tiny", "fora", 0, tmp_path / cell.key, requests, told)
     found = read_json(tmp_path / cell.key / ROUND.format(0))
     assert (found["status"], found["reason"]) == (
-        "failed", "sources and weights changed after the run was planned; the same command runs it again"
+        "failed",
+        "sources and weights changed after the run was planned; the same command runs it again"
     )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Distances between sets against loops, other people's code, and simulations that know the truth."""
+"""Distances between sets against loops, other people's code, and simulations that know the
+truth."""
 
 import math
 import tracemalloc
@@ -7,11 +8,22 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from ditbench import kernels, manifold, moments, readings
-from ditbench.distances import Moments, Reference, frechet, frechet_delta, read_frechet, read_jackknifed
-from ditbench.kernels import cubic, gaussian, read_mmd, read_mmd_spread, spread
-from ditbench.manifold import read_inception_score, read_precision, read_recall
-from ditbench.readings import blocks, contrast, members
+from ditbench.statistics import influence as readings
+from ditbench.statistics import mmd as kernels
+from ditbench.statistics import moments
+from ditbench.statistics import precision_recall as manifold
+from ditbench.statistics.frechet import (
+    Reference,
+    frechet,
+    frechet_delta,
+    read_frechet,
+    read_jackknifed,
+)
+from ditbench.statistics.inception_score import read_inception_score
+from ditbench.statistics.influence import blocks, contrast, members
+from ditbench.statistics.mmd import cubic, gaussian, read_mmd, read_mmd_spread, spread
+from ditbench.statistics.moments import Moments
+from ditbench.statistics.precision_recall import read_precision, read_recall
 
 
 def rng(seed):
@@ -29,7 +41,8 @@ def mixing(d, decay=5.0):
     return np.linalg.cholesky(factor @ factor.T + 1e-3 * np.eye(d))
 
 
-# ---------------------------------------------------------------------------------------------- moments
+# ----------------------------------------------------------------------------------------------
+# moments
 
 
 def test_moments_do_not_lose_digits_to_a_large_mean_nor_to_the_order_of_shards(small_chunks):
@@ -89,7 +102,8 @@ def test_fifty_thousand_samples_are_read_without_a_copy_in_float64():
     assert peak < 0.5 * x.size * 8
 
 
-# ---------------------------------------------------------------------------------------------- Fréchet
+# ----------------------------------------------------------------------------------------------
+# Fréchet
 
 
 def torchmetrics_frechet(x, y):
@@ -110,9 +124,13 @@ def torchmetrics_frechet(x, y):
 
 @pytest.mark.parametrize(("d", "n"), [(64, 900), (600, 1200)])
 def test_frechet_is_torchmetrics(d, n):
-    """By 64 features and, where torch's own eigenvalues are asked, by more than `distances.LARGE`."""
+    """By 64 features and, where torch's own eigenvalues are asked, by more than
+    `frechet.LARGE`."""
     factor = mixing(d, decay=d / 12)
-    x, y = 0.1 + 1.1 * rng(1).standard_normal((n, d)) @ factor.T, rng(2).standard_normal((n + 100, d)) @ factor.T
+    x, y = (
+        0.1 + 1.1 * rng(1).standard_normal((n, d)) @ factor.T,
+        rng(2).standard_normal((n + 100, d)) @ factor.T,
+    )
     assert frechet(x, Reference.through(y)) == pytest.approx(torchmetrics_frechet(x, y), rel=1e-5)
 
 
@@ -122,7 +140,9 @@ def test_a_distance_costs_one_symmetric_eigenproblem_and_no_matrix_square_root(m
     for name in ("eigvalsh", "eigh", "svd"):
         real = getattr(np.linalg, name)
         monkeypatch.setattr(
-            np.linalg, name, lambda *a, _real=real, _name=name, **k: calls.append(_name) or _real(*a, **k)
+            np.linalg,
+            name,
+            lambda *a, _real=real, _name=name, **k: calls.append(_name) or _real(*a, **k),
         )
     reference = Reference.through(rng(2).standard_normal((200, 16)))
     frechet(Moments.of(rng(1).standard_normal((100, 16))), reference)
@@ -134,8 +154,14 @@ def test_a_reference_of_fewer_samples_than_features_has_a_root_too():
     singular = np.cov(y, rowvar=False)
     np.testing.assert_allclose((root := Reference.through(y).root) @ root.T, singular, atol=1e-12)
     shared = np.real(scipy.linalg.sqrtm(np.cov(x, rowvar=False) @ singular))
-    direct = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(np.cov(x, rowvar=False)) + np.trace(singular)
-    assert frechet(x, Reference.through(y)) == pytest.approx(direct - 2 * np.trace(shared), rel=1e-5)
+    direct = (
+        np.sum((x.mean(0) - y.mean(0)) ** 2)
+        + np.trace(np.cov(x, rowvar=False))
+        + np.trace(singular)
+    )
+    assert frechet(x, Reference.through(y)) == pytest.approx(
+        direct - 2 * np.trace(shared), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("n", [40, 400])
@@ -150,14 +176,17 @@ def test_the_block_jackknife_of_a_frechet_delta_agrees_with_its_influence_functi
         slow = contrast([read_jackknifed(x, y, groups) for x in (b, a)], [1, -1])
         fast = contrast([read_frechet(x, y, groups) for x in (b, a)], [1, -1])
         found = frechet_delta(b, a, y, groups)
-        assert found.value == slow.value != fast.value == pytest.approx(frechet(b, y) - frechet(a, y))
+        assert (
+            found.value == slow.value != fast.value == pytest.approx(frechet(b, y) - frechet(a, y))
+        )
         assert found.se == pytest.approx(fast.se if n > 2 * d else max(slow.se, fast.se))
         assert slow.n == min(50, n // 2)
         ratio.append(slow.se / fast.se)
     assert np.mean(ratio) == pytest.approx(1, abs=0.15 if n > d * 2 else 0.6)
 
 
-# ---------------------------------------------------------------------------------------------- kernels
+# ----------------------------------------------------------------------------------------------
+# kernels
 
 
 def slow_mmd(x, y, k, biased):
@@ -173,7 +202,9 @@ def slow_gaussian(a, b):
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("kernel", "slow"), [(cubic, lambda a, b: (a @ b / 6 + 1) ** 3), (gaussian, slow_gaussian)])
+@pytest.mark.parametrize(
+    ("kernel", "slow"), [(cubic, lambda a, b: (a @ b / 6 + 1) ** 3), (gaussian, slow_gaussian)]
+)
 def test_mmd_is_the_mean_over_all_pairs(kernel, slow, biased, small_chunks):
     x, y = rng(0).standard_normal((20, 6)), 0.3 + rng(1).standard_normal((17, 6))
     found = read_mmd(x, Reference.through(y), kernel=kernel, biased=biased)
@@ -187,7 +218,9 @@ def test_the_spread_kernel_is_as_wide_as_its_reference_and_blind_to_scale(small_
     found = read_mmd_spread(x, Reference.through(y))
     expected = slow_mmd(x, y, lambda a, b: 1000 * math.exp(-np.sum((a - b) ** 2) / width), False)
     assert found.value == pytest.approx(expected, rel=1e-8)
-    assert read_mmd_spread(50 * x, Reference.through(50 * y)).value == pytest.approx(found.value, rel=1e-8)
+    assert read_mmd_spread(50 * x, Reference.through(50 * y)).value == pytest.approx(
+        found.value, rel=1e-8
+    )
 
 
 def test_mmd_is_torchmetrics_kernel_distance_on_one_subset_of_everything():
@@ -198,7 +231,9 @@ def test_mmd_is_torchmetrics_kernel_distance_on_one_subset_of_everything():
     metric = KernelInceptionDistance(feature=torch.nn.Identity(), subsets=1, subset_size=50)
     metric.update(torch.from_numpy(y), real=True)
     metric.update(torch.from_numpy(x), real=False)
-    assert read_mmd(x, Reference.through(y)).value == pytest.approx(float(metric.compute()[0]), rel=1e-6)
+    assert read_mmd(x, Reference.through(y)).value == pytest.approx(
+        float(metric.compute()[0]), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("kernel", [cubic, gaussian])
@@ -209,7 +244,11 @@ def test_mmd_of_samples_of_the_reference_itself_is_nothing_on_average(kernel):
     ]  # fmt: skip
     values = np.array([f.value for f in found])
     assert abs(values.mean()) < 2.5 * values.std() / math.sqrt(len(values))
-    above = read_mmd(rng(0).standard_normal((30, 4)), Reference.through(rng(1).standard_normal((40, 4))), biased=True)
+    above = read_mmd(
+        rng(0).standard_normal((30, 4)),
+        Reference.through(rng(1).standard_normal((40, 4))),
+        biased=True,
+    )
     assert above.value > 0 > values.min()
 
 
@@ -225,7 +264,9 @@ def test_paired_mmd_delta_covers_its_mean_in_nine_of_ten_simulations(kernel, per
         shared = (prompt + r.standard_normal((num * per_prompt, d))) / math.sqrt(2)
         other = r.standard_normal(shared.shape)
         a, b = 0.2 + shared, 0.3 + 1.1 * (0.9 * shared + math.sqrt(0.19) * other)
-        found.append(contrast([read_mmd(z, y, groups, kernel=kernel or spread(y)) for z in (b, a)], [1, -1]))
+        found.append(
+            contrast([read_mmd(z, y, groups, kernel=kernel or spread(y)) for z in (b, a)], [1, -1])
+        )
     truth = np.mean([e.value for e in found])
     assert np.mean([e.low <= truth <= e.high for e in found]) >= 0.90
 
@@ -240,18 +281,26 @@ def test_a_reference_without_features_has_no_kernel_distance():
         read_mmd(x, Reference.through(x[:, :2]))
 
 
-# -------------------------------------------------------------------------------- precision and recall, IS
+# -------------------------------------------------------------------------------- precision and
+# recall, IS
 
 
 def slow_share_inside(x, y):
     """Share of x inside a ball of y, by loops."""
-    reach = [sorted(np.linalg.norm(a - b) for j, b in enumerate(y) if j != i)[2] for i, a in enumerate(y)]
-    return np.mean([any(np.linalg.norm(a - b) <= r for b, r in zip(y, reach, strict=True)) for a in x])
+    reach = [
+        sorted(np.linalg.norm(a - b) for j, b in enumerate(y) if j != i)[2] for i, a in enumerate(y)
+    ]
+    return np.mean(
+        [any(np.linalg.norm(a - b) <= r for b, r in zip(y, reach, strict=True)) for a in x]
+    )
 
 
 def test_precision_and_recall_are_the_shares_inside_balls_to_third_neighbours(small_chunks):
     x, y = 0.8 * rng(0).standard_normal((40, 3)), 1.5 + rng(1).standard_normal((31, 3))
-    precision, recall = read_precision(x, Reference.through(y)), read_recall(x, Reference.through(y))
+    precision, recall = (
+        read_precision(x, Reference.through(y)),
+        read_recall(x, Reference.through(y)),
+    )
     assert precision.value == pytest.approx(slow_share_inside(x, y)) and 0 < precision.value < 1
     assert recall.value == pytest.approx(slow_share_inside(y, x)) and 0 < recall.value < 1
 
@@ -266,7 +315,9 @@ def test_recall_of_a_half_is_that_of_its_prompts(per_prompt, small_chunks):
         half = np.flatnonzero(r.permutation(num) < num // 2)
         values.append(slow_share_inside(y.features, x[np.isin(groups, half)]))
     found = read_recall(x, y, groups)
-    np.testing.assert_allclose(found.parts, readings.replicates(0.0, values, num, num // 2).parts, atol=1e-12)
+    np.testing.assert_allclose(
+        found.parts, readings.replicates(0.0, values, num, num // 2).parts, atol=1e-12
+    )
     assert found.groups == num and np.ptp(values) > 0
     assert contrast([found], [1]).se == pytest.approx(np.std(values, ddof=1))
 
@@ -306,7 +357,10 @@ def slow_inception_score(p, splits):
     scores = []
     for rows in splits:
         mean = np.mean(p[rows], axis=0)
-        kl = [sum(v * math.log(v / q) for v, q in zip(row, mean, strict=True) if v > 0) for row in p[rows]]
+        kl = [
+            sum(v * math.log(v / q) for v, q in zip(row, mean, strict=True) if v > 0)
+            for row in p[rows]
+        ]
         scores.append(math.exp(np.mean(kl)))
     return np.mean(scores)
 
@@ -317,12 +371,16 @@ def test_inception_score_is_that_of_loops_in_file_order(small_chunks):
     p[3] = [1, 0, 0, 0, 0]
     ten = np.array_split(np.arange(50), 10)
     assert read_inception_score(p).value == pytest.approx(slow_inception_score(p, ten))
-    assert read_inception_score(p, splits=1).value == pytest.approx(slow_inception_score(p, [np.arange(50)]))
+    assert read_inception_score(p, splits=1).value == pytest.approx(
+        slow_inception_score(p, [np.arange(50)])
+    )
     groups = np.repeat(np.arange(25), 2)
     block = blocks(50, groups)
     without = [slow_inception_score(p, [rows[block[rows] != b] for rows in ten]) for b in range(25)]
     np.testing.assert_allclose(
-        read_inception_score(p, None, groups).parts, readings.jackknife(0.0, without).parts, atol=1e-12
+        read_inception_score(p, None, groups).parts,
+        readings.jackknife(0.0, without).parts,
+        atol=1e-12,
     )
     with pytest.raises(ValueError, match="10 splits needs at least as many samples, got 9"):
         read_inception_score(p[:9])
@@ -341,7 +399,8 @@ def test_paired_inception_score_deltas_cover_their_mean_in_nine_of_ten_simulatio
     assert np.mean([e.low <= truth <= e.high for e in found]) >= 0.90
 
 
-# --------------------------------------------------------------------------------------------- readings
+# ---------------------------------------------------------------------------------------------
+# readings
 
 
 def test_blocks_are_whole_groups_dealt_in_turn():

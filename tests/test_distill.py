@@ -1,4 +1,5 @@
-"""Step distillation: one noise process for all models, the recipes' formulas against exact posteriors, students put in place."""
+"""Step distillation: one noise process for all models, the recipes' formulas against exact
+posteriors, students put in place."""
 
 import json
 from dataclasses import replace
@@ -9,27 +10,46 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 
-from ditbench.distilling import Recipe, fingerprint, prepare_student
-from ditbench.fewstep import FewStepScheduler
-from ditbench.models import load, models
-from ditbench.objectives import OBJECTIVES, meanflow_loss, meanflow_target, scm_tangent
-from ditbench.painting import paint
-from ditbench.perceptual import Perceptual
-from ditbench.prepare import Workroom
-from ditbench.process import Process, angle, flow_velocity, level_of_angle, scale, trig_velocity
+from ditbench.acceleration.distillation.noise_process import (
+    Process,
+    angle,
+    flow_velocity,
+    level_of_angle,
+    scale,
+    trig_velocity,
+)
+from ditbench.acceleration.distillation.objectives import (
+    OBJECTIVES,
+    meanflow_loss,
+    meanflow_target,
+    scm_tangent,
+)
+from ditbench.acceleration.distillation.recordings import Denoiser, record
+from ditbench.acceleration.distillation.scheduler import FewStepScheduler
+from ditbench.acceleration.distillation.students import Recipe, fingerprint, prepare_student
+from ditbench.method.prepare import Workroom
+from ditbench.method.stack import Stack
+from ditbench.models.differentiable import paint
+from ditbench.models.loading import load
+from ditbench.models.requests import call_arguments, make_requests
+from ditbench.models.sampling import sampling_of
+from ditbench.models.table import models
 from ditbench.quiet import quiet
-from ditbench.stack import Stack
+from ditbench.shapes.judge import load_judge
+from ditbench.shapes.perceptual import Perceptual
 from ditbench.testing import KINDS, Subject, check_method
-from ditbench.tiny import OUTPUT
-from ditbench.trajectories import Denoiser, record
-from ditbench.workload import call_arguments, make_requests, sampling_of
-from ditbench.zoo.judge import load_judge
+from ditbench.testing.subjects import OUTPUT
 
-MEANS, SHARES, SPREAD = torch.tensor([-1.3, 0.4, 1.1]).double(), torch.tensor([0.3, 0.5, 0.2]).double(), 0.3
+MEANS, SHARES, SPREAD = (
+    torch.tensor([-1.3, 0.4, 1.1]).double(),
+    torch.tensor([0.3, 0.5, 0.2]).double(),
+    0.3,
+)
 
 
 def posterior(x, a, b):
-    """Means of data and noise given x = a data + b noise, for data from a mixture of three Gaussians."""
+    """Means of data and noise given x = a data + b noise, for data from a mixture of three
+    Gaussians."""
     variance = a**2 * SPREAD**2 + b**2
     weight = (SHARES.log() - 0.5 * (x[:, None] - a * MEANS) ** 2 / variance).softmax(1)
     data = (weight * (MEANS + a * SPREAD**2 / variance * (x[:, None] - a * MEANS))).sum(1)
@@ -39,7 +59,11 @@ def posterior(x, a, b):
 @pytest.mark.parametrize("t", [0.2, 0.7, 1.2, 1.5])
 def test_noise_velocity_and_trigflow_are_one_process(t):
     t = torch.tensor(t).double()
-    a, b, y = t.cos(), t.sin(), 1.2 * torch.randn(500, generator=torch.Generator().manual_seed(0)).double()
+    a, b, y = (
+        t.cos(),
+        t.sin(),
+        1.2 * torch.randn(500, generator=torch.Generator().manual_seed(0)).double(),
+    )
     data, noise = posterior(y, a, b)
     s = level_of_angle(t)
     assert torch.isclose(angle(s), t) and torch.isclose(s, b / (a + b))
@@ -89,7 +113,9 @@ def test_consistency_sampling_noises_the_clean_sample_with_fresh_noise_of_the_re
     v = (noise - clean) / 0.9  # the first state is noise alone, whatever its level
     at_half = sampler.step(v, 900.0, noise).prev_sample
     added = (at_half - 0.5 * clean) / 0.5
-    assert torch.allclose(added.flatten(1).sort(1).values, noise.flatten(1).sort(1).values, atol=1e-4)
+    assert torch.allclose(
+        added.flatten(1).sort(1).values, noise.flatten(1).sort(1).values, atol=1e-4
+    )
     assert abs(torch.corrcoef(torch.stack([added.flatten(), noise.flatten()]))[0, 1]) < 0.1
     alone = FewStepScheduler([900.0, 500.0], [0.9, 0.5, 0.0], noise=False, way="consistency")
     alone.set_timesteps(2)
@@ -127,7 +153,8 @@ def test_meanflows_target_is_exact_on_a_linear_flow():
 
 
 def test_meanflows_weight_makes_rows_of_any_error_pull_alike_and_bounds_the_loss():
-    """p = +1: with p = -1 a row pulls by its own error, and one of 1e3 outweighs a thousand others."""
+    """p = +1: with p = -1 a row pulls by its own error, and one of 1e3 outweighs a thousand
+    others."""
     error = torch.tensor([0.1, 1.0, 1e3], requires_grad=True)
     loss = meanflow_loss(error)
     (pull,) = torch.autograd.grad(loss, error)
@@ -145,10 +172,15 @@ def room_of(kind, steps=4):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_recorded_sampling_is_the_pipelines(kind):
-    """What the denoiser says at the first recorded states leads to the next ones, guidance and all."""
+    """What the denoiser says at the first recorded states leads to the next ones, guidance and
+    all."""
     room = room_of(kind)
     found = record(room, 2, 0)
-    assert found.states.shape[:2] == (2, 5) and found.levels[-1] == 0 and (found.levels.diff() < 0).all()
+    assert (
+        found.states.shape[:2] == (2, 5)
+        and found.levels[-1] == 0
+        and (found.levels.diff() < 0).all()
+    )
     denoise = Denoiser(room.pipe.transformer, Process.of(room.pipe.scheduler))
     x, s, t = found.states[:, 0].float(), found.levels[:1].expand(2), found.timesteps[:1].expand(2)
     with torch.no_grad():
@@ -175,14 +207,18 @@ def test_a_student_is_trained_put_in_place_and_taken_out(kind, tmp_path):
         return asked | {"output_type": OUTPUT[kind]}
 
     subject = Subject(pipeline=room.pipe, sampling=room.sampling, arguments=arguments)
-    checks = check_method(f"distill(steps=2, objective={objective!r})", subject, {"distill": tmp_path})
+    checks = check_method(
+        f"distill(steps=2, objective={objective!r})", subject, {"distill": tmp_path}
+    )
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
     given = check_method(f"distill(steps=2, student={str(tmp_path)!r})", subject)
     assert all(c.passed for c in given) and not any(c.name == "refused" for c in given)
 
 
 def trained(room, objective, folder):
-    few = Recipe(objective=objective, steps=2, recordings=4, iterations=4, batch=2, average=0.5, finish=0)
+    few = Recipe(
+        objective=objective, steps=2, recordings=4, iterations=4, batch=2, average=0.5, finish=0
+    )
     return prepare_student(folder, room, few)
 
 
@@ -192,13 +228,26 @@ def test_every_recipe_moves_the_weights_and_keeps_them_finite_on_noise_and_on_fl
     kind, objective, tmp_path, monkeypatch
 ):
     room, told = room_of(kind), []
-    few = Recipe(objective=objective, steps=2, recordings=4, iterations=24, batch=4, rate=1e-3, average=0.5, finish=0)
+    few = Recipe(
+        objective=objective,
+        steps=2,
+        recordings=4,
+        iterations=24,
+        batch=4,
+        rate=1e-3,
+        average=0.5,
+        finish=0,
+    )
     trained_room = replace(room, tell=lambda row: told.append(row))
     prepare_student(tmp_path, trained_room, few)
     weights = load_file(tmp_path / "student.safetensors")
     assert all(torch.isfinite(w).all() for w in weights.values())
     before = room.pipe.transformer.state_dict()
-    moved = [n for n, w in weights.items() if n in before and not torch.equal(w.float(), before[n].half().float())]
+    moved = [
+        n
+        for n, w in weights.items()
+        if n in before and not torch.equal(w.float(), before[n].half().float())
+    ]
     assert len(moved) > 0.5 * len(before)
     assert any("loss" in row for row in told)
 
@@ -232,14 +281,21 @@ def test_weights_of_other_shapes_do_not_load(tmp_path):
     save_file(weights, tmp_path / "student.safetensors")
     stack = Stack.parse(f"distill(steps=2, student={str(tmp_path)!r})")
     before = room.pipe.transformer.proj_out.bias.clone()
-    with pytest.raises(ValueError, match=r"proj_out.bias has shape \(3,\)"), stack.attached(room.pipe):
+    with (
+        pytest.raises(ValueError, match=r"proj_out.bias has shape \(3,\)"),
+        stack.attached(room.pipe),
+    ):
         pass
     assert torch.equal(room.pipe.transformer.proj_out.bias, before)
 
 
 def test_recording_leaves_the_pipeline_as_it_was():
     room = room_of("dit")
-    before = set(vars(room.pipe.vae)), set(vars(room.pipe.scheduler)), len(room.pipe.transformer._forward_pre_hooks)
+    before = (
+        set(vars(room.pipe.vae)),
+        set(vars(room.pipe.scheduler)),
+        len(room.pipe.transformer._forward_pre_hooks),
+    )
     record(room, 2, 0)
     assert before == (
         set(vars(room.pipe.vae)),
@@ -258,7 +314,9 @@ def test_the_log_of_a_training_in_stages_goes_on_counting(tmp_path):
     prepare_student(tmp_path, room_of("pixart"), few)  # 4 steps to 2 to 1
     steps = [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()]
     assert steps == ["step", "2", "4"]
-    assert all(line.endswith(",jumps") for line in (tmp_path / "log.csv").read_text().splitlines()[1:])
+    assert all(
+        line.endswith(",jumps") for line in (tmp_path / "log.csv").read_text().splitlines()[1:]
+    )
     assert len(json.loads((tmp_path / "student.json").read_text())["sampler"]["timesteps"]) == 1
 
 
@@ -270,7 +328,11 @@ def test_finishing_brings_the_students_pixels_nearer_to_the_teachers(tmp_path):
     for finish in (0, 16):
         folder = tmp_path / str(finish)
         folder.mkdir()
-        prepare_student(folder, room, replace(few, finish=finish, finish_batch=2, finish_rate=3e-4, finish_average=0.0))
+        prepare_student(
+            folder,
+            room,
+            replace(few, finish=finish, finish_batch=2, finish_rate=3e-4, finish_average=0.0),
+        )
         with torch.no_grad():
             target = paint(room.pipe, room.draw(9, 12))
             adapted = Stack.parse(f"distill(steps=2, student={str(folder)!r})")
@@ -280,7 +342,9 @@ def test_finishing_brings_the_students_pixels_nearer_to_the_teachers(tmp_path):
                 apart.append(float(distance(target, paint(room.pipe, arguments)).mean()))
     assert apart[1] < apart[0]
     assert all(torch.equal(p, before[name]) for name, p in room.pipe.transformer.named_parameters())
-    kinds = [line.rpartition(",")[2] for line in (tmp_path / "16" / "log.csv").read_text().splitlines()]
+    kinds = [
+        line.rpartition(",")[2] for line in (tmp_path / "16" / "log.csv").read_text().splitlines()
+    ]
     assert kinds == ["loss_of", "jumps", "pixels"]
 
 

@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from ditbench.doctor import examine
-from ditbench.extractors import FOLDER, extractors
-from ditbench.metrics import metrics
+from ditbench.cli.doctor import examine
+from ditbench.extractors.table import FOLDER, extractors
+from ditbench.metrics.table import metrics
 
 
 @pytest.fixture
@@ -26,12 +26,19 @@ def test_every_metric_is_available_or_says_which_file_it_wants(nothing):
     for name, metric in metrics().items():
         if not metric.extractor:
             wanted = getattr(metric.module, "missing", lambda _: "")(metric)
-            assert found[name]["state"] == ("absent" if wanted else "ok") and found[name]["note"].endswith(wanted)
+            assert found[name]["state"] == ("absent" if wanted else "ok") and found[name][
+                "note"
+            ].endswith(wanted)
             continue
         row = extractors()[metric.extractor]
-        assert found[name]["state"] == "absent" and all(file in found[name]["note"] for file in row.files)
+        assert found[name]["state"] == "absent" and all(
+            file in found[name]["note"] for file in row.files
+        )
         told = found[f"extractor {metric.extractor}"]["note"]
-        assert all(file in told and sha256 in told for file, sha256 in row.files.items()) and row.published in told
+        assert (
+            all(file in told and sha256 in told for file, sha256 in row.files.items())
+            and row.published in told
+        )
 
 
 def test_files_and_environments_that_people_bring_are_missed_by_name(nothing, monkeypatch):
@@ -44,7 +51,10 @@ def test_files_and_environments_that_people_bring_are_missed_by_name(nothing, mo
         ("imagereward.v1_0", "IMAGEREWARD"),
         ("fd.cdfvd_i3d.vs_none", "CDFVD"),
     ):
-        assert found[name]["state"] == "absent" and f"DITBENCH_PYTHON_{variable}" in found[name]["note"]
+        assert (
+            found[name]["state"] == "absent"
+            and f"DITBENCH_PYTHON_{variable}" in found[name]["note"]
+        )
     assert found["pickscore.v1"]["state"] == "absent" and found["ssim.vs_none"]["state"] == "ok"
 
 
@@ -57,7 +67,10 @@ def test_what_has_no_network_here_says_so_and_where_it_is_published(nothing):
 def test_a_wrong_file_is_told_with_both_hashes(nothing):
     (nothing / "model.safetensors").write_bytes(b"x")
     note = rows()["extractor dinov2_l14"]["note"]
-    assert hashlib.sha256(b"x").hexdigest() in note and extractors()["dinov2_l14"].files["model.safetensors"] in note
+    assert (
+        hashlib.sha256(b"x").hexdigest() in note
+        and extractors()["dinov2_l14"].files["model.safetensors"] in note
+    )
 
 
 def test_prompt_sets_that_are_not_there_are_named_with_their_source(nothing):

@@ -10,16 +10,18 @@ import pytest
 from PIL import Image
 from report_runs import lines_of
 
-from ditbench.reports.matching import floor_table, matched_table
-from ditbench.reports.showing import run_figure, run_table
-from ditbench.reports.stacking import answer_table
+from ditbench.reports.publishing.matched import floor_table, matched_table
+from ditbench.reports.publishing.run import run_figure, run_table
+from ditbench.reports.publishing.stacking import answer_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_example_in_contributing_is_the_one_the_tests_run():
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    shown = re.search(r"<!-- example: (\S+) -->\n```python\n(.*?)```\n<!-- end of example -->", text, re.S)
+    shown = re.search(
+        r"<!-- example: (\S+) -->\n```python\n(.*?)```\n<!-- end of example -->", text, re.S
+    )
     assert shown and shown[2] == (ROOT / shown[1]).read_text()
 
 
@@ -27,8 +29,8 @@ def test_every_command_line_in_the_documents_parses():
     import contextlib
     import shlex
 
-    from ditbench.cli import COMMANDS
-    from ditbench.flags import parser
+    from ditbench.cli.commands import COMMANDS
+    from ditbench.cli.parser import parser
 
     seen = 0
     for name in ("README.md", "CONTRIBUTING.md"):
@@ -66,10 +68,12 @@ def test_tables_in_the_documents_are_those_of_the_published_numbers(path):
 
 def test_the_figure_in_the_readme_is_that_of_the_published_numbers(tmp_path):
     (shown,) = re.findall(
-        r"!\[[^]]*\]\((reports/published/[^/)]+)/plots/([^)]+)\.png\)", (ROOT / "README.md").read_text()
+        r"!\[[^]]*\]\((reports/published/[^/)]+)/plots/([^)]+)\.png\)",
+        (ROOT / "README.md").read_text(),
     )
     drawn = run_figure(ROOT / shown[0], tmp_path, shown[1])[0]
     kept, fresh = (
-        np.asarray(Image.open(p).convert("RGB"), float) for p in (ROOT / shown[0] / "plots" / drawn.name, drawn)
+        np.asarray(Image.open(p).convert("RGB"), float)
+        for p in (ROOT / shown[0] / "plots" / drawn.name, drawn)
     )
     assert kept.shape == fresh.shape and np.abs(kept - fresh).mean() < 0.5

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ditbench import cell, record
-from ditbench.record import read_json, read_run
-from ditbench.spec import Spec
+from ditbench.records import files
+from ditbench.records.files import read_json
+from ditbench.records.record import read_run
+from ditbench.runner import worker as cell
+from ditbench.runner.spec import Spec
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -41,7 +43,10 @@ def bench(out, *arguments, check=True):
 
 
 def samples(folder):
-    return {p.parent.name: load_file(p)["samples"].tobytes() for p in folder.glob("cells/*/samples.safetensors")}
+    return {
+        p.parent.name: load_file(p)["samples"].tobytes()
+        for p in folder.glob("cells/*/samples.safetensors")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,9 @@ def test_every_cell_has_a_whole_record_with_raw_times_of_every_round(finished):
         assert r["status"] == "ok"
         assert [(t["round"], t["batch"]) for t in r["timing"]] == [(0, 1), (1, 1)]
         for t in r["timing"]:
-            assert t["text_s"] + t["denoise_s"] + t["decode_s"] == pytest.approx(t["call_s"], rel=1e-6)
+            assert t["text_s"] + t["denoise_s"] + t["decode_s"] == pytest.approx(
+                t["call_s"], rel=1e-6
+            )
         assert r["flops"]["flops"] > 0 and not r["flops"]["uncounted"]
         assert r["memory"]["weights_bytes"] > 1_000_000
 
@@ -75,9 +82,9 @@ def test_fora_keeps_tensors_and_the_baseline_does_not(finished):
 def test_saved_flops_are_those_of_the_steps_left_out(finished):
     by_stack = {r["stack"]: r for r in read_run(finished).records}
     steps = by_stack["fewer_steps"]["sampling"]["steps"] / by_stack["none"]["sampling"]["steps"]
-    assert by_stack["fewer_steps"]["flops"]["flops"] / by_stack["none"]["flops"]["flops"] == pytest.approx(
-        steps, rel=1e-9
-    )
+    assert by_stack["fewer_steps"]["flops"]["flops"] / by_stack["none"]["flops"][
+        "flops"
+    ] == pytest.approx(steps, rel=1e-9)
 
 
 def test_records_hold_an_allow_list_of_variables_and_no_paths(finished):
@@ -85,7 +92,7 @@ def test_records_hold_an_allow_list_of_variables_and_no_paths(finished):
         text = path.read_text()
         assert str(Path.home()) not in text and str(ROOT) not in text
         assert set(read_json(path)["environment"]["variables"]) <= set(
-            __import__("ditbench.environment").environment.VARIABLES
+            __import__("ditbench.records.environment").environment.VARIABLES
         )
 
 
@@ -95,16 +102,28 @@ def test_a_second_run_with_the_same_seed_gives_bit_identical_samples(finished, t
 
 
 @pytest.mark.parametrize(
-    "sizes, which", [((2,), [0]), ((2, 2), [1]), ((4, 2), [0, 1]), ((16, 16, 16, 16), [1, 2, 3]), ((16, 16, 4), [1, 2])]
+    "sizes, which",
+    [
+        ((2,), [0]),
+        ((2, 2), [1]),
+        ((4, 2), [0, 1]),
+        ((16, 16, 16, 16), [1, 2, 3]),
+        ((16, 16, 4), [1, 2]),
+    ],
 )
 def test_the_batch_that_warms_up_is_not_timed_unless_there_is_no_other_like_it(sizes, which):
     assert cell.timed([range(n) for n in sizes]) == which
 
 
 def test_samples_come_back_as_they_were_however_they_lay_in_memory(tmp_path):
-    made = [np.arange(240, dtype=np.uint8).reshape(2, 3, 5, 8).transpose(0, 2, 3, 1) + i for i in range(2)]
+    made = [
+        np.arange(240, dtype=np.uint8).reshape(2, 3, 5, 8).transpose(0, 2, 3, 1) + i
+        for i in range(2)
+    ]
     cell._save_samples(tmp_path / "samples.safetensors", made)
-    assert np.array_equal(load_file(tmp_path / "samples.safetensors")["samples"], np.concatenate(made))
+    assert np.array_equal(
+        load_file(tmp_path / "samples.safetensors")["samples"], np.concatenate(made)
+    )
 
 
 def test_running_again_redoes_nothing(finished):
@@ -116,7 +135,9 @@ def test_running_again_redoes_nothing(finished):
 def test_killed_and_run_again_it_redoes_only_what_was_in_flight(finished, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, str(ROOT / "run_bench.py"), *QUICK, "--out", str(out)]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    running = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.monotonic() + 200
     while len(list(out.glob("cells/*/round-*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -140,7 +161,9 @@ def test_a_damaged_record_and_damaged_samples_are_set_aside_and_redone(finished,
     (second / "samples.safetensors").write_bytes(data[: len(data) // 2])
     bench(out)
     assert samples(out) == whole
-    assert (first / "record.json.damaged-1").exists() and (second / "samples.safetensors.damaged-1").exists()
+    assert (first / "record.json.damaged-1").exists() and (
+        second / "samples.safetensors.damaged-1"
+    ).exists()
     assert [r["status"] for r in read_run(out).records] == ["ok"] * 3
 
 
@@ -155,7 +178,10 @@ def test_margins_are_stated_with_the_run_and_fixed_from_then_on(finished, tmp_pa
     assert stated == dict(Spec().margins)
     (tmp_path / "wide.toml").write_text("[margins]\nfd.shapes_v1 = 900\n")
     done = bench(finished, "--spec", str(tmp_path / "wide.toml"), check=False)
-    assert done.returncode == 2 and "they are fixed before a run; choose another folder with --out" in done.stderr
+    assert (
+        done.returncode == 2
+        and "they are fixed before a run; choose another folder with --out" in done.stderr
+    )
     assert read_json(finished / "spec.json")["spec"]["margins"] == stated
 
 
@@ -164,13 +190,13 @@ def test_a_run_that_began_without_margins_gets_none_afterwards(finished, tmp_pat
     shutil.copytree(finished, out)
     document = read_json(out / "spec.json")
     del document["spec"]["margins"]
-    record.write_json(out / "spec.json", document)
+    files.write_json(out / "spec.json", document)
     bench(out)
     assert "margins" not in read_json(out / "spec.json")["spec"]
 
 
 def test_a_folder_of_another_schema_version_is_refused(tmp_path):
-    record.write_json(tmp_path / "spec.json", {"schema": 99})
+    files.write_json(tmp_path / "spec.json", {"schema": 99})
     done = bench(tmp_path, check=False)
     assert done.returncode == 2 and "schema version 99" in done.stderr
 
@@ -191,7 +217,17 @@ class Constant:
 
 def test_an_edited_plugin_is_run_again_by_the_same_command_and_nothing_else_is(tmp_path):
     plugin, out = tmp_path / "plugin.py", tmp_path / "run"
-    command = ("--plugin", str(plugin), "--methods", "constant", "--num-samples", "2", "--rounds", "1", "--json")
+    command = (
+        "--plugin",
+        str(plugin),
+        "--methods",
+        "constant",
+        "--num-samples",
+        "2",
+        "--rounds",
+        "1",
+        "--json",
+    )
     plugin.write_text(CONSTANT)
     bench(out, *command)
     before = {r["stack"]: r for r in read_run(out).records}
@@ -280,25 +316,51 @@ def test_every_failure_is_a_record_with_its_reason_and_the_rest_runs(tmp_path):
     leaving = "leaves_nan,leaves_inf,leaves_share,leaves_array,leaves_scalars,exits,unprintable,endless,surrogate"
     done = bench(
         tmp_path / "run", "--plugin", str(plugin), "--rounds", "1", "--json", "--num-samples", "2",
-        "--methods", f"broken,idle,suicide,greedy,firstblock,fora+firstblock,fora,{leaving}", check=False,
+        "--methods", f"broken,idle,suicide,greedy,firstblock,fora+firstblock,fora,{leaving}",
+        check=False,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr[-2000:]
     records = {r["stack"]: r for r in read_run(tmp_path / "run").records}
     told = {stack: (r["status"], r["reason"]) for stack, r in records.items()}
-    assert told["broken"] == ("failed", "RuntimeError: planted") and "planted" in records["broken"]["traceback"]
+    assert (
+        told["broken"] == ("failed", "RuntimeError: planted")
+        and "planted" in records["broken"]["traceback"]
+    )
     assert told["idle"] == ("inert", "idle changed nothing and counted no event")
-    assert told["suicide"] == ("failed", "its process was killed by SIGKILL (out of memory, most often)")
+    assert told["suicide"] == (
+        "failed",
+        "its process was killed by SIGKILL (out of memory, most often)",
+    )
     assert told["greedy"][0] == "oom"
     assert told["firstblock"][0] == "refused" and "DiT" in told["firstblock"][1]
-    assert told["firstblock+fora"][0] == "refused" and "block-schedule" in told["firstblock+fora"][1]
+    assert (
+        told["firstblock+fora"][0] == "refused" and "block-schedule" in told["firstblock+fora"][1]
+    )
     assert told["none"][0] == told["fora"][0] == "ok"
-    assert told["leaves_nan"] == ("failed", "the note leaves_nan.error is nan, and a record holds finite numbers")
-    assert told["leaves_inf"] == ("failed", "the counter leaves_inf.events is inf, and a record holds finite numbers")
-    assert told["leaves_share"][1] == "the share of 0.self computed at step 0 is nan, and a record holds finite numbers"
-    assert told["leaves_array"][1] == "the note leaves_array.norms is a ndarray, and a record holds numbers and texts"
-    assert told["leaves_scalars"][0] == "ok" and records["leaves_scalars"]["notes"] == {"leaves_scalars.error": 0.5}
+    assert told["leaves_nan"] == (
+        "failed",
+        "the note leaves_nan.error is nan, and a record holds finite numbers",
+    )
+    assert told["leaves_inf"] == (
+        "failed",
+        "the counter leaves_inf.events is inf, and a record holds finite numbers",
+    )
+    assert (
+        told["leaves_share"][1]
+        == "the share of 0.self computed at step 0 is nan, and a record holds finite numbers"
+    )
+    assert (
+        told["leaves_array"][1]
+        == "the note leaves_array.norms is a ndarray, and a record holds numbers and texts"
+    )
+    assert told["leaves_scalars"][0] == "ok" and records["leaves_scalars"]["notes"] == {
+        "leaves_scalars.error": 0.5
+    }
     assert told["exits"] == ("failed", "SystemExit: 0")
     assert told["unprintable"] == ("failed", "Unprintable: its text cannot be had")
-    assert told["endless"] == ("failed", "x" * cell.LONGEST) and told["surrogate"] == ("failed", "?")
+    assert told["endless"] == ("failed", "x" * cell.LONGEST) and told["surrogate"] == (
+        "failed",
+        "?",
+    )
     shown = json.loads(done.stdout.splitlines()[-1])
     assert all(name in json.dumps(shown) for name in ("planted", "SIGKILL"))

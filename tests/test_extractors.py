@@ -6,11 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from ditbench.extractors import FOLDER, RESERVED, Extractor, extractors, find, locate, unnamed, verified
-from ditbench.metrics import metrics
+from ditbench.extractors.table import (
+    FOLDER,
+    RESERVED,
+    Extractor,
+    extractors,
+    find,
+    locate,
+    unnamed,
+    verified,
+)
+from ditbench.metrics.table import metrics
 
 ROW = Extractor(
-    name="small", architecture="inception", preprocessing="legacy_tf", files={"w.pth": hashlib.sha256(b"right").hexdigest()},
+    name="small", architecture="inception", preprocessing="legacy_tf",
+    files={"w.pth": hashlib.sha256(b"right").hexdigest()},
     features={"pool": 4}, published="https://example.org/w.pth", licence="",
 )  # fmt: skip
 
@@ -24,10 +34,16 @@ def nothing_cached(tmp_path, monkeypatch):
 def test_every_row_has_whole_hashes_or_says_it_has_none():
     for row in extractors().values():
         assert row.files and row.features and row.published and row.preprocessing
-        assert all(sha256 == "" or re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in row.files.values())
+        assert all(
+            sha256 == "" or re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in row.files.values()
+        )
         assert not row.hub or re.fullmatch("[0-9a-f]{40}", row.revision)
     assert {name for name, row in extractors().items() if not row.pinned} == {"i3d", "videomae"}
-    assert extractors()["tf2015"].files["weights-inception-2015-12-05-6726825d.pth"].startswith("6726825d")
+    assert (
+        extractors()["tf2015"]
+        .files["weights-inception-2015-12-05-6726825d.pth"]
+        .startswith("6726825d")
+    )
 
 
 @pytest.mark.parametrize("judge", ["shapes_v1", "shapes_check_v1"])
@@ -40,7 +56,10 @@ def test_the_judges_rows_pin_the_weights_that_come_along(judge):
 def test_what_is_missing_is_named_with_its_hash_and_where_it_is_published(tmp_path):
     with pytest.raises(ValueError) as said:
         locate(ROW, tmp_path)
-    assert f"small lacks w.pth (sha256 {ROW.files['w.pth']}); published at https://example.org/w.pth" in str(said.value)
+    assert (
+        f"small lacks w.pth (sha256 {ROW.files['w.pth']}); published at https://example.org/w.pth"
+        in str(said.value)
+    )
     assert FOLDER in str(said.value) and "\n" not in str(said.value)
 
 
@@ -61,7 +80,9 @@ def test_torchs_cache_is_looked_into(tmp_path):
 
 
 @pytest.mark.parametrize("fetched", ["a" * 40, "b" * 40])
-def test_the_hubs_cache_is_looked_into_at_the_pinned_revision_and_at_main(tmp_path, monkeypatch, fetched):
+def test_the_hubs_cache_is_looked_into_at_the_pinned_revision_and_at_main(
+    tmp_path, monkeypatch, fetched
+):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     at = tmp_path / "hub" / "models--somebody--small"
     (at / "snapshots" / fetched).mkdir(parents=True)
@@ -82,12 +103,16 @@ def test_a_file_with_another_hash_is_refused_naming_both(tmp_path):
 
 def test_an_unpinned_extractor_is_refused_even_when_its_file_is_there(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"right")
-    with pytest.raises(ValueError, match="small is not pinned: the sha256 of its published files is not known here"):
+    with pytest.raises(
+        ValueError, match="small is not pinned: the sha256 of its published files is not known here"
+    ):
         verified(replace(ROW, files={"w.pth": ""}), tmp_path)
 
 
 def test_a_row_without_a_network_says_why():
-    with pytest.raises(ValueError, match="videomae cannot be run: the architecture is not written here yet"):
+    with pytest.raises(
+        ValueError, match="videomae cannot be run: the architecture is not written here yet"
+    ):
         verified(extractors()["videomae"])
     with pytest.raises(ValueError, match="no extractor 'tf2016'; there are tf2015"):
         find("tf2016")

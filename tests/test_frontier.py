@@ -8,8 +8,8 @@ import pytest
 from report_runs import write_run
 
 from ditbench import reports
-from ditbench.reports.frontier import DRAWS, dominated, frontier, probabilities
-from ditbench.reports.sections import read_sections
+from ditbench.reports.sections.frontier import DRAWS, dominated, frontier, probabilities
+from ditbench.reports.sections.section import read_sections
 
 M = "align.shapes_v1"
 
@@ -27,7 +27,8 @@ def row(key, seconds, value, se=0.0, spread=1.0, better="higher", status="ok"):
         "better": better,
     }
     return {
-        "key": key, "status": status, "baseline": key == "none", "speedup_call": told, "timing": {"call_s": {"value": seconds}},
+        "key": key, "status": status, "baseline": key == "none", "speedup_call": told,
+        "timing": {"call_s": {"value": seconds}},
         "quality": {M: entry},
     }  # fmt: skip
 
@@ -41,7 +42,9 @@ def test_the_frontier_is_what_a_slow_search_finds():
     rows = [row(str(i), t, q) for i, (t, q) in enumerate(rng.integers(1, 8, (30, 2)).tolist())]
 
     def beaten(a, b):
-        (t, q), (u, r) = ((x["timing"]["call_s"]["value"], x["quality"][M]["level"]) for x in (a, b))
+        (t, q), (u, r) = (
+            (x["timing"]["call_s"]["value"], x["quality"][M]["level"]) for x in (a, b)
+        )
         return u <= t and r >= q and (u < t or r > q)
 
     free = [r for r in rows if not any(beaten(r, other) for other in rows)]
@@ -52,7 +55,10 @@ def test_the_frontier_is_what_a_slow_search_finds():
 
 
 def test_lower_may_be_better():
-    rows = [row(k, t, q, better="lower") for k, t, q in (("a", 1.0, 5.0), ("b", 2.0, 3.0), ("c", 3.0, 4.0))]
+    rows = [
+        row(k, t, q, better="lower")
+        for k, t, q in (("a", 1.0, 5.0), ("b", 2.0, 3.0), ("c", 3.0, 4.0))
+    ]
     assert keys(frontier(rows, M)) == ["a", "b"]
     x, y = dominated(rows, M)
     assert x.tolist() == [1, 2, 2] and y.tolist() == [5, 5, 3]
@@ -64,7 +70,8 @@ def test_without_errors_the_probability_is_nought_or_one():
 
 
 def test_the_probability_is_that_of_two_normals():
-    """b is as fast as a for certain, so it is on the frontier when its quality is the higher draw."""
+    """b is as fast as a for certain, so it is on the frontier when its quality is the higher
+    draw."""
     rows = [row("none", 1.0, 0.0), row("a", 0.5, 0.01, se=0.01), row("b", 0.5, 0.0, se=0.02)]
     chance = 0.3274  # P(N(-0.01, sqrt(0.01^2 + 0.02^2)) > 0)
     found = probabilities(rows, M)
@@ -75,7 +82,11 @@ def test_the_probability_is_that_of_two_normals():
 
 def test_an_uncertain_time_is_drawn_on_its_logarithm():
     certain = [row("none", 1.0, 0.0), row("a", 0.5, -0.1), row("b", 0.52, -0.1)]
-    unsure = [row("none", 1.0, 0.0), row("a", 0.5, -0.1, spread=1.5), row("b", 0.52, -0.1, spread=1.5)]
+    unsure = [
+        row("none", 1.0, 0.0),
+        row("a", 0.5, -0.1, spread=1.5),
+        row("b", 0.52, -0.1, spread=1.5),
+    ]
     assert probabilities(certain, M)["b"] == 0
     assert 0.3 < probabilities(unsure, M)["b"] < 0.5
 

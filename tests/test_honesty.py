@@ -1,4 +1,5 @@
-"""What a report cannot be made to show, whatever lies in the run folder: each a way in which tables of accelerators have misled."""
+"""What a report cannot be made to show, whatever lies in the run folder: each a way in which tables
+of accelerators have misled."""
 
 import json
 
@@ -6,9 +7,9 @@ import pytest
 from report_runs import ENVIRONMENT, REASONS, STACKS, edit, key_of, lines_of, write_run
 
 from ditbench import reports
-from ditbench.reports.frontier import frontier, placed
-from ditbench.reports.sections import TIMES, read_sections
-from ditbench.reports.stacking import stacking_frame
+from ditbench.reports.sections.frontier import frontier, placed
+from ditbench.reports.sections.section import TIMES, read_sections
+from ditbench.reports.tables.stacking import stacking_frame
 
 TOGETHER = ("none", "fora(interval=3)", "int8", "int8+fora(interval=3)")
 OTHER = ENVIRONMENT | {"processor": "Another 4000"}
@@ -23,7 +24,10 @@ def run(tmp_path):
 def merged(tmp_path):
     """Two runs that agree, the second without `fora` and with a damaged record."""
     parts = {"a": STACKS[:3], "b": STACKS[:1] + STACKS[3:]}
-    runs = [write_run(tmp_path / name, n=9, stacks=stacks, seed=len(stacks)) for name, stacks in parts.items()]
+    runs = [
+        write_run(tmp_path / name, n=9, stacks=stacks, seed=len(stacks))
+        for name, stacks in parts.items()
+    ]
     (runs[1] / "cells" / key_of("dit-tiny", "noop") / "record.json").write_text("{")
     return runs
 
@@ -34,9 +38,14 @@ def test_no_ratio_of_times_from_two_environments_alone_or_in_a_stack(run, moved)
     (section,) = read_sections([run])
     for row in section.rows:
         if moved in ("none", row["stack"]) and not row["baseline"]:
-            assert all(row[name] is None for name in TIMES) and not placed(row, "align.shapes_v1"), row["stack"]
+            assert all(row[name] is None for name in TIMES) and not placed(
+                row, "align.shapes_v1"
+            ), row["stack"]
     line = stacking_frame(section).iloc[0]
-    assert line["stack"] == TOGETHER[3] and line.isna()[["gamma_clock", "gamma_clock_low", "control"]].all()
+    assert (
+        line["stack"] == TOGETHER[3]
+        and line.isna()[["gamma_clock", "gamma_clock_low", "control"]].all()
+    )
     assert line["gamma_flops"] > 0 and not line.isna()["alignment_interaction"]
 
 
@@ -62,10 +71,14 @@ def estimates(told, at=""):
             yield from estimates(part, f"{at}/{i}")
 
 
-def test_no_number_with_an_interval_is_without_its_n_in_any_table_or_document(run, merged, tmp_path):
+def test_no_number_with_an_interval_is_without_its_n_in_any_table_or_document(
+    run, merged, tmp_path
+):
     for report in (reports.build([run]), reports.build(merged, tmp_path / "out")):
         found = list(estimates(json.loads(json.dumps(reports.report_json(report)))))
-        assert len(found) > 50 and all(isinstance(told["n"], int) and told["n"] > 0 for _, told in found)
+        assert len(found) > 50 and all(
+            isinstance(told["n"], int) and told["n"] > 0 for _, told in found
+        )
         for path in report.out.glob("tables/*.csv"):
             for line in lines_of(path):
                 assert int(line["num_samples"]) == 9, path.name
@@ -82,15 +95,21 @@ def test_no_number_with_an_interval_is_without_its_n_in_any_table_or_document(ru
             assert "n = 9 samples" in (report.out / f"tables/quality.{kind}").read_text()
 
 
-def test_a_method_that_did_not_engage_has_no_speed_up_alone_in_a_stack_or_beside_what_it_cost(tmp_path):
+def test_a_method_that_did_not_engage_has_no_speed_up_alone_in_a_stack_or_beside_what_it_cost(
+    tmp_path,
+):
     run = write_run(tmp_path / "run", n=9, stacks=[*STACKS, ("int8+noop", "ok")])
     cost = {"key": "k", "seconds": 3.0, "iterations": 2, "samples": None, "below": "none"}
     edit(run, stack="noop", change=lambda record: record.update(artifacts={"noop": cost}))
     reports.build([run])
     tables = run / "report/tables"
     speed = {line["stack"]: line for line in lines_of(tables / "speed.csv")}["noop"]
-    assert speed["status"] == "inert" and not any(speed[name] for name in (*TIMES, "speedup_flops", "call_s", "flops"))
-    (stacked,) = [line for line in lines_of(tables / "stacking.csv") if line["stack"] == "int8+noop"]
+    assert speed["status"] == "inert" and not any(
+        speed[name] for name in (*TIMES, "speedup_flops", "call_s", "flops")
+    )
+    (stacked,) = [
+        line for line in lines_of(tables / "stacking.csv") if line["stack"] == "int8+noop"
+    ]
     assert (
         stacked["verdict"] == f"noop is inert: {REASONS['inert']}"
         and not stacked["gamma_flops"]
@@ -105,10 +124,16 @@ def test_a_method_that_did_not_engage_has_no_speed_up_alone_in_a_stack_or_beside
     )
     (section,) = read_sections([run])
     assert "noop" not in {row["stack"] for row in frontier(section.rows, "align.shapes_v1")}
-    assert all(row["quality"]["align.shapes_v1"]["frontier"] is None for row in section.rows if row["status"] != "ok")
+    assert all(
+        row["quality"]["align.shapes_v1"]["frontier"] is None
+        for row in section.rows
+        if row["status"] != "ok"
+    )
 
 
-def test_every_cell_that_has_no_numbers_is_a_row_with_its_reason_in_every_kind_of_table(run, merged, tmp_path):
+def test_every_cell_that_has_no_numbers_is_a_row_with_its_reason_in_every_kind_of_table(
+    run, merged, tmp_path
+):
     for folders, out in (([run], tmp_path / "one"), (merged, tmp_path / "several")):
         report = reports.build(folders, out)
         there = {row["stack"] for row in report.sections[0].rows}
@@ -121,15 +146,22 @@ def test_every_cell_that_has_no_numbers_is_a_row_with_its_reason_in_every_kind_o
                     assert reason in text and reason in tex, (name, stack)
 
 
-def test_a_damaged_record_is_told_in_every_table_and_the_rest_reported_in_merged_runs_too(merged, tmp_path, capsys):
+def test_a_damaged_record_is_told_in_every_table_and_the_rest_reported_in_merged_runs_too(
+    merged, tmp_path, capsys
+):
     report = reports.build(merged, tmp_path / "out")
     (section,) = report.sections
     assert {row["stack"] for row in section.rows} == {stack for stack, _ in STACKS} - {"noop"}
     reports.print_report(report)
     told = f"b: cells/{key_of('dit-tiny', 'noop')}/record.json is damaged"
     texts = [
-        path.read_text() for name in ("speed", "quality") for path in (tmp_path / "out/tables").glob(f"{name}.[mt]*")
+        path.read_text()
+        for name in ("speed", "quality")
+        for path in (tmp_path / "out/tables").glob(f"{name}.[mt]*")
     ]
     assert len(texts) == 4
-    assert all(told in " ".join(text.split()) for text in (capsys.readouterr().out, report.page.read_text()))
+    assert all(
+        told in " ".join(text.split())
+        for text in (capsys.readouterr().out, report.page.read_text())
+    )
     assert all("is damaged" in text and "noop" in text for text in texts)

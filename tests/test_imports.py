@@ -1,4 +1,5 @@
-"""The core beside a broken torchvision: it imports, Inception runs, and what transformers takes down says so in one sentence."""
+"""The core beside a broken torchvision: it imports, Inception runs, and what transformers takes
+down says so in one sentence."""
 
 import json
 import subprocess
@@ -19,9 +20,13 @@ CODE = """
 import sys
 sys.path.insert(0, {root!r}); sys.path.insert(0, {broken!r})
 import json, pathlib, run_bench
-from ditbench import score, summary, extractors, references, pictures, building, doctor
-from ditbench.metrics import metrics, fidelity, features, networks, clip
-from ditbench.networks import load
+from ditbench import extractors
+from ditbench.analysis import summary
+from ditbench.cli import doctor
+from ditbench.extractors import build_reference, images, references
+from ditbench.metrics import scoring
+from ditbench.metrics import metrics, fidelity, features, network_statistics, clip
+from ditbench.extractors.networks import load
 from ditbench.reports import build
 import numpy as np
 folder = pathlib.Path({out!r})
@@ -50,14 +55,19 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_the_core_works_beside_a_broken_torchvision_and_what_does_not_says_why(tmp_path, folder, kind):
+def test_the_core_works_beside_a_broken_torchvision_and_what_does_not_says_why(
+    tmp_path, folder, kind
+):
     package = tmp_path / "broken" / "torchvision"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(BROKEN[kind] + "\n")
-    told = package.parent / "torchvision-0.28.0.dist-info"  # so that libraries believe it is installed
+    # so that libraries believe it is installed
+    told = package.parent / "torchvision-0.28.0.dist-info"
     told.mkdir()
     (told / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n")
     (told / "RECORD").write_text("")
     code = CODE.format(root=str(ROOT), broken=str(package.parent), out=str(folder))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
     assert done.returncode == 0 and done.stdout.strip().endswith("well"), done.stderr[-2000:]

@@ -1,4 +1,5 @@
-"""Does it stack: speed and quality interactions from cells alone and together, the equal-time control, and the verdict's rule."""
+"""Does it stack: speed and quality interactions from cells alone and together, the equal-time
+control, and the verdict's rule."""
 
 import json
 import subprocess
@@ -9,18 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditbench import interaction
-from ditbench.controls import Control, Evidence, judge
-from ditbench.distances import Moments, Reference, frechet, read_jackknifed
-from ditbench.interaction import ALIGNMENT, describe, factorial, interactions, joined, shorter_students, together
+from ditbench.analysis import interaction
+from ditbench.analysis.controls import Control, Evidence, judge
+from ditbench.analysis.interaction import (
+    ALIGNMENT,
+    describe,
+    factorial,
+    interactions,
+    joined,
+    shorter_students,
+    together,
+)
+from ditbench.analysis.step_sweep import PERCEPTUAL, over_steps
 from ditbench.method import values
-from ditbench.metrics.frechet import FEATURE
-from ditbench.metrics.stored import Scores
-from ditbench.oversteps import PERCEPTUAL, over_steps
-from ditbench.reports.stacking import answer_table
-from ditbench.stack import Stack
-from ditbench.statistics import Estimate, constant, student
-from ditbench.verdict import exceeds_p
+from ditbench.method.stack import Stack
+from ditbench.metrics.shapes_features import FEATURE
+from ditbench.records.scores import Scores
+from ditbench.reports.publishing.stacking import answer_table
+from ditbench.statistics.estimates import Estimate, constant, student
+from ditbench.statistics.frechet import Reference, frechet, read_jackknifed
+from ditbench.statistics.hypothesis import exceeds_p
+from ditbench.statistics.moments import Moments
 
 ROOT = Path(__file__).resolve().parents[1]
 A, B, C = (Stack.parse(text) for text in ("fora", "int8", "distill"))
@@ -30,12 +40,14 @@ N = 1000
 def described(text):
     """Methods as a record holds them, of a stack's text."""
     return [
-        {"name": m.name, "family": m.traits.family, "knobs": values(m), "label": ""} for m in Stack.parse(text).methods
+        {"name": m.name, "family": m.traits.family, "knobs": values(m), "label": ""}
+        for m in Stack.parse(text).methods
     ]
 
 
 def world(times, losses, seed=0, steps=(), noise=0.1, jitter=0.0):
-    """Records and scores of cells: seconds per sample and mean loss of alignment by stack; `jitter`: of a round's log time."""
+    """Records and scores of cells: seconds per sample and mean loss of alignment by stack;
+    `jitter`: of a round's log time."""
     rng = np.random.default_rng(seed)
     base = rng.random(N)
     features = rng.standard_normal((N, 4))
@@ -74,12 +86,18 @@ def test_what_multiplies_and_adds_up_stacks():
     assert row["gamma_flops"] == pytest.approx(1) and row["gamma_clock"].value == pytest.approx(1)
     assert row["gamma_clock"].low <= 1 <= row["gamma_clock"].high and row["gamma_clock"].n == 3
     assert row["alignment"].low < 0 < row["alignment"].high and abs(row["alignment"].value) < 0.01
-    assert (row["verdict"], row["basis"], row["reason"]) == ("stacks", "time", "") and row["control"] is None
+    assert (row["verdict"], row["basis"], row["reason"]) == ("stacks", "time", "") and row[
+        "control"
+    ] is None
 
 
 def test_a_loss_beyond_the_sum_clashes_and_speed_lost_together_shows_in_gamma():
-    row = row_of(TIMES | {"int8+fora": 1.6}, {"none": 0, "fora": 0.1, "int8": 0.2, "int8+fora": 0.5})
-    assert row["gamma_clock"].value == pytest.approx(1 / 1.6) and row["gamma_flops"] == pytest.approx(1 / 1.6)
+    row = row_of(
+        TIMES | {"int8+fora": 1.6}, {"none": 0, "fora": 0.1, "int8": 0.2, "int8+fora": 0.5}
+    )
+    assert row["gamma_clock"].value == pytest.approx(1 / 1.6) and row[
+        "gamma_flops"
+    ] == pytest.approx(1 / 1.6)
     assert row["alignment"].high < 0 and row["alignment"].value == pytest.approx(-0.2, abs=0.03)
     assert row["verdict"] == "clashes"
 
@@ -97,7 +115,9 @@ def test_three_methods_are_held_against_the_sum_of_three():
     losses = dict.fromkeys(times, 0.0) | {"fora": 0.1, "int8": 0.2, "distill": 0.3}
     row = row_of(times | {"distill+int8+fora": 0.5}, losses | {"distill+int8+fora": 0.7}, (A, B, C))
     assert row["stack"] == str(joined((A, B, C))) == "distill+int8+fora"
-    assert row["gamma_clock"].value == pytest.approx(1) and row["alignment"].value == pytest.approx(-0.1, abs=0.03)
+    assert row["gamma_clock"].value == pytest.approx(1) and row["alignment"].value == pytest.approx(
+        -0.1, abs=0.03
+    )
 
 
 def test_the_frechet_interaction_is_the_difference_of_distances_and_covers_nothing_when_there_is_none():
@@ -105,12 +125,23 @@ def test_the_frechet_interaction_is_the_difference_of_distances_and_covers_nothi
     records, scores = world(TIMES, losses)
     row = interactions(records, scores, (A, B), REFERENCE)[-1]
     plain = {name: frechet(s.arrays[FEATURE], REFERENCE["w"]) for name, s in scores.items()}
-    distance = {name: read_jackknifed(s.arrays[FEATURE], REFERENCE["w"]).unbiased for name, s in scores.items()}
+    distance = {
+        name: read_jackknifed(s.arrays[FEATURE], REFERENCE["w"]).unbiased
+        for name, s in scores.items()
+    }
     signs = {"int8+fora": 1, "fora": -1, "int8": -1, "none": 1}
     expected = sum(sign * distance[name] for name, sign in signs.items())
-    assert expected == pytest.approx(sum(sign * plain[name] for name, sign in signs.items()), abs=0.01)
-    assert row["frechet"].value == pytest.approx(expected) and row["frechet"].low < expected < row["frechet"].high
-    few = {key: replace(s, arrays={k: v[:100] for k, v in s.arrays.items()}) for key, s in scores.items()}
+    assert expected == pytest.approx(
+        sum(sign * plain[name] for name, sign in signs.items()), abs=0.01
+    )
+    assert (
+        row["frechet"].value == pytest.approx(expected)
+        and row["frechet"].low < expected < row["frechet"].high
+    )
+    few = {
+        key: replace(s, arrays={k: v[:100] for k, v in s.arrays.items()})
+        for key, s in scores.items()
+    }
     covered = 0
     for seed in range(60):  # independent features: the same distances on average
         rng = np.random.default_rng(100 + seed)
@@ -123,7 +154,9 @@ def test_the_frechet_interaction_is_the_difference_of_distances_and_covers_nothi
 
 def test_the_frechet_interaction_is_none_where_there_are_no_more_samples_than_features():
     records, scores = world(TIMES, dict.fromkeys(TIMES, 0.0))
-    few = {key: replace(s, arrays={k: v[:4] for k, v in s.arrays.items()}) for key, s in scores.items()}
+    few = {
+        key: replace(s, arrays={k: v[:4] for k, v in s.arrays.items()}) for key, s in scores.items()
+    }
     assert interactions(records, few, (A, B), REFERENCE)[-1]["frechet"] is None
 
 
@@ -135,7 +168,10 @@ SUM = {"none": 0, "fora": 0.1, "int8": 0.2, "int8+fora": 0.3}
 def test_the_control_is_the_one_with_the_most_steps_that_is_no_slower():
     losses = SUM | dict.fromkeys(CONTROLS, 0.05)
     row = row_of(TIMES | CONTROLS, losses, steps=STEPS)
-    assert row["control"] == row["flops_control"] == "fewer_steps(share=0.2)" and row["verdict"] == "beaten"
+    assert (
+        row["control"] == row["flops_control"] == "fewer_steps(share=0.2)"
+        and row["verdict"] == "beaten"
+    )
     assert row["over_control"].value == pytest.approx(-0.25, abs=0.03)
     losses |= dict.fromkeys(CONTROLS, 0.6)
     assert row_of(TIMES | CONTROLS, losses, steps=STEPS, noise=0.01)["verdict"] == "stacks"
@@ -150,14 +186,18 @@ def test_a_control_that_is_ahead_by_less_than_the_margin_does_not_beat():
 
 
 def test_controls_that_the_times_do_not_tell_apart_must_agree_before_a_stack_is_beaten():
-    """At a spread of .25 of the log time of a round, the right control was taken in 39 to 51 % of runs, and 14 to 37 % were "beaten"."""
+    """At a spread of .25 of the log time of a round, the right control was taken in 39 to 51 % of
+    runs, and 14 to 37 % were "beaten"."""
     times = TIMES | {"fewer_steps(share=0.2)": 0.95, "fewer_steps(share=0.25)": 1.1}
     steps = {"fewer_steps(share=0.2)": 4, "fewer_steps(share=0.25)": 5}.items()
+    # the right control is behind, the next ahead
     losses = SUM | {
         "fewer_steps(share=0.2)": 0.5,
         "fewer_steps(share=0.25)": 0.05,
-    }  # the right control is behind, the next ahead
-    rows = [row_of(times, losses, steps=steps, noise=0.01, jitter=0.25, seed=seed) for seed in range(30)]
+    }
+    rows = [
+        row_of(times, losses, steps=steps, noise=0.01, jitter=0.25, seed=seed) for seed in range(30)
+    ]
     assert sum(row["verdict"] == "beaten" for row in rows) <= 1
     told_apart = row_of(times, losses, steps=steps, noise=0.01, jitter=0.002)
     assert told_apart["control"] == "fewer_steps(share=0.2)" and told_apart["verdict"] == "stacks"
@@ -197,13 +237,19 @@ def test_a_student_of_fewer_steps_is_a_control_of_its_longer_one():
     }
     steps = {"distill": 4, "distill+fora": 4, "distill(steps=2)": 2, "distill(steps=1)": 1}.items()
     row = row_of(times, losses, (C, A), steps=steps)
-    assert row["student_control"] == "distill(steps=2)" and row["verdict"] == "beaten" and row["control"] is None
+    assert (
+        row["student_control"] == "distill(steps=2)"
+        and row["verdict"] == "beaten"
+        and row["control"] is None
+    )
     assert row["over_student_control"].value == pytest.approx(-0.1, abs=0.02)
     assert shorter_students((C, A)) == ["distill(steps=2)", "distill(steps=1)"]
 
 
 def test_unreliable_times_decide_nothing_and_flops_stand_in():
-    records, scores = world(TIMES | CONTROLS, SUM | dict.fromkeys(CONTROLS, 0.6), steps=STEPS, noise=0.01)
+    records, scores = world(
+        TIMES | CONTROLS, SUM | dict.fromkeys(CONTROLS, 0.6), steps=STEPS, noise=0.01
+    )
     for record in records:
         record["timing"] = [t for t in record["timing"] if t["round"] == 0]
     row = interactions(records, scores, (A, B), REFERENCE)[-1]
@@ -220,16 +266,24 @@ def test_nothing_known_of_its_speed_is_no_proof_that_it_is_not_slower():
     for record in records:
         record |= {"flops": {}, "timing": []}
     row = interactions(records, scores, (A, B), REFERENCE)[-1]
-    assert (row["verdict"], row["basis"]) == ("unresolved", "FLOPs") and "neither times nor FLOPs" in row["reason"]
+    assert (row["verdict"], row["basis"]) == (
+        "unresolved",
+        "FLOPs",
+    ) and "neither times nor FLOPs" in row["reason"]
     assert row["samples_needed"] is None and row["p_beaten"] == 1
 
 
 def test_a_control_that_was_timed_elsewhere_counts_by_its_flops():
-    records, scores = world(TIMES | CONTROLS, SUM | dict.fromkeys(CONTROLS, 0.05), steps=STEPS, noise=0.01)
+    records, scores = world(
+        TIMES | CONTROLS, SUM | dict.fromkeys(CONTROLS, 0.05), steps=STEPS, noise=0.01
+    )
     for record in records:
         record["timing"] = [] if record["stack"].startswith("fewer") else record["timing"]
     row = interactions(records, scores, (A, B), REFERENCE)[-1]
-    assert (row["verdict"], row["control"]) == ("unresolved", None) and "may be as fast and ahead" in row["reason"]
+    assert (row["verdict"], row["control"]) == (
+        "unresolved",
+        None,
+    ) and "may be as fast and ahead" in row["reason"]
 
 
 def test_a_kind_of_control_within_the_margin_does_not_pay_for_another():
@@ -240,7 +294,10 @@ def test_a_kind_of_control_within_the_margin_does_not_pay_for_another():
 
     nothing = constant(0.0, 1000, (-2, 2))
     near, far = control(-0.01, 0.001), control(-0.05, 0.0245)
-    both, alone = (Evidence(interaction=nothing, controls=kinds, speed={}) for kinds in ([near, far], [[], far]))
+    both, alone = (
+        Evidence(interaction=nothing, controls=kinds, speed={})
+        for kinds in ([near, far], [[], far])
+    )
     assert judge([both])[0]["p_beaten"] == pytest.approx(2 * judge([alone])[0]["p_beaten"])
     assert judge([both])[0]["verdict"] == "unresolved" and judge([alone])[0]["verdict"] == "beaten"
 
@@ -265,9 +322,15 @@ def test_verdicts_pay_for_every_combination_of_the_run():
 def test_an_unresolved_interaction_says_how_many_samples_would_resolve_it():
     losses = {"none": 0, "fora": 0.1, "int8": 0.1, "int8+fora": 0.21}
     row = row_of(TIMES, losses, noise=0.25)
-    assert row["verdict"] == "unresolved" and row["alignment"].low < -0.02 and row["alignment"].high > 0
+    assert (
+        row["verdict"] == "unresolved"
+        and row["alignment"].low < -0.02
+        and row["alignment"].high > 0
+    )
     reach = max(-row["alignment"].value, row["alignment"].value + interaction.MARGIN)
-    assert row["samples_needed"] == pytest.approx(N * (2.8016 * row["alignment"].se / reach) ** 2, rel=1e-3)
+    assert row["samples_needed"] == pytest.approx(
+        N * (2.8016 * row["alignment"].se / reach) ** 2, rel=1e-3
+    )
     assert row["samples_needed"] > N and row["reason"] == "the interaction may be below the margin"
 
 
@@ -275,12 +338,16 @@ def test_samples_that_are_all_alike_leave_open_what_none_of_them_shows():
     records, scores = world(TIMES, dict.fromkeys(TIMES, 0.0), noise=0.0)
     for score in scores.values():  # thirds, so that the sum of the four is zero but for rounding
         score.arrays[ALIGNMENT] = np.arange(N) % 3 / 3
-    few = {key: replace(score, arrays={k: v[:64] for k, v in score.arrays.items()}) for key, score in scores.items()}
+    few = {
+        key: replace(score, arrays={k: v[:64] for k, v in score.arrays.items()})
+        for key, score in scores.items()
+    }
     row = interactions(records, few, (A, B), REFERENCE)[-1]
     hidden = 2 * (1 - 0.05 ** (1 / 64))  # a loss of 2 in a share of requests of which 64 show none
     assert (row["alignment"].low, row["alignment"].high) == pytest.approx((-hidden, hidden))
     needed = row["samples_needed"]
-    assert row["verdict"] == "unresolved" and needed > 299  # as many as it takes by the rule of three alone
+    # as many as it takes by the rule of three alone
+    assert row["verdict"] == "unresolved" and needed > 299
 
     def proof(num):
         return exceeds_p(constant(0.0, num, (-2, 2)), -interaction.MARGIN)
@@ -300,13 +367,16 @@ def test_cells_that_were_not_measured_are_rows_with_the_reason():
 
 def test_combinations_are_found_in_the_records_whatever_the_methods_are_and_a_frozen_one_beside_its_tuned_one():
     frozen = "distill+diffsparse(tuned='alone')"
-    times = dict.fromkeys(["none", "diffsparse", "distill", "distill+diffsparse", frozen, "fora+int8"], 1.0)
+    times = dict.fromkeys(
+        ["none", "diffsparse", "distill", "distill+diffsparse", frozen, "fora+int8"], 1.0
+    )
     records, scores = world(times, dict.fromkeys(times, 0.0))
     rows = together(records, scores, REFERENCE)
+    # fora and int8 were never run alone
     assert [(row["stack"], row["reading"], row["parts"]) for row in rows] == [
         ("distill+diffsparse", "tuned", ["distill", "diffsparse"]),
         (frozen, "frozen", ["distill", "diffsparse"]),
-    ]  # fora and int8 were never run alone
+    ]
     parts = [Stack.parse(text) for text in ("distill", "diffsparse")]
     assert [{**row, "parts": None} for row in rows] == [
         {**row, "parts": None} for row in interactions(records, scores, parts, REFERENCE)
@@ -335,33 +405,44 @@ def test_what_a_method_gives_at_each_number_of_steps_is_set_against_as_many_step
         "fewer_steps(steps=5)+fora": 0.5,
         "fewer_steps(steps=3)+fora": 0.6,
     }
-    records, scores = world(times, losses, steps={text: 5 for text in times if "=5" in text}.items(), noise=0.01)
+    records, scores = world(
+        times, losses, steps={text: 5 for text in times if "=5" in text}.items(), noise=0.01
+    )
     for text in list(times)[1:]:
         scores[text].arrays[PERCEPTUAL] = np.full(N, losses[text])
     alone, stacked = over_steps(records, scores)  # none has three steps without fora
     assert [(row["method"], row["steps"], row["stack"]) for row in (alone, stacked)] == [
         ("fora", 20, "fora"), ("fora", 5, "fewer_steps(steps=5)+fora"),
     ]  # fmt: skip
-    assert alone["speedup"].value == pytest.approx(2) and stacked["speedup"].value == pytest.approx(1.25)
-    assert alone["alignment"].value == pytest.approx(-0.1, abs=0.01) and stacked["alignment"].value == pytest.approx(
-        -0.3, abs=0.01
+    assert alone["speedup"].value == pytest.approx(2) and stacked["speedup"].value == pytest.approx(
+        1.25
     )
-    assert (alone["perceptual"].value, stacked["perceptual"].value) == (pytest.approx(0.1), pytest.approx(0.3))
+    assert alone["alignment"].value == pytest.approx(-0.1, abs=0.01) and stacked[
+        "alignment"
+    ].value == pytest.approx(-0.3, abs=0.01)
+    assert (alone["perceptual"].value, stacked["perceptual"].value) == (
+        pytest.approx(0.1),
+        pytest.approx(0.3),
+    )
 
 
 def test_the_factorial_has_every_combination_in_both_readings_and_its_controls():
     parts = [Stack.parse(text) for text in ("diffsparse", "distill", "int8")]
     stacks = factorial(parts)
     assert [s for s in stacks if "fewer_steps" not in s] == [
-        "diffsparse", "distill", "int8", "distill+diffsparse", "distill+diffsparse(tuned='alone')", "int8+diffsparse", "distill+int8",
+        "diffsparse", "distill", "int8", "distill+diffsparse", "distill+diffsparse(tuned='alone')",
+        "int8+diffsparse", "distill+int8",
         "distill+int8+diffsparse", "distill+int8+diffsparse(tuned='alone')",
     ]  # fmt: skip
     assert sum("fewer_steps" in s for s in stacks) == len(interaction.SHARES)
     found = factorial([Stack.parse(text) for text in ("teacache(saved=0.43)", "int8")])
     assert found[:4] == [
-        "teacache(saved=0.43)", "int8", "int8+teacache(saved=0.43)", "int8+teacache(saved=0.43, tuned='alone')",
+        "teacache(saved=0.43)", "int8", "int8+teacache(saved=0.43)",
+        "int8+teacache(saved=0.43, tuned='alone')",
     ]  # fmt: skip
-    assert not [s for s in factorial([Stack.parse(text) for text in ("teacache", "int8")]) if "alone" in s]
+    assert not [
+        s for s in factorial([Stack.parse(text) for text in ("teacache", "int8")]) if "alone" in s
+    ]
     with pytest.raises(ValueError, match="two or three methods"):
         factorial(parts[:1])
     with pytest.raises(ValueError, match="both claim num-steps"):
@@ -405,13 +486,20 @@ def test_stack_runs_the_factorial_and_prints_its_rule(tmp_path):
     )
     assert row["gamma_clock"]["value"] > 0
     table = answer_table([row]).splitlines()
-    assert table[0] == "| together | dit-tiny |" and table[2].startswith(f"| int8+fora | **{row['verdict']}** ")
+    assert table[0] == "| together | dit-tiny |" and table[2].startswith(
+        f"| int8+fora | **{row['verdict']}** "
+    )
     assert "; gamma 1.00, clock " in table[2]
 
 
 def test_the_answers_table_has_a_row_per_combination_and_reading():
     estimate = {"value": -0.004, "low": -0.01, "high": 0.002, "n": 64, "se": 0.003}
-    row = {"model": "dit-tiny", "stack": "distill+diffsparse(tuned='alone')", "reading": "frozen", "verdict": "stacks"}
+    row = {
+        "model": "dit-tiny",
+        "stack": "distill+diffsparse(tuned='alone')",
+        "reading": "frozen",
+        "verdict": "stacks",
+    }
     rows = [
         row | {"gamma_flops": 0.9, "gamma_clock": None, "alignment": estimate},
         {
@@ -423,5 +511,8 @@ def test_the_answers_table_has_a_row_per_combination_and_reading():
     ]
     head, _, first, second = answer_table(rows).splitlines()
     assert head == "| together | dit-tiny | wan-tiny |"
-    assert first == "| distill+diffsparse, frozen | **stacks** -0.004 [-0.010, +0.002]; gamma 0.90, clock - | - |"
+    assert (
+        first
+        == "| distill+diffsparse, frozen | **stacks** -0.004 [-0.010, +0.002]; gamma 0.90, clock - | - |"
+    )
     assert second == "| distill+diffsparse | - | distill is skipped: no student |"

@@ -1,4 +1,5 @@
-"""Readings kept beside a run: used again where nothing changed, made anew where anything did, and never a reason to fail."""
+"""Readings kept beside a run: used again where nothing changed, made anew where anything did, and
+never a reason to fail."""
 
 import sys
 from importlib import import_module
@@ -8,14 +9,15 @@ import pytest
 from report_runs import STACKS, key_of, write_run
 from safetensors.numpy import load_file, save_file
 
-from ditbench import kept, reports
-from ditbench.distances import Reference, read_frechet, read_jackknifed
-from ditbench.kept import FILE, Kept
-from ditbench.kept import key_of as kept_under
-from ditbench.metrics.stored import Scores, read_file, write_file
-from ditbench.readings import Reading
-from ditbench.reports.sections import read_sections
-from ditbench.sets import STATISTICS
+from ditbench import reports
+from ditbench.analysis import statistic_cache as kept
+from ditbench.analysis.set_statistics import STATISTICS
+from ditbench.analysis.statistic_cache import FILE, Kept
+from ditbench.analysis.statistic_cache import key_of as kept_under
+from ditbench.records.scores import Scores, read_file, write_file
+from ditbench.reports.sections.section import read_sections
+from ditbench.statistics.frechet import Reference, read_frechet, read_jackknifed
+from ditbench.statistics.influence import Reading
 
 RNG = np.random.default_rng(0)
 X, GROUP = RNG.random((8, 4)).astype(np.float32), np.arange(8)
@@ -49,10 +51,13 @@ def test_a_reading_comes_back_bit_by_bit_and_what_was_not_asked_for_is_forgotten
 def test_a_key_changes_with_whatever_a_reading_depends_on():
     frechet, check, cubic = read_frechet, read_jackknifed, STATISTICS["mmd_cubic"].read
     same = kept_under(frechet, X, GROUP, REFERENCE)
-    assert same == kept_under(frechet, X.copy(), GROUP.copy(), Reference.through(REFERENCE.features))
+    assert same == kept_under(
+        frechet, X.copy(), GROUP.copy(), Reference.through(REFERENCE.features)
+    )
     others = [
         kept_under(cubic, X, GROUP, REFERENCE), kept_under(check, X, GROUP, REFERENCE),
-        kept_under(frechet, X + 1e-6, GROUP, REFERENCE), kept_under(frechet, X, GROUP // 2, REFERENCE),
+        kept_under(frechet, X + 1e-6, GROUP, REFERENCE),
+        kept_under(frechet, X, GROUP // 2, REFERENCE),
         kept_under(frechet, X, GROUP, Reference.through(REFERENCE.features + 1e-9)),
         kept_under(frechet, X, GROUP, None), kept_under(frechet, X.reshape(4, 8), GROUP, REFERENCE),
     ]  # fmt: skip
@@ -68,13 +73,14 @@ def test_every_statistic_of_the_table_has_a_key_of_its_own():
 def test_a_statistic_of_any_package_is_read_anew_when_its_source_or_what_that_imports_was_edited(
     tmp_path, monkeypatch, edited
 ):
-    """A statistic in a module nobody knew of had stale readings: the modules that count were a list."""
+    """A statistic in a module nobody knew of had stale readings: the modules that count were a
+    list."""
     package = tmp_path / "foreign_statistics"
     (package / "helpers").mkdir(parents=True)
     for path in (package, package / "helpers"):
         (path / "__init__.py").write_text("")
     (package / "spread.py").write_text(
-        "from ditbench.readings import Reading\n\n"
+        "from ditbench.statistics.influence import Reading\n\n"
         "def read(features, reference, group):\n"
         "    from .helpers import centre\n"
         "    return Reading(value=float(features.std()), parts=centre.of(features))\n"
@@ -92,7 +98,9 @@ def test_a_statistic_of_any_package_is_read_anew_when_its_source_or_what_that_im
     before = key()
     (package / "unused.py").write_text("x = 1\n")
     assert key() == before
-    (package / edited).write_text((package / edited).read_text().replace("mean()", "min()").replace("std", "var"))
+    (package / edited).write_text(
+        (package / edited).read_text().replace("mean()", "min()").replace("std", "var")
+    )
     assert key() != before
 
 
@@ -101,9 +109,14 @@ def test_a_second_report_takes_its_readings_from_the_run_and_shows_the_same(run)
     assert quality(run) == first
     readings = load_file(run / FILE)
     assert len(readings) > 10
-    save_file({key: np.concatenate([told[:1] + 1, told[1:]]) for key, told in readings.items()}, run / FILE)
+    save_file(
+        {key: np.concatenate([told[:1] + 1, told[1:]]) for key, told in readings.items()},
+        run / FILE,
+    )
     for before, after in zip(first, quality(run), strict=True):
-        assert after["fd.shapes_v1"]["value"]["value"] == before["fd.shapes_v1"]["value"]["value"] + 1
+        assert (
+            after["fd.shapes_v1"]["value"]["value"] == before["fd.shapes_v1"]["value"]["value"] + 1
+        )
         assert after["align.shapes_v1"] == before["align.shapes_v1"]
 
 

@@ -1,4 +1,5 @@
-"""Learning a schedule: the gradient is the loss's, checkpoints change nothing, and the best on held-out requests is kept."""
+"""Learning a schedule: the gradient is the loss's, checkpoints change nothing, and the best on
+held-out requests is kept."""
 
 from dataclasses import replace
 
@@ -6,18 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from ditbench import mixing
-from ditbench.anatomy import sublayers
-from ditbench.budget import solve, weights_of
-from ditbench.learning import Recipe, learn, prepare_schedule
-from ditbench.models import load, models
-from ditbench.prepare import Workroom
-from ditbench.schedule import Schedule
-from ditbench.selectors import SELECTORS
-from ditbench.stack import Stack
-from ditbench.student import studio
+from ditbench.acceleration.caching import learn_router as mixing
+from ditbench.acceleration.caching.budget import solve, weights_of
+from ditbench.acceleration.caching.learn_schedule import Recipe, learn, prepare_schedule
+from ditbench.acceleration.caching.schedule import Schedule
+from ditbench.acceleration.caching.selectors import SELECTORS
+from ditbench.acceleration.caching.soft_cache import studio
+from ditbench.method.prepare import Workroom
+from ditbench.method.stack import Stack
+from ditbench.models.loading import load
+from ditbench.models.requests import Request, call_arguments
+from ditbench.models.sampling import sampling_of
+from ditbench.models.sublayers import sublayers
+from ditbench.models.table import models
 from ditbench.testing import KINDS, tiny
-from ditbench.workload import Request, call_arguments, sampling_of
 
 PROMPTS = ("a small red circle", "a large blue square", "a green triangle")
 
@@ -27,7 +30,10 @@ def drawer(subject, kind):
         family = kind
 
     def draw(seed, num):
-        requests = [Request(id=str(i), seed=1000 * seed + i, prompt=PROMPTS[i % 3], label=i % 3) for i in range(num)]
+        requests = [
+            Request(id=str(i), seed=1000 * seed + i, prompt=PROMPTS[i % 3], label=i % 3)
+            for i in range(num)
+        ]
         return call_arguments(Model, subject.sampling, requests)
 
     return draw
@@ -89,7 +95,8 @@ def decoded(subject, monkeypatch, paint):
 @pytest.mark.parametrize("selector", SELECTORS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_student_samples_as_the_method_does(kind, selector, tmp_path, monkeypatch):
-    """The dense, blended student and the sparse method rank alike, and give the same samples for the same schedule."""
+    """The dense, blended student and the sparse method rank alike, and give the same samples for
+    the same schedule."""
     subject = tiny(kind, steps=6)
     names = tuple(s.name for s in sublayers(subject.pipeline.transformer))
     chosen = np.random.default_rng(0).choice([0, 1, 1, 2, 2, 3, 4], (6, len(names)))
@@ -116,9 +123,8 @@ def test_learning_logs_every_iteration_and_keeps_the_best_on_held_out_requests()
     looked = [row["held_out"] for row in heard if row["held_out"] is not None]
     assert found.schedule.notes["held_out"] == min(looked) and found.schedule.chosen.shape == (5, 8)
     assert (found.schedule.chosen[0] == 4).all()
-    with Stack.parse("diffsparse(allocator='uniform')").attached(
-        subject.pipeline
-    ) as attached:  # the table is the one the schedule came from
+    # the table is the one the schedule came from
+    with Stack.parse("diffsparse(allocator='uniform')").attached(subject.pipeline) as attached:
         attached.start(5, 1)
         subject.generate(subject.sampling, [0])
         weights = weights_of(attached.attachments["diffsparse"])
@@ -138,11 +144,19 @@ def test_a_schedule_that_keeps_everything_is_no_distance_from_the_model_whenever
 def test_a_row_is_as_sensitive_as_sampling_with_that_row_alone_says(kind):
     """The steps before the row's are replayed, which changes nothing."""
     subject, heard = tiny(kind, steps=4), []
-    draw, recipe = drawer(subject, kind), Recipe(allocator="sensitivity", keep=0.5, batch=2, selector="change")
+    draw, recipe = (
+        drawer(subject, kind),
+        Recipe(allocator="sensitivity", keep=0.5, batch=2, selector="change"),
+    )
     found = learn(subject.pipeline, draw, squared, 4, recipe, tell=heard.append)
     layers = len(found.schedule.sublayers)
     cost = found.cost.reshape(4, layers, 5)
-    assert (cost[0] == 0).all() and (cost[..., 4] == 0).all() and (cost[1:, :, 0].max(1) > 0).all() and len(heard) == 3
+    assert (
+        (cost[0] == 0).all()
+        and (cost[..., 4] == 0).all()
+        and (cost[1:, :, 0].max(1) > 0).all()
+        and len(heard) == 3
+    )
     t, layer, level = 3, int(cost[3, :, 1].argmax()), 1
     chosen = np.full((4, layers), 4)
     chosen[t, layer] = level
@@ -155,9 +169,13 @@ def test_a_row_is_as_sensitive_as_sampling_with_that_row_alone_says(kind):
 def test_a_schedule_is_prepared_for_a_trained_model_and_spends_its_budget(how, tmp_path):
     model = replace(models()["dit-tiny"], steps=3)
     pipe, told = load(model, weights="bundled", device="cpu", dtype="float32"), []
-    room = Workroom(pipe=pipe, model=model, below=Stack(), sampling=sampling_of(model), tell=told.append)
+    room = Workroom(
+        pipe=pipe, model=model, below=Stack(), sampling=sampling_of(model), tell=told.append
+    )
     more = {"stage1": 2, "stage2": 2} if how == "learned" else {}
-    notes = prepare_schedule(how, tmp_path, room, keep=0.5, selector="change", by_macs=True, batch=2, **more)
+    notes = prepare_schedule(
+        how, tmp_path, room, keep=0.5, selector="change", by_macs=True, batch=2, **more
+    )
     schedule = Schedule.read(tmp_path / "schedule.json")
     assert 0.47 <= notes["spent"] <= 0.5 and notes["held_out"] == schedule.notes["held_out"] > 0
     assert told[-1]["done"] == told[-1]["of"] and (schedule.chosen[0] == 4).all()
@@ -168,7 +186,9 @@ def test_a_schedule_is_prepared_for_a_trained_model_and_spends_its_budget(how, t
         assert attached.schedule()["keep"] == schedule.keep.tolist()
 
 
-def test_a_price_lowers_the_scores_of_odd_steps_and_even_steps_have_none_to_learn(tmp_path, monkeypatch):
+def test_a_price_lowers_the_scores_of_odd_steps_and_even_steps_have_none_to_learn(
+    tmp_path, monkeypatch
+):
     from types import SimpleNamespace
 
     from safetensors.numpy import load_file
@@ -179,7 +199,8 @@ def test_a_price_lowers_the_scores_of_odd_steps_and_even_steps_have_none_to_lear
         subject = tiny(kind, steps=4)
         told = []
         room = SimpleNamespace(
-            pipe=subject.pipeline, model=SimpleNamespace(name=kind, family=kind), sampling=subject.sampling,
+            pipe=subject.pipeline, model=SimpleNamespace(name=kind, family=kind),
+            sampling=subject.sampling,
             draw=drawer(subject, kind), tell=told.append, calls=4,
             attached=lambda mixer, pipe=subject.pipeline: Stack((mixer,)).attached(pipe),
         )  # fmt: skip
@@ -188,7 +209,9 @@ def test_a_price_lowers_the_scores_of_odd_steps_and_even_steps_have_none_to_lear
         assert len(told) == 6 and notes["loss"] == told[-1]["loss"] >= 0
         start = 1 / (1 + np.exp(-mixing.CLAMP / 2))
         assert np.allclose(scores[0::2], start, atol=1e-6) and (scores[1::2] < start - 0.01).all()
-        with Stack.parse("l2c(threshold=0.9)").attached(subject.pipeline, {"l2c": tmp_path}) as attached:
+        with Stack.parse("l2c(threshold=0.9)").attached(
+            subject.pipeline, {"l2c": tmp_path}
+        ) as attached:
             attached.start(4, 1)
             subject.generate(subject.sampling, [0])
             assert attached.counters()["l2c.reused"] > 0

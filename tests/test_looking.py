@@ -1,4 +1,5 @@
-"""From samples to FID and its kin through `score`: real architectures, small files pinned as test records.
+"""From samples to FID and its kin through `score`: real architectures, small files pinned as test
+records.
 
 The official files are the only difference.
 """
@@ -14,15 +15,15 @@ from scipy.linalg import sqrtm
 from small_extractors import write_extractors
 from test_score import write_cell, write_requests
 
-from ditbench.building import build
-from ditbench.extractors import Shelf
-from ditbench.metrics import metrics
-from ditbench.metrics.stored import read_file, read_scores
-from ditbench.networks import Network
-from ditbench.record import read_run
-from ditbench.references import POINTERS, Told, tell
-from ditbench.score import score_run
-from ditbench.summary import summarise
+from ditbench.analysis.summary import summarise
+from ditbench.extractors.build_reference import build
+from ditbench.extractors.networks import Network
+from ditbench.extractors.references import POINTERS, ReferenceSets, tell
+from ditbench.extractors.shelf import Shelf
+from ditbench.metrics.scoring import score_run
+from ditbench.metrics.table import metrics
+from ditbench.records.record import read_run
+from ditbench.records.scores import read_file, read_scores
 
 N = 5
 NAMES = [name for name, m in metrics().items() if m.extractor]
@@ -67,13 +68,15 @@ def references(pinned, tmp_path_factory):
     for i, picture in enumerate(pixels(2, 7)):
         Image.fromarray(picture).save(folder / "pictures" / f"{i}.png")
     for name in ("tf2015", "dinov2_l14"):
-        build(folder / "pictures", name, folder / f"{name}.safetensors", Shelf(pinned[1], pinned[0]))
+        build(
+            folder / "pictures", name, folder / f"{name}.safetensors", Shelf(pinned[1], pinned[0])
+        )
     return folder
 
 
 def rows_of(run, shelf):
     records = [minimal(r) for r in read_run(run).records]
-    rows = summarise(records, read_scores(run), told=Told(run, shelf.table))
+    rows = summarise(records, read_scores(run), sets_of_run=ReferenceSets(run, shelf.table))
     return {row["stack"]: row["quality"] for row in rows}
 
 
@@ -82,7 +85,8 @@ def minimal(record):
 
 
 def slow_frechet(x, y):
-    """In the span of both sets of features, where the distance lives, so that the matrix root is of a small matrix."""
+    """In the span of both sets of features, where the distance lives, so that the matrix root is of
+    a small matrix."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     basis = np.linalg.svd(np.concatenate([x, y]), full_matrices=False)[2]
     x, y = x @ basis.T, y @ basis.T
@@ -95,13 +99,17 @@ def test_features_are_kept_once_per_extractor_and_all_metrics_of_it_are_made_of_
     scores = read_scores(run)["m--fast"]
     kept = {name: a.shape for name, a in scores.arrays.items() if name.startswith("feature.")}
     assert kept == {
-        "feature.tf2015.pool": (N, 2048), "feature.tf2015.classes": (N, 1008), "feature.tf2015.spatial": (N, 2023),
-        "feature.dinov2_l14.cls": (N, 16), "feature.openai_l14_336.image": (N, 8), "feature.openai_vit_l14.image": (N, 8),
+        "feature.tf2015.pool": (N, 2048), "feature.tf2015.classes": (N, 1008),
+        "feature.tf2015.spatial": (N, 2023),
+        "feature.dinov2_l14.cls": (N, 16), "feature.openai_l14_336.image": (N, 8),
+        "feature.openai_vit_l14.image": (N, 8),
         "feature.openai_vit_l14.text": (N, 8), "feature.openai_vit_l14.cut": (N,),
     }  # fmt: skip
     assert {scores.reasons[name] for name in NAMES} == {""}
     np.testing.assert_allclose(
-        scores.arrays["feature.tf2015.pool"], shelf.network("tf2015").features(pixels(1))["pool"], rtol=1e-5
+        scores.arrays["feature.tf2015.pool"],
+        shelf.network("tf2015").features(pixels(1))["pool"],
+        rtol=1e-5,
     )
 
 
@@ -113,7 +121,10 @@ def test_clips_cosine_is_per_sample_and_cut_prompts_are_its_part(run, shelf):
     by_hand = [100 * float(a @ b) for a, b in zip(image, text, strict=True)]
     np.testing.assert_allclose(arrays["clip100.openai_vit_l14"], by_hand, atol=1e-4)
     entry = rows_of(run, shelf)["fast"]["clip100.openai_vit_l14"]
-    assert entry["value"]["value"] == pytest.approx(np.mean(by_hand), abs=1e-4) and entry["delta"]["n"] == 4
+    assert (
+        entry["value"]["value"] == pytest.approx(np.mean(by_hand), abs=1e-4)
+        and entry["delta"]["n"] == 4
+    )
     assert entry["parts"]["cut"]["value"]["value"] == pytest.approx(1 / N)
 
 
@@ -121,17 +132,26 @@ def test_frechet_distances_are_to_the_reference_the_run_was_told(run, shelf, ref
     tell(run, [str(references / "dinov2_l14.safetensors")], shelf.table)
     score_run(run, ["fd.dinov2_l14.bicubic224", "fid.tf2015.legacy_tf"], shelf=shelf)
     quality = rows_of(run, shelf)
-    x, y = (shelf.network("dinov2_l14").features(pixels(*a))["cls"].astype(float) for a in ((1,), (2, 7)))
-    assert quality["fast"]["fd.dinov2_l14.bicubic224"]["value"]["value"] == pytest.approx(slow_frechet(x, y), rel=1e-4)
+    x, y = (
+        shelf.network("dinov2_l14").features(pixels(*a))["cls"].astype(float)
+        for a in ((1,), (2, 7))
+    )
+    assert quality["fast"]["fd.dinov2_l14.bicubic224"]["value"]["value"] == pytest.approx(
+        slow_frechet(x, y), rel=1e-4
+    )
     entry = quality["fast"]["fid.tf2015.legacy_tf"]
-    assert entry["value"] is None and entry["reason"].startswith("the run was told no reference of tf2015")
+    assert entry["value"] is None and entry["reason"].startswith(
+        "the run was told no reference of tf2015"
+    )
     assert entry["extractor"] == shelf.table["tf2015"].key and entry["reference"] == ""
     tell(run, [f"m={references / 'tf2015.safetensors'}"], shelf.table)
     quality = rows_of(run, shelf)
     x, y = (shelf.network("tf2015").features(pixels(*a)) for a in ((1,), (2, 7)))
     for name, feature in (("fid", "pool"), ("sfid", "spatial")):
         found = score_and_entry(run, shelf, f"{name}.tf2015.legacy_tf")
-        assert found["value"]["value"] == pytest.approx(slow_frechet(x[feature], y[feature]), rel=1e-3)
+        assert found["value"]["value"] == pytest.approx(
+            slow_frechet(x[feature], y[feature]), rel=1e-3
+        )
         file = (references / "tf2015.safetensors").read_bytes()
         assert found["reference"] == hashlib.sha256(file).hexdigest()
         assert found["delta"] is None and "times as many samples as their" in found["delta_reason"]
@@ -160,7 +180,9 @@ def test_features_do_not_depend_on_the_cells_around_them_and_a_second_run_does_n
     assert (run / "scores" / "m--fast.safetensors").read_bytes() == before
 
 
-def test_without_files_the_reason_names_them_and_the_rest_of_the_table_is_there(run, tmp_path, pinned):
+def test_without_files_the_reason_names_them_and_the_rest_of_the_table_is_there(
+    run, tmp_path, pinned
+):
     score_run(run, shelf=Shelf(pinned[1], tmp_path / "nowhere"))
     scores = read_scores(run)["m--fast"]
     for name in NAMES:
@@ -180,7 +202,9 @@ def test_files_that_appear_later_are_used(run, tmp_path, pinned, shelf):
 def test_a_file_with_another_hash_is_refused_by_name_and_never_used(run, tmp_path, pinned):
     folder = tmp_path / "wrong" / "dinov2_l14"
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes((pinned[0] / "openai_vit_l14" / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").write_bytes(
+        (pinned[0] / "openai_vit_l14" / "model.safetensors").read_bytes()
+    )
     score_run(run, ["fd.dinov2_l14.bicubic224"], shelf=Shelf(pinned[1], tmp_path / "wrong"))
     scores = read_scores(run)["m--fast"]
     said = scores.reasons["fd.dinov2_l14.bicubic224"]
@@ -207,18 +231,31 @@ def test_videos_and_classes_have_reasons(tmp_path, shelf):
     write_cell(tmp_path, "c", "none", pixels(0), world="")
     score_run(tmp_path, ["fid.tf2015.legacy_tf", "clip100.openai_vit_l14"], shelf=shelf)
     scores = read_scores(tmp_path)
-    assert scores["v--none"].reasons["fid.tf2015.legacy_tf"] == "tf2015 reads pictures, and these samples are videos"
-    assert scores["v--none"].reasons["clip100.openai_vit_l14"].startswith("openai_vit_l14 reads pictures")
+    assert (
+        scores["v--none"].reasons["fid.tf2015.legacy_tf"]
+        == "tf2015 reads pictures, and these samples are videos"
+    )
+    assert (
+        scores["v--none"]
+        .reasons["clip100.openai_vit_l14"]
+        .startswith("openai_vit_l14 reads pictures")
+    )
     assert scores["c--none"].reasons["clip100.openai_vit_l14"] == "the requests carry no prompts"
     assert scores["c--none"].reasons["fid.tf2015.legacy_tf"] == ""
 
 
-def test_a_reference_of_another_extractor_or_another_file_is_refused(run, shelf, references, tmp_path):
-    with pytest.raises(ValueError, match=r"was made by a tf2015 of key [0-9a-f]{8}, here it is [0-9a-f]{8}"):
+def test_a_reference_of_another_extractor_or_another_file_is_refused(
+    run, shelf, references, tmp_path
+):
+    with pytest.raises(
+        ValueError, match=r"was made by a tf2015 of key [0-9a-f]{8}, here it is [0-9a-f]{8}"
+    ):
         tell(run, [str(references / "tf2015.safetensors")])  # the official table pins other files
     with pytest.raises(ValueError, match="there is no file 'nowhere'"):
         tell(run, ["m=nowhere"], shelf.table)
-    (tmp_path / "half.safetensors").write_bytes((references / "tf2015.safetensors").read_bytes()[:900])
+    (tmp_path / "half.safetensors").write_bytes(
+        (references / "tf2015.safetensors").read_bytes()[:900]
+    )
     with pytest.raises(ValueError, match="is no reference file, or damaged"):
         tell(run, [str(tmp_path / "half.safetensors")], shelf.table)
     assert not (run / POINTERS).exists()
@@ -230,16 +267,24 @@ def test_a_reference_of_another_extractor_or_another_file_is_refused(run, shelf,
     said = rows_of(run, shelf)["fast"]["fd.dinov2_l14.bicubic224"]["reason"]
     assert said.endswith("is not the file the run was told (its sha256 is another)")
     mine.unlink()
-    assert "there is no reference file" in rows_of(run, shelf)["fast"]["fd.dinov2_l14.bicubic224"]["reason"]
+    assert (
+        "there is no reference file"
+        in rows_of(run, shelf)["fast"]["fd.dinov2_l14.bicubic224"]["reason"]
+    )
 
 
 def test_features_that_are_not_finite_are_refused_by_name(run, shelf, monkeypatch):
     real = Network.features
-    monkeypatch.setattr(Network, "features", lambda self, p: {k: v * np.nan for k, v in real(self, p).items()})
+    monkeypatch.setattr(
+        Network, "features", lambda self, p: {k: v * np.nan for k, v in real(self, p).items()}
+    )
     score_run(run, ["fd.dinov2_l14.bicubic224"], shelf=shelf)
     reasons = read_file(run / "scores" / "m--fast.safetensors").reasons
     assert reasons["feature.dinov2_l14"] == "feature.dinov2_l14.cls came out not finite"
-    assert reasons["fd.dinov2_l14.bicubic224"] == "there are no features of dinov2_l14 of these samples"
+    assert (
+        reasons["fd.dinov2_l14.bicubic224"]
+        == "there are no features of dinov2_l14 of these samples"
+    )
 
 
 def test_new_samples_make_new_features(run, shelf):

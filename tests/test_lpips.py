@@ -1,4 +1,5 @@
-"""LPIPS on the real architecture with random weights; the published backbone is the only thing that is missing."""
+"""LPIPS on the real architecture with random weights; the published backbone is the only thing that
+is missing."""
 
 import hashlib
 import os
@@ -9,11 +10,12 @@ import torch
 from safetensors.numpy import save_file
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
-from ditbench.extractors import FOLDER
-from ditbench.metrics import lpips, metrics
-from ditbench.metrics.published import Published, located
+from ditbench.extractors.networks.tensors import read_tensors
+from ditbench.extractors.table import FOLDER
+from ditbench.metrics import lpips
+from ditbench.metrics.pinned_files import Published, located
 from ditbench.metrics.samples import Sampled, Samples, to_pixels
-from ditbench.networks.files import read_tensors
+from ditbench.metrics.table import metrics
 
 METRIC = metrics()["lpips.alex_v0_1"]
 
@@ -40,7 +42,10 @@ def shelf(tmp_path, monkeypatch):
     folder.mkdir()
     path = backbone_at(folder / lpips.BACKBONE.name)
     pin = Published(
-        extractor="alex_v0_1", name=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), where="here"
+        extractor="alex_v0_1",
+        name=path.name,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        where="here",
     )
     monkeypatch.setattr(lpips, "BACKBONE", pin)
     monkeypatch.setenv(FOLDER, str(folder))
@@ -50,7 +55,13 @@ def shelf(tmp_path, monkeypatch):
 def pair(path, a, b):
     save_file({"samples": a}, path / "a")
     save_file({"samples": b}, path / "b")
-    return Sampled(world="", weights="bundled", samples=Samples(path / "a"), truths=None, baseline=Samples(path / "b"))
+    return Sampled(
+        world="",
+        weights="bundled",
+        samples=Samples(path / "a"),
+        truths=None,
+        baseline=Samples(path / "b"),
+    )
 
 
 def heads():
@@ -64,9 +75,8 @@ def test_the_trunk_is_alexnets():
         if i in lpips.TAPS:
             shapes.append(tuple(hidden.shape[1:]))
     assert shapes == [(64, 55, 55), (192, 27, 27), (384, 13, 13), (256, 13, 13), (256, 13, 13)]
-    assert (
-        sum(p.numel() for p in lpips.trunk().parameters()) == 2_469_696
-    )  # torchvision's AlexNet without its classifier
+    # torchvision's AlexNet without its classifier
+    assert sum(p.numel() for p in lpips.trunk().parameters()) == 2_469_696
 
 
 def test_heads_that_torchmetrics_carries_are_the_published_ones_and_are_read_without_unpickling():
@@ -79,7 +89,9 @@ def test_heads_that_torchmetrics_carries_are_the_published_ones_and_are_read_wit
         assert (value >= 0).all()
 
 
-def test_a_run_on_random_weights_is_what_torchmetrics_makes_of_the_same_weights(shelf, tmp_path, monkeypatch):
+def test_a_run_on_random_weights_is_what_torchmetrics_makes_of_the_same_weights(
+    shelf, tmp_path, monkeypatch
+):
     a, b = noise(0, 3, 64, 80, 3), noise(1, 3, 64, 80, 3)
     b[1] = a[1]
     cell = pair(tmp_path, a, b)
@@ -88,8 +100,12 @@ def test_a_run_on_random_weights_is_what_torchmetrics_makes_of_the_same_weights(
 
     features = lpips.trunk()
     told = read_tensors(shelf / lpips.BACKBONE.name)
-    features.load_state_dict({n.removeprefix("features."): v for n, v in told.items() if n.startswith("features.")})
-    monkeypatch.setattr(torchmetrics_lpips, "_get_tv_model_features", lambda net, pretrained: features)
+    features.load_state_dict(
+        {n.removeprefix("features."): v for n, v in told.items() if n.startswith("features.")}
+    )
+    monkeypatch.setattr(
+        torchmetrics_lpips, "_get_tv_model_features", lambda net, pretrained: features
+    )
     oracle = torchmetrics_lpips._LPIPS(net="alex")
     expected = oracle(to_pixels(a), to_pixels(b), normalize=True).flatten()
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-9)
@@ -105,16 +121,23 @@ def test_a_video_is_the_mean_of_its_frames(shelf, tmp_path):
     )
 
 
-def test_no_file_and_a_wrong_file_are_null_with_what_is_missing_and_where_it_is_published(tmp_path, monkeypatch):
+def test_no_file_and_a_wrong_file_are_null_with_what_is_missing_and_where_it_is_published(
+    tmp_path, monkeypatch
+):
     cell = pair(tmp_path, noise(0, 1, 32, 32, 3), noise(1, 1, 32, 32, 3))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv(FOLDER, raising=False)
     reason = lpips.refuse(cell, METRIC)
-    assert "alexnet-owt-7be5be79.pth is missing (sha256 7be5be79" in reason and "download.pytorch.org/models" in reason
+    assert (
+        "alexnet-owt-7be5be79.pth is missing (sha256 7be5be79" in reason
+        and "download.pytorch.org/models" in reason
+    )
     hub = tmp_path / "torch/hub/checkpoints"
     hub.mkdir(parents=True)
     backbone_at(hub / lpips.BACKBONE.name)
-    assert "is not the published alexnet-owt-7be5be79.pth: its sha256 is" in lpips.refuse(cell, METRIC)
+    assert "is not the published alexnet-owt-7be5be79.pth: its sha256 is" in lpips.refuse(
+        cell, METRIC
+    )
     os.replace(hub / lpips.BACKBONE.name, tmp_path / "moved")
     (tmp_path / "alex_v0_1").mkdir()
     os.replace(tmp_path / "moved", tmp_path / "alex_v0_1" / lpips.BACKBONE.name)
@@ -124,7 +147,9 @@ def test_no_file_and_a_wrong_file_are_null_with_what_is_missing_and_where_it_is_
 
 def test_a_file_whose_hash_nobody_wrote_down_is_taken_for_nothing(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"is taken for nothing: the sha256 of the published x\.bin"):
+    with pytest.raises(
+        ValueError, match=r"is taken for nothing: the sha256 of the published x\.bin"
+    ):
         located(Published(extractor="x", name="x.bin", sha256="", where="there"), tmp_path)
 
 

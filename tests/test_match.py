@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ditbench import match as matching
 from ditbench.method import METHODS, Stage, find, method
-from ditbench.models import models
-from ditbench.stack import Stack
+from ditbench.method.stack import Stack
+from ditbench.models.table import models
+from ditbench.profiling import matched as matching
 
 
 @pytest.fixture(autouse=True)
@@ -64,13 +64,20 @@ def test_savings_are_those_of_real_generations():
 def test_what_cannot_be_turned_or_is_not_prepared_is_said():
     found = rows("int8", "firstblock", "diffsparse(learned_at=0.123)")
     assert found[0]["note"] == "nothing in int8 has a dial"
-    assert "no cache for DiTTransformer2DModel" in found[1]["note"] and "has not been prepared" in found[2]["note"]
+    assert (
+        "no cache for DiTTransformer2DModel" in found[1]["note"]
+        and "has not been prepared" in found[2]["note"]
+    )
     assert all(row["saved"] is None for row in found)
 
 
 def test_a_method_that_breaks_down_is_a_row_and_the_others_stay():
     METHODS.pop("breaks_test", None)
-    parts = {"attach": lambda self, pipeline, at: at.sublayers[1000], "dial": ("every", 1, 4), "every": 1.0}
+    parts = {
+        "attach": lambda self, pipeline, at: at.sublayers[1000],
+        "dial": ("every", 1, 4),
+        "every": 1.0,
+    }
     parts |= {"__annotations__": {"every": float}, "__module__": __name__}
     method("breaks_test", family="test", stage=Stage.OPERATOR)(type("Breaks", (), parts))
     broken, fora = rows("breaks_test", "fora")
@@ -80,7 +87,18 @@ def test_a_method_that_breaks_down_is_a_row_and_the_others_stay():
 
 @pytest.mark.parametrize(
     "name",
-    ["fora", "toca", "duca", "taylorseer", "teacache", "delta_dit", "diffsparse", "fewer_steps", "l2c", "magcache"],
+    [
+        "fora",
+        "toca",
+        "duca",
+        "taylorseer",
+        "teacache",
+        "delta_dit",
+        "diffsparse",
+        "fewer_steps",
+        "l2c",
+        "magcache",
+    ],
 )
 def test_a_dial_is_a_knob_within_its_range(name):
     knob, low, high = find(name).dial

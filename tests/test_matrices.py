@@ -1,17 +1,20 @@
-"""The figure of what stacks: every combination a cell, and nothing in it that was not measured side by side."""
+"""The figure of what stacks: every combination a cell, and nothing in it that was not measured side
+by side."""
 
 import json
 
 import pytest
 from report_runs import ENVIRONMENT, key_of, write_run
 
-from ditbench.reports import matrices
-from ditbench.reports.sections import read_sections
+from ditbench.reports.figures import stacking_matrix as matrices
+from ditbench.reports.sections.section import read_sections
 
 FROZEN = "distill+diffsparse(tuned='alone')"
 STACKS = (
-    ("none", "ok"), ("distill", "ok"), ("int8", "ok"), ("diffsparse", "ok"), ("distill+int8", "ok"), ("distill+diffsparse", "ok"),
-    (FROZEN, "ok"), ("int8+diffsparse", "failed"), ("distill+int8+diffsparse", "ok"), ("fewer_steps(share=0.5)", "ok"),
+    ("none", "ok"), ("distill", "ok"), ("int8", "ok"), ("diffsparse", "ok"), ("distill+int8", "ok"),
+    ("distill+diffsparse", "ok"),
+    (FROZEN, "ok"), ("int8+diffsparse", "failed"), ("distill+int8+diffsparse", "ok"),
+    ("fewer_steps(share=0.5)", "ok"),
 )  # fmt: skip
 
 
@@ -20,7 +23,9 @@ def written(monkeypatch):
     """What is written into the figure, cell by cell."""
     told = []
     cell = matrices._write
-    monkeypatch.setattr(matrices, "_write", lambda axis, *rest: told.append(rest) or cell(axis, *rest))
+    monkeypatch.setattr(
+        matrices, "_write", lambda axis, *rest: told.append(rest) or cell(axis, *rest)
+    )
     return told
 
 
@@ -28,12 +33,20 @@ def make(folder, stacks=STACKS, **more):
     return write_run(folder, models=("pixart-tiny",), stacks=stacks, n=12, **more)
 
 
-def test_every_combination_is_a_cell_with_its_verdict_both_interactions_and_its_readings(tmp_path, written):
+def test_every_combination_is_a_cell_with_its_verdict_both_interactions_and_its_readings(
+    tmp_path, written
+):
     (section,) = read_sections([make(tmp_path / "run")])
     (png, svg) = matrices.draw_matrices(section, tmp_path / "plots")["pixart-tiny"]
     assert png.stat().st_size > 5000 and svg.read_text().startswith("<?xml")
     rows = {row["stack"]: row for row in section.stacking}
-    assert [row["reading"] for row in rows.values()] == ["tuned", "tuned", "frozen", "tuned", "tuned"]
+    assert [row["reading"] for row in rows.values()] == [
+        "tuned",
+        "tuned",
+        "frozen",
+        "tuned",
+        "tuned",
+    ]
     cells = [(head, lines) for head, lines, *_ in written]
     assert [head for head, _ in cells].count("alone") == 3
     for stack in ("distill+int8", "distill+diffsparse", FROZEN, "distill+int8+diffsparse"):

@@ -2,13 +2,22 @@ import numpy as np
 import pytest
 import torch
 
-from ditbench import measure, models
-from ditbench.stack import Stack
-from ditbench.workload import make_requests, sampling_of
+from ditbench.method.stack import Stack
+from ditbench.models import loading
+from ditbench.models import table as models
+from ditbench.models.requests import make_requests
+from ditbench.models.sampling import sampling_of
+from ditbench.profiling import latency as measure
 
-TRAINED = [name for name in ("dit-tiny", "pixart-tiny", "flux-tiny", "wan-tiny") if (models.ZOO / name).is_dir()]
+TRAINED = [
+    name
+    for name in ("dit-tiny", "pixart-tiny", "flux-tiny", "wan-tiny")
+    if (models.ZOO / name).is_dir()
+]
 TINY = [
-    name if name in TRAINED else pytest.param(name, marks=pytest.mark.skip(reason=f"{name} is not trained yet"))
+    name
+    if name in TRAINED
+    else pytest.param(name, marks=pytest.mark.skip(reason=f"{name} is not trained yet"))
     for name in ("dit-tiny", "pixart-tiny", "flux-tiny", "wan-tiny")
 ]
 
@@ -16,7 +25,8 @@ TINY = [
 @pytest.fixture(scope="module")
 def pipes():
     return {
-        name: models.load(models.models()[name], weights="bundled", device="cpu", dtype="float32") for name in TRAINED
+        name: loading.load(models.models()[name], weights="bundled", device="cpu", dtype="float32")
+        for name in TRAINED
     }
 
 
@@ -36,7 +46,8 @@ def test_samples_do_not_depend_on_the_batch_size(pipes, name):
     requests = make_requests(models.models()[name], 8 if name != "wan-tiny" else 4, 0)
     one, _ = sample(pipes[name], name, requests, 1)
     eight, _ = sample(pipes[name], name, requests, 8)
-    assert np.abs(one.astype(int) - eight.astype(int)).max() <= 1  # the last bit of a byte, from rounding
+    # the last bit of a byte, from rounding
+    assert np.abs(one.astype(int) - eight.astype(int)).max() <= 1
     assert (one != eight).mean() < 0.01
 
 
@@ -52,6 +63,11 @@ def test_the_three_stages_add_up_to_the_call_and_leave_no_trace(pipes, name):
 
 
 def test_rounding_to_bytes_clips_and_refuses_what_is_not_finite():
-    assert measure.to_bytes(np.array([-0.5, 0.499 / 255, 0.501 / 255, 1.5])).tolist() == [0, 0, 1, 255]
+    assert measure.to_bytes(np.array([-0.5, 0.499 / 255, 0.501 / 255, 1.5])).tolist() == [
+        0,
+        0,
+        1,
+        255,
+    ]
     with pytest.raises(ValueError, match="not finite"):
         measure.to_bytes(np.array([0.1, np.nan]))

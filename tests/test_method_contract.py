@@ -1,4 +1,5 @@
-"""Every method keeps the contract on all four architectures, and the contract notices a method that does not."""
+"""Every method keeps the contract on all four architectures, and the contract notices a method that
+does not."""
 
 import json
 from functools import cache
@@ -10,8 +11,8 @@ import torch
 from test_stack import TESTS
 
 from ditbench.method import METHODS, Stage, method
-from ditbench.plugins import load_plugin
-from ditbench.stack import Stack
+from ditbench.method.plugins import load_plugin
+from ditbench.method.stack import Stack
 from ditbench.testing import KINDS, check_method, check_models, tiny
 
 STACKS = (
@@ -42,19 +43,27 @@ STACKS = (
 )
 PASSES = "pab: diffusers' pab keeps one output per module, and Wan's guidance passes, run one after the other, would share it"
 HALVES = (
-    "fastercache: diffusers' fastercache needs unconditional and conditional halves of a batch, in this order and by keyword, "
+    "fastercache: diffusers' fastercache needs unconditional and conditional halves of a batch, in "
+    "this order and by keyword, "
     "or guidance in one pass; {}Pipeline has neither"
 )
 UNCACHED = "firstblock: diffusers {} has no cache for {} (it is no CacheMixin)"
 REFUSED = {
-    ("firstblock(threshold=0.9)", "dit"): UNCACHED.format(diffusers.__version__, "DiTTransformer2DModel"),
-    ("firstblock(threshold=0.9)", "pixart"): UNCACHED.format(diffusers.__version__, "PixArtTransformer2DModel"),
+    ("firstblock(threshold=0.9)", "dit"): UNCACHED.format(
+        diffusers.__version__, "DiTTransformer2DModel"
+    ),
+    ("firstblock(threshold=0.9)", "pixart"): UNCACHED.format(
+        diffusers.__version__, "PixArtTransformer2DModel"
+    ),
     ("pab", "wan"): PASSES,
     ("pab(interval=3,cross_interval=2)", "wan"): PASSES,
     ("fastercache", "dit"): HALVES.format("DiT"),
     ("fastercache", "pixart"): HALVES.format("PixArtAlpha"),
     ("fastercache", "wan"): HALVES.format("Wan"),
-    ("fewer_steps(steps=1)", "pixart"): "fewer_steps: diffusers' PixArtAlphaPipeline cannot take a single step "
+    (
+        "fewer_steps(steps=1)",
+        "pixart",
+    ): "fewer_steps: diffusers' PixArtAlphaPipeline cannot take a single step "
     "with DPMSolverMultistepScheduler",
 }
 
@@ -88,12 +97,16 @@ def test_the_example_for_method_authors_keeps_the_contract(kind):
 def declare(**parts):
     """A throw-away method of one's own making; returns its name."""
     METHODS.pop("broken_test", None)
-    method("broken_test", family="test", stage=Stage.OPERATOR)(type("Broken", (), parts | {"__module__": __name__}))
+    method("broken_test", family="test", stage=Stage.OPERATOR)(
+        type("Broken", (), parts | {"__module__": __name__})
+    )
     return "broken_test"
 
 
 def test_a_method_that_does_nothing_does_not_engage():
-    assert failed(declare(attach=lambda self, pipeline, at: at.count("looked", idle=True)), "flux") == {"it engages"}
+    assert failed(
+        declare(attach=lambda self, pipeline, at: at.count("looked", idle=True)), "flux"
+    ) == {"it engages"}
 
 
 def test_a_patch_behind_the_attachments_back_is_found():
@@ -136,7 +149,9 @@ def test_mixing_the_samples_of_a_batch_is_found():
     def attach(self: Any, pipeline: Any, at: Any) -> None:
         def forward(*args: Any, **kwargs: Any) -> Any:
             at.count("mixed")
-            return (run(*args, **kwargs)[0].mean(0, keepdim=True).expand_as(kwargs["hidden_states"]),)
+            return (
+                run(*args, **kwargs)[0].mean(0, keepdim=True).expand_as(kwargs["hidden_states"]),
+            )
 
         run = at.patch(pipeline.transformer, "forward", forward)
 
@@ -150,7 +165,11 @@ def test_an_off_switch_that_does_not_is_found():
         def attach(self, pipeline: Any, at: Any) -> None:
             at.reroute(at.sublayers[-1], lambda run, hidden: (at.count("scaled"), run() * 0.5)[1])
 
-    parts = {key: value for key, value in vars(Parts).items() if key in ("attach", "off", "__annotations__")}
+    parts = {
+        key: value
+        for key, value in vars(Parts).items()
+        if key in ("attach", "off", "__annotations__")
+    }
     parts["off"] = {"strength": 0.0}
     parts["__annotations__"] = {"strength": float}
     parts["strength"] = 1.0
@@ -158,7 +177,9 @@ def test_an_off_switch_that_does_not_is_found():
 
 
 def notes(text, kind):
-    return {check.name: check.note for check in check_method(text, subject(kind)) if not check.passed}
+    return {
+        check.name: check.note for check in check_method(text, subject(kind)) if not check.passed
+    }
 
 
 def test_an_error_inside_the_loop_is_a_failed_clause_and_the_others_are_still_tried():
@@ -172,7 +193,9 @@ def test_an_error_inside_the_loop_is_a_failed_clause_and_the_others_are_still_tr
     name = declare(attach=attach)
     found = notes(name, "flux")
     assert list(found) == ["it runs"]
-    assert found["it runs"].startswith("IndexError: list index out of range (test_method_contract.py, line ")
+    assert found["it runs"].startswith(
+        "IndexError: list index out of range (test_method_contract.py, line "
+    )
     passed = {check.name for check in check_method(name, subject("flux")) if check.passed}
     assert {"detached, the samples are bit-identical", "detached, nothing stays behind"} <= passed
 
@@ -202,8 +225,14 @@ def test_an_error_of_what_a_method_says_of_itself_names_the_clause():
         raise RuntimeError("asked")
 
     harmless = {"attach": lambda self, pipeline, at: at.count("attached")}
-    assert "RuntimeError: asked" in notes(declare(**harmless, check=broken), "dit")["it says what it can run on"]
-    assert "RuntimeError: asked" in notes(declare(**harmless, recipe=broken), "dit")["it says what it can run on"]
+    assert (
+        "RuntimeError: asked"
+        in notes(declare(**harmless, check=broken), "dit")["it says what it can run on"]
+    )
+    assert (
+        "RuntimeError: asked"
+        in notes(declare(**harmless, recipe=broken), "dit")["it says what it can run on"]
+    )
     assert "RuntimeError: asked" in notes(declare(**harmless, adapt=broken), "dit")["it runs"]
 
 
@@ -220,7 +249,9 @@ def test_a_wrong_off_is_a_failed_clause(off, told):
     def attach(self: Any, pipeline: Any, at: Any) -> None:
         at.count("worked")
 
-    found = notes(declare(attach=attach, off=off, every=1, __annotations__={"every": int}), "pixart")
+    found = notes(
+        declare(attach=attach, off=off, every=1, __annotations__={"every": int}), "pixart"
+    )
     assert list(found) == ["knobs at off change nothing"]
     assert told in found["knobs at off change nothing"] or off == "every"
 
@@ -241,7 +272,8 @@ def test_a_wrong_fact_is_refused_where_the_method_is_declared(facts, told):
 
 
 def test_a_shortcut_count_that_misses_what_a_method_does_is_found():
-    """Attention replaced where no module shows it, from the second half on: what is counted from one call is not what is run."""
+    """Attention replaced where no module shows it, from the second half on: what is counted from
+    one call is not what is run."""
 
     def attach(self: Any, pipeline: Any, at: Any) -> None:
         def attention(query: Any, *args: Any, **kwargs: Any) -> Any:
@@ -254,27 +286,41 @@ def test_a_shortcut_count_that_misses_what_a_method_does_is_found():
 
     METHODS.pop("broken_test", None)
     parts = {"attach": attach, "__module__": __name__}
-    method("broken_test", family="test", stage=Stage.OPERATOR, claims={"guidance"})(type("Broken", (), parts))
+    method("broken_test", family="test", stage=Stage.OPERATOR, claims={"guidance"})(
+        type("Broken", (), parts)
+    )
     assert "the shortcut count equals the full count" in failed("broken_test", "flux")
     METHODS.pop("broken_test", None)
-    method("broken_test", family="test", stage=Stage.OPERATOR, claims={"attention-operator"})(type("Broken", (), parts))
+    method("broken_test", family="test", stage=Stage.OPERATOR, claims={"attention-operator"})(
+        type("Broken", (), parts)
+    )
     assert not failed("broken_test", "flux")
 
 
 def test_checking_models_gives_a_row_for_every_clause(monkeypatch):
-    from ditbench import models
+    from ditbench.models import table as models
 
     monkeypatch.setattr(models, "load", lambda model, **_: tiny(model.family).pipeline)
     rows = check_models(Stack.parse("firstblock"), models.select("pixart-tiny"))
-    assert [(row["model"], row["result"]) for row in rows] == [("pixart-tiny", "passed"), ("pixart-tiny", "refused")]
-    rows = check_models(Stack.parse(declare(attach=lambda self, pipeline, at: None)), models.select("pixart-tiny"))
-    assert {row["clause"]: row["result"] for row in rows if row["result"] != "passed"} == {"it engages": "failed"}
+    assert [(row["model"], row["result"]) for row in rows] == [
+        ("pixart-tiny", "passed"),
+        ("pixart-tiny", "refused"),
+    ]
+    rows = check_models(
+        Stack.parse(declare(attach=lambda self, pipeline, at: None)), models.select("pixart-tiny")
+    )
+    assert {row["clause"]: row["result"] for row in rows if row["result"] != "passed"} == {
+        "it engages": "failed"
+    }
     assert len(rows) == 10
 
 
-def test_what_breaks_down_is_a_row_with_model_and_clause_and_never_a_traceback(capsys, tmp_path, monkeypatch):
-    from ditbench import models, testing
-    from ditbench.cli import main
+def test_what_breaks_down_is_a_row_with_model_and_clause_and_never_a_traceback(
+    capsys, tmp_path, monkeypatch
+):
+    from ditbench import testing
+    from ditbench.cli.commands import main
+    from ditbench.models import table as models
 
     (tmp_path / "bad.py").write_text(
         "from ditbench.method import Stage, method\n\n\n"
@@ -283,12 +329,23 @@ def test_what_breaks_down_is_a_row_with_model_and_clause_and_never_a_traceback(c
     )
     monkeypatch.setattr(models, "load", lambda model, **_: tiny(model.family, steps=2).pipeline)
     code = main(
-        ["check", "breaks_down", "--plugin", str(tmp_path / "bad.py"), "--models", "dit-tiny,flux-tiny", "--json"]
+        [
+            "check",
+            "breaks_down",
+            "--plugin",
+            str(tmp_path / "bad.py"),
+            "--models",
+            "dit-tiny,flux-tiny",
+            "--json",
+        ]
     )
     out, err = capsys.readouterr()
     rows = [row for row in json.loads(out.splitlines()[-1]) if row["result"] == "failed"]
     assert code == 1 and "Traceback" not in out + err
-    assert [(row["model"], row["clause"]) for row in rows] == [("dit-tiny", "it runs"), ("flux-tiny", "it runs")]
+    assert [(row["model"], row["clause"]) for row in rows] == [
+        ("dit-tiny", "it runs"),
+        ("flux-tiny", "it runs"),
+    ]
     assert {row["note"] for row in rows} == {"IndexError: list index out of range (bad.py, line 7)"}
 
     def broken(*_: Any) -> Any:
@@ -296,5 +353,8 @@ def test_what_breaks_down_is_a_row_with_model_and_clause_and_never_a_traceback(c
 
     monkeypatch.setattr(testing, "check_method", broken)
     (row,) = check_models(Stack.parse("fora"), models.select("dit-tiny"))
-    assert (row["clause"], row["result"]) == ("the model itself runs", "failed") and "another sort" in row["note"]
+    assert (row["clause"], row["result"]) == (
+        "the model itself runs",
+        "failed",
+    ) and "another sort" in row["note"]
     METHODS.pop("breaks_down")

@@ -17,14 +17,15 @@ from safetensors.torch import load_file, save_file
 from test_stack import TESTS
 from torch import nn
 
-from ditbench.anatomy import sublayers
+from ditbench.acceleration.quantization import down_projections, share_of_linear_macs, smooth
 from ditbench.method import Attachment, Now, find
-from ditbench.models import load, models
-from ditbench.prepare import Workroom
-from ditbench.quantizing import down_projections, share_of_linear_macs, smooth
-from ditbench.stack import Stack
+from ditbench.method.prepare import Workroom
+from ditbench.method.stack import Stack
+from ditbench.models.loading import load
+from ditbench.models.sampling import sampling_of
+from ditbench.models.sublayers import sublayers
+from ditbench.models.table import models
 from ditbench.testing import KINDS, check_method, tiny
-from ditbench.workload import sampling_of
 
 
 @cache
@@ -48,7 +49,14 @@ def generate(text, kind, which=(0,), counters=None, tried=None):
 
 @pytest.mark.parametrize(
     ("knobs", "steps", "expected"),
-    [({}, 20, 10), ({}, 5, 2), ({}, 1, 1), ({"share": 0.2}, 20, 4), ({"share": 0.01}, 20, 1), ({"share": 1}, 7, 7)]
+    [
+        ({}, 20, 10),
+        ({}, 5, 2),
+        ({}, 1, 1),
+        ({"share": 0.2}, 20, 4),
+        ({"share": 0.01}, 20, 1),
+        ({"share": 1}, 7, 7),
+    ]
     + [({"steps": 4}, 20, 4), ({"steps": 50}, 20, 20)],
 )
 def test_fewer_steps_takes_its_share_or_its_number(knobs, steps, expected):
@@ -59,7 +67,8 @@ def test_fewer_steps_takes_its_share_or_its_number(knobs, steps, expected):
 def test_fewer_steps_is_the_plain_pipeline_with_fewer_steps():
     tried = subject("pixart")
     assert torch.equal(
-        generate("fewer_steps(steps=2)", "pixart"), tried.generate(replace(tried.sampling, steps=2), [0])
+        generate("fewer_steps(steps=2)", "pixart"),
+        tried.generate(replace(tried.sampling, steps=2), [0]),
     )
 
 
@@ -70,14 +79,16 @@ def test_a_share_that_comes_to_one_step_is_one_sentence_on_pixart():
     with (
         Stack.parse("fewer_steps(share=0.1)").attached(subject("pixart").pipeline) as attached,
         pytest.raises(
-            ValueError, match="fewer_steps: diffusers' PixArtAlphaPipeline cannot take a single step with DPMSolver"
+            ValueError,
+            match="fewer_steps: diffusers' PixArtAlphaPipeline cannot take a single step with DPMSolver",
         ),
     ):
         attached.start(1)
 
 
 def slow_fora(kind, interval):
-    """FORA once more, by forward hooks that count their own calls: a module's output is replaced by the one kept for its pass."""
+    """FORA once more, by forward hooks that count their own calls: a module's output is replaced by
+    the one kept for its pass."""
     tried = subject(kind)
     passes, steps = 2 if kind == "wan" else 1, tried.sampling.steps
     with ExitStack() as undo:
@@ -92,9 +103,8 @@ def slow_fora(kind, interval):
                     kept[branch] = out
                 return kept[branch]
 
-            undo.callback(
-                sublayer.modules[-1].register_forward_hook(reuse).remove
-            )  # a single block ends in its projection
+            # a single block ends in its projection
+            undo.callback(sublayer.modules[-1].register_forward_hook(reuse).remove)
         return tried.generate(tried.sampling, [0])
 
 
@@ -111,22 +121,30 @@ def test_fora_computes_at_every_interval_th_step_and_reuses_in_between(kind):
     tried, computed, step = subject(kind), [], []
     with Stack.parse("fora(interval=3)").attached(tried.pipeline) as attached, ExitStack() as undo:
         inner = sublayers(tried.pipeline.transformer)[0].linears[0]
-        undo.callback(inner.register_forward_pre_hook(lambda *_: computed.append(attached.now.step)).remove)
-        every = tried.pipeline.transformer.register_forward_pre_hook(lambda *_: step.append(attached.now.step))
+        undo.callback(
+            inner.register_forward_pre_hook(lambda *_: computed.append(attached.now.step)).remove
+        )
+        every = tried.pipeline.transformer.register_forward_pre_hook(
+            lambda *_: step.append(attached.now.step)
+        )
         undo.callback(every.remove)
         attached.start(5)
         tried.generate(tried.sampling, [0])
         num, passes = len(sublayers(tried.pipeline.transformer)), 2 if kind == "wan" else 1
-        expected = (
-            [0, 1, 4] if kind == "dit" else [0, 3]
-        )  # DiT's code counts down, and the first step has nothing to reuse
+        # DiT's code counts down, and the first step has nothing to reuse
+        expected = [0, 1, 4] if kind == "dit" else [0, 3]
         assert sorted(set(step)) == [0, 1, 2, 3, 4]
         assert computed == [at for at in expected for _ in range(passes)]
         full = len(expected) * passes * num
-        assert attached.counters() == {"fora.computed": full, "fora.reused": 5 * passes * num - full}
+        assert attached.counters() == {
+            "fora.computed": full,
+            "fora.reused": 5 * passes * num - full,
+        }
 
 
-@pytest.mark.parametrize(("kind", "full"), [("pixart", [0, 3, 5, 8, 10]), ("dit", [0, 1, 3, 6, 8, 11])])
+@pytest.mark.parametrize(
+    ("kind", "full"), [("pixart", [0, 3, 5, 8, 10]), ("dit", [0, 1, 3, 6, 8, 11])]
+)
 def test_fora_takes_an_interval_between_whole_numbers(kind, full):
     tried = tiny(kind, steps=12)
     with Stack.parse("fora(interval=2.5)").attached(tried.pipeline) as attached:
@@ -153,16 +171,20 @@ def test_foras_cache_is_counted_in_bytes():
     [("dit", [0, 1, 5, 9]), ("pixart", [0, 4, 8]), ("flux", [0, 1, 2, 8]), ("wan", [0, 5, 10])],
 )
 def test_taylorseer_is_the_authors_for_the_family_by_default(kind, full):
-    """Interval, first steps and order: DiT 4, 2, 4; FLUX 6, 3, 1; Wan 5, 1, 1; PixArt, ours, 4, 1, 1."""
+    """Interval, first steps and order: DiT 4, 2, 4; FLUX 6, 3, 1; Wan 5, 1, 1; PixArt, ours, 4, 1,
+    1."""
     tried = tiny(kind, steps=12)
     with Stack.parse("taylorseer").attached(tried.pipeline) as attached:
         attached.start(12, 1)
         tried.generate(tried.sampling, [0])
         keep, cached = attached.schedule()["keep"], attached.cache_bytes()
         assert [step for step, shares in enumerate(keep) if shares[0] == 1] == full
-        # Differences taken: one more at every full step from the last of the first steps on, up to the order.
+        # Differences taken: one more at every full step from the last of the first steps on, up to
+        # the order.
         kept = 1 + {"dit": 3, "pixart": 1, "flux": 1, "wan": 1}[kind]
-        assert cached == kept * (2 if kind == "wan" else 1) * sum(out for out, _ in outputs(attached).values())
+        assert cached == kept * (2 if kind == "wan" else 1) * sum(
+            out for out, _ in outputs(attached).values()
+        )
 
 
 # int8
@@ -189,7 +211,9 @@ def test_int8_covers_most_linear_multiplications_at_a_small_error(kind):
         exact = transformer(*args, **kwargs)[0]
         with Stack.parse("int8").attached(tried.pipeline):
             rounded = transformer(*args, **kwargs)[0]
-            assert share == share_of_linear_macs(tried.pipeline, lambda: tried.generate(tried.sampling, [0]))
+            assert share == share_of_linear_macs(
+                tried.pipeline, lambda: tried.generate(tried.sampling, [0])
+            )
     error = float((exact - rounded).norm() / exact.norm())
     assert 1e-5 < error < 0.05
 
@@ -197,15 +221,23 @@ def test_int8_covers_most_linear_multiplications_at_a_small_error(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_leaves_embedders_modulation_and_the_last_projection_alone(kind):
     pipeline = subject(kind).pipeline
-    linears = {name: m for name, m in pipeline.transformer.named_modules() if isinstance(m, nn.Linear)}
+    linears = {
+        name: m for name, m in pipeline.transformer.named_modules() if isinstance(m, nn.Linear)
+    }
     originals = {name: m.weight for name, m in linears.items()}
     with Stack.parse("int8").attached(pipeline) as attached:
-        quantised = {name for name, m in linears.items() if type(m.weight.data).__name__ == "Int8Tensor"}
+        quantised = {
+            name for name, m in linears.items() if type(m.weight.data).__name__ == "Int8Tensor"
+        }
         assert attached.counters() == {"int8.linears": len(quantised)}
         assert all(linears[name].weight.qdata.dtype == torch.int8 for name in quantised)
     spared = linears.keys() - quantised
     assert all(
-        "embed" in n or "norm" in n or "adaln" in n or "caption" in n or n.startswith(("proj_out", "condition"))
+        "embed" in n
+        or "norm" in n
+        or "adaln" in n
+        or "caption" in n
+        or n.startswith(("proj_out", "condition"))
         for n in spared
     )
     assert not [n for n in quantised if "embed" in n or "norm" in n]
@@ -213,7 +245,12 @@ def test_int8_leaves_embedders_modulation_and_the_last_projection_alone(kind):
     assert all(m.weight is originals[name] for name, m in linears.items())
 
 
-ERRORS = {"int8": (1e-5, 0.05), "int8(down='spared')": (1e-5, 0.05), "int8wo": (1e-6, 0.02), "int4wo": (1e-4, 0.3)}
+ERRORS = {
+    "int8": (1e-5, 0.05),
+    "int8(down='spared')": (1e-5, 0.05),
+    "int8wo": (1e-6, 0.02),
+    "int4wo": (1e-4, 0.3),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -241,16 +278,22 @@ def test_quantised_layers_err_as_their_format_does_and_the_share_is_noted(text, 
             share, noted = attached.notes().values()
             seen = [told for told in seen if type(told[0].weight.data).__name__.startswith("Int")]
     assert low < float((exact - rounded).norm() / exact.norm()) < high
-    with torch.no_grad():  # with the stack taken back: the layers as they were, on the inputs they had inside it
+    # with the stack taken back: the layers as they were, on the inputs they had inside it
+    with torch.no_grad():
         pairs = [(found, linear(*inputs)) for linear, inputs, found in seen]
-    squares = [sum(float(x.square().sum()) for x in xs) for xs in ([a - b for a, b in pairs], [b for _, b in pairs])]
+    squares = [
+        sum(float(x.square().sum()) for x in xs)
+        for xs in ([a - b for a, b in pairs], [b for _, b in pairs])
+    ]
     assert pairs and noted == pytest.approx(math.sqrt(squares[0] / squares[1]), rel=1e-3)
     whole = share_of_linear_macs(tried.pipeline, lambda: tried.generate(tried.sampling, [0]))
     assert share < whole - 0.1 if "spared" in text else share == pytest.approx(whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cache", ["fora", "toca", "duca", "teacache", "taylorseer", "diffsparse(allocator='uniform')"])
+@pytest.mark.parametrize(
+    "cache", ["fora", "toca", "duca", "teacache", "taylorseer", "diffsparse(allocator='uniform')"]
+)
 def test_caches_run_over_quantised_layers_as_over_others(cache, kind):
     both, alone = generate(f"int8+{cache}", kind), generate(cache, kind)
     assert 0 < float((both - alone).norm() / alone.norm()) < 0.05
@@ -260,15 +303,25 @@ def test_caches_run_over_quantised_layers_as_over_others(cache, kind):
 def test_smoothed_down_projections_are_the_same_function_before_rounding(kind, tmp_path):
     tried, found = subject(kind), {}
     linears = down_projections(sublayers(tried.pipeline.transformer))
-    inputs = [torch.randn(2, 5, m.in_features) * torch.linspace(0.1, 9, m.in_features) for m in linears]
-    save_file({str(i): x.abs().amax((0, 1)) for i, x in enumerate(inputs)}, tmp_path / "ranges.safetensors")
+    inputs = [
+        torch.randn(2, 5, m.in_features) * torch.linspace(0.1, 9, m.in_features) for m in linears
+    ]
+    save_file(
+        {str(i): x.abs().amax((0, 1)) for i, x in enumerate(inputs)},
+        tmp_path / "ranges.safetensors",
+    )
     exact = [m(x) for m, x in zip(linears, inputs, strict=True)]
     with ExitStack() as undo:
         smooth(Attachment(tried.pipeline, Now(), undo), tmp_path)
-        assert all(torch.allclose(m(x), y, atol=1e-4) for m, x, y in zip(linears, inputs, exact, strict=True))
+        assert all(
+            torch.allclose(m(x), y, atol=1e-4)
+            for m, x, y in zip(linears, inputs, exact, strict=True)
+        )
     for text in ("int8", "int8(down='smoothed')"):
         with torch.no_grad(), Stack.parse(text).attached(tried.pipeline, {"int8": tmp_path}):
-            errors = [(m(x) - y).norm() / y.norm() for m, x, y in zip(linears, inputs, exact, strict=True)]
+            errors = [
+                (m(x) - y).norm() / y.norm() for m, x, y in zip(linears, inputs, exact, strict=True)
+            ]
         found[text] = sum(map(float, errors)) / len(errors)
     assert found["int8(down='smoothed')"] < found["int8"]
     assert all(torch.equal(m(x), y) for m, x, y in zip(linears, inputs, exact, strict=True))
@@ -286,18 +339,30 @@ def test_smoothing_is_calibrated_by_sampling(tmp_path):
 
 
 def test_fp8_is_refused_without_its_hardware():
-    assert Stack.parse("fp8").refusal(subject("flux").pipeline) == "fp8: needs a CUDA device, but the model is on cpu"
+    assert (
+        Stack.parse("fp8").refusal(subject("flux").pipeline)
+        == "fp8: needs a CUDA device, but the model is on cpu"
+    )
 
 
 def test_fp8_rowwise_products_err_as_e4m3_does():
-    """What the method's scheme computes, through the very operation it runs on: scales per token and per row."""
+    """What the method's scheme computes, through the very operation it runs on: scales per token
+    and per row."""
     from torchao.quantization import Float8WeightOnlyConfig, quantize_
 
-    layer, x = nn.Linear(128, 256, bias=False), torch.randn(64, 128) * torch.logspace(-1, 1, 64)[:, None]
+    layer, x = (
+        nn.Linear(128, 256, bias=False),
+        torch.randn(64, 128) * torch.logspace(-1, 1, 64)[:, None],
+    )
     exact, ours = layer(x), layer.weight.detach().abs().amax(1, keepdim=True) / 448
     by_token = x.abs().amax(1, keepdim=True) / 448
-    a, b = (x / by_token).to(torch.float8_e4m3fn), (layer.weight.detach() / ours).to(torch.float8_e4m3fn)
-    rounded = torch._scaled_mm(a, b.t(), scale_a=by_token, scale_b=ours.t().contiguous(), out_dtype=torch.bfloat16)
+    a, b = (
+        (x / by_token).to(torch.float8_e4m3fn),
+        (layer.weight.detach() / ours).to(torch.float8_e4m3fn),
+    )
+    rounded = torch._scaled_mm(
+        a, b.t(), scale_a=by_token, scale_b=ours.t().contiguous(), out_dtype=torch.bfloat16
+    )
     assert 0.005 < float((rounded - exact).norm() / exact.norm()) < 0.05
     quantize_(layer, Float8WeightOnlyConfig())
     assert torch.allclose(layer.weight.scale, ours, rtol=1e-3)
@@ -305,13 +370,18 @@ def test_fp8_rowwise_products_err_as_e4m3_does():
 
 
 def test_int4_groups_must_divide():
-    assert "groups of 48 do not divide" in Stack.parse("int4wo(group=48)").refusal(subject("dit").pipeline)
+    assert "groups of 48 do not divide" in Stack.parse("int4wo(group=48)").refusal(
+        subject("dit").pipeline
+    )
 
 
 def test_torchaos_import_says_nothing_and_changes_no_setting():
     code = "import torch; from ditbench.quiet import quiet\nwith quiet():\n    import torchao.quantization"
     done = subprocess.run(
-        [sys.executable, "-c", f"import run_bench; {code}"], cwd=TESTS.parent, capture_output=True, text=True
+        [sys.executable, "-c", f"import run_bench; {code}"],
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     before = logging.root.manager.disable, torch.get_float32_matmul_precision()
@@ -323,7 +393,8 @@ def test_torchaos_import_says_nothing_and_changes_no_setting():
 
 
 def outputs(attached):
-    """Bytes of every sub-layer's output, and of every row's score, in fp32: {index: (output, scores)}, of one guidance pass."""
+    """Bytes of every sub-layer's output, and of every row's score, in fp32: {index: (output,
+    scores)}, of one guidance pass."""
     at = next(iter(attached.attachments.values()))
     now, width = at.now, at.sublayers[0].linears[0].in_features
     image, text, batch = int(np.prod(now.grid)), now.text_tokens, now.passes * now.samples
@@ -331,17 +402,29 @@ def outputs(attached):
     sizes = {}
     for s in at.sublayers:
         scored = rows["image" if s.kind == "joint" else s.stream]
-        sizes[s.index] = 4 * batch * width * (image + text if s.kind == "joint" else rows[s.stream]), 4 * batch * scored
+        sizes[s.index] = (
+            4 * batch * width * (image + text if s.kind == "joint" else rows[s.stream]),
+            4 * batch * scored,
+        )
     return sizes
 
 
 def maps(attached, names):
-    """Bytes of the attention signals: received, one per key of every self-, joint or single-stream attention; entropy, per image token."""
+    """Bytes of the attention signals: received, one per key of every self-, joint or single-stream
+    attention; entropy, per image token."""
     at = next(iter(attached.attachments.values()))
-    image, text, batch = int(np.prod(at.now.grid)), at.now.text_tokens, at.now.passes * at.now.samples
+    image, text, batch = (
+        int(np.prod(at.now.grid)),
+        at.now.text_tokens,
+        at.now.passes * at.now.samples,
+    )
     keys = {"self": image, "joint": image + text, "single": image + text}
     received = sum(keys.get(s.kind, 0) for s in at.sublayers) if "received" in names else 0
-    return 4 * batch * (received + sum(image for s in at.sublayers if s.kind == "cross" and "entropy" in names))
+    return (
+        4
+        * batch
+        * (received + sum(image for s in at.sublayers if s.kind == "cross" and "entropy" in names))
+    )
 
 
 def mixed(attached):
@@ -366,7 +449,9 @@ def streams(attached):
 LEDGER = {
     "fora": lambda a, kind: sum(out for out, _ in outputs(a).values()),
     "l2c(threshold=1.0)": lambda a, kind: sum(out for out, _ in outputs(a).values()),
-    "taylorseer(interval=2, order=1)": lambda a, kind: 2 * sum(out for out, _ in outputs(a).values()),
+    "taylorseer(interval=2, order=1)": lambda a, kind: (
+        2 * sum(out for out, _ in outputs(a).values())
+    ),
     "taylorseer(interval=2, order=0)": lambda a, kind: sum(out for out, _ in outputs(a).values()),
     "toca": lambda a, kind: (
         sum(out + score for out, score in outputs(a).values())
@@ -396,10 +481,12 @@ LEDGER = {
         sum(out + score for out, score in outputs(a).values()) + maps(a, ("received", "entropy"))
     ),
     "diffsparse(allocator='uniform', selector='norm')": lambda a, kind: (
-        sum(out + score for out, score in outputs(a).values()) + stream_of_the_last(a) // (2 if kind == "wan" else 1)
+        sum(out + score for out, score in outputs(a).values())
+        + stream_of_the_last(a) // (2 if kind == "wan" else 1)
     ),
     "diffsparse(allocator='uniform', selector='change')": lambda a, kind: sum(
-        out + score + inputs for (out, score), inputs in zip(outputs(a).values(), entered(a), strict=True)
+        out + score + inputs
+        for (out, score), inputs in zip(outputs(a).values(), entered(a), strict=True)
     ),
 }
 
@@ -407,7 +494,13 @@ LEDGER = {
 def outputs_of_the_first(attached):
     """Bytes of the first sub-layer's input: image tokens."""
     at = next(iter(attached.attachments.values()))
-    return 4 * at.now.passes * at.now.samples * int(np.prod(at.now.grid)) * at.sublayers[0].linears[0].in_features
+    return (
+        4
+        * at.now.passes
+        * at.now.samples
+        * int(np.prod(at.now.grid))
+        * at.sublayers[0].linears[0].in_features
+    )
 
 
 def time_embedding(attached):
@@ -448,10 +541,15 @@ def test_the_memory_ledger_is_the_analytic_count(text, kind):
 
 @pytest.mark.parametrize("kind", ["dit", "pixart", "flux"])
 def test_pab_runs_attention_at_every_second_step_of_the_middle(kind):
-    """Of 8 steps those between timesteps 800 and 100, counted from the first call; cross-attention every fourth."""
+    """Of 8 steps those between timesteps 800 and 100, counted from the first call; cross-attention
+    every fourth."""
     tried, counters = tiny(kind, steps=8), {}
     generate("pab(cross_interval=4)", kind, counters=counters, tried=tried)
-    parts = [s for s in sublayers(tried.pipeline.transformer) if s.kind in ("self", "cross", "joint", "single")]
+    parts = [
+        s
+        for s in sublayers(tried.pipeline.transformer)
+        if s.kind in ("self", "cross", "joint", "single")
+    ]
     middle = [i for i, t in enumerate(tried.pipeline.scheduler.timesteps.tolist()) if 100 < t < 800]
     spared = sum(sum(i % (4 if part.kind == "cross" else 2) > 0 for i in middle) for part in parts)
     assert counters["pab.attentions_reused"] == spared > 0
@@ -462,7 +560,8 @@ def test_fastercache_extrapolates_what_attention_gave():
     """By its weight; and not at all where no timestep is below the first."""
     tried = tiny("flux", steps=8)
     plain, held, further = (
-        generate(text, "flux", tried=tried) for text in ("none", "fastercache(weight=0)", "fastercache")
+        generate(text, "flux", tried=tried)
+        for text in ("none", "fastercache(weight=0)", "fastercache")
     )
     assert not torch.equal(plain, held) and not torch.equal(held, further)
     assert torch.equal(generate("fastercache(first=0)", "flux", tried=tried), plain)
@@ -471,8 +570,10 @@ def test_fastercache_extrapolates_what_attention_gave():
 def room_of(tried, kind, below=()):
     """What a method is prepared with, for an untrained pipeline."""
     room = SimpleNamespace(
-        pipe=tried.pipeline, sampling=tried.sampling, draw=lambda seed, num: tried.arguments(tried.sampling, range(num)),
-        attached=lambda trainee: Stack((*below, trainee)).attached(tried.pipeline), tell=lambda row: None,
+        pipe=tried.pipeline, sampling=tried.sampling, draw=lambda seed,
+        num: tried.arguments(tried.sampling, range(num)),
+        attached=lambda trainee: Stack((*below, trainee)).attached(tried.pipeline),
+        tell=lambda row: None,
         model=SimpleNamespace(family=kind),
     )  # fmt: skip
     room.generate = lambda trainee, num: Workroom.generate(room, trainee, num)
@@ -480,11 +581,17 @@ def room_of(tried, kind, below=()):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_teacache_finds_the_threshold_that_skips_a_share_alone_or_over_what_is_below(kind, tmp_path):
+def test_teacache_finds_the_threshold_that_skips_a_share_alone_or_over_what_is_below(
+    kind, tmp_path
+):
     tried, told = tiny(kind, steps=8), {}
     for name, below in (("alone", ()), ("stack", Stack.parse("int8").methods)):
         (tmp_path / name).mkdir()
-        told[name] = Stack.parse("teacache(saved=0.5)").methods[0].prepare(tmp_path / name, room_of(tried, kind, below))
+        told[name] = (
+            Stack.parse("teacache(saved=0.5)")
+            .methods[0]
+            .prepare(tmp_path / name, room_of(tried, kind, below))
+        )
         stack = Stack((*below, *Stack.parse("teacache(saved=0.5)").methods))
         with stack.attached(tried.pipeline, {"teacache": tmp_path / name}) as attached:
             attached.start(8, 8)
@@ -496,7 +603,9 @@ def test_teacache_finds_the_threshold_that_skips_a_share_alone_or_over_what_is_b
     by_hand = Stack.parse(f"teacache(threshold={told['alone']['threshold']})")
     with by_hand.attached(tried.pipeline):
         plain = tried.generate(tried.sampling, range(8))
-    with Stack.parse("teacache(saved=0.5)").attached(tried.pipeline, {"teacache": tmp_path / "alone"}):
+    with Stack.parse("teacache(saved=0.5)").attached(
+        tried.pipeline, {"teacache": tmp_path / "alone"}
+    ):
         assert torch.equal(plain, tried.generate(tried.sampling, range(8)))
     checks = check_method("teacache(saved=0.5)", tried, {"teacache": tmp_path / "alone"})
     assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 10
@@ -515,7 +624,12 @@ def test_magcache_is_calibrated_and_skips_by_its_ratios(kind, tmp_path):
     tried, reused = tiny(kind, steps=8), []
     find("magcache")().prepare(tmp_path, room_of(tried, kind))
     ratios = json.loads((tmp_path / "ratios.json").read_text())
-    assert len(ratios) == 8 and ratios[0] == 1 and len(set(ratios)) == 8 and all(0.1 < r < 10 for r in ratios)
+    assert (
+        len(ratios) == 8
+        and ratios[0] == 1
+        and len(set(ratios)) == 8
+        and all(0.1 < r < 10 for r in ratios)
+    )
     for threshold in (1e-9, 0.2, 1e9):
         stack = Stack.parse(f"magcache(threshold={threshold}, most=2)")
         with stack.attached(tried.pipeline, {"magcache": tmp_path}) as attached:
@@ -524,7 +638,8 @@ def test_magcache_is_calibrated_and_skips_by_its_ratios(kind, tmp_path):
             reused.append(attached.counters().get("magcache.passes_reused", 0))
     passes = 2 if kind == "wan" else 1
     assert reused == sorted(reused) and reused[0] == 0
-    assert reused[2] == 4 * passes  # of 8 steps the first two are kept, then two of every three are skipped
+    # of 8 steps the first two are kept, then two of every three are skipped
+    assert reused[2] == 4 * passes
     checks = check_method("magcache(threshold=1e9)", tried, {"magcache": tmp_path})
     assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 10
 
@@ -540,14 +655,19 @@ def test_firstblock_skips_the_other_blocks_when_little_has_changed(kind):
     def seen(name):
         return lambda *_: ran.update({name: ran[name] + 1})
 
-    with Stack.parse("firstblock(threshold=0.9)").attached(tried.pipeline) as attached, ExitStack() as undo:
+    with (
+        Stack.parse("firstblock(threshold=0.9)").attached(tried.pipeline) as attached,
+        ExitStack() as undo,
+    ):
         undo.callback(found[0].modules[0].register_forward_pre_hook(seen("first")).remove)
         undo.callback(found[-1].linears[0].register_forward_pre_hook(seen("last")).remove)
         attached.start(5)
         tried.generate(tried.sampling, [0])
         counters, passes = attached.counters(), 10 if kind == "wan" else 5
         assert ran == {"first": passes, "last": counters["firstblock.passes_computed"]}
-        assert counters["firstblock.passes_computed"] + counters["firstblock.passes_reused"] == passes
+        assert (
+            counters["firstblock.passes_computed"] + counters["firstblock.passes_reused"] == passes
+        )
         assert attached.cache_bytes() > 0
 
 
@@ -575,7 +695,8 @@ def test_firstblock_that_never_skips_is_idle(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "text", ["rerun", "rerun(split=3)", "rerun(attention='math')", "rerun(split=2,attention='math')"]
+    "text",
+    ["rerun", "rerun(split=3)", "rerun(attention='math')", "rerun(split=2,attention='math')"],
 )
 def test_the_noise_floor_is_the_plain_sample_up_to_rounding(text, kind):
     tried = subject(kind)
@@ -589,7 +710,8 @@ def test_the_transformer_sees_the_parts_of_a_batch_and_a_lone_sample_twice(kind)
     hook = tried.pipeline.transformer.register_forward_pre_hook(lambda *_: seen.append("whole"))
     first = sublayers(tried.pipeline.transformer)[0].modules[0]
     inner = first.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(len(kwargs.get("hidden_states", *args[:1]))), with_kwargs=True
+        lambda _, args, kwargs: seen.append(len(kwargs.get("hidden_states", *args[:1]))),
+        with_kwargs=True,
     )
     counted = {}
     generate("rerun", kind, [0, 1, 2], counted)
@@ -599,7 +721,11 @@ def test_the_transformer_sees_the_parts_of_a_batch_and_a_lone_sample_twice(kind)
     seen.clear()
     generate("rerun", kind, [0])
     hook.remove(), inner.remove()
-    assert seen[:2] == ["whole", 2 if passes == 1 else 1]  # a sample's two guidance passes are two rows already
+    # a sample's two guidance passes are two rows already
+    assert seen[:2] == [
+        "whole",
+        2 if passes == 1 else 1,
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)

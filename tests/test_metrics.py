@@ -12,12 +12,14 @@ import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
-from ditbench import shapes
-from ditbench.extractors import extractors, unnamed
-from ditbench.metrics import Metric, alignment, fidelity, frechet, metrics, perceptual, select
-from ditbench.metrics import reference as references
+from ditbench.extractors.table import extractors, unnamed
+from ditbench.metrics import alignment, fidelity, perceptual
+from ditbench.metrics import shapes_features as frechet
+from ditbench.metrics import shapes_reference as references
 from ditbench.metrics.samples import Sampled, Samples, to_pixels
-from ditbench.zoo.judge import Judge
+from ditbench.metrics.table import Metric, metrics, select
+from ditbench.shapes import scenes as shapes
+from ditbench.shapes.judge import Judge
 
 
 def samples_at(path, array):
@@ -27,7 +29,14 @@ def samples_at(path, array):
 
 def cell(samples, **told):
     return Sampled(
-        **{"world": "class", "weights": "bundled", "samples": samples, "truths": None, "baseline": None} | told
+        **{
+            "world": "class",
+            "weights": "bundled",
+            "samples": samples,
+            "truths": None,
+            "baseline": None,
+        }
+        | told
     )
 
 
@@ -48,16 +57,22 @@ def judge_folder(tmp_path_factory):
 def test_names_belong_to_us_and_every_metric_says_what_it_is():
     for name, metric in metrics().items():
         assert metric.official or unnamed(name, extractors().get(metric.extractor)) == ""
-        assert metric.better in ("higher", "lower", "neither") and metric.doc.endswith(".") and metric.needs
         assert (
-            callable(metric.module.extract) and callable(metric.module.refuse) and callable(metric.module.fingerprint)
+            metric.better in ("higher", "lower", "neither")
+            and metric.doc.endswith(".")
+            and metric.needs
+        )
+        assert (
+            callable(metric.module.extract)
+            and callable(metric.module.refuse)
+            and callable(metric.module.fingerprint)
         )
 
 
 def test_the_table_answers_without_torch():
     code = (
         "import sys; sys.path.insert(0, '.'); import run_bench\n"
-        "from ditbench import statistics, distances, summary, metrics\n"
+        "from ditbench import statistics, analysis, metrics\n"
         "assert metrics.metrics()['fd.shapes_v1'].better == 'lower'\n"
         "assert not {'torch', 'torchmetrics'} & set(sys.modules), 'torch came along'"
     )
@@ -67,14 +82,19 @@ def test_the_table_answers_without_torch():
 def test_an_unknown_metric_is_refused_with_the_nearest_names():
     with pytest.raises(ValueError, match=r"unknown metric 'psnr.vs_nun'; nearest: psnr.vs_none"):
         select("align.shapes_v1,psnr.vs_nun")
-    assert [m.name for m in select("ssim.vs_none, align.shapes_v1")] == ["ssim.vs_none", "align.shapes_v1"]
+    assert [m.name for m in select("ssim.vs_none, align.shapes_v1")] == [
+        "ssim.vs_none",
+        "align.shapes_v1",
+    ]
     assert [m.name for m in select()] == [name for name, m in metrics().items() if not m.asked]
 
 
 def test_psnr_of_unrelated_pictures_is_not_flattered_by_uint8_wrapping_round(tmp_path):
     a, b = noise(0, 4, 32, 32, 3), noise(1, 4, 32, 32, 3)
     wrapped = 10 * np.log10(255**2 / np.mean((a - b) ** 2))
-    by_hand = [10 * np.log10(1 / np.mean((x / 255.0 - y / 255.0) ** 2)) for x, y in zip(a, b, strict=True)]
+    by_hand = [
+        10 * np.log10(1 / np.mean((x / 255.0 - y / 255.0) ** 2)) for x, y in zip(a, b, strict=True)
+    ]
     both = cell(samples_at(tmp_path / "a", a), baseline=samples_at(tmp_path / "b", b))
     found = fidelity.extract(both, metrics()["psnr.vs_none"])
     np.testing.assert_allclose(found["psnr.vs_none"], by_hand, rtol=1e-12)
@@ -94,7 +114,8 @@ def test_psnr_is_per_sample_and_capped_where_nothing_changed(tmp_path):
 
 
 def slow_ssim(x, y):
-    """Wang et al. 2004 with explicit windows; x, y [H, W, 3] in 0..1, windows that lie wholly in the picture."""
+    """Wang et al. 2004 with explicit windows; x, y [H, W, 3] in 0..1, windows that lie wholly in
+    the picture."""
     axis = np.arange(11) - 5
     g = np.exp(-(axis**2) / (2 * 1.5**2))
     window = np.outer(g, g) / g.sum() ** 2
@@ -114,7 +135,9 @@ def test_ssim_is_the_published_one_and_does_not_look_beyond_the_border(size):
     """Windows over reflected borders moved a sample by up to .034."""
     a = noise(0, 1, *size, 3)
     b = (0.6 * a + 0.4 * noise(1, 1, *size, 3)).astype(np.uint8)
-    assert fidelity.similarity(a, b)[0] == pytest.approx(slow_ssim(a[0] / 255, b[0] / 255), abs=1e-4)
+    assert fidelity.similarity(a, b)[0] == pytest.approx(
+        slow_ssim(a[0] / 255, b[0] / 255), abs=1e-4
+    )
 
 
 def test_ms_ssim_is_torchmetrics_own(tmp_path):
@@ -129,29 +152,45 @@ def test_ms_ssim_is_torchmetrics_own(tmp_path):
     )
     assert fidelity.refuse(both, metric) == ""
     found = fidelity.extract(both, metric)[metric.name]
-    expected = [float(oracle(to_pixels(x[None]), to_pixels(y[None]))) for x, y in zip(a, b, strict=True)]
+    expected = [
+        float(oracle(to_pixels(x[None]), to_pixels(y[None]))) for x, y in zip(a, b, strict=True)
+    ]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert found.min() > 0 and found.max() < 1
 
 
 def test_ms_ssim_is_refused_where_halving_leaves_less_than_a_window(tmp_path):
-    small, metric = samples_at(tmp_path / "s", noise(0, 1, 175, 200, 3)), metrics()["ms_ssim.vs_none"]
+    small, metric = (
+        samples_at(tmp_path / "s", noise(0, 1, 175, 200, 3)),
+        metrics()["ms_ssim.vs_none"],
+    )
     assert "at least 176 pixels" in fidelity.refuse(cell(small, baseline=small), metric)
 
 
 def test_pooled_psnr_is_that_of_the_mean_error_and_never_above_the_mean_psnr():
     errors = np.array([0.1, 0.001, 0.0])
     assert fidelity.pooled(errors) == pytest.approx(10 * np.log10(3 / 0.101))
-    assert fidelity.pooled(errors) < fidelity.decibels(errors).mean() == pytest.approx((10 + 30 + 100) / 3)
+    assert (
+        fidelity.pooled(errors)
+        < fidelity.decibels(errors).mean()
+        == pytest.approx((10 + 30 + 100) / 3)
+    )
     assert fidelity.pooled(np.zeros(2)) == 100
 
 
 def test_psnr_and_ssim_that_contradict_each_other_are_doubted():
     a, b = noise(0, 1, 32, 32, 3), noise(1, 1, 32, 32, 3)
     wrapped = 10 * np.log10(255**2 / np.mean((a - b) ** 2))
-    assert "8-bit differences that wrapped round" in fidelity.doubtful(wrapped, fidelity.similarity(a, b)[0])
+    assert "8-bit differences that wrapped round" in fidelity.doubtful(
+        wrapped, fidelity.similarity(a, b)[0]
+    )
     honest = fidelity.decibels(fidelity.frame_errors(a, b)).mean()
-    assert fidelity.doubtful(honest, 0.1) == fidelity.doubtful(35, 0.9) == fidelity.doubtful(None, None) == ""
+    assert (
+        fidelity.doubtful(honest, 0.1)
+        == fidelity.doubtful(35, 0.9)
+        == fidelity.doubtful(None, None)
+        == ""
+    )
 
 
 def test_a_video_is_the_mean_of_its_frames(tmp_path):
@@ -179,13 +218,17 @@ def test_a_metric_that_cannot_run_says_why(tmp_path, judge_folder, monkeypatch):
     assert "cannot be held against" in fidelity.refuse(cell(small, baseline=large), psnr)
     assert "at least 11 pixels" in fidelity.refuse(cell(small, baseline=small), ssim)
     assert (
-        fidelity.refuse(cell(small, baseline=small), psnr) == fidelity.refuse(cell(large, baseline=large), ssim) == ""
+        fidelity.refuse(cell(small, baseline=small), psnr)
+        == fidelity.refuse(cell(large, baseline=large), ssim)
+        == ""
     )
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     assert "torchmetrics cannot be imported" in fidelity.refuse(cell(large, baseline=large), ssim)
     align = table["align.shapes_v1"]
     assert "paints none" in alignment.refuse(cell(large, world=""), align)
-    assert "no weights (video.safetensors" in alignment.refuse(cell(large, world="video", judge_folder=tmp_path), align)
+    assert "no weights (video.safetensors" in alignment.refuse(
+        cell(large, world="video", judge_folder=tmp_path), align
+    )
     assert "no ground truth" in alignment.refuse(cell(large, judge_folder=judge_folder), align)
     assert frechet.refuse(cell(large, judge_folder=judge_folder), table["fd.shapes_v1"]) == ""
 
@@ -214,7 +257,9 @@ def test_what_the_judge_reads_is_what_agreement_and_features_say(world, tmp_path
     np.testing.assert_allclose(found["align.shapes_v1"], np.mean(parts, axis=0))
     if world == "class":
         one = (read.shape >= 0).sum(1) == 1
-        np.testing.assert_array_equal(found["align.shapes_v1"], ((read.labels == scenes.labels) & one).double())
+        np.testing.assert_array_equal(
+            found["align.shapes_v1"], ((read.labels == scenes.labels) & one).double()
+        )
     else:
         background = (read.background == scenes.background).double()
         np.testing.assert_array_equal(found["align.shapes_v1.background"], background)
@@ -235,7 +280,10 @@ def test_samples_must_be_bytes(tmp_path):
 
 
 def test_the_fingerprint_of_alignment_follows_the_judge_and_the_truths(tmp_path, judge_folder):
-    samples, metric = samples_at(tmp_path / "s", noise(0, 1, 64, 64, 3)), metrics()["align.shapes_v1"]
+    samples, metric = (
+        samples_at(tmp_path / "s", noise(0, 1, 64, 64, 3)),
+        metrics()["align.shapes_v1"],
+    )
     other = tmp_path / "judge"
     other.mkdir()
     (other / "still.safetensors").write_bytes(b"another judge")
@@ -269,20 +317,29 @@ def test_a_missing_or_damaged_reference_is_named(tmp_path):
 
 
 def test_a_metric_is_plain_data():
-    assert Metric(name="a.b", family="fidelity", better="higher", unit="", doc="A.", needs="b").module is fidelity
+    assert (
+        Metric(name="a.b", family="fidelity", better="higher", unit="", doc="A.", needs="b").module
+        is fidelity
+    )
 
 
-@pytest.mark.parametrize(("world", "shape"), [("class", (3, 32, 32, 3)), ("video", (3, 5, 32, 32, 3))])
+@pytest.mark.parametrize(
+    ("world", "shape"), [("class", (3, 32, 32, 3)), ("video", (3, 5, 32, 32, 3))]
+)
 def test_perceptual_distance_is_nothing_for_the_same_picture_and_refused_without_a_baseline(
     tmp_path, judge_folder, world, shape
 ):
     metric, mine, other = metrics()["perceptual.shapes_v1"], noise(0, *shape), noise(1, *shape)
     mine[0] = other[0]
     told = {"world": world, "judge_folder": judge_folder}
-    both = cell(samples_at(tmp_path / "a", mine), baseline=samples_at(tmp_path / "b", other), **told)
+    both = cell(
+        samples_at(tmp_path / "a", mine), baseline=samples_at(tmp_path / "b", other), **told
+    )
     assert perceptual.refuse(both, metric) == ""
     found = perceptual.extract(both, metric)["perceptual.shapes_v1"]
-    assert found.shape == (3,) and found[0] == 0 and (found[1:] > 0.01).all() and (found <= 16).all()
+    assert (
+        found.shape == (3,) and found[0] == 0 and (found[1:] > 0.01).all() and (found <= 16).all()
+    )
     alone = cell(both.samples, no_baseline="this is the baseline itself", **told)
     assert perceptual.refuse(alone, metric) == "this is the baseline itself"
     assert perceptual.fingerprint(alone, metric) != perceptual.fingerprint(both, metric)

@@ -1,4 +1,5 @@
-"""The page in a real browser: its script is run by headless Chromium, and what the document then is, is read back."""
+"""The page in a real browser: its script is run by headless Chromium, and what the document then
+is, is read back."""
 
 import json
 import re
@@ -14,25 +15,36 @@ from report_runs import STACKS, write_run
 from ditbench import reports
 
 CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
 )
 PUBLISHED = Path(__file__).parents[1] / "reports/published"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
-
-
-HOSTILE = (
-    "\"><script>window.errors.push('script')</script><img src=x onerror=\"window.errors.push('image')\"> & '</option>"
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here; apt-get install chromium"
 )
+
+
+HOSTILE = "\"><script>window.errors.push('script')</script><img src=x onerror=\"window.errors.push('image')\"> & '</option>"
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    run = write_run(tmp_path_factory.mktemp("page") / "run", models=("pixart-tiny", "wan-tiny"), n=12, prompt=HOSTILE)
+    run = write_run(
+        tmp_path_factory.mktemp("page") / "run",
+        models=("pixart-tiny", "wan-tiny"),
+        n=12,
+        prompt=HOSTILE,
+    )
     return reports.build([run]).page
 
 
 def seen(page, script):
-    """What `script`, run in the page after its own, leaves in `out`; errors of either are in it too. In virtual time."""
+    """What `script`, run in the page after its own, leaves in `out`; errors of either are in it
+    too. In virtual time."""
     probe = f"""<script>const out = {{}}; try {{ {script} }} catch (error) {{ out.error = String(error); }}
     const pre = document.createElement("pre"); pre.id = "probe";
     pre.textContent = JSON.stringify({{...out, errors: window.errors}}); document.body.append(pre);</script></body>"""
@@ -50,7 +62,9 @@ def seen(page, script):
         path.as_uri(),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = json.loads(unescape(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S).group(1)))
+    found = json.loads(
+        unescape(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S).group(1))
+    )
     assert found.pop("errors") == [] and "error" not in found, found
     return found
 
@@ -73,9 +87,17 @@ def test_a_click_sorts_a_table_and_the_baseline_stays_on_top(page):
       out.names = {STACK_NAMES}; out.left = heads[column].getAttribute("aria-sort");
     """)  # fmt: skip
     ran = sum(status == "ok" for _, status in STACKS)
-    assert found["before"][0] == found["stacks"][0] == found["names"][0] == "none" and found["told"] == "descending"
+    assert (
+        found["before"][0] == found["stacks"][0] == found["names"][0] == "none"
+        and found["told"] == "descending"
+    )
     down, up = found["down"][1:ran], found["up"][1:ran]
-    assert down == sorted(down, reverse=True) and up == sorted(up) and sorted(down) == up and len(set(up)) > 2
+    assert (
+        down == sorted(down, reverse=True)
+        and up == sorted(up)
+        and sorted(down) == up
+        and len(set(up)) > 2
+    )
     assert sorted(found["before"]) == sorted(found["stacks"]) and found["left"] is None
     assert found["names"][1:] == sorted(found["names"][1:])
 
@@ -88,9 +110,9 @@ def test_every_row_has_its_command_to_copy_and_its_key_to_hover(page):
       out.selected = getSelection().toString(); out.told = button.textContent; out.first = code.textContent;
       out.keys = [...document.querySelectorAll("section.model table")[0].tBodies[0].rows].map((row) => row.cells[0].title);
     """)  # fmt: skip
-    assert (len(found["commands"]) == 2 * len(STACKS) and found["selected"] == "") or found["selected"] == found[
-        "first"
-    ]
+    assert (len(found["commands"]) == 2 * len(STACKS) and found["selected"] == "") or found[
+        "selected"
+    ] == found["first"]
     assert all(c.startswith("python run_bench.py run --models ") for c in found["commands"])
     assert found["keys"][0] == "pixart-tiny--none" and all(found["keys"])
 
@@ -105,9 +127,15 @@ def test_a_picture_opens_from_the_page_itself_wherever_its_file_is(page):
       out.opened = opened; out.types = blobs.map((blob) => blob.type); out.sizes = blobs.map((blob) => blob.size);
       out.held = pictures.map((picture) => picture.src.length);
     """)  # fmt: skip
-    assert found["opened"] == [f"blob:{i + 1}" for i in range(len(found["held"]))] and len(found["held"]) > 4
+    assert (
+        found["opened"] == [f"blob:{i + 1}" for i in range(len(found["held"]))]
+        and len(found["held"]) > 4
+    )
     assert set(found["types"]) <= {"image/png", "image/webp"}
-    assert all(abs(size - 0.75 * held) < 40 for size, held in zip(found["sizes"], found["held"], strict=True))
+    assert all(
+        abs(size - 0.75 * held) < 40
+        for size, held in zip(found["sizes"], found["held"], strict=True)
+    )
 
 
 def test_one_model_can_be_shown_alone(page):
@@ -160,7 +188,12 @@ def test_videos_play_and_pause_frame_by_frame_in_both_stacks_at_once(page):
       of("play").click(); out.paused = of("play").textContent; out.stopped = stopped;
       out.strips = [...viewer.querySelectorAll(".strip")].map((strip) => strip.style.backgroundImage.slice(0, 20));
     """)  # fmt: skip
-    assert (found["playing"], found["frame"], found["paused"], found["stopped"]) == ("pause", "2", "play", 7)
+    assert (found["playing"], found["frame"], found["paused"], found["stopped"]) == (
+        "pause",
+        "2",
+        "play",
+        7,
+    )
     assert found["places"] == ["25% 0%", "25% 0%"]  # the third of nine frames
     assert found["strips"] == ['url("data:image/webp'] * 2
 
@@ -181,8 +214,9 @@ WORK = """
   out.eager = [...document.images].filter((image) => image.loading !== "lazy").length;
   out.script = [...document.scripts].map((script) => script.textContent.length).reduce((a, b) => a + b);
 """
-"""What a browser has to do before it shows the page: elements to lay out, pictures to decode, characters of script to run. How long that
-takes is the machine's (`python -m ditbench.benchmarks`)."""
+"""What a browser has to do before it shows the page: elements to lay out, pictures to decode,
+characters of script to run. How long that takes is the machine's (`python -m
+ditbench.testing.benchmarks`)."""
 
 
 def test_a_model_with_forty_stacks_takes_a_quarter_of_what_a_page_may_weigh(tmp_path):
@@ -191,17 +225,25 @@ def test_a_model_with_forty_stacks_takes_a_quarter_of_what_a_page_may_weigh(tmp_
     page = reports.build([run]).page
     assert page.stat().st_size <= 15e6 / 4
     found = seen(page, WORK)
-    assert found["elements"] <= 20_000 / 4 and found["eager"] == 0 and found["script"] <= 10_000, found
+    assert found["elements"] <= 20_000 / 4 and found["eager"] == 0 and found["script"] <= 10_000, (
+        found
+    )
 
 
-@pytest.mark.parametrize("published", sorted(PUBLISHED.glob("*/index.html")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "published", sorted(PUBLISHED.glob("*/index.html")), ids=lambda path: path.parent.name
+)
 def test_the_files_a_published_page_links_to_are_kept_beside_it(published):
     text = published.read_text()
     links = set(re.findall(r'<a href="([^"#][^"]*)"', text))
-    assert links and not [link for link in links if not (published.parent / unquote(link)).is_file()]
+    assert links and not [
+        link for link in links if not (published.parent / unquote(link)).is_file()
+    ]
 
 
-@pytest.mark.parametrize("published", sorted(PUBLISHED.glob("*/index.html")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "published", sorted(PUBLISHED.glob("*/index.html")), ids=lambda path: path.parent.name
+)
 def test_a_published_page_opens_without_an_error_and_is_light_enough(published, tmp_path):
     assert published.stat().st_size <= 15e6
     page = Path(shutil.copy(published, tmp_path))

@@ -1,4 +1,5 @@
-"""PickScore on the real CLIP classes with small random weights; the published folder is the only thing that is missing."""
+"""PickScore on the real CLIP classes with small random weights; the published folder is the only
+thing that is missing."""
 
 import hashlib
 import json
@@ -9,9 +10,11 @@ import torch
 from safetensors.numpy import save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from ditbench.metrics import metrics, pickscore, published
-from ditbench.metrics.published import Published
+from ditbench.metrics import pickscore
+from ditbench.metrics import pinned_files as published
+from ditbench.metrics.pinned_files import Published
 from ditbench.metrics.samples import Sampled, Samples
+from ditbench.metrics.table import metrics
 
 METRIC = metrics()["pickscore.v1"]
 
@@ -19,7 +22,12 @@ METRIC = metrics()["pickscore.v1"]
 def cell(path, samples, prompts):
     save_file({"samples": samples}, path / "s")
     return Sampled(
-        world="", weights="bundled", samples=Samples(path / "s"), truths=None, baseline=None, prompts=prompts
+        world="",
+        weights="bundled",
+        samples=Samples(path / "s"),
+        truths=None,
+        baseline=None,
+        prompts=prompts,
     )
 
 
@@ -32,7 +40,12 @@ def folder(tmp_path, monkeypatch):
     words = {word: i for i, word in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
     (at / "vocab.json").write_text(json.dumps(words))
     (at / "merges.txt").write_text("#version: 0.2\n")
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     ends = {
         "vocab_size": len(words),
         "bos_token_id": len(words) - 2,
@@ -41,12 +54,16 @@ def folder(tmp_path, monkeypatch):
     }
     torch.manual_seed(0)
     config = CLIPConfig(
-        text_config=size | ends, vision_config=size | {"image_size": 32, "patch_size": 8}, projection_dim=8
+        text_config=size | ends,
+        vision_config=size | {"image_size": 32, "patch_size": 8},
+        projection_dim=8,
     )
     CLIPModel(config).save_pretrained(at)
     sha256 = hashlib.sha256((at / "model.safetensors").read_bytes()).hexdigest()
     monkeypatch.setattr(
-        pickscore, "WEIGHTS", Published(extractor="pickscore_v1", name="model.safetensors", sha256=sha256, where="here")
+        pickscore,
+        "WEIGHTS",
+        Published(extractor="pickscore_v1", name="model.safetensors", sha256=sha256, where="here"),
     )
     monkeypatch.setenv(published.FOLDER, str(tmp_path / "shelf"))
     return at
@@ -58,7 +75,10 @@ def test_scores_are_the_models_own_logits_of_each_pair(folder, tmp_path):
     sampled = cell(tmp_path, samples, prompts)
     assert pickscore.refuse(sampled, METRIC) == ""
     found = pickscore.extract(sampled, METRIC)
-    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        CLIPModel.from_pretrained(folder).eval(),
+        CLIPTokenizer.from_pretrained(folder),
+    )
     for i, prompt in enumerate(prompts):
         told = tokenizer([prompt], truncation=True, max_length=77, return_tensors="pt")
         pixels = torch.from_numpy(pickscore.prepared(samples[i : i + 1], 32))
@@ -72,21 +92,25 @@ def test_pictures_are_prepared_as_clips_own_processor_does():
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     picture = np.random.default_rng(0).integers(0, 256, (45, 63, 3), dtype=np.uint8)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
     expected = np.asarray(processor(picture, return_tensors="np")["pixel_values"][0])
     np.testing.assert_allclose(pickscore.prepared(picture[None], 32)[0], expected, atol=1e-5)
 
 
-def test_another_folder_has_no_published_name_and_an_unpinned_one_neither(folder, tmp_path, monkeypatch):
+def test_another_folder_has_no_published_name_and_an_unpinned_one_neither(
+    folder, tmp_path, monkeypatch
+):
     sampled = cell(tmp_path, np.zeros((1, 8, 8, 3), np.uint8), ["a"])
     (folder / "model.safetensors").write_bytes(b"other")
     assert "is not the published model.safetensors" in pickscore.refuse(sampled, METRIC)
     monkeypatch.undo()
     monkeypatch.setenv(published.FOLDER, str(tmp_path / "shelf"))
     assert "the sha256 of the published model.safetensors" in pickscore.refuse(sampled, METRIC)
-    assert pickscore.refuse(cell(tmp_path, np.zeros((1, 2, 8, 8, 3), np.uint8), ["a"]), METRIC).startswith(
-        "these are videos"
-    )
+    assert pickscore.refuse(
+        cell(tmp_path, np.zeros((1, 2, 8, 8, 3), np.uint8), ["a"]), METRIC
+    ).startswith("these are videos")
     assert (
         pickscore.refuse(cell(tmp_path, np.zeros((1, 8, 8, 3), np.uint8), None), METRIC)
         == "the requests carry no prompts"

@@ -1,4 +1,5 @@
-"""Artefacts: keyed by what they depend on, whole or absent, never made by a run, and named when missing or damaged."""
+"""Artefacts: keyed by what they depend on, whole or absent, never made by a run, and named when
+missing or damaged."""
 
 import json
 from dataclasses import replace
@@ -6,14 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ditbench import artifact, prepare
-from ditbench.method import METHODS, Stage, knob, method
-from ditbench.models import models
-from ditbench.plan import plan
-from ditbench.spec import Spec
-from ditbench.stack import Stack
-from ditbench.student import Trainee
-from ditbench.workload import make_requests, training_requests
+from ditbench.method import METHODS, Stage, artifact, knob, method, prepare
+from ditbench.method.probe import Trainee
+from ditbench.method.stack import Stack
+from ditbench.models.requests import make_requests, training_requests
+from ditbench.models.table import models
+from ditbench.runner.plan import plan
+from ditbench.runner.spec import Spec
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,9 @@ def trained():
             return {"version": 1, "size": self.size}
 
         def prepare(self, folder, room):
-            (folder / "table.txt").write_text(f"{room.model.name} {room.below} {room.sampling.steps} {self.size}")
+            (folder / "table.txt").write_text(
+                f"{room.model.name} {room.below} {room.sampling.steps} {self.size}"
+            )
             SEEN.append([g.initial_seed() for g in room.draw(0, 3)["generator"]])
             room.tell({"done": 1, "of": 1})
             return {"note": "made"}
@@ -59,10 +61,14 @@ def need(stack, model="dit-tiny"):
 
 
 def ready(stack, model="dit-tiny"):
-    return prepare.prepare([models()[model]], Stack.parse(stack), "bundled", lambda need: lambda row: None)
+    return prepare.prepare(
+        [models()[model]], Stack.parse(stack), "bundled", lambda need: lambda row: None
+    )
 
 
-def test_a_cell_without_its_artefact_is_refused_with_the_command_and_planned_once_it_is_there(trained):
+def test_a_cell_without_its_artefact_is_refused_with_the_command_and_planned_once_it_is_there(
+    trained,
+):
     spec = Spec(models=("dit-tiny",), methods=(f"fora+{trained}", trained), num_samples=4)
     cells = {str(cell.stack): cell for cell in plan(spec)}
     told = (
@@ -94,7 +100,11 @@ def test_every_training_has_a_key_a_command_and_requests_of_its_own(trained):
     SEEN.clear()
     stacks = [trained, "trained_test(training=1)", "trained_test(training=15)"]
     needs = [need(stack) for stack in stacks]
-    assert len({n.key for n in needs}) == 3 and "training" not in needs[0].recipe and needs[1].recipe["training"] == 1
+    assert (
+        len({n.key for n in needs}) == 3
+        and "training" not in needs[0].recipe
+        and needs[1].recipe["training"] == 1
+    )
     assert "prepare 'trained_test(training=1)' --models dit-tiny" in needs[1].sentence
     for stack in stacks:
         assert ready(stack)[0]["made"]
@@ -104,8 +114,14 @@ def test_every_training_has_a_key_a_command_and_requests_of_its_own(trained):
 
 
 def test_what_is_learned_on_top_of_another_training_is_another_table():
-    tables = ["distill+diffsparse", "distill(training=1)+diffsparse", "distill+diffsparse(training=1)"]
-    keys = {artifact.needs_of(models()["dit-tiny"], Stack.parse(t), "bundled")[1].key for t in tables}
+    tables = [
+        "distill+diffsparse",
+        "distill(training=1)+diffsparse",
+        "distill+diffsparse(training=1)",
+    ]
+    keys = {
+        artifact.needs_of(models()["dit-tiny"], Stack.parse(t), "bundled")[1].key for t in tables
+    }
     assert len(keys) == 3
     with pytest.raises(ValueError, match="takes a training or a given student, not both"):
         Stack.parse("distill(student='s', training=1)")
@@ -123,7 +139,10 @@ def test_what_is_prepared_reaches_the_method(trained):
 
     ready(trained)
     folders = {
-        name: a.folder for name, a in artifact.resolve(models()["dit-tiny"], Stack.parse(trained), "bundled").items()
+        name: a.folder
+        for name, a in artifact.resolve(
+            models()["dit-tiny"], Stack.parse(trained), "bundled"
+        ).items()
     }
     with Stack.parse(trained).attached(tiny("dit").pipeline, folders) as attached:
         assert attached.counters() == {"trained_test.dit-tiny none 20 3": 1}
@@ -141,16 +160,21 @@ def test_a_failed_preparation_leaves_nothing(trained, monkeypatch):
 
 
 def test_a_note_that_no_record_holds_is_named_and_scalars_of_numpy_are_kept(trained, monkeypatch):
-    monkeypatch.setattr(METHODS[trained], "prepare", lambda self, folder, room: {"held_out": np.float32("nan")})
+    monkeypatch.setattr(
+        METHODS[trained], "prepare", lambda self, folder, room: {"held_out": np.float32("nan")}
+    )
     with pytest.raises(ValueError, match="the note held_out of trained_test's preparation is nan"):
         ready(trained)
     assert artifact.find(need(trained)) is None
-    monkeypatch.setattr(METHODS[trained], "prepare", lambda self, folder, room: {"held_out": np.float32(0.5)})
+    monkeypatch.setattr(
+        METHODS[trained], "prepare", lambda self, folder, room: {"held_out": np.float32(0.5)}
+    )
     assert ready(trained)[0]["held_out"] == 0.5
 
 
 def test_what_is_below_is_found_in_the_folder_everything_is_made_in(trained, tmp_path):
-    """`--out` elsewhere: the methods on top are prepared with what was just made there, not with what is nowhere."""
+    """`--out` elsewhere: the methods on top are prepared with what was just made there, not with
+    what is nowhere."""
 
     @method("above_test", family="test", stage=Stage.COMPILE, claims={"compile"})
     class Above:
@@ -165,9 +189,15 @@ def test_what_is_below_is_found_in_the_folder_everything_is_made_in(trained, tmp
 
     try:
         told = (lambda need: lambda row: None), tmp_path / "elsewhere"
-        rows = prepare.prepare([models()["dit-tiny"]], Stack.parse(f"{trained}+above_test"), "bundled", *told)
-        assert [row["made"] for row in rows] == [True, True] and rows[1]["below"] == "dit-tiny none 20 3"
-        rows = prepare.prepare([models()["dit-tiny"]], Stack.parse(f"{trained}+above_test"), "bundled", *told)
+        rows = prepare.prepare(
+            [models()["dit-tiny"]], Stack.parse(f"{trained}+above_test"), "bundled", *told
+        )
+        assert [row["made"] for row in rows] == [True, True] and rows[1][
+            "below"
+        ] == "dit-tiny none 20 3"
+        rows = prepare.prepare(
+            [models()["dit-tiny"]], Stack.parse(f"{trained}+above_test"), "bundled", *told
+        )
         assert [row["made"] for row in rows] == [False, False]
     finally:
         METHODS.pop("above_test", None)
@@ -177,9 +207,13 @@ def test_a_damaged_artefact_is_named(trained):
     ready(trained)
     path = artifact.find(need(trained)).folder / "table.txt"
     path.write_text("other")
-    with pytest.raises(ValueError, match=r"table.txt is damaged or missing; remove .*prepare 'trained_test'"):
+    with pytest.raises(
+        ValueError, match=r"table.txt is damaged or missing; remove .*prepare 'trained_test'"
+    ):
         artifact.find(need(trained))
-    assert "damaged" in plan(Spec(models=("dit-tiny",), methods=(trained,), num_samples=4))[1].refusal
+    assert (
+        "damaged" in plan(Spec(models=("dit-tiny",), methods=(trained,), num_samples=4))[1].refusal
+    )
 
 
 def test_a_stack_that_needs_nothing_is_told():
@@ -189,7 +223,11 @@ def test_a_stack_that_needs_nothing_is_told():
 
 def test_diffsparse_names_its_command():
     cells = plan(
-        Spec(models=("pixart-tiny",), methods=("diffsparse", "diffsparse(allocator='uniform')"), num_samples=4)
+        Spec(
+            models=("pixart-tiny",),
+            methods=("diffsparse", "diffsparse(allocator='uniform')"),
+            num_samples=4,
+        )
     )
     assert "python run_bench.py prepare 'diffsparse' --models pixart-tiny" in cells[1].refusal
     assert cells[2].refusal == ""
@@ -199,7 +237,9 @@ def test_a_learned_table_is_of_one_budget_and_a_measured_one_of_all():
     at = {keep: need(f"diffsparse(keep={keep})").key for keep in (0.46, 0.57)}
     assert at[0.46] != at[0.57] == need("diffsparse(keep=0.46, learned_at=0.57)").key
     assert "prepare 'diffsparse(keep=0.57)'" in need("diffsparse(keep=0.57)").sentence
-    measured = {need(f"diffsparse(allocator='sensitivity', keep={keep})").key for keep in (0.46, 0.57)}
+    measured = {
+        need(f"diffsparse(allocator='sensitivity', keep={keep})").key for keep in (0.46, 0.57)
+    }
     assert len(measured) == 1 and not measured & set(at.values())
 
 
@@ -225,7 +265,10 @@ def test_training_requests_are_disjoint_from_every_evaluation(name):
 
 def test_what_is_tuned_alone_is_prepared_on_the_plain_model_and_its_steps(trained):
     def needs(text):
-        return {n.method: n for n in artifact.needs_of(models()["pixart-tiny"], Stack.parse(text), "bundled")}
+        return {
+            n.method: n
+            for n in artifact.needs_of(models()["pixart-tiny"], Stack.parse(text), "bundled")
+        }
 
     alone, stacked = needs("distill+diffsparse(tuned='alone')"), needs("distill+diffsparse")
     assert alone["diffsparse"].key == needs("diffsparse")["diffsparse"].key
@@ -245,7 +288,10 @@ def test_what_is_prepared_below_is_in_place_when_the_next_is_prepared(trained, m
 
         def prepare(self, folder, room):
             probe = Trainee()
-            probe.attach, probe.traits = lambda pipeline, at: None, replace(Trainee.traits, claims=frozenset())
+            probe.attach, probe.traits = (
+                lambda pipeline, at: None,
+                replace(Trainee.traits, claims=frozenset()),
+            )
             with room.attached(probe) as attached:
                 seen.update(attached.counters())
             return {}

@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 from small_extractors import write_extractors
 
-from ditbench.building import build
-from ditbench.cli import main
-from ditbench.distances import Moments, Reference
-from ditbench.extractors import FOLDER, Shelf, extractors
-from ditbench.pictures import CHUNK, Pictures, files, open_picture
-from ditbench.references import read, write
+from ditbench.cli.commands import main
+from ditbench.extractors.build_reference import build
+from ditbench.extractors.images import CHUNK, Pictures, files, open_picture
+from ditbench.extractors.references import read, write
+from ditbench.extractors.shelf import Shelf
+from ditbench.extractors.table import FOLDER, extractors
+from ditbench.statistics.frechet import Reference
+from ditbench.statistics.moments import Moments
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ def test_chunks_hold_one_size_and_no_more_than_a_chunk(tmp_path):
 
 def test_grey_and_transparent_pictures_are_read_and_deep_ones_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 7, np.uint8)).save(tmp_path / "grey.png")
-    assert (open_picture(tmp_path / "grey.png") == 7).all() and open_picture(tmp_path / "grey.png").shape == (4, 4, 3)
+    assert (open_picture(tmp_path / "grey.png") == 7).all() and open_picture(
+        tmp_path / "grey.png"
+    ).shape == (4, 4, 3)
     Image.fromarray(np.full((4, 4, 4), 9, np.uint8)).save(tmp_path / "clear.png")
     assert (open_picture(tmp_path / "clear.png") == 9).all()
     Image.fromarray(np.full((4, 4), 700, np.uint16)).save(tmp_path / "deep.png")
@@ -68,7 +72,9 @@ def test_damaged_files_are_named_in_one_sentence_and_nothing_is_written(tmp_path
     assert not list(tmp_path.glob("*r.*"))
 
 
-def test_moments_and_rows_are_those_of_all_features_in_order_and_the_manifest_says_what_of(tmp_path, shelf):
+def test_moments_and_rows_are_those_of_all_features_in_order_and_the_manifest_says_what_of(
+    tmp_path, shelf
+):
     shots = pixels(CHUNK + 5)
     folder = write_pictures(tmp_path / "a", shots)
     told = []
@@ -77,11 +83,16 @@ def test_moments_and_rows_are_those_of_all_features_in_order_and_the_manifest_sa
     held = read(tmp_path / "r.safetensors", shelf.table["dinov2_l14"], "cls")
     np.testing.assert_allclose(held.features, features, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(held.mean, features.astype(float).mean(0), rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(held.root @ held.root.T, np.cov(features.astype(float), rowvar=False), atol=1e-6)
+    np.testing.assert_allclose(
+        held.root @ held.root.T, np.cov(features.astype(float), rowvar=False), atol=1e-6
+    )
     assert held.n == made["n"] == CHUNK + 5 and told[-1] == {"done": CHUNK + 5, "of": CHUNK + 5}
     manifest = json.loads((tmp_path / "r.json").read_text())
     assert manifest["weights_sha256"] == dict(shelf.table["dinov2_l14"].files)
-    assert manifest["pictures_sha256"]["3.png"] == hashlib.sha256((folder / "3.png").read_bytes()).hexdigest()
+    assert (
+        manifest["pictures_sha256"]["3.png"]
+        == hashlib.sha256((folder / "3.png").read_bytes()).hexdigest()
+    )
     assert len(manifest["pictures_sha256"]) == CHUNK + 5
 
 
@@ -92,10 +103,16 @@ def test_an_npz_streams_its_pictures_and_its_published_moments_win(tmp_path, she
         x = rng.standard_normal((40, d)) * 0.1
         moments |= {mean: x.mean(0), covariance: np.cov(x, rowvar=False)}
     np.savez_compressed(tmp_path / "batch.npz", arr_0=shots)
-    np.testing.assert_array_equal(np.concatenate(list(Pictures(tmp_path / "batch.npz").chunks())), shots)
+    np.testing.assert_array_equal(
+        np.concatenate(list(Pictures(tmp_path / "batch.npz").chunks())), shots
+    )
     np.savez(tmp_path / "adm.npz", arr_0=shots[:3], **moments)
     made = build(tmp_path / "adm.npz", "tf2015", tmp_path / "r.safetensors", shelf)
-    assert made["moments"] == {"pool": "as published", "classes": "of the pictures", "spatial": "as published"}
+    assert made["moments"] == {
+        "pool": "as published",
+        "classes": "of the pictures",
+        "spatial": "as published",
+    }
     row = shelf.table["tf2015"]
     for path in (tmp_path / "r.safetensors", tmp_path / "adm.npz"):
         held = read(path, row, "spatial")
@@ -118,7 +135,9 @@ def test_a_file_of_another_extractor_is_refused(tmp_path):
     held = Reference.of(Moments.of(np.random.default_rng(0).standard_normal((9, 3))))
     write(tmp_path / "r.safetensors", extractors()["tf2015"], {"pool": held}, {})
     assert read(tmp_path / "r.safetensors", extractors()["tf2015"], "pool").features is None
-    with pytest.raises(ValueError, match=r"was made by tf2015 \(key [0-9a-f]{8}\), not by dinov2_l14"):
+    with pytest.raises(
+        ValueError, match=r"was made by tf2015 \(key [0-9a-f]{8}\), not by dinov2_l14"
+    ):
         read(tmp_path / "r.safetensors", extractors()["dinov2_l14"], "cls")
     with pytest.raises(ValueError, match="has no spatial of tf2015"):
         read(tmp_path / "r.safetensors", extractors()["tf2015"], "spatial")
@@ -147,8 +166,14 @@ def test_the_command_says_in_one_sentence_what_is_missing(tmp_path, capsys, monk
             ["--extractor", "tf2015", "--out", str(tmp_path / "r.safetensors")],
             "tf2015 lacks weights-inception-2015-12-05",
         ),
-        (["--extractor", "tf2016", "--out", str(tmp_path / "r.safetensors")], "no extractor 'tf2016'"),
-        (["--extractor", "tf2015", "--out", str(tmp_path / "r.npz")], "does not end in .safetensors"),
+        (
+            ["--extractor", "tf2016", "--out", str(tmp_path / "r.safetensors")],
+            "no extractor 'tf2016'",
+        ),
+        (
+            ["--extractor", "tf2015", "--out", str(tmp_path / "r.npz")],
+            "does not end in .safetensors",
+        ),
     ):
         assert main(["reference", "build", str(folder), *arguments]) == 2
         err = capsys.readouterr().err

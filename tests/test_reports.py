@@ -1,4 +1,5 @@
-"""The report from hand-written run folders: nothing that misleads gets in, nothing that was run is left out."""
+"""The report from hand-written run folders: nothing that misleads gets in, nothing that was run is
+left out."""
 
 import csv
 import json
@@ -11,22 +12,20 @@ import pytest
 from PIL import Image
 from report_runs import ENVIRONMENT, REASONS, SCHEDULE, STACKS, WORLDS, key_of, write_run
 
-from ditbench import reports, summary, verdict
-from ditbench.distances import Reference
-from ditbench.metrics.stored import read_file, write_file
-from ditbench.reports import (
-    charts,
-    drawing,
-    figures,
-    grids,
-    heatmaps,
-    labels,
-    overview,
-    sections,
-    style,
-    terminal,
-    wording,
-)
+from ditbench import reports
+from ditbench.analysis import summary, verdict
+from ditbench.records.scores import read_file, write_file
+from ditbench.reports.figures import labels, style
+from ditbench.reports.figures import quality_time as figures
+from ditbench.reports.figures import sample_grid as grids
+from ditbench.reports.figures import scatter as drawing
+from ditbench.reports.figures import schedule_heatmap as heatmaps
+from ditbench.reports.figures import speed_memory as charts
+from ditbench.reports.sections import format as wording
+from ditbench.reports.sections import section as sections
+from ditbench.reports.terminal import overview
+from ditbench.reports.terminal import table as terminal
+from ditbench.statistics.frechet import Reference
 
 ROOT = Path(__file__).resolve().parents[1]
 AWAY = [(stack, status) for stack, status in STACKS if status != "ok"]
@@ -69,15 +68,29 @@ def lines_of(path):
 
 def test_a_report_has_tables_plots_grids_and_a_page_for_every_model(report, run):
     names = {str(path.relative_to(run / "report")) for path in report.files}
-    tables = {f"tables/{name}.{kind}" for name in ("speed", "quality", "stacking") for kind in ("csv", "md", "tex")}
+    tables = {
+        f"tables/{name}.{kind}"
+        for name in ("speed", "quality", "stacking")
+        for kind in ("csv", "md", "tex")
+    }
     plots = {
         f"plots/{model}-{what}.{kind}"
         for model in ("dit-tiny", "wan-tiny")
-        for what in ("quality-against-time", "promised-and-measured", "memory", "stacking", "crossover")
+        for what in (
+            "quality-against-time",
+            "promised-and-measured",
+            "memory",
+            "stacking",
+            "crossover",
+        )
         for kind in ("png", "svg")
     }
     plots |= {f"plots/{model}-schedules.png" for model in ("dit-tiny", "wan-tiny")}
-    assert names == tables | plots | {"grids/dit-tiny-samples.png", "grids/wan-tiny-samples.png", "index.html"}
+    assert names == tables | plots | {
+        "grids/dit-tiny-samples.png",
+        "grids/wan-tiny-samples.png",
+        "index.html",
+    }
     assert all(path.stat().st_size > 200 for path in report.files)
 
 
@@ -89,7 +102,9 @@ def test_a_heat_map_has_sub_layers_by_kind_and_depth_and_a_column_per_step():
 
 def test_every_cell_is_a_row_of_the_csv_with_its_record_key(report, run):
     speed = lines_of(run / "report/tables/speed.csv")
-    assert [(line["stack"], line["status"]) for line in speed if line["model"] == "dit-tiny"] == list(STACKS)
+    assert [
+        (line["stack"], line["status"]) for line in speed if line["model"] == "dit-tiny"
+    ] == list(STACKS)
     assert {line["key"] for line in speed} == {p.name for p in (run / "cells").iterdir()}
     assert {line["processor"] for line in speed if line["status"] == "ok"} == {"Imaginary 3000"}
     assert {line["num_samples"] for line in speed} == {"12"}
@@ -99,16 +114,22 @@ def test_cells_that_did_not_run_or_did_nothing_have_a_reason_and_no_numbers(repo
     reports.print_report(report)
     printed, page = capsys.readouterr().out, report.page.read_text()
     speed = {line["key"]: line for line in lines_of(run / "report/tables/speed.csv")}
-    quality = [line for line in lines_of(run / "report/tables/quality.csv") if line["status"] != "ok"]
+    quality = [
+        line for line in lines_of(run / "report/tables/quality.csv") if line["status"] != "ok"
+    ]
     assert {line["status"] for line in quality} == {"refused", "inert", "skipped", "failed", "oom"}
-    assert all(line[name] == "" for line in quality for name in ("value", "value_low", "delta", "mde"))
+    assert all(
+        line[name] == "" for line in quality for name in ("value", "value_low", "delta", "mde")
+    )
     assert all(line["reason"] for line in quality)
     for stack, status in AWAY:
         line = speed[key_of("dit-tiny", stack)]
         assert line["status"] == status and line["reason"] == REASONS[status]
         assert all(line[name] == "" for name in NUMBERS)
         assert f"{stack}: {status}: {REASONS[status]}" in " ".join(printed.split())
-        assert REASONS[status].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in page
+        assert (
+            REASONS[status].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in page
+        )
 
 
 def test_an_inert_cell_has_times_in_its_record_yet_no_speed_up_anywhere(report, run):
@@ -116,7 +137,12 @@ def test_an_inert_cell_has_times_in_its_record_yet_no_speed_up_anywhere(report, 
     assert json.loads((run / "cells" / key / "record.json").read_text())["timing"]
     (row,) = [r for r in report.sections[0].rows if r["key"] == key]
     assert all(row[name] is None for name in sections.TIMES)
-    assert row["speedup_flops"] is None and row["timing"]["call_s"] is None and not row["flops"] and not row["memory"]
+    assert (
+        row["speedup_flops"] is None
+        and row["timing"]["call_s"] is None
+        and not row["flops"]
+        and not row["memory"]
+    )
 
 
 def test_the_csv_has_the_four_speed_ups_at_full_precision_as_the_records_give_them(report, run):
@@ -136,19 +162,33 @@ def test_the_csv_has_the_four_speed_ups_at_full_precision_as_the_records_give_th
     flops = none["flops"]["flops"] / fora["flops"]["flops"]
     share = sum(t["denoise_s"] for t in none["timing"]) / sum(t["call_s"] for t in none["timing"])
     assert float(line["speedup_call"]) == pytest.approx(np.exp(np.mean(logs)), rel=1e-12)
-    assert float(line["speedup_call_low"]) < float(line["speedup_call"]) < float(line["speedup_call_high"])
+    assert (
+        float(line["speedup_call_low"])
+        < float(line["speedup_call"])
+        < float(line["speedup_call_high"])
+    )
     assert float(line["speedup_flops"]) == pytest.approx(flops, rel=1e-12)
-    assert float(line["speedup_predicted"]) == pytest.approx(1 / (1 - share + share / flops), rel=1e-9)
-    assert float(line["realised"]) == pytest.approx(float(line["speedup_denoise"]) / flops, rel=1e-12)
+    assert float(line["speedup_predicted"]) == pytest.approx(
+        1 / (1 - share + share / flops), rel=1e-9
+    )
+    assert float(line["realised"]) == pytest.approx(
+        float(line["speedup_denoise"]) / flops, rel=1e-12
+    )
     assert line["baseline_key"] == none["key"]
 
 
 def test_every_quality_number_carries_its_n_and_every_delta_its_baseline(report, run):
     lines = [line for line in lines_of(run / "report/tables/quality.csv") if line["value"]]
     assert all(int(line["value_n"]) == 12 for line in lines)
-    assert all(int(line["delta_n"]) == 12 and line["baseline_key"] for line in lines if line["delta"])
+    assert all(
+        int(line["delta_n"]) == 12 and line["baseline_key"] for line in lines if line["delta"]
+    )
     assert {line["part"] for line in lines} == {"", "shape", "colour", "pooled"}
-    assert {line["n_identical"] for line in lines if line["metric"] == "psnr.vs_none" and not line["part"]} == {"0"}
+    assert {
+        line["n_identical"]
+        for line in lines
+        if line["metric"] == "psnr.vs_none" and not line["part"]
+    } == {"0"}
     assert not [line for line in lines if line["stack"] == "none" and line["delta"]]
 
 
@@ -164,7 +204,9 @@ def test_prompts_names_and_reasons_are_escaped(tmp_path):
     run = write_run(tmp_path / "a<b>", models=("pixart-tiny",), stacks=stacks, n=9)
     (run / "command.txt").write_text("python run_bench.py --out 'a<b>' && echo \"</pre>\"\n")
     page = reports.build([run]).page.read_text()
-    assert page.count("<script") == 1 and "&lt;script&gt;alert(1)&lt;/script&gt;" in page.replace("<wbr>", "")
+    assert page.count("<script") == 1 and "&lt;script&gt;alert(1)&lt;/script&gt;" in page.replace(
+        "<wbr>", ""
+    )
     assert "<b>" not in page and "a&lt;b&gt;" in page
     assert page.count("</pre>") == page.count("<pre>")
     table = (run / "report/tables/speed.md").read_text()
@@ -181,7 +223,9 @@ def test_a_pipe_in_a_reason_does_not_break_the_markdown_table(report, run):
 def test_every_file_the_page_names_exists_and_none_is_remote(report):
     page = report.page.read_text()
     names = [part.split('"')[0] for mark in ('src="', 'href="') for part in page.split(mark)[1:]]
-    assert not [name for name in names if ":" in name.split("/")[0] and not name.startswith("data:image/")]
+    assert not [
+        name for name in names if ":" in name.split("/")[0] and not name.startswith("data:image/")
+    ]
     for name in names:
         if name.startswith("data:"):
             continue
@@ -189,7 +233,9 @@ def test_every_file_the_page_names_exists_and_none_is_remote(report):
             assert f'id="{name[1:]}"' in page
         else:
             assert (report.out / name).is_file(), name
-    assert any(name.endswith(".svg") for name in names) and any(name.endswith("-samples.png") for name in names)
+    assert any(name.endswith(".svg") for name in names) and any(
+        name.endswith("-samples.png") for name in names
+    )
 
 
 def test_a_damaged_record_is_named_and_the_rest_reported(tmp_path, capsys):
@@ -200,8 +246,16 @@ def test_a_damaged_record_is_named_and_the_rest_reported(tmp_path, capsys):
     report = reports.build([run])
     reports.print_report(report)
     out, page = capsys.readouterr().out, report.page.read_text()
-    assert [row["stack"] for row in report.sections[0].rows] == ["none", "fewer_steps(steps=10)", "fora(interval=3)"]
-    for text in (" ".join(out.split()), page, " ".join((run / "report/tables/speed.md").read_text().split())):
+    assert [row["stack"] for row in report.sections[0].rows] == [
+        "none",
+        "fewer_steps(steps=10)",
+        "fora(interval=3)",
+    ]
+    for text in (
+        " ".join(out.split()),
+        page,
+        " ".join((run / "report/tables/speed.md").read_text().split()),
+    ):
         assert f"cells/{bad.parent.name}/record.json is damaged" in text
         assert "scores/dit-tiny--fora-interval-3-.safetensors is damaged" in text
     told = reports.report_json(report)["runs"][0]
@@ -210,7 +264,9 @@ def test_a_damaged_record_is_named_and_the_rest_reported(tmp_path, capsys):
 
 def test_a_cell_without_samples_is_a_row_of_the_grid_with_the_reason(tmp_path):
     run = write_run(tmp_path / "run", n=9, stacks=STACKS[:2])
-    (run / "cells" / key_of("dit-tiny", STACKS[1][0]) / "samples.safetensors").write_bytes(b"\x00" * 40)
+    (run / "cells" / key_of("dit-tiny", STACKS[1][0]) / "samples.safetensors").write_bytes(
+        b"\x00" * 40
+    )
     (section,) = sections.read_sections([run])
     found = [grids.read_tiles(section, row) for row in section.rows]
     assert len(found[0].samples) == 8 and not found[0].trouble
@@ -224,7 +280,10 @@ def test_a_drifting_baseline_marks_the_rows_suspect_and_prints_the_bound(tmp_pat
     reports.print_report(report)
     out = " ".join(capsys.readouterr().out.split())
     assert out.count("suspect") >= 3
-    assert f"above {100 * summary.DRIFT_BOUND:.1f} % the times of this model are not to be trusted" in out
+    assert (
+        f"above {100 * summary.DRIFT_BOUND:.1f} % the times of this model are not to be trusted"
+        in out
+    )
     assert 'class="mark suspect"' in report.page.read_text()
     assert "| suspect |" in (run / "report/tables/speed.md").read_text()
 
@@ -252,9 +311,15 @@ def test_runs_of_two_machines_keep_their_own_sections_and_files(tmp_path, capsys
     report = reports.build(runs, tmp_path / "out")
     reports.print_report(report)
     assert [section.name for section in report.sections] == ["same", "same-2"]
-    assert (tmp_path / "out/same/tables/speed.csv").is_file() and (tmp_path / "out/same-2/tables/speed.csv").is_file()
-    first, second = (lines_of(tmp_path / f"out/{name}/tables/speed.csv") for name in ("same", "same-2"))
-    assert {line["run"] for line in first} == {"same"} and {line["run"] for line in second} == {"same-2"}
+    assert (tmp_path / "out/same/tables/speed.csv").is_file() and (
+        tmp_path / "out/same-2/tables/speed.csv"
+    ).is_file()
+    first, second = (
+        lines_of(tmp_path / f"out/{name}/tables/speed.csv") for name in ("same", "same-2")
+    )
+    assert {line["run"] for line in first} == {"same"} and {line["run"] for line in second} == {
+        "same-2"
+    }
     assert "same-2: dit-tiny" in capsys.readouterr().out
 
 
@@ -286,7 +351,10 @@ def test_rows_of_a_plain_table_keep_their_first_column_whole(capsys, monkeypatch
     monkeypatch.setenv("COLUMNS", "60")
     name = "a_method_with_a_rather_long_name"
     terminal.print_rows(
-        [{"method": name, "steps": 5, "about": "words " * 30}, {"method": "b", "steps": None, "about": "[red]x[/red]"}],
+        [
+            {"method": name, "steps": 5, "about": "words " * 30},
+            {"method": "b", "steps": None, "about": "[red]x[/red]"},
+        ],
         "two",
     )
     out = capsys.readouterr().out
@@ -303,11 +371,15 @@ def test_a_long_stack_breaks_after_a_plus_or_before_a_bracket():
     assert "".join(lines) == "a" * 40 + "+b" and max(map(len, lines)) <= 16
 
 
-def test_grids_show_the_same_requests_in_every_row_and_three_frames_of_a_video(run, report, tmp_path):
+def test_grids_show_the_same_requests_in_every_row_and_three_frames_of_a_video(
+    run, report, tmp_path
+):
     (section,) = sections.read_sections([run])
     wan = [row for row in section.models["wan-tiny"] if row["status"] == "ok"]
     tiles = [grids.read_tiles(section, row) for row in wan]
-    assert {len(t.samples) for t in tiles} == {4} and {len(sample) for t in tiles for sample in t.samples} == {3}
+    assert {len(t.samples) for t in tiles} == {4} and {
+        len(sample) for t in tiles for sample in t.samples
+    } == {3}
     from safetensors.numpy import load_file
 
     stored = load_file(run / "cells" / wan[0]["key"] / "samples.safetensors")["samples"]
@@ -326,7 +398,9 @@ def test_the_longest_line_of_a_row_label_ends_before_the_pictures(run, report):
     none = section.models["wan-tiny"][0]
     entry = {"value": {"value": 0.5}, "delta": None}
     row = none | {"quality": {"motion.of_" + "long_" * 12 + "name": entry}}
-    longest = max(grids._font().getlength(text) for text, _, bold in grids._row_label(row) if not bold)
+    longest = max(
+        grids._font().getlength(text) for text, _, bold in grids._row_label(row) if not bold
+    )
     assert longest > grids.LEFT
     tiles = grids.read_tiles(section, none)
     picture = np.asarray(grids._draw("wan-tiny", [row], [tiles], []))
@@ -337,12 +411,16 @@ def test_the_longest_line_of_a_row_label_ends_before_the_pictures(run, report):
 
 def test_below_each_stack_of_a_grid_are_its_differences_to_the_unaccelerated_samples(run, report):
     (section,) = sections.read_sections([run])
-    none, other = (grids.read_tiles(section, row).samples[0][0].astype(int) for row in section.models["dit-tiny"][:2])
-    stronger = np.minimum(grids.STRONGER * abs(other - none), 255)[
-        ::8, ::8
-    ]  # a pixel of the sample is eight of the tile
+    none, other = (
+        grids.read_tiles(section, row).samples[0][0].astype(int)
+        for row in section.models["dit-tiny"][:2]
+    )
+    # a pixel of the sample is eight of the tile
+    stronger = np.minimum(grids.STRONGER * abs(other - none), 255)[::8, ::8]
     picture = np.asarray(Image.open(run / "report/grids/dit-tiny-samples.png"))
-    assert _occurs(picture, stronger.repeat(4, 0).repeat(4, 1)) and not _occurs(picture, np.zeros((64, 64, 3)))
+    assert _occurs(picture, stronger.repeat(4, 0).repeat(4, 1)) and not _occurs(
+        picture, np.zeros((64, 64, 3))
+    )
 
 
 def _occurs(picture, tile):
@@ -356,9 +434,11 @@ def _occurs(picture, tile):
 
 
 def test_a_class_is_named_as_the_world_names_it():
-    shapes = pytest.importorskip("ditbench.shapes")
+    shapes = pytest.importorskip("ditbench.shapes.scenes")
     for label, name in enumerate(shapes.CLASSES):
-        assert grids.asked_for({"prompt": None, "label": label}, "class") == f"{name} (class {label})"
+        assert (
+            grids.asked_for({"prompt": None, "label": label}, "class") == f"{name} (class {label})"
+        )
     assert grids.asked_for({"prompt": None, "label": 207}, "") == "class 207"
 
 
@@ -385,12 +465,18 @@ def test_labels_of_scattered_points_cover_neither_each_other_nor_the_points_nor_
     spots = [labels.Box(x - 5, y - 5, x + 5, y + 5) for x, y in axes.transData.transform(points)]
     (left, low), (right, high) = axes.transData.transform([(-0.2, 0.1), (1.2, 0.9)])
     across = np.array([[left, low, right, high]])
-    boxes = labels.place_labels(axes, points, [f"stack(knob={i})" for i in range(12)], spots, size=7.5, lines=across)
+    boxes = labels.place_labels(
+        axes, points, [f"stack(knob={i})" for i in range(12)], spots, size=7.5, lines=across
+    )
     edges = np.array([[box.left, box.bottom, box.right, box.top] for box in boxes])
-    assert not labels._crosses(across, edges).any(), "a label lies on the line drawn across the panel"
+    assert not labels._crosses(across, edges).any(), (
+        "a label lies on the line drawn across the panel"
+    )
     for i, a in enumerate(boxes):
         for b in [*boxes[:i], *spots]:
-            assert min(a.right, b.right) <= max(a.left, b.left) or min(a.top, b.top) <= max(a.bottom, b.bottom)
+            assert min(a.right, b.right) <= max(a.left, b.left) or min(a.top, b.top) <= max(
+                a.bottom, b.bottom
+            )
     assert [t.get_text() for t in axes.texts] != []
 
 
@@ -402,20 +488,34 @@ def test_a_stack_too_many_for_names_has_the_number_of_its_line_in_the_table_what
     assert drawing.numbers(section, "wan-tiny", [rows[3], rows[1]]) == ["4", "2"]
 
 
-def test_a_panel_of_a_heat_map_has_its_own_steps_where_the_one_below_counts_others(tmp_path, monkeypatch):
+def test_a_panel_of_a_heat_map_has_its_own_steps_where_the_one_below_counts_others(
+    tmp_path, monkeypatch
+):
     told, paint = [], heatmaps.paint
-    monkeypatch.setattr(heatmaps, "paint", lambda *a, **k: told.append(k["below"]) or paint(*a, **k))
+    monkeypatch.setattr(
+        heatmaps, "paint", lambda *a, **k: told.append(k["below"]) or paint(*a, **k)
+    )
     long, short = SCHEDULE, SCHEDULE | {"keep": SCHEDULE["keep"][:1]}
     shown = [("a", long), ("b", long), ("c", long), ("d", long), ("e", short)]
     heatmaps._draw("dit-tiny", shown, "", tmp_path / "x.png")
-    assert told == [False, True, True, True, True]  # over d as long, over the short e, over nothing; the lowest
+    # over d as long, over the short e, over nothing; the lowest
+    assert told == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_kinds_of_stacks_differ_in_marker_and_not_in_colour_alone():
     looks = [style.BASELINE, style.COMBINATION, style.OTHER, *style.FAMILIES.values()]
     assert len({kind.marker for kind in looks}) == len({kind.label for kind in looks}) == len(looks)
     assert style.look([{"name": "none", "family": "baseline"}]) is style.BASELINE
-    assert style.look([{"name": "a", "family": "cache"}, {"name": "b", "family": "cache"}]) is style.COMBINATION
+    assert (
+        style.look([{"name": "a", "family": "cache"}, {"name": "b", "family": "cache"}])
+        is style.COMBINATION
+    )
     assert style.look([{"name": "a", "family": "never heard of"}]) is style.OTHER
 
 
@@ -448,7 +548,10 @@ def test_a_run_without_scores_has_a_report_that_says_why(tmp_path, capsys):
     reports.print_report(report)
     assert "no align.shapes_v1: not scored yet" in " ".join(capsys.readouterr().out.split())
     drawn = {path.name for path in (run / "report/plots").iterdir()}
-    assert {name.rpartition(".")[0] for name in drawn} == {"dit-tiny-promised-and-measured", "dit-tiny-memory"}
+    assert {name.rpartition(".")[0] for name in drawn} == {
+        "dit-tiny-promised-and-measured",
+        "dit-tiny-memory",
+    }
     assert "no align.shapes_v1: not scored yet" in report.page.read_text()
 
 
@@ -462,8 +565,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_a_report_needs_no_torch(tmp_path):
     run = write_run(tmp_path / "run", n=9, stacks=STACKS[:2])
     code = (
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport run_bench\nfrom pathlib import Path\nfrom ditbench import reports\n"
-        f"report = reports.build([Path({str(run)!r})])\nreports.print_report(report)\nreports.report_json(report)\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport run_bench\nfrom pathlib import "
+        "Path\nfrom ditbench import reports\n"
+        "report = "
+        f"reports.build([Path({str(run)!r})])\nreports.print_report(report)\nreports.report_json(report)\n"
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules), 'torch came in'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -473,15 +578,19 @@ def test_a_report_needs_no_torch(tmp_path):
 def test_a_hundred_cells_take_little_enough_work(tmp_path):
     """Counted in function calls, which no other work on the machine changes.
 
-    The command makes 11.3 million, imports included; when it made 8 million it took 6.6 to 7.9 s on a quiet two-core machine, of the
-    ten it may take. At other hours it took 14 s of processor time on the same machine, so that seconds cannot be asserted.
+    The command makes 11.3 million, imports included; when it made 8 million it took 6.6 to 7.9 s on
+    a quiet two-core machine, of the ten it may take. At other hours it took 14 s of processor time
+    on the same machine, so that seconds cannot be asserted.
     """
     stacks = [("none", "ok"), *((f"fora(interval={i})", "ok") for i in range(2, 26))]
     run = write_run(tmp_path / "large", models=tuple(WORLDS), stacks=stacks, n=9)
     code = (
-        f"import cProfile, os, pstats, runpy, sys\nsys.argv = ['run_bench.py', 'report', {str(run)!r}]\nprofile = cProfile.Profile()\n"
-        "if sys.platform == 'linux':\n    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # all in this process\n"
-        f"try:\n    profile.runcall(runpy.run_path, {str(ROOT / 'run_bench.py')!r}, run_name='__main__')\n"
+        "import cProfile, os, pstats, runpy, sys\nsys.argv = ['run_bench.py', 'report', "
+        f"{str(run)!r}]\nprofile = cProfile.Profile()\n"
+        "if sys.platform == 'linux':\n    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  "
+        "# all in this process\n"
+        f"try:\n    profile.runcall(runpy.run_path, {str(ROOT / 'run_bench.py')!r}, "
+        "run_name='__main__')\n"
         "except SystemExit as stop:\n    assert not stop.code\n"
         "print('calls', pstats.Stats(profile).total_calls)"
     )
@@ -499,11 +608,15 @@ def test_promise_and_clock_and_memory_are_drawn_for_every_model_that_ran(tmp_pat
             assert (plots / f"{model}-{stem}.svg").read_text().startswith("<?xml")
 
 
-def test_times_far_apart_have_a_logarithmic_axis_that_begins_near_the_fastest(tmp_path, monkeypatch):
+def test_times_far_apart_have_a_logarithmic_axis_that_begins_near_the_fastest(
+    tmp_path, monkeypatch
+):
     seen = []
     label = figures.time_axis
     monkeypatch.setattr(
-        figures, "time_axis", lambda axes: (label(axes), seen.append((axes[-1].get_xscale(), axes[-1].get_xlim())))
+        figures,
+        "time_axis",
+        lambda axes: (label(axes), seen.append((axes[-1].get_xscale(), axes[-1].get_xlim()))),
     )
     run = write_run(tmp_path / "run", n=9, stacks=STACKS[:3])
     (section,) = sections.read_sections([run])
@@ -526,15 +639,25 @@ def test_the_parts_of_the_peak_add_up_to_it(tmp_path):
 def test_a_method_that_did_not_engage_has_no_point_among_the_speed_ups(tmp_path):
     (section,) = sections.read_sections([write_run(tmp_path / "run")])
     points = {row["stack"]: charts._promise(row) for row in section.rows}
-    assert points["noop"] is None and points["firstblock"] is None and points["none"] == (1, 1, 0, 0, 0, 0)
+    assert (
+        points["noop"] is None
+        and points["firstblock"] is None
+        and points["none"] == (1, 1, 0, 0, 0, 0)
+    )
     ratio, measured, *_, below, above = points["int8"]
     row = next(r for r in section.rows if r["stack"] == "int8")
-    assert ratio == row["speedup_flops"] and measured == row["speedup_denoise"]["value"] and below > 0 < above
+    assert (
+        ratio == row["speedup_flops"]
+        and measured == row["speedup_denoise"]["value"]
+        and below > 0 < above
+    )
 
 
 def test_verdicts_margins_and_their_rule_are_in_the_tables_and_on_the_page(report, run):
     lines = [
-        line for line in lines_of(run / "report/tables/quality.csv") if line["part"] == "" and line["status"] == "ok"
+        line
+        for line in lines_of(run / "report/tables/quality.csv")
+        if line["part"] == "" and line["status"] == "ok"
     ]
     judged = [line for line in lines if line["delta"]]
     assert judged and {line["verdict"] for line in judged} <= set(verdict.WORDS)
@@ -543,7 +666,10 @@ def test_verdicts_margins_and_their_rule_are_in_the_tables_and_on_the_page(repor
     assert not [line for line in lines if not line["delta"] and line["verdict"]]
     table, page = (run / "report/tables/quality.md").read_text(), report.page.read_text()
     assert table.count(verdict.RULE) == 1 and "align.shapes_v1 verdict" in table
-    assert "Margins stated before the run: align.shapes_v1 0.02, fd.shapes_v1 30, precision.shapes_v1 0.05" in table
+    assert (
+        "Margins stated before the run: align.shapes_v1 0.02, fd.shapes_v1 30, precision.shapes_v1 "
+        "0.05" in table
+    )
     assert "two one-sided tests" in page and "<td>worse</td>" in page
     why = "no difference of fd.shapes_v1 to none: a difference of Fréchet distances needs 1.25 times as many samples as their 64 features"
     assert why in table and why in page
@@ -567,9 +693,9 @@ def test_a_row_that_says_what_it_is_for_is_labelled(tmp_path):
     page = reports.build([run]).page.read_text().replace("<wbr>", "")
     assert "fora(interval=3) (noise floor)" in page
     assert "| fora(interval=3) (noise floor) |" in (run / "report/tables/quality.md").read_text()
-    assert [line["label"] for line in lines_of(run / "report/tables/quality.csv") if line["part"] == ""][
-        -1
-    ] == "noise floor"
+    assert [
+        line["label"] for line in lines_of(run / "report/tables/quality.csv") if line["part"] == ""
+    ][-1] == "noise floor"
 
 
 def test_videos_have_a_table_of_their_own_and_the_first_stays_narrow(tmp_path):
@@ -577,24 +703,37 @@ def test_videos_have_a_table_of_their_own_and_the_first_stays_narrow(tmp_path):
     for path in (run / "scores").glob("wan*.safetensors"):
         scores = read_file(path)
         rng = np.random.default_rng(0)
-        write_file(path, scores.having("vstyle.frame_mad", "", "", {"vstyle.frame_mad": rng.random(9)}))
+        write_file(
+            path, scores.having("vstyle.frame_mad", "", "", {"vstyle.frame_mad": rng.random(9)})
+        )
     report = reports.build([run])
     tables = run / "report/tables"
-    assert "| stack | status | vstyle.frame_mad | vstyle.frame_mad minus none |" in (tables / "video.md").read_text()
-    assert "vstyle" not in (tables / "quality.md").read_text() and "ms_ssim" not in (tables / "quality.md").read_text()
+    assert (
+        "| stack | status | vstyle.frame_mad | vstyle.frame_mad minus none |"
+        in (tables / "video.md").read_text()
+    )
+    assert (
+        "vstyle" not in (tables / "quality.md").read_text()
+        and "ms_ssim" not in (tables / "quality.md").read_text()
+    )
     page = report.page.read_text()
     assert page.count("<summary>Videos</summary>") == 1
     first = page[page.index("<table>") : page.index("</table>")]
     assert "psnr.vs_none" in first and "vstyle" not in first
-    assert "ms_ssim.vs_none, lpips.alex_v0_1, vstyle.second_diff" in page and "Not measured, and why" in page
+    assert (
+        "ms_ssim.vs_none, lpips.alex_v0_1, vstyle.second_diff" in page
+        and "Not measured, and why" in page
+    )
 
 
 def test_pictures_have_no_table_of_videos(report, run):
     metrics = {line["metric"] for line in lines_of(run / "report/tables/quality.csv")}
+    # the one is missing, the other was not asked for
+    assert "vstyle.frame_mad" in metrics and "vbench.total" not in metrics
     assert (
-        "vstyle.frame_mad" in metrics and "vbench.total" not in metrics
-    )  # the one is missing, the other was not asked for
-    assert not (run / "report/tables/video.md").exists() and "<summary>Videos</summary>" not in report.page.read_text()
+        not (run / "report/tables/video.md").exists()
+        and "<summary>Videos</summary>" not in report.page.read_text()
+    )
 
 
 def test_what_was_asked_for_and_could_not_be_had_is_said_on_the_terminal(tmp_path, capsys):
@@ -606,5 +745,8 @@ def test_what_was_asked_for_and_could_not_be_had_is_said_on_the_terminal(tmp_pat
         write_file(path, scores)
     reports.print_report(reports.build([run]))
     told = " ".join(capsys.readouterr().out.split())
-    assert "none, fewer_steps(steps=10): no pickscore.v1, imagereward.v1_0: its weights are missing" in told
+    assert (
+        "none, fewer_steps(steps=10): no pickscore.v1, imagereward.v1_0: its weights are missing"
+        in told
+    )
     assert "vbench" not in told and "vstyle" not in told

@@ -14,10 +14,10 @@ from other_environment import executable, site
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
-from ditbench import shapes
-from ditbench.metrics.stored import read_file, read_scores
-from ditbench.score import group, score_run
-from ditbench.zoo.judge import Judge
+from ditbench.metrics.scoring import group, score_run
+from ditbench.records.scores import read_file, read_scores
+from ditbench.shapes import scenes as shapes
+from ditbench.shapes.judge import Judge
 
 N = 6
 
@@ -36,8 +36,10 @@ def write_cell(folder, model, stack, pixels, *, world="class", status="ok", weig
     at = folder / "cells" / key
     at.mkdir(parents=True)
     record = {
-        "schema": 1, "key": key, "model": model, "family": "dit", "world": world, "stack": stack, "methods": [], "status": status,
-        "reason": "", "run": {"weights": weights, "requests_sha256": "r"}, "sampling": {}, "environment": {}, "timing": [],
+        "schema": 1, "key": key, "model": model, "family": "dit", "world": world, "stack": stack,
+        "methods": [], "status": status,
+        "reason": "", "run": {"weights": weights, "requests_sha256": "r"}, "sampling": {},
+        "environment": {}, "timing": [],
         "memory": {}, "flops": {}, "counters": {},
     }  # fmt: skip
     (at / "record.json").write_text(json.dumps(record))
@@ -63,11 +65,16 @@ def run(tmp_path):
     (folder / "spec.json").write_text(json.dumps({"schema": 1, "cells": []}))
     scenes = shapes.draw("class", N, split="test", seed=5)
     pixels = (
-        (shapes.render(scenes, "class", split="test", seed=5) * 255).round().byte().movedim(1, -1).contiguous().numpy()
+        (shapes.render(scenes, "class", split="test", seed=5) * 255)
+        .round()
+        .byte()
+        .movedim(1, -1)
+        .contiguous()
+        .numpy()
     )
-    noisy = np.clip(pixels.astype(int) + np.random.default_rng(0).integers(-20, 21, pixels.shape), 0, 255).astype(
-        np.uint8
-    )
+    noisy = np.clip(
+        pixels.astype(int) + np.random.default_rng(0).integers(-20, 21, pixels.shape), 0, 255
+    ).astype(np.uint8)
     write_requests(folder, "m", list(scenes.truths()))
     write_cell(folder, "m", "none", pixels)
     write_cell(folder, "m", "fast", noisy)
@@ -75,23 +82,30 @@ def run(tmp_path):
     return folder
 
 
-def test_every_measured_cell_gets_values_per_sample_and_reasons_for_what_is_missing(run, judge_folder):
+def test_every_measured_cell_gets_values_per_sample_and_reasons_for_what_is_missing(
+    run, judge_folder
+):
     done = score_run(run, judge_folder=judge_folder)
     assert done.written == ["m--fast", "m--none"] and not done.kept and not done.damaged
     scores = read_scores(run)
     fast, none = scores["m--fast"], scores["m--none"]
     assert {name: a.shape for name, a in fast.arrays.items()} == {
-        "align.shapes_v1": (N,), "align.shapes_v1.class": (N,), "feature.shapes_v1": (N, 64), "mse.vs_none": (N,),
+        "align.shapes_v1": (N,), "align.shapes_v1.class": (N,), "feature.shapes_v1": (N, 64),
+        "mse.vs_none": (N,),
         "psnr.vs_none": (N,), "ssim.vs_none": (N,), "perceptual.shapes_v1": (N,), "group": (N,),
     }  # fmt: skip
     assert {name for name, reason in fast.reasons.items() if not reason} == {
-        "align.shapes_v1", "fd.shapes_v1", "mmd.shapes_v1", "precision.shapes_v1", "recall.shapes_v1", "psnr.vs_none", "ssim.vs_none",
+        "align.shapes_v1", "fd.shapes_v1", "mmd.shapes_v1", "precision.shapes_v1",
+        "recall.shapes_v1", "psnr.vs_none", "ssim.vs_none",
         "perceptual.shapes_v1",
     }  # fmt: skip
     assert fast.reasons["vstyle.frame_mad"] == "these are pictures, not videos"
     assert "at least 176 pixels" in fast.reasons["ms_ssim.vs_none"]
     assert 20 < fast.arrays["psnr.vs_none"].mean() < 40
-    assert none.reasons["psnr.vs_none"] == "this is the baseline itself" and "psnr.vs_none" not in none.arrays
+    assert (
+        none.reasons["psnr.vs_none"] == "this is the baseline itself"
+        and "psnr.vs_none" not in none.arrays
+    )
     assert not list((run / "scores").glob(".*"))
 
 
@@ -115,14 +129,18 @@ def test_metrics_can_be_added_later_and_the_earlier_ones_stay(run, judge_folder)
 
 
 def bytes_of_samples(run):
-    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (run / "cells").rglob("samples.safetensors")}
+    return {
+        p: (p.stat().st_mtime_ns, p.read_bytes())
+        for p in (run / "cells").rglob("samples.safetensors")
+    }
 
 
 def test_a_scoring_that_is_killed_goes_on_where_it_stopped(run, judge_folder):
     before = bytes_of_samples(run)
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nsys.path.insert(0, '.')\nimport run_bench\n"
-        "from ditbench.score import score_run\n"
+        "import os, signal, sys\nfrom pathlib import Path\nsys.path.insert(0, '.')\nimport "
+        "run_bench\n"
+        "from ditbench.metrics.scoring import score_run\n"
         "def tell(key, done, total):\n    if done == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
         "score_run(Path(sys.argv[1]), 'psnr.vs_none', progress=tell)"
     )
@@ -136,11 +154,18 @@ def test_a_scoring_that_is_killed_goes_on_where_it_stopped(run, judge_folder):
     assert bytes_of_samples(run) == before
 
 
-def test_a_metric_that_is_asked_for_later_adds_to_the_scores_and_leaves_the_samples_alone(run, judge_folder):
+def test_a_metric_that_is_asked_for_later_adds_to_the_scores_and_leaves_the_samples_alone(
+    run, judge_folder
+):
     score_run(run, judge_folder=judge_folder)
     first, before = read_scores(run)["m--fast"], bytes_of_samples(run)
     told = []
-    done = score_run(run, "pickscore,vbench.total", progress=lambda *at: told.append(at), judge_folder=judge_folder)
+    done = score_run(
+        run,
+        "pickscore,vbench.total",
+        progress=lambda *at: told.append(at),
+        judge_folder=judge_folder,
+    )
     assert done.written == ["m--fast", "m--none"] and told[-1] == ("", 2, 2)
     after = read_scores(run)["m--fast"]
     assert set(after.reasons) - set(first.reasons) == {"pickscore.v1", "vbench.total"}
@@ -148,7 +173,10 @@ def test_a_metric_that_is_asked_for_later_adds_to_the_scores_and_leaves_the_samp
     for name, array in first.arrays.items():
         np.testing.assert_array_equal(after.arrays[name], array)
     assert bytes_of_samples(run) == before
-    assert score_run(run, "pickscore,vbench.total", judge_folder=judge_folder).kept == ["m--fast", "m--none"]
+    assert score_run(run, "pickscore,vbench.total", judge_folder=judge_folder).kept == [
+        "m--fast",
+        "m--none",
+    ]
 
 
 def test_what_took_hours_is_kept_before_the_next_begins(tmp_path, monkeypatch):
@@ -161,11 +189,20 @@ def test_what_took_hours_is_kept_before_the_next_begins(tmp_path, monkeypatch):
     monkeypatch.setenv("STAND_IN_WIDTH", "64")
     python = f'#!/bin/sh\nif grep -q object_class "$2"; then kill -9 $PPID; fi\nexec {sys.executable} "$@"\n'
     monkeypatch.setenv("DITBENCH_PYTHON_VBENCH", str(executable(tmp_path / "python", python)))
-    command = [sys.executable, "run_bench.py", "score", str(tmp_path), "--metrics", "vbench.color,vbench.object_class"]
+    command = [
+        sys.executable,
+        "run_bench.py",
+        "score",
+        str(tmp_path),
+        "--metrics",
+        "vbench.color,vbench.object_class",
+    ]
     killed = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     scores = read_scores(tmp_path)["w--none"]
-    assert scores.arrays["vbench.color"].shape == (1,) and "vbench.object_class" not in scores.reasons
+    assert (
+        scores.arrays["vbench.color"].shape == (1,) and "vbench.object_class" not in scores.reasons
+    )
 
 
 def test_new_samples_of_the_baseline_make_fidelity_stale_and_nothing_else(run, judge_folder):
@@ -176,13 +213,18 @@ def test_new_samples_of_the_baseline_make_fidelity_stale_and_nothing_else(run, j
     assert score_run(run, judge_folder=judge_folder).written == ["m--fast", "m--none"]
     after = read_file(run / "scores" / "m--fast.safetensors")
     assert (after.arrays["psnr.vs_none"] < before.arrays["psnr.vs_none"]).all()
-    np.testing.assert_array_equal(after.arrays["feature.shapes_v1"], before.arrays["feature.shapes_v1"])
+    np.testing.assert_array_equal(
+        after.arrays["feature.shapes_v1"], before.arrays["feature.shapes_v1"]
+    )
 
 
 def test_a_judge_that_appears_later_is_used(run, judge_folder, tmp_path):
     score_run(run, judge_folder=tmp_path / "nowhere")
     scores = read_scores(run)["m--fast"]
-    assert scores.reasons["align.shapes_v1"] == "the judge has no weights (still.safetensors is missing)"
+    assert (
+        scores.reasons["align.shapes_v1"]
+        == "the judge has no weights (still.safetensors is missing)"
+    )
     assert scores.reasons["psnr.vs_none"] == ""
     assert score_run(run, judge_folder=tmp_path / "nowhere").written == []
     assert score_run(run, judge_folder=judge_folder).written == ["m--fast", "m--none"]
@@ -194,7 +236,9 @@ def test_a_truncated_samples_file_is_named_and_set_aside(run, judge_folder):
     path = run / "cells" / "m--none" / "samples.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     done = score_run(run, judge_folder=judge_folder)
-    assert len(done.damaged) == 1 and str(path) in done.damaged[0] and "set aside" in done.damaged[0]
+    assert (
+        len(done.damaged) == 1 and str(path) in done.damaged[0] and "set aside" in done.damaged[0]
+    )
     assert not path.exists() and (path.parent / "samples.safetensors.damaged-1").exists()
     assert "m--none" not in read_scores(run)
     assert "`none` of m has no samples" in read_scores(run)["m--fast"].reasons["psnr.vs_none"]
@@ -250,13 +294,21 @@ def test_videos_are_judged_in_their_world(tmp_path, judge_folder):
     (tmp_path / "spec.json").write_text(json.dumps({"schema": 1, "cells": []}))
     scenes = shapes.draw("video", 2, split="test", seed=5)
     pixels = (
-        (shapes.render(scenes, "video", split="test", seed=5) * 255).round().byte().movedim(1, -1).contiguous().numpy()
+        (shapes.render(scenes, "video", split="test", seed=5) * 255)
+        .round()
+        .byte()
+        .movedim(1, -1)
+        .contiguous()
+        .numpy()
     )
     write_requests(tmp_path, "w", list(scenes.truths()), shapes.captions(scenes))
     write_cell(tmp_path, "w", "none", pixels, world="video")
     score_run(tmp_path, judge_folder=judge_folder)
     scores = read_scores(tmp_path)["w--none"]
-    parts = [scores.arrays[f"align.shapes_v1.{name}"] for name in ("shape", "motion", "position", "background")]
+    parts = [
+        scores.arrays[f"align.shapes_v1.{name}"]
+        for name in ("shape", "motion", "position", "background")
+    ]
     assert all(a.shape == (2,) and ((a >= 0) & (a <= 1)).all() for a in parts)
 
 

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from ditbench import shapes
+from ditbench.shapes import scenes as shapes
 
 
 @pytest.mark.parametrize("world", shapes.WORLDS)
@@ -14,24 +14,42 @@ def test_the_same_seed_draws_and_renders_the_same_scenes(world):
 
 
 def test_no_two_splits_share_a_number_whatever_the_seed():
-    """A split owns the numbers first + stream + 16 s: two are apart where they differ modulo 16, or where one ends before the other."""
+    """A split owns the numbers first + stream + 16 s: two are apart where they differ modulo 16, or
+    where one ends before the other."""
     for (name, a), (other, b) in itertools.combinations(shapes.SPLITS.items(), 2):
-        modulo = {(a.first + stream) % 16 for stream in (0, 1)} & {(b.first + stream) % 16 for stream in (0, 1)}
+        modulo = {(a.first + stream) % 16 for stream in (0, 1)} & {
+            (b.first + stream) % 16 for stream in (0, 1)
+        }
         low, high = sorted((a, b), key=lambda split: split.first)
         assert not modulo or low.first + 16 * low.seeds <= high.first, (name, other)
-    assert all(s.first >= 0 and s.first + 16 * (s.seeds - 1) + 1 < 1 << 32 for s in shapes.SPLITS.values())
+    assert all(
+        s.first >= 0 and s.first + 16 * (s.seeds - 1) + 1 < 1 << 32 for s in shapes.SPLITS.values()
+    )
 
 
 def test_the_first_and_last_seeds_of_every_split_draw_other_scenes():
-    streams = [(split, seed) for split, s in shapes.SPLITS.items() for seed in (0, 1, s.seeds - 2, s.seeds - 1)]
-    numbers = {shapes.generator(*stream, part).initial_seed() for stream in streams for part in (0, 1)}
+    streams = [
+        (split, seed)
+        for split, s in shapes.SPLITS.items()
+        for seed in (0, 1, s.seeds - 2, s.seeds - 1)
+    ]
+    numbers = {
+        shapes.generator(*stream, part).initial_seed() for stream in streams for part in (0, 1)
+    }
     assert len(numbers) == 2 * len(streams)
-    drawn = [list(shapes.draw("scene", 64, split=split, seed=seed).truths()) for split, seed in streams]
+    drawn = [
+        list(shapes.draw("scene", 64, split=split, seed=seed).truths()) for split, seed in streams
+    ]
     for a, b in itertools.combinations(drawn, 2):
-        assert sum(x == y for x, y in zip(a, b, strict=True)) <= 1  # a chance meeting is one in 4608
-    with pytest.raises(ValueError, match="seed 134217728 of the split train is not between 0 and 134217727"):
+        # a chance meeting is one in 4608
+        assert sum(x == y for x, y in zip(a, b, strict=True)) <= 1
+    with pytest.raises(
+        ValueError, match="seed 134217728 of the split train is not between 0 and 134217727"
+    ):
         shapes.draw("scene", 1, split="train", seed=1 << 27)
-    with pytest.raises(ValueError, match="there is no split 'valid'; there are train, test, reference"):
+    with pytest.raises(
+        ValueError, match="there is no split 'valid'; there are train, test, reference"
+    ):
         shapes.draw("scene", 1, split="valid", seed=0)
 
 
@@ -42,8 +60,12 @@ def test_whether_a_caption_is_held_out_follows_from_its_words_alone(world):
     by_text = dict(zip(texts, out.tolist(), strict=True))
     assert len(by_text) < len(texts)  # captions do come twice
     assert all(by_text[text] == held for text, held in zip(texts, out.tolist(), strict=True))
-    elsewhere = shapes.draw(world, 20_000, split="evaluation", seed=shapes.SPLITS["evaluation"].seeds - 1)
-    for text, held in zip(shapes.captions(elsewhere), shapes.held_out(elsewhere).tolist(), strict=True):
+    elsewhere = shapes.draw(
+        world, 20_000, split="evaluation", seed=shapes.SPLITS["evaluation"].seeds - 1
+    )
+    for text, held in zip(
+        shapes.captions(elsewhere), shapes.held_out(elsewhere).tolist(), strict=True
+    ):
         assert by_text.get(text, held) == held
     for attribute in ("background", "texture"):
         for value in range(4):
@@ -61,7 +83,9 @@ def test_a_large_red_circle_is_red_round_and_in_its_quadrant():
     none = torch.full((1, 4), -1)
     at = lambda value: none.scatter(1, torch.tensor([[1]]), value)  # noqa: E731
     one = torch.tensor([0])
-    scene = shapes.Scenes(at(0), at(0), at(1), background=one, texture=one, motion=torch.tensor([-1]))
+    scene = shapes.Scenes(
+        at(0), at(0), at(1), background=one, texture=one, motion=torch.tensor([-1])
+    )
     assert shapes.captions(scene) == ["a large red circle top-right on plain grey"]
     picture = shapes.render(scene, "scene", split="test", seed=0)[0]
     red = (picture[0] > 0.7) & (picture[1] < 0.35)
@@ -75,7 +99,11 @@ def test_a_large_red_circle_is_red_round_and_in_its_quadrant():
 def test_an_object_moves_the_way_its_caption_says(motion):
     scenes = shapes.draw("video", 32, split="train", seed=1)
     scenes = shapes.Scenes(
-        **{**vars(scenes), "motion": torch.full((32,), motion), "colour": torch.where(scenes.shape >= 0, 5, -1)}
+        **{
+            **vars(scenes),
+            "motion": torch.full((32,), motion),
+            "colour": torch.where(scenes.shape >= 0, 5, -1),
+        }
     )
     assert f"moving {shapes.MOTIONS[motion]} on" in shapes.captions(scenes)[0]
     video = shapes.render(scenes, "video", split="train", seed=1)  # [n, 3, T, H, W]

@@ -4,10 +4,10 @@ import shutil
 
 from report_runs import edit, lines_of, write_run
 
-from ditbench.reports.sections import read_sections
-from ditbench.reports.showing import run_figure, run_table
-from ditbench.reports.tables import write_tables
-from ditbench.reports.wording import fixed, times
+from ditbench.reports.publishing.run import run_figure, run_table
+from ditbench.reports.sections.format import fixed, times
+from ditbench.reports.sections.section import read_sections
+from ditbench.reports.tables.speed_quality import write_tables
 
 
 def tables_of(run, out):
@@ -22,16 +22,22 @@ def test_a_cell_has_both_speed_ups_and_both_changes_as_the_tables_have_them(tmp_
     built = tables_of(run, tmp_path / "out")
     speed = {(s["model"], s["stack"]): s for s in lines_of(built / "tables/speed.csv")}
     quality = {
-        (q["model"], q["stack"], q["metric"]): q for q in lines_of(built / "tables/quality.csv") if not q["part"]
+        (q["model"], q["stack"], q["metric"]): q
+        for q in lines_of(built / "tables/quality.csv")
+        if not q["part"]
     }
     head, _, *lines = run_table(built).splitlines()
     assert head == "| stack | dit-tiny | wan-tiny |"
     told = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in lines}
     assert list(told) == list(dict.fromkeys(stack for _, stack in speed if stack != "none"))
-    assert told["firstblock"] == ["refused"] * 2 and told["int8+fewer_steps(steps=5)"] == ["failed"] * 2
+    assert (
+        told["firstblock"] == ["refused"] * 2
+        and told["int8+fewer_steps(steps=5)"] == ["failed"] * 2
+    )
     fora = speed["wan-tiny", "fora(interval=3)"]
     alignment, frechet = (
-        quality["wan-tiny", "fora(interval=3)", metric] for metric in ("align.shapes_v1", "fd.shapes_v1")
+        quality["wan-tiny", "fora(interval=3)", metric]
+        for metric in ("align.shapes_v1", "fd.shapes_v1")
     )
     assert told["fora(interval=3)"][1].startswith(
         f"{times(float(fora['speedup_flops']))}, {times(float(fora['speedup_call']))}; "
@@ -40,13 +46,17 @@ def test_a_cell_has_both_speed_ups_and_both_changes_as_the_tables_have_them(tmp_
     marks = {"better": "▲", "worse": "▼", "equivalent": "="}
     ends = [part.split(" ")[-1] for part in told["fora(interval=3)"][1].split("; ")[1:]]
     for end, entry in zip(ends, (alignment, frechet), strict=True):
-        assert (end in marks.values()) == (entry["verdict"] in marks) and marks.get(entry["verdict"], end) == end
+        assert (end in marks.values()) == (entry["verdict"] in marks) and marks.get(
+            entry["verdict"], end
+        ) == end
 
 
 def test_suspect_speed_ups_of_the_clock_are_in_brackets(tmp_path):
     run = write_run(tmp_path / "run", n=9, drift=0.5)
     built = tables_of(run, tmp_path / "out")
-    (line,) = [line for line in run_table(built).splitlines() if line.startswith("| fora(interval=3) |")]
+    (line,) = [
+        line for line in run_table(built).splitlines() if line.startswith("| fora(interval=3) |")
+    ]
     (fora,) = [s for s in lines_of(built / "tables/speed.csv") if s["stack"] == "fora(interval=3)"]
     assert fora["suspect"] == "True" and f", ({times(float(fora['speedup_call']))}); " in line
 
@@ -54,7 +64,9 @@ def test_suspect_speed_ups_of_the_clock_are_in_brackets(tmp_path):
 def test_the_figure_is_the_same_twice_and_another_where_a_number_is(tmp_path):
     run = write_run(tmp_path / "run", models=("dit-tiny", "flux-tiny", "wan-tiny"), n=9)
     built = tables_of(run, tmp_path / "out")
-    first, again = (run_figure(built, tmp_path / name, "run")[0].read_bytes() for name in ("a", "b"))
+    first, again = (
+        run_figure(built, tmp_path / name, "run")[0].read_bytes() for name in ("a", "b")
+    )
     assert first == again
 
     def slower(record):
@@ -64,4 +76,7 @@ def test_the_figure_is_the_same_twice_and_another_where_a_number_is(tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
     edit(moved, slower, stack="fora(interval=3)", model="flux-tiny")
-    assert run_figure(tables_of(moved, tmp_path / "other"), tmp_path / "c", "run")[0].read_bytes() != first
+    assert (
+        run_figure(tables_of(moved, tmp_path / "other"), tmp_path / "c", "run")[0].read_bytes()
+        != first
+    )

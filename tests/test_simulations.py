@@ -1,8 +1,9 @@
-"""The quick half of the simulations, every row as it should be, and the command that prints them all."""
+"""The quick half of the simulations, every row as it should be, and the command that prints them
+all."""
 
 import pytest
 
-from ditbench import simulations
+from ditbench.analysis import simulations
 
 
 @pytest.mark.parametrize("group", ["means", "times", "levels", "sets"])
@@ -13,7 +14,9 @@ def test_intervals_cover_and_verdicts_keep_their_levels(group):
 
 def test_a_row_outside_its_bounds_is_not_well():
     def row(kind, share, nominal, note=""):
-        return simulations.Outcome(kind=kind, what="", n=1, share=share, nominal=nominal, repetitions=1000, note=note)
+        return simulations.Outcome(
+            kind=kind, what="", n=1, share=share, nominal=nominal, repetitions=1000, note=note
+        )
 
     assert row("coverage", 0.95, 0.95).well and row("level", 0.05, 0.05).well
     assert not row("coverage", 0.88, 0.95).well and not row("level", 0.118, 0.05).well

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ditbench.spec import Spec, check_writable, from_table, read_toml
+from ditbench.runner.spec import Spec, check_writable, from_table, read_toml
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,10 @@ from ditbench.spec import Spec, check_writable, from_table, read_toml
         ("weights = 'nowhere'", "weights: 'nowhere' is none of bundled, hub, random and no folder"),
         ("rounds = [", "spec.toml: "),
         ("margins = 0.1", "margins: expected a table of metrics, got 0.1"),
-        ("[margins]\nfd.shape_v1 = 3", r"margins.fd.shape_v1: unknown metric 'fd.shape_v1'; nearest: fd.shapes_v1"),
+        (
+            "[margins]\nfd.shape_v1 = 3",
+            r"margins.fd.shape_v1: unknown metric 'fd.shape_v1'; nearest: fd.shapes_v1",
+        ),
         ("[margins]\nfd.shapes_v1 = 'wide'", "margins.fd.shapes_v1: expected a number, got 'wide'"),
         ("[margins]\npsnr.vs_none = 1", "margins.psnr.vs_none: its value is already against none"),
         ("[margins]\n'fd.shapes_v1' = 0", "margins.fd.shapes_v1: 0.0 is not above 0"),
@@ -64,7 +67,10 @@ def test_stated_margins_replace_the_defaults_one_by_one(tmp_path):
     path = tmp_path / "spec.toml"
     path.write_text("[margins]\nalign.shapes_v1 = 0.05\n'mmd.shapes_v1' = 1\n")
     spec = read_toml(str(path))
-    assert dict(spec.margins) == dict(Spec().margins) | {"align.shapes_v1": 0.05, "mmd.shapes_v1": 1.0}
+    assert dict(spec.margins) == dict(Spec().margins) | {
+        "align.shapes_v1": 0.05,
+        "mmd.shapes_v1": 1.0,
+    }
     assert spec.folder != Spec().folder
     assert "margins" not in spec.settings()  # they change no sample and no time
 
@@ -72,4 +78,6 @@ def test_stated_margins_replace_the_defaults_one_by_one(tmp_path):
 def test_what_is_published_is_run_on_a_seed_that_nothing_was_chosen_on():
     """Recipes were tried out on 0, tests and cards look at 5 and 77 (CONTRIBUTING.md)."""
     published = read_toml("published")
-    assert published.seed not in (0, 5, 77) and published.num_samples >= 256 and published.rounds >= 3
+    assert (
+        published.seed not in (0, 5, 77) and published.num_samples >= 256 and published.rounds >= 3
+    )

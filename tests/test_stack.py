@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ditbench.knobs import knobs
 from ditbench.method import METHODS, Attachment, Stage, find, knob, method, names
-from ditbench.plugins import load_plugin
-from ditbench.stack import Stack, split_stacks
+from ditbench.method.knobs import knobs
+from ditbench.method.plugins import load_plugin
+from ditbench.method.stack import Stack, split_stacks
 from ditbench.testing import tiny
 
 TESTS = Path(__file__).parent
@@ -46,7 +46,9 @@ class Second:
             raise RuntimeError("half way")
 
 
-@method("needy_test", family="test", stage=Stage.PRECISION, needs={"package:no-such-package", "cuda"})
+@method(
+    "needy_test", family="test", stage=Stage.PRECISION, needs={"package:no-such-package", "cuda"}
+)
 class Needy:
     """Needs what is not there."""
 
@@ -126,10 +128,14 @@ def test_a_bad_stack_gets_one_clear_sentence(text, sentence):
 def test_conflicting_claims_are_read_but_named_as_problems():
     stack = Stack.parse("fora+firstblock")
     assert stack.problems() == ["firstblock and fora both claim block-schedule"]
-    assert Stack.parse("int8+second_test").problems() == ["int8 and second_test are declared incompatible"]
+    assert Stack.parse("int8+second_test").problems() == [
+        "int8 and second_test are declared incompatible"
+    ]
     assert Stack.parse("int8+fora+fewer_steps").problems() == []
     with (
-        pytest.raises(ValueError, match=r"cannot attach firstblock\+fora: firstblock and fora both claim"),
+        pytest.raises(
+            ValueError, match=r"cannot attach firstblock\+fora: firstblock and fora both claim"
+        ),
         stack.attached(subject().pipeline),
     ):
         pass
@@ -148,7 +154,11 @@ def test_commas_separate_stacks_but_not_inside_parentheses():
     assert split_stacks("none, fora(interval=2),first_test(mode='x', shape=(1, 2))+int8") == [
         "none", "fora(interval=2)", "first_test(mode='x', shape=(1, 2))+int8",
     ]  # fmt: skip
-    for text, sentence in [("none,,fora", "empty stack"), ("", "empty stack"), ("fora(interval=2", "do not match")]:
+    for text, sentence in [
+        ("none,,fora", "empty stack"),
+        ("", "empty stack"),
+        ("fora(interval=2", "do not match"),
+    ]:
         with pytest.raises(ValueError, match=sentence):
             split_stacks(text)
 
@@ -251,7 +261,9 @@ def test_knobs_are_described_with_type_range_and_text():
         == "Steps from one computation to the next, on average: 2.5 computes steps 0, 3, 5, 8...; 1 changes nothing."
     )
     assert [k.kind for k in knobs(find("fewer_steps"))] == ["int | None", "float"]
-    assert all(k.doc for name in ("fora", "fewer_steps", "firstblock", "int8") for k in knobs(find(name)))
+    assert all(
+        k.doc for name in ("fora", "fewer_steps", "firstblock", "int8") for k in knobs(find(name))
+    )
 
 
 def test_a_bad_declaration_is_refused_when_it_is_made():
@@ -260,11 +272,17 @@ def test_a_bad_declaration_is_refused_when_it_is_made():
         ("Upper", (), "is no name for a method"),
         ("none", (), "is no name for a method"),
         ("with-hyphen", (), "is no name for a method"),
-        ("other_test", {"block-scedule"}, "which is no part of a pipeline; did you mean block-schedule?"),
+        (
+            "other_test",
+            {"block-scedule"},
+            "which is no part of a pipeline; did you mean block-schedule?",
+        ),
         ("fora", (), "method 'fora' is already there, from ditbench.methods.fora"),
     ]:
         with pytest.raises(ValueError, match=sentence):
-            method(name, family="test", stage=Stage.OPERATOR, claims=claims)(type("Bad", (), dict(body)))
+            method(name, family="test", stage=Stage.OPERATOR, claims=claims)(
+                type("Bad", (), dict(body))
+            )
     with pytest.raises(ValueError, match="does nothing"):
         method("other_test", family="test", stage=Stage.OPERATOR)(type("Bad", (), {}))
 
@@ -286,10 +304,10 @@ def test_a_plugin_file_brings_methods_and_a_bad_one_a_sentence(tmp_path):
 
 
 def test_reading_stacks_does_not_import_torch():
-    code = "import sys, run_bench; from ditbench import stack, knobs; from ditbench.method import find, names;"
-    code += (
-        "stack.Stack.parse('fora+fewer_steps'); [knobs.knobs(find(n)) for n in ('int8', 'firstblock', 'fewer_steps')];"
-    )
+    code = "import sys, run_bench; from ditbench.method import Stack, find, knobs;"
+    code += "Stack.parse('fora+fewer_steps'); [knobs(find(n)) for n in ('int8', 'firstblock', 'fewer_steps')];"
     code += "sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

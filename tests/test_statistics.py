@@ -1,4 +1,5 @@
-"""Statistics against slow versions of themselves, and intervals against simulations that know the truth."""
+"""Statistics against slow versions of themselves, and intervals against simulations that know the
+truth."""
 
 import math
 
@@ -6,9 +7,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from ditbench.distances import Moments, Reference, floor, frechet, frechet_delta, influence
-from ditbench.statistics import Estimate, delta, detectable, mean, two_sided_p
-from ditbench.times import drift, seconds, speedup
+from ditbench.statistics.estimates import Estimate, delta, detectable, mean, two_sided_p
+from ditbench.statistics.frechet import Reference, floor, frechet, frechet_delta, influence
+from ditbench.statistics.moments import Moments
+from ditbench.statistics.times import drift, seconds, speedup
 
 
 def slow_frechet(x, y):
@@ -29,14 +31,20 @@ def reference_of(x):
     return Reference.of(Moments.of(x))
 
 
-# ---------------------------------------------------------------------------------------------- Fréchet
+# ----------------------------------------------------------------------------------------------
+# Fréchet
 
 
 def test_frechet_agrees_with_a_matrix_square_root():
     r, factor = np.random.default_rng(0), gaussian(24)
-    x, y = 0.1 + 1.2 * r.standard_normal((300, 24)) @ factor.T, r.standard_normal((400, 24)) @ factor.T
+    x, y = (
+        0.1 + 1.2 * r.standard_normal((300, 24)) @ factor.T,
+        r.standard_normal((400, 24)) @ factor.T,
+    )
     assert frechet(x, reference_of(y)) == pytest.approx(slow_frechet(x, y), rel=1e-6)
-    assert frechet(Moments.of(x), reference_of(y)) == pytest.approx(frechet(x, reference_of(y)), rel=1e-12)
+    assert frechet(Moments.of(x), reference_of(y)) == pytest.approx(
+        frechet(x, reference_of(y)), rel=1e-12
+    )
 
 
 def test_frechet_of_fewer_samples_than_features_is_the_same_by_both_routes():
@@ -68,9 +76,13 @@ def test_moments_of_shards_merge_to_the_moments_of_all_in_any_order():
 
 @pytest.mark.parametrize("n", [20, 60])
 def test_influence_is_the_derivative_of_frechet_in_a_samples_weight(n):
-    """d/dw of the distance when one sample weighs 1 + w; 20 samples span less than the 24 features."""
+    """d/dw of the distance when one sample weighs 1 + w; 20 samples span less than the 24
+    features."""
     r, factor = np.random.default_rng(4), gaussian(24)
-    x, y = 0.1 + r.standard_normal((n, 24)) @ factor.T, reference_of(r.standard_normal((500, 24)) @ factor.T)
+    x, y = (
+        0.1 + r.standard_normal((n, 24)) @ factor.T,
+        reference_of(r.standard_normal((500, 24)) @ factor.T),
+    )
 
     def weighted(weights):
         w = weights / weights.sum()
@@ -101,7 +113,9 @@ def test_paired_frechet_delta_covers_the_true_difference_and_has_no_bias(n):
         found.append(frechet_delta(b, a, y))
     shared, other = np.random.default_rng(6).standard_normal((2, 200_000, d))
     a = 0.05 + 1.05 * shared @ factor.T
-    truth = frechet(0.10 + 1.10 * (0.9 * shared + math.sqrt(1 - 0.81) * other) @ factor.T, y) - frechet(a, y)
+    truth = frechet(
+        0.10 + 1.10 * (0.9 * shared + math.sqrt(1 - 0.81) * other) @ factor.T, y
+    ) - frechet(a, y)
     values = np.array([e.value for e in found])
     assert np.mean([e.low <= truth <= e.high for e in found]) >= 0.92
     assert abs(values.mean() - truth) < 4 * values.std() / math.sqrt(len(values)) + 0.01 * truth
@@ -109,7 +123,8 @@ def test_paired_frechet_delta_covers_the_true_difference_and_has_no_bias(n):
 
 
 def test_a_variant_that_is_worse_but_varies_less_is_not_called_better_at_small_n():
-    """Truly worse by 9 to 34, read as -39 to -126 at 16 samples of 64 features: such an n has no difference, and 80 the right sign."""
+    """Truly worse by 9 to 34, read as -39 to -126 at 16 samples of 64 features: such an n has no
+    difference, and 80 the right sign."""
     d, factor = 64, gaussian(64, decay=20.0)
     y = reference_of(np.random.default_rng(5).standard_normal((4000, d)) @ factor.T)
 
@@ -123,7 +138,9 @@ def test_a_variant_that_is_worse_but_varies_less_is_not_called_better_at_small_n
     assert truth > 0
     plain = [frechet(v, y) - frechet(b, y) for b, v in (pair(16, s) for s in range(1, 31))]
     assert np.mean(plain) < 0  # the sign that the plain difference has
-    with pytest.raises(ValueError, match=r"1\.25 times as many samples as their 64 features, got 64"):
+    with pytest.raises(
+        ValueError, match=r"1\.25 times as many samples as their 64 features, got 64"
+    ):
         frechet_delta(*reversed(pair(64, 1)), y)
     found = [frechet_delta(v, b, y) for b, v in (pair(80, s) for s in range(1, 31))]
     assert not any(e.high < 0 for e in found)
@@ -145,12 +162,15 @@ def test_grouped_frechet_delta_counts_prompts_not_samples():
 
 
 def test_frechet_delta_of_the_same_samples_is_exactly_nothing():
-    """And yet its interval is no point: units that were not seen may differ, by as much as those seen differ among themselves."""
+    """And yet its interval is no point: units that were not seen may differ, by as much as those
+    seen differ among themselves."""
     x = np.random.default_rng(7).standard_normal((10, 4))
     y = reference_of(np.random.default_rng(8).standard_normal((50, 4)))
     found = frechet_delta(x, x, y)
     reach = (1 - 0.05 ** (1 / 10)) * np.ptp(influence(x, y))
-    assert found.value == found.se == 0 and (found.low, found.high) == pytest.approx((-reach, reach))
+    assert found.value == found.se == 0 and (found.low, found.high) == pytest.approx(
+        (-reach, reach)
+    )
 
 
 def test_frechet_refuses_what_cannot_be_measured():
@@ -169,12 +189,16 @@ def test_frechet_refuses_what_cannot_be_measured():
 def test_the_floor_is_what_fresh_samples_of_the_reference_score_and_falls_with_n():
     factor = gaussian(16)
     y = reference_of(np.random.default_rng(0).standard_normal((5000, 16)) @ factor.T)
-    fresh = [frechet(np.random.default_rng(s).standard_normal((40, 16)) @ factor.T, y) for s in range(1, 30)]
+    fresh = [
+        frechet(np.random.default_rng(s).standard_normal((40, 16)) @ factor.T, y)
+        for s in range(1, 30)
+    ]
     assert floor(40, y) == pytest.approx(np.mean(fresh), rel=0.15)
     assert floor(8, y) > 2 * floor(40, y) > 2 * floor(400, y)
 
 
-# ------------------------------------------------------------------------------------------------ means
+# ------------------------------------------------------------------------------------------------
+# means
 
 
 def test_clustered_delta_covers_the_truth_in_nine_of_ten_simulations():
@@ -227,9 +251,15 @@ def test_scores_that_never_differ_do_not_prove_a_certainty():
 
 def test_an_interval_reaches_at_least_as_far_as_student_s_and_one_group_has_none():
     found = mean([1.0, 2.0, 4.0])
-    assert found.value - found.low >= 4.302652 * found.se and found.high - found.value >= 4.302652 * found.se
-    assert mean([1.0, 2.0, 3.0]).high == pytest.approx(2 + 4.302653 / math.sqrt(3), rel=1e-5)  # no skewness: Student's
-    assert mean([1.0, 2.0, 4.0], [5, 5, 5]) == Estimate(value=pytest.approx(7 / 3), low=None, high=None, n=1, se=None)
+    assert (
+        found.value - found.low >= 4.302652 * found.se
+        and found.high - found.value >= 4.302652 * found.se
+    )
+    # no skewness: Student's
+    assert mean([1.0, 2.0, 3.0]).high == pytest.approx(2 + 4.302653 / math.sqrt(3), rel=1e-5)
+    assert mean([1.0, 2.0, 4.0], [5, 5, 5]) == Estimate(
+        value=pytest.approx(7 / 3), low=None, high=None, n=1, se=None
+    )
     assert mean([2.0, 2.0]) == Estimate(value=2, low=None, high=None, n=2, se=0.0)
 
 
@@ -245,16 +275,21 @@ def test_means_refuse_what_is_no_row_of_numbers():
 
 
 def test_rounding_beyond_the_range_is_clipped_and_a_value_outside_it_leaves_no_range():
-    assert mean([0.5, 1.0000001], bounds=(0, 1)).bounds == (0, 1) and mean([0.5, 2], bounds=(0, 1)).bounds is None
+    assert (
+        mean([0.5, 1.0000001], bounds=(0, 1)).bounds == (0, 1)
+        and mean([0.5, 2], bounds=(0, 1)).bounds is None
+    )
     noise = delta((np.arange(64) % 7 / 7 + 0.1) - 0.1, np.arange(64) % 7 / 7, bounds=(0, 1))
-    assert noise == delta(np.ones(64), np.ones(64), bounds=(0, 1))  # what differs by rounding does not differ
+    # what differs by rounding does not differ
+    assert noise == delta(np.ones(64), np.ones(64), bounds=(0, 1))
 
 
 def test_detectable_difference_is_two_point_eight_standard_errors():
     assert detectable(0.5) == pytest.approx(1.4008, rel=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------ times
+# ------------------------------------------------------------------------------------------------
+# times
 
 
 def timed(rounds, batches, per_sample, size=4, rng=None, noise=0.0, weather=None):
@@ -278,14 +313,18 @@ def test_ratio_of_times_cancels_weather_that_slows_a_whole_round():
 
 @pytest.mark.parametrize("rounds", [2, 3, 5])
 def test_ratio_interval_covers_the_truth_in_nine_of_ten_simulations(rounds):
-    """Each process has a speed of its own (2 % here, as measured), which batches of one round share."""
+    """Each process has a speed of its own (2 % here, as measured), which batches of one round
+    share."""
     covered = []
     for seed in range(300):
         r = np.random.default_rng(seed)
         weather = np.exp(0.3 * r.standard_normal(rounds))
         own = np.exp(0.1 * r.standard_normal((2, rounds)))
         found = speedup(
-            *(timed(rounds, 4, s, rng=r, noise=0.02, weather=weather * o) for s, o in zip((1.5, 1.0), own, strict=True))
+            *(
+                timed(rounds, 4, s, rng=r, noise=0.02, weather=weather * o)
+                for s, o in zip((1.5, 1.0), own, strict=True)
+            )
         )
         assert found.unit == "rounds" and found.estimate.n == rounds
         covered.append(found.estimate.low <= 1.5 <= found.estimate.high)
@@ -294,14 +333,20 @@ def test_ratio_interval_covers_the_truth_in_nine_of_ten_simulations(rounds):
 
 def test_one_round_has_no_interval_however_many_batches_it_has():
     found = speedup(timed(1, 15, 2.0), timed(1, 15, 1.0))
-    assert found.estimate == Estimate(value=pytest.approx(2), low=None, high=None, n=1, se=None) and found.unit == ""
+    assert (
+        found.estimate == Estimate(value=pytest.approx(2), low=None, high=None, n=1, se=None)
+        and found.unit == ""
+    )
 
 
 def test_a_short_last_batch_counts_by_the_seconds_it_took():
     """16 samples in 16 s that take 8 s, and one in 3 s that takes 3 s: 19 s become 11 s."""
 
     def entries(*batches):
-        return [{"round": 0, "batch": i, "size": size, "call_s": s} for i, (size, s) in enumerate(batches)]
+        return [
+            {"round": 0, "batch": i, "size": size, "call_s": s}
+            for i, (size, s) in enumerate(batches)
+        ]
 
     found = speedup(entries((16, 16.0), (1, 3.0)), entries((16, 8.0), (1, 3.0)))
     assert found.estimate.value == pytest.approx(19 / 11)
@@ -309,7 +354,8 @@ def test_a_short_last_batch_counts_by_the_seconds_it_took():
 
 
 def test_rounds_that_time_only_the_first_batch_do_not_stand_for_the_whole_work():
-    """As a run writes them: all batches in the first round, one in the others; without noise nothing is uncertain."""
+    """As a run writes them: all batches in the first round, one in the others; without noise
+    nothing is uncertain."""
 
     def entries(big, small):
         last = {"round": 0, "batch": 1, "size": 1, "call_s": small}
@@ -318,7 +364,8 @@ def test_rounds_that_time_only_the_first_batch_do_not_stand_for_the_whole_work()
     found = speedup(entries(16.0, 3.0), entries(8.0, 3.0)).estimate
     assert (found.low, found.value, found.high) == pytest.approx((19 / 11,) * 3)
     assert seconds(entries(16.0, 3.0)).value == pytest.approx(19 / 17)
-    assert speedup(entries(16.0, 3.0), entries(9.9, 12.0)).estimate.value < 1  # slower, though its first batch is not
+    # slower, though its first batch is not
+    assert speedup(entries(16.0, 3.0), entries(9.9, 12.0)).estimate.value < 1
 
 
 def test_only_batches_that_both_timed_are_compared():
@@ -330,6 +377,9 @@ def test_only_batches_that_both_timed_are_compared():
 
 
 def test_drift_compares_rounds_on_the_batches_all_of_them_timed():
-    timing = [*timed(2, 1, 1.0, weather=[1.0, 1.2]), {"round": 0, "batch": 1, "size": 4, "call_s": 99.0}]
+    timing = [
+        *timed(2, 1, 1.0, weather=[1.0, 1.2]),
+        {"round": 0, "batch": 1, "size": 4, "call_s": 99.0},
+    ]
     assert drift(timing) == pytest.approx(0.2)
     assert drift(timed(1, 3, 1.0)) is None

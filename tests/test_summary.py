@@ -5,49 +5,61 @@ import json
 import numpy as np
 import pytest
 
-from ditbench.distances import Moments, Reference, frechet, read_jackknifed
-from ditbench.kernels import read_mmd_spread
-from ditbench.manifold import hits, read_recall
-from ditbench.metrics import metrics
-from ditbench.metrics.stored import Scores
-from ditbench.quality import MEANS
-from ditbench.statistics import delta
-from ditbench.summary import DRIFT_BOUND, predict, shares, summarise
+from ditbench.analysis.quality import MEANS
+from ditbench.analysis.summary import DRIFT_BOUND, predict, shares, summarise
+from ditbench.metrics.table import metrics
+from ditbench.records.scores import Scores
+from ditbench.statistics.estimates import delta
+from ditbench.statistics.frechet import Reference, frechet, read_jackknifed
+from ditbench.statistics.mmd import read_mmd_spread
+from ditbench.statistics.moments import Moments
+from ditbench.statistics.precision_recall import hits, read_recall
 
 N = 40
 OWN = [m.name for m in metrics().values() if not m.extractor]
 AGAINST = [m.name for m in metrics().values() if m.against_none]
 KEYS = {
-    "key", "model", "family", "world", "stack", "status", "reason", "methods", "baseline", "baseline_key", "num_samples", "batch_size",
-    "rounds", "seed", "device", "dtype", "weights", "sampling", "quality", "timing", "share", "second_judge", "speedup_call",
-    "speedup_denoise", "speedup_interval", "speedup_flops", "speedup_predicted", "realised", "realised_call", "flops", "memory",
+    "key", "model", "family", "world", "stack", "status", "reason", "methods", "baseline",
+    "baseline_key", "num_samples", "batch_size",
+    "rounds", "seed", "device", "dtype", "weights", "sampling", "quality", "timing", "share",
+    "second_judge", "speedup_call",
+    "speedup_denoise", "speedup_interval", "speedup_flops", "speedup_predicted", "realised",
+    "realised_call", "flops", "memory",
     "counters", "first_call_s", "load_s", "drift", "drift_bound", "suspect", "label", "warnings",
 }  # fmt: skip
 
 
 def timing(denoise_s, *, rounds=3, weather=(1.0, 1.0, 1.0)):
-    """Per sample: 0.1 s of text, 0.1 s of decoding, and the loop; batch 0 in every round, two more in the first."""
+    """Per sample: 0.1 s of text, 0.1 s of decoding, and the loop; batch 0 in every round, two more
+    in the first."""
     found = []
     for r in range(rounds):
         for b in range(3 if r == 0 else 1):
             stages = {"text_s": 0.1, "denoise_s": denoise_s, "decode_s": 0.1}
             entry = {name: 8 * s * weather[r] for name, s in stages.items()}
-            found.append({"round": r, "batch": b, "size": 8, "call_s": sum(entry.values()), **entry})
+            found.append(
+                {"round": r, "batch": b, "size": 8, "call_s": sum(entry.values()), **entry}
+            )
     return found
 
 
 def record(stack, *, model="m", status="ok", denoise_s=0.8, flops=100, requests="r", **told):
     measured = status in ("ok", "inert")
     return {
-        "schema": 1, "key": f"{model}--{stack}", "model": model, "family": "pixart", "world": "scene", "stack": stack,
-        "methods": [] if stack == "none" else [{"name": stack}], "status": status, "reason": "" if measured else "because",
+        "schema": 1, "key": f"{model}--{stack}", "model": model, "family": "pixart",
+        "world": "scene", "stack": stack,
+        "methods": [] if stack == "none" else [{"name": stack}], "status": status,
+        "reason": "" if measured else "because",
         "run": {
-            "num_samples": N, "batch_size": 8, "rounds": 3, "seed": 0, "device": "cpu", "dtype": "float32", "weights": "bundled",
+            "num_samples": N, "batch_size": 8, "rounds": 3, "seed": 0, "device": "cpu",
+            "dtype": "float32", "weights": "bundled",
             "requests_sha256": requests if measured else "",
         },
-        "sampling": {"steps": 20} if measured else {}, "environment": {}, "load_s": 0.5 if measured else None,
+        "sampling": {"steps": 20} if measured else {}, "environment": {},
+        "load_s": 0.5 if measured else None,
         "first_call_s": 9.0 if measured else None, "timing": timing(denoise_s) if measured else [],
-        "memory": {"peak_bytes": 7} if measured else {}, "flops": {"flops": flops} if measured else {},
+        "memory": {"peak_bytes": 7} if measured else {},
+        "flops": {"flops": flops} if measured else {},
         "counters": {"fora.reused": 3} if measured else {},
     } | told  # fmt: skip
 
@@ -59,7 +71,8 @@ def scores(seed, shift=0.0, baseline=False):
     colour = (shared.random(N) < 0.9 - shift).astype(float)
     shape = np.ones(N)
     arrays = {
-        "feature.shapes_v1": features.astype(np.float32), "align.shapes_v1.colour": colour, "align.shapes_v1.shape": shape,
+        "feature.shapes_v1": features.astype(np.float32), "align.shapes_v1.colour": colour,
+        "align.shapes_v1.shape": shape,
         "align.shapes_v1": (colour + shape) / 2, "group": np.arange(N),
     }  # fmt: skip
     reasons = dict.fromkeys(OWN, "not asked") | {
@@ -89,7 +102,11 @@ def rows():
         record("int8", status="refused"),
         record("lonely", model="other"),
     ]
-    told = {"m--none": scores(0, baseline=True), "m--fora": scores(1, 0.3), "other--lonely": scores(2)}
+    told = {
+        "m--none": scores(0, baseline=True),
+        "m--fora": scores(1, 0.3),
+        "other--lonely": scores(2),
+    }
     return {row["key"]: row for row in summarise(records, told, {"scene": REFERENCE})}
 
 
@@ -117,19 +134,31 @@ def test_speedups_keep_their_scopes_apart(rows):
 
 def test_weather_is_taken_out_of_ratios_and_shown_as_drift():
     slow = (1.0, 1.3, 1.1)
-    told = [record("none", timing=timing(0.8, weather=slow)), record("fora", timing=timing(0.4, weather=slow))]
+    told = [
+        record("none", timing=timing(0.8, weather=slow)),
+        record("fora", timing=timing(0.4, weather=slow)),
+    ]
     row = summarise(told, {}, {})[1]
     assert row["speedup_call"]["high"] - row["speedup_call"]["low"] < 1e-9
-    assert row["drift"] == pytest.approx(0.3) and row["suspect"] and row["drift_bound"] == DRIFT_BOUND
+    assert (
+        row["drift"] == pytest.approx(0.3) and row["suspect"] and row["drift_bound"] == DRIFT_BOUND
+    )
     calm = summarise([record("none"), record("fora")], {}, {})[1]
     assert calm["drift"] == pytest.approx(0) and not calm["suspect"]
 
 
 def test_one_round_has_no_drift_and_its_ratios_say_what_they_rest_on():
-    told = [record("none", timing=timing(0.8, rounds=1)), record("fora", timing=timing(0.4, rounds=1))]
+    told = [
+        record("none", timing=timing(0.8, rounds=1)),
+        record("fora", timing=timing(0.4, rounds=1)),
+    ]
     row = summarise(told, {}, {})[1]
     assert row["drift"] is None and row["suspect"] is False
-    assert row["speedup_interval"] == "" and row["speedup_call"]["n"] == 1 and row["speedup_call"]["low"] is None
+    assert (
+        row["speedup_interval"] == ""
+        and row["speedup_call"]["n"] == 1
+        and row["speedup_call"]["low"] is None
+    )
 
 
 def test_times_are_seconds_per_sample_and_shares_add_up(rows):
@@ -137,8 +166,14 @@ def test_times_are_seconds_per_sample_and_shares_add_up(rows):
     assert none["timing"]["denoise_s"]["value"] == pytest.approx(0.8)
     assert none["timing"]["call_s"]["n"] == 3
     fora = rows["m--fora"]
-    for name, speedup in (("call_s", "speedup_call"), ("denoise_s", "speedup_denoise")):  # one speed-up everywhere
-        assert none["timing"][name]["value"] / fora["timing"][name]["value"] == pytest.approx(fora[speedup]["value"])
+    # one speed-up everywhere
+    for name, speedup in (
+        ("call_s", "speedup_call"),
+        ("denoise_s", "speedup_denoise"),
+    ):
+        assert none["timing"][name]["value"] / fora["timing"][name]["value"] == pytest.approx(
+            fora[speedup]["value"]
+        )
     assert none["share"] == pytest.approx({"text": 0.1, "denoise": 0.8, "decode": 0.1})
     assert shares([]) == {"text": None, "denoise": None, "decode": None}
 
@@ -181,7 +216,10 @@ def test_frechet_has_an_interval_on_its_delta_only(rows):
 
 def test_fidelity_has_a_value_and_no_delta(rows):
     entry = rows["m--fora"]["quality"]["psnr.vs_none"]
-    assert entry["value"]["value"] == pytest.approx(0.8, abs=0.01) and entry["value"]["low"] < entry["value"]["high"]
+    assert (
+        entry["value"]["value"] == pytest.approx(0.8, abs=0.01)
+        and entry["value"]["low"] < entry["value"]["high"]
+    )
     assert entry["delta"] is None and entry["delta_reason"] == "the value is already against none"
     assert rows["m--none"]["quality"]["psnr.vs_none"]["reason"] == "this is the baseline itself"
 
@@ -191,7 +229,10 @@ def test_pooled_psnr_and_the_number_of_identical_samples_stand_beside_the_mean(r
     pooled = entry["parts"]["pooled"]["value"]
     assert pooled["value"] == pytest.approx(-10 * np.log10(errors.mean()))
     assert pooled["low"] < pooled["value"] < pooled["high"] and pooled["n"] == N
-    assert entry["n_identical"] == 1 and rows["m--fora"]["quality"]["ssim.vs_none"]["n_identical"] is None
+    assert (
+        entry["n_identical"] == 1
+        and rows["m--fora"]["quality"]["ssim.vs_none"]["n_identical"] is None
+    )
 
 
 def test_psnr_and_ssim_that_cannot_both_be_true_are_a_warning_of_the_row(rows):
@@ -199,7 +240,9 @@ def test_psnr_and_ssim_that_cannot_both_be_true_are_a_warning_of_the_row(rows):
     odd = scores(1)
     odd = Scores(samples_sha256="", arrays=dict(odd.arrays) | {"psnr.vs_none": np.full(N, 28.4), "ssim.vs_none": np.full(N, 0.6)},
                  reasons=odd.reasons)  # fmt: skip
-    row = summarise([record("none"), record("fora")], {"m--none": scores(0, baseline=True), "m--fora": odd}, {})[1]
+    row = summarise(
+        [record("none"), record("fora")], {"m--none": scores(0, baseline=True), "m--fora": odd}, {}
+    )[1]
     assert len(row["warnings"]) == 1 and "28.4 dB beside SSIM 0.60" in row["warnings"][0]
 
 
@@ -207,35 +250,47 @@ def test_a_refused_cell_keeps_its_reason_and_empty_columns(rows):
     row = rows["m--int8"]
     assert (row["status"], row["reason"]) == ("refused", "because")
     assert row["speedup_call"] is row["timing"]["call_s"] is row["speedup_flops"] is None
-    assert all(e["value"] is None and e["reason"] == "the cell is refused" for e in row["quality"].values())
+    assert all(
+        e["value"] is None and e["reason"] == "the cell is refused" for e in row["quality"].values()
+    )
 
 
 def test_without_a_baseline_nothing_is_compared(rows):
     row = rows["other--lonely"]
     assert row["baseline_key"] is row["speedup_call"] is row["drift"] is None
     assert row["quality"]["align.shapes_v1"]["value"]["value"] > 0
-    assert row["quality"]["align.shapes_v1"]["delta_reason"] == "the baseline `none` has no scores in this run"
+    assert (
+        row["quality"]["align.shapes_v1"]["delta_reason"]
+        == "the baseline `none` has no scores in this run"
+    )
 
 
 def test_cells_that_answered_other_requests_are_not_paired():
     told = {"m--none": scores(0, baseline=True), "m--fora": scores(1)}
-    row = summarise([record("none"), record("fora", requests="others")], told, {"scene": REFERENCE})[1]
+    row = summarise(
+        [record("none"), record("fora", requests="others")], told, {"scene": REFERENCE}
+    )[1]
     assert row["baseline_key"] is None and row["quality"]["align.shapes_v1"]["delta"] is None
 
 
 def test_missing_scores_and_references_are_said(rows):
     unscored = summarise([record("none")], {}, {})[0]["quality"]["align.shapes_v1"]
     assert unscored["value"] is None and unscored["reason"] == "not scored yet"
-    entry = summarise([record("none")], {"m--none": scores(0, baseline=True)}, {})[0]["quality"]["fd.shapes_v1"]
+    entry = summarise([record("none")], {"m--none": scores(0, baseline=True)}, {})[0]["quality"][
+        "fd.shapes_v1"
+    ]
     assert entry["value"] is None and entry["reason"] == "no reference for the world scene"
 
 
-# ---------------------------------------------------------------------------------------------- verdicts
+# ----------------------------------------------------------------------------------------------
+# verdicts
 
 
 def judged(margins, *, n=N, **cells):
     """Quality by stack and metric of a run whose cells' scores are `scores(*arguments)`."""
-    told = {"m--none": scores(0, baseline=True)} | {f"m--{name}": scores(*given) for name, given in cells.items()}
+    told = {"m--none": scores(0, baseline=True)} | {
+        f"m--{name}": scores(*given) for name, given in cells.items()
+    }
     rows = summarise([record("none"), *map(record, cells)], told, {"scene": REFERENCE}, margins)
     return {row["stack"]: row["quality"] for row in rows}
 
@@ -247,7 +302,11 @@ def test_every_statistic_of_the_set_has_a_value_and_a_paired_delta():
         values = [read(x, REFERENCE).value for x in (mine, theirs)]
         assert found[name]["value"]["value"] == pytest.approx(values[0])
         assert found[name]["delta"]["value"] == pytest.approx(values[0] - values[1])
-        assert found[name]["delta"]["se"] > 0 and found[name]["mde"] > 0 and found[name]["floor"] is None
+        assert (
+            found[name]["delta"]["se"] > 0
+            and found[name]["mde"] > 0
+            and found[name]["floor"] is None
+        )
     assert found["recall.shapes_v1"]["interval"] == "halves of 40 prompts, at n = 40"
     hit = [hits(x, REFERENCE) for x in (mine, theirs)]
     assert found["precision.shapes_v1"]["delta"] == delta(*hit, bounds=(0, 1)).as_dict()
@@ -284,38 +343,61 @@ def test_primary_metrics_pay_for_every_stack_tried_and_the_others_do_not():
         assert few["a"][name]["p"] == many["a"][name]["p"]
         assert few["a"][name]["p_holm"] <= many["a"][name]["p_holm"]
     family = sorted(
-        q[name]["p"] for s, q in many.items() for name in ("align.shapes_v1", "fd.shapes_v1") if s != "none"
+        q[name]["p"]
+        for s, q in many.items()
+        for name in ("align.shapes_v1", "fd.shapes_v1")
+        if s != "none"
     )
     smallest = min(
-        q[name]["p_holm"] for s, q in many.items() for name in ("align.shapes_v1", "fd.shapes_v1") if s != "none"
+        q[name]["p_holm"]
+        for s, q in many.items()
+        for name in ("align.shapes_v1", "fd.shapes_v1")
+        if s != "none"
     )
     assert smallest == pytest.approx(min(1, 8 * family[0]))
-    assert many["a"]["recall.shapes_v1"]["p_holm"] is None and many["a"]["recall.shapes_v1"]["p"] is not None
+    assert (
+        many["a"]["recall.shapes_v1"]["p_holm"] is None
+        and many["a"]["recall.shapes_v1"]["p"] is not None
+    )
 
 
 def test_binary_scores_have_wilson_s_interval_and_a_difference_whose_p_and_interval_agree():
     """McNemar's p of .092 stood beside an interval that excluded zero."""
-    right = {"m--none": np.repeat([1.0, 0.0], [30, 10]), "m--fora": np.repeat([1.0, 0.0, 1.0, 0.0], [22, 8, 1, 9])}
+    right = {
+        "m--none": np.repeat([1.0, 0.0], [30, 10]),
+        "m--fora": np.repeat([1.0, 0.0, 1.0, 0.0], [22, 8, 1, 9]),
+    }
     told = {
         key: Scores(samples_sha256="", arrays={"align.shapes_v1": x, "group": np.arange(N)}, reasons={"align.shapes_v1": ""})
         for key, x in right.items()
     }  # fmt: skip
-    entry = summarise([record("none"), record("fora")], told, {"scene": REFERENCE})[1]["quality"]["align.shapes_v1"]
+    entry = summarise([record("none"), record("fora")], told, {"scene": REFERENCE})[1]["quality"][
+        "align.shapes_v1"
+    ]
     assert (entry["p"] < 0.05) == (entry["delta"]["high"] < 0)
-    assert entry["value"]["low"] == pytest.approx(0.4220, abs=1e-3) and entry["value"]["high"] == pytest.approx(
-        0.7149, abs=1e-3
-    )
+    assert entry["value"]["low"] == pytest.approx(0.4220, abs=1e-3) and entry["value"][
+        "high"
+    ] == pytest.approx(0.7149, abs=1e-3)
     assert entry["interval"].endswith("; of the value Wilson's")
 
 
 def test_a_frechet_distance_of_no_more_samples_than_features_has_a_value_and_no_difference_and_says_why():
     few = {
-        key: Scores(samples_sha256="", arrays={k: v[:d] for k, v in s.arrays.items()}, reasons=s.reasons)
+        key: Scores(
+            samples_sha256="", arrays={k: v[:d] for k, v in s.arrays.items()}, reasons=s.reasons
+        )
         for d in [scores(0).arrays["feature.shapes_v1"].shape[1]]
         for key, s in (("m--none", scores(0, baseline=True)), ("m--fora", scores(1, 0.3)))
     }
-    entry = summarise([record("none"), record("fora")], few, {"scene": REFERENCE})[1]["quality"]["fd.shapes_v1"]
-    assert entry["value"]["value"] > 0 and entry["delta"] is None and entry["verdict"] == "" and entry["p"] is None
+    entry = summarise([record("none"), record("fora")], few, {"scene": REFERENCE})[1]["quality"][
+        "fd.shapes_v1"
+    ]
+    assert (
+        entry["value"]["value"] > 0
+        and entry["delta"] is None
+        and entry["verdict"] == ""
+        and entry["p"] is None
+    )
     assert "times as many samples as their" in entry["delta_reason"]
 
 
@@ -325,7 +407,9 @@ def test_a_stack_that_is_right_everywhere_is_set_against_a_baseline_that_is_righ
         key: Scores(samples_sha256="", arrays={"align.shapes_v1": x, "group": np.arange(N)}, reasons={"align.shapes_v1": ""})
         for key, x in parts.items()
     }  # fmt: skip
-    entry = summarise([record("none"), record("fora")], told, {"scene": REFERENCE})[1]["quality"]["align.shapes_v1"]
+    entry = summarise([record("none"), record("fora")], told, {"scene": REFERENCE})[1]["quality"][
+        "align.shapes_v1"
+    ]
     assert entry["delta"]["value"] == pytest.approx(10 / 7 / N) and entry["delta"]["low"] > 0
     assert 0 < entry["p"] < 0.05
 
@@ -333,7 +417,10 @@ def test_a_stack_that_is_right_everywhere_is_set_against_a_baseline_that_is_righ
 def test_an_inert_cell_is_not_judged():
     told = {"m--none": scores(0, baseline=True), "m--noop": scores(0)}
     rows = summarise(
-        [record("none"), record("noop", status="inert")], told, {"scene": REFERENCE}, {"fd.shapes_v1": 1.0}
+        [record("none"), record("noop", status="inert")],
+        told,
+        {"scene": REFERENCE},
+        {"fd.shapes_v1": 1.0},
     )
     assert rows[1]["quality"]["fd.shapes_v1"]["verdict"] == ""
 
@@ -350,5 +437,7 @@ def test_a_noise_floor_claims_nothing_and_costs_the_methods_nothing():
 
 def test_pairs_that_never_differ_have_no_detectable_difference():
     told = {"m--none": scores(0, baseline=True), "m--same": scores(0)}
-    entry = summarise([record("none"), record("same")], told, {"scene": REFERENCE})[1]["quality"]["fd.shapes_v1"]
+    entry = summarise([record("none"), record("same")], told, {"scene": REFERENCE})[1]["quality"][
+        "fd.shapes_v1"
+    ]
     assert entry["delta"]["value"] == 0 and entry["mde"] is None

@@ -1,15 +1,18 @@
-"""TeaCache watches and decides what its authors' code does: their logic, written again beside the pipeline, skips the same passes."""
+"""TeaCache watches and decides what its authors' code does: their logic, written again beside the
+pipeline, skips the same passes."""
 
 from contextlib import ExitStack
 
 import pytest
 import torch
 
+from ditbench.method.stack import Stack
 from ditbench.methods.teacache import PUBLISHED
-from ditbench.models import load, models
+from ditbench.models.loading import load
+from ditbench.models.requests import call_arguments, make_requests
+from ditbench.models.sampling import sampling_of
+from ditbench.models.table import models
 from ditbench.quiet import quiet
-from ditbench.stack import Stack
-from ditbench.workload import call_arguments, make_requests, sampling_of
 
 STEPS = 25
 
@@ -21,9 +24,12 @@ def wan():
 
 
 def generate(pipe, text, watch=None):
-    """Counters, and whether each transformer call ran its last block, of one request in `STEPS` steps under a stack."""
+    """Counters, and whether each transformer call ran its last block, of one request in `STEPS`
+    steps under a stack."""
     model = models()["wan-tiny"]
-    asked = call_arguments(model, sampling_of(model), make_requests(model, 1, 0)) | {"num_inference_steps": STEPS}
+    asked = call_arguments(model, sampling_of(model), make_requests(model, 1, 0)) | {
+        "num_inference_steps": STEPS
+    }
     ran = []
     with quiet(), torch.no_grad(), ExitStack() as undo:
         attached = undo.enter_context(Stack.parse(text).attached(pipe))
@@ -40,7 +46,8 @@ def generate(pipe, text, watch=None):
 
 
 def authors(embeddings, threshold, polynomial):
-    """Whether each call is computed, as their script for Wan2.1 decides (without retention steps): even calls have the text."""
+    """Whether each call is computed, as their script for Wan2.1 decides (without retention steps):
+    even calls have the text."""
     computed, total, before = [], [0.0, 0.0], [None, None]
     for call, embedding in enumerate(embeddings):
         side = call % 2
@@ -65,4 +72,7 @@ def test_on_wan_the_time_embedding_decides_as_in_the_authors_script(wan, thresho
         lambda _module, _inputs, out: embeddings.append(out[0].clone()),
     )
     assert ran == authors(embeddings, threshold, polynomial)
-    assert counters == {"teacache.passes_computed": 2 * (STEPS - skipped), "teacache.passes_reused": 2 * skipped}
+    assert counters == {
+        "teacache.passes_computed": 2 * (STEPS - skipped),
+        "teacache.passes_reused": 2 * skipped,
+    }

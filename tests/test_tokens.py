@@ -1,4 +1,5 @@
-"""Token caches: what is kept, what is refreshed, and by which ranking; blocks rerouted whole; the rules of ToCa and DuCa."""
+"""Token caches: what is kept, what is refreshed, and by which ranking; blocks rerouted whole; the
+rules of ToCa and DuCa."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,17 +12,17 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional
 
-from ditbench import schedule
-from ditbench.anatomy import sublayers
+from ditbench.acceleration.caching import schedule
+from ditbench.acceleration.caching.schedule import Schedule
+from ditbench.acceleration.caching.selectors import SELECTORS
+from ditbench.acceleration.caching.token_cache import TokenCache, _with_bonus
+from ditbench.acceleration.caching.token_settings import DUCA, TOCA, TOCA_DDPM250, SelectorName
 from ditbench.method import Attachment, find
-from ditbench.now import Now
-from ditbench.rows import SingleRun
-from ditbench.rules import DUCA, TOCA, TOCA_DDPM250, SelectorName
-from ditbench.schedule import Schedule
-from ditbench.selectors import SELECTORS
-from ditbench.stack import Stack
+from ditbench.method.generation import Now
+from ditbench.method.stack import Stack
+from ditbench.models.sublayers import sublayers
+from ditbench.models.token_rows import SingleRun
 from ditbench.testing import KINDS, tiny
-from ditbench.tokens import TokenCache, _with_bonus
 
 
 class Part:
@@ -77,7 +78,8 @@ def test_refresh_recomputes_the_tokens_that_moved_most_and_keeps_the_rest():
     moved[0, 2], moved[0, 1] = 5.0, 1.0
     out = cache.refresh(part, part.run(moved), moved, 1)
     assert out[0, 2].tolist() == [6.0] * 3 and (out[0, [0, 1, 3]] == 1).all()
-    out = cache.refresh(part, part.run(moved), moved, 1)  # token 2 has not moved since, so token 1 is next
+    # token 2 has not moved since, so token 1 is next
+    out = cache.refresh(part, part.run(moved), moved, 1)
     assert out[0, 1].tolist() == [2.0] * 3
     assert cache.at.counters == {"mlp_tokens_recomputed": 6, "mlp_tokens_reused": 6}
 
@@ -126,7 +128,8 @@ def test_every_selector_has_a_name_a_knob_can_have():
     assert tuple(SELECTORS) == get_args(SelectorName)
 
 
-# The authors' rankings, written once more from arXiv:2410.05317's code, on attention maps drawn at random.
+# The authors' rankings, written once more from arXiv:2410.05317's code, on attention maps drawn at
+# random.
 
 
 def authors_bonus(score, window, bonus):
@@ -141,20 +144,27 @@ def authors_bonus(score, window, bonus):
 
 
 def authors_dit(maps, age, n):
-    """Every row of the batch alone: column sums of the mean map over heads, of unit length; waiting; windows of two."""
+    """Every row of the batch alone: column sums of the mean map over heads, of unit length;
+    waiting; windows of two."""
     rows = []
     for row, waited in zip(maps, age, strict=True):  # [H,N,N], [N]
         received = row.mean(0).sum(0)
-        rows.append(authors_bonus((received / received.norm() + 0.25 * waited / n).tolist(), 2, 0.6))
+        rows.append(
+            authors_bonus((received / received.norm() + 0.25 * waited / n).tolist(), 2, 0.6)
+        )
     return rows
 
 
 def authors_pixart(maps, age, n):
-    """Once for both rows of a pair: the entropy over both prompts' tokens of half of either map; waiting; windows of four."""
+    """Once for both rows of a pair: the entropy over both prompts' tokens of half of either map;
+    waiting; windows of four."""
     pairs, half = [], len(maps) // 2
     for i in range(half):
         blank = torch.zeros_like(maps[i].mean(0))
-        packed = [torch.cat([maps[i].mean(0), blank], 1), torch.cat([blank, maps[half + i].mean(0)], 1)]
+        packed = [
+            torch.cat([maps[i].mean(0), blank], 1),
+            torch.cat([blank, maps[half + i].mean(0)], 1),
+        ]
         mean = 0.5 * packed[0] + 0.5 * packed[1]  # [N,2M]
         entropy = 1 - (mean * (mean + 1e-7).log()).sum(-1)
         pairs.append(authors_bonus((entropy / entropy.norm() + 0.25 * age[i] / n).tolist(), 4, 0.4))
@@ -163,10 +173,12 @@ def authors_pixart(maps, age, n):
 
 @pytest.mark.parametrize("num", [4, 20, 40])
 @pytest.mark.parametrize(
-    ("family", "kind", "authors"), [("dit", "self", authors_dit), ("pixart", "cross", authors_pixart)]
+    ("family", "kind", "authors"),
+    [("dit", "self", authors_dit), ("pixart", "cross", authors_pixart)],
 )
 def test_the_chosen_tokens_are_the_authors(family, kind, authors, num):
-    """Two samples of 64 tokens under guidance: the same chosen sets when tokens have waited, sets of the pair included."""
+    """Two samples of 64 tokens under guidance: the same chosen sets when tokens have waited, sets
+    of the pair included."""
     torch.manual_seed(num)
     at = cache_of("attention")[0].at
     at.now = Now(num_steps=9, samples=2, grid=(1, 8, 8), passes=2, text_tokens=12)
@@ -175,23 +187,32 @@ def test_the_chosen_tokens_are_the_authors(family, kind, authors, num):
     seen = SimpleNamespace(index=0, block=0, kind=kind, stream="image")
     mlp = SimpleNamespace(index=1, block=0, kind="mlp", stream="image")
     x = torch.zeros(4, 64, 8)
-    cache.compute(seen, lambda: functional.scaled_dot_product_attention(q, k, k).transpose(1, 2).flatten(2), x)
+    cache.compute(
+        seen, lambda: functional.scaled_dot_product_attention(q, k, k).transpose(1, 2).flatten(2), x
+    )
     cache.compute(mlp, lambda: x, x)
     maps, age = (q @ k.mT * 8**-0.5).softmax(-1), torch.zeros(4, 64)
     for _ in range(3):
         scores = torch.tensor(authors(maps, age, 3 if family == "dit" else TOCA[family].interval))
         theirs = scores.argsort(1, descending=True)[:, :num]
-        assert cache.order(mlp, x)[:, :num].sort(1).values.tolist() == theirs.sort(1).values.tolist()
+        assert (
+            cache.order(mlp, x)[:, :num].sort(1).values.tolist() == theirs.sort(1).values.tolist()
+        )
         cache.refresh(mlp, lambda rows: x[:, : rows.shape[1]], x, num)
         age = (age + 1).scatter(1, theirs, 0.0)
-    assert (family == "pixart") is bool((theirs[:2].sort(1).values == theirs[2:].sort(1).values).all())
+    assert (family == "pixart") is bool(
+        (theirs[:2].sort(1).values == theirs[2:].sort(1).values).all()
+    )
 
 
 @pytest.mark.parametrize(
-    ("selector", "first"), [("norm", [1, 0, 2]), ("similarity", [2, 0, 1])], ids=["norm", "similarity"]
+    ("selector", "first"),
+    [("norm", [1, 0, 2]), ("similarity", [2, 0, 1])],
+    ids=["norm", "similarity"],
 )
 def test_norm_and_similarity_rank_the_residual_stream_as_the_authors_do(selector, first):
-    """Lengths 2, 3 and 1; cosines with the kept outputs 0, 1 and -1; the input itself says something else."""
+    """Lengths 2, 3 and 1; cosines with the kept outputs 0, 1 and -1; the input itself says
+    something else."""
     part = Part()
     part.norm = torch.nn.Identity()
     with ExitStack() as undo:
@@ -207,10 +228,13 @@ def test_norm_and_similarity_rank_the_residual_stream_as_the_authors_do(selector
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_norm_of_every_sublayer_is_called_right_before_it_with_its_tokens(kind):
-    """What enters a norm is not normalised: only PixArt's cross-attention is given the stream itself."""
+    """What enters a norm is not normalised: only PixArt's cross-attention is given the stream
+    itself."""
     subject, entered, routed = tiny(kind, steps=1 if kind != "pixart" else 2), [], {}
     parts = sublayers(subject.pipeline.transformer)
-    assert [s.kind for s in parts if s.norm is None] == (["cross", "cross"] if kind == "pixart" else [])
+    assert [s.kind for s in parts if s.norm is None] == (
+        ["cross", "cross"] if kind == "pixart" else []
+    )
 
     def attach(pipeline, at):
         for sublayer in at.sublayers:
@@ -218,7 +242,11 @@ def test_the_norm_of_every_sublayer_is_called_right_before_it_with_its_tokens(ki
 
                 def route(run, hidden, sublayer=sublayer):
                     index, stream = entered[-1]
-                    routed[sublayer.index] = index, stream.shape == hidden.shape, torch.equal(stream, hidden)
+                    routed[sublayer.index] = (
+                        index,
+                        stream.shape == hidden.shape,
+                        torch.equal(stream, hidden),
+                    )
                     return run()
 
                 at.reroute(sublayer, route)
@@ -240,7 +268,10 @@ def test_an_attention_that_was_not_seen_is_an_error_and_no_other_ranking():
 
 
 def test_the_best_of_every_window_gets_more():
-    score = torch.tensor([[9.0, 1.0, 2.0, 3.0, 1.0, 4.0, 2.0, 2.0, 5.0, 5.5, 1.0, 1.0, 1.0, 1.0, 1.0, 7.0]])  # 4 x 4
+    # 4 x 4
+    score = torch.tensor(
+        [[9.0, 1.0, 2.0, 3.0, 1.0, 4.0, 2.0, 2.0, 5.0, 5.5, 1.0, 1.0, 1.0, 1.0, 1.0, 7.0]]
+    )
     raised = _with_bonus(score, (1, 4, 4), 2, 1.0)[0] - score[0]
     assert raised.nonzero().flatten().tolist() == [0, 3, 9, 15] and raised[9] == 5.5
 
@@ -251,20 +282,28 @@ def test_text_tokens_get_no_bonus():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_watching_attention_changes_nothing_and_what_is_received_adds_up_to_one(kind, tmp_path, monkeypatch):
+def test_watching_attention_changes_nothing_and_what_is_received_adds_up_to_one(
+    kind, tmp_path, monkeypatch
+):
     monkeypatch.setattr(schedule, "looked_at", lambda keep, blocks: np.ones(keep.shape, bool))
     subject = tiny(kind, steps=3)
     plain = subject.generate(subject.sampling, [0])
     names = tuple(s.name for s in sublayers(subject.pipeline.transformer))
     Schedule(sublayers=names, chosen=np.full((3, len(names)), 4)).write(tmp_path / "dense.json")
-    stack = Stack.parse(f"diffsparse(schedule={str(tmp_path / 'dense.json')!r}, selector='attention')")
+    stack = Stack.parse(
+        f"diffsparse(schedule={str(tmp_path / 'dense.json')!r}, selector='attention')"
+    )
     with stack.attached(subject.pipeline) as attached:
         stores = [
-            reset.__self__ for reset in attached.attachments["diffsparse"].starts if isinstance(reset.__self__, dict)
+            reset.__self__
+            for reset in attached.attachments["diffsparse"].starts
+            if isinstance(reset.__self__, dict)
         ]
         attached.start(3, 1)
         assert torch.equal(subject.generate(subject.sampling, [0]), plain)
-    received = {key: value for store in stores for key, value in store.items() if key[0] == "received"}
+    received = {
+        key: value for store in stores for key, value in store.items() if key[0] == "received"
+    }
     assert len({block for _, block, _ in received}) == len({name.split(".")[0] for name in names})
     assert all(torch.allclose(v.sum(1), torch.ones(len(v)), atol=1e-4) for v in received.values())
 
@@ -306,21 +345,33 @@ def full(family, interval, steps):
 
 def test_full_steps_are_those_of_the_papers_code():
     assert full("pixart", 3, 20) == [0, 4, 6, 9, 12, 15, 18]
-    assert [i for i, (_, others) in enumerate(phases("pixart", 3, 20)) if others == 0] == [0, 6, 9, 12, 15, 18]
+    assert [i for i, (_, others) in enumerate(phases("pixart", 3, 20)) if others == 0] == [
+        0,
+        6,
+        9,
+        12,
+        15,
+        18,
+    ]
     assert full("flux", 4, 50) == [0, 1, *range(2, 50, 4)]
     differ = [49 - i for i, (first, others) in enumerate(phases("dit", 3, 50)) if first != others]
     assert differ == [45, 32]  # the steps at which only the first block is full
 
 
 def authors_dit_types(interval, steps, block):
-    """F(ull), P(artial) or S(kipped) at every step in DuCa's code for DiT, from its README's rule: t counts down, a full step sets the
-    period, in the first block before the others look; a fifth of the steps has a period of two."""
+    """F(ull), P(artial) or S(kipped) at every step in DuCa's code for DiT, from its README's rule:
+    t counts down, a full step sets the period, in the first block before the others look; a fifth
+    of the steps has a period of two."""
     types, period = [], interval
     for t in reversed(range(steps)):
         place = 0 if t == steps - 1 else t % period
         if place == 0:
             sensitive = int(steps * 0.2) <= t < int(steps * 0.4)
-            period = 2 if sensitive else int(torch.round(interval / torch.tensor(1 + 0.4 - 2 * 0.4 * t / steps)))
+            period = (
+                2
+                if sensitive
+                else int(torch.round(interval / torch.tensor(1 + 0.4 - 2 * 0.4 * t / steps)))
+            )
             place = t % period if block and t < steps - 1 else 0
         types.append("F" if place == 0 else "P" if place % 2 else "S")
     return "".join(types)
@@ -329,7 +380,8 @@ def authors_dit_types(interval, steps, block):
 def types_of(family, interval, steps, block, rules=DUCA):
     letters = "FPS"
     return "".join(
-        letters[0 if phase[block] == 0 else 2 - phase[block] % 2] for phase in phases(family, interval, steps, rules)
+        letters[0 if phase[block] == 0 else 2 - phase[block] % 2]
+        for phase in phases(family, interval, steps, rules)
     )
 
 
@@ -338,8 +390,12 @@ def types_of(family, interval, steps, block, rules=DUCA):
 def test_duca_skips_and_recomputes_in_the_order_of_its_code(interval, steps):
     for block in (0, 1):
         assert types_of("dit", interval, steps, block) == authors_dit_types(interval, steps, block)
-    pixart = "".join("F" if i % interval == 0 else "P" if i % interval % 2 else "S" for i in range(steps))
-    assert types_of("pixart", interval, steps, 0) == types_of("pixart", interval, steps, 1) == pixart
+    pixart = "".join(
+        "F" if i % interval == 0 else "P" if i % interval % 2 else "S" for i in range(steps)
+    )
+    assert (
+        types_of("pixart", interval, steps, 0) == types_of("pixart", interval, steps, 1) == pixart
+    )
 
 
 def test_duca_on_dit_skips_first_where_the_period_is_odd():
@@ -382,11 +438,18 @@ def parts_run(subject, text, monkeypatch):
 
 
 def test_a_single_block_of_flux_reuses_its_attention_unless_told_to_attend(monkeypatch):
-    """Partial steps run the MLP and the shared projection of the fresh tokens, as arXiv:2410.05317's code for FLUX does."""
+    """Partial steps run the MLP and the shared projection of the fresh tokens, as
+    arXiv:2410.05317's code for FLUX does."""
     subject = tiny("flux", steps=6)
     few = int(0.3 * 1.5 * 1.6 * 40)  # of 24 image and 16 text tokens
     assert parts_run(subject, "toca(ratio=0.3)", monkeypatch) == {"proj_mlp": few, "proj_out": few}
-    everything = {"attn.to_q": few, "attn.to_k": 40, "attn.to_v": 40, "proj_mlp": few, "proj_out": few}
+    everything = {
+        "attn.to_q": few,
+        "attn.to_k": 40,
+        "attn.to_v": 40,
+        "proj_mlp": few,
+        "proj_out": few,
+    }
     assert parts_run(subject, "toca(ratio=0.3, attend=True)", monkeypatch) == everything
 
 
@@ -402,6 +465,9 @@ def test_a_fresh_token_of_a_single_block_takes_its_attention_of_the_last_full_st
     assert (cache.refresh(part, run, x, 2) == 11).all() and halves == [None]
     cache.attend = True
     fresh = cache.refresh(
-        part, SingleRun(lambda rows: (halves.append(rows), torch.ones(1, 2, 2))[1], run.project), x, 2
+        part,
+        SingleRun(lambda rows: (halves.append(rows), torch.ones(1, 2, 2))[1], run.project),
+        x,
+        2,
     )
     assert len(halves) == 2 and sorted(fresh[0, :, 0].tolist()) == [11, 11, 21, 21]

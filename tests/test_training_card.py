@@ -7,15 +7,16 @@ import pytest
 from report_runs import key_of, write_run
 
 from ditbench import reports
-from ditbench.artifact import BUNDLED, Artifact, needs_of, trained_for
-from ditbench.models import models, select
-from ditbench.reports.sections import read_sections
-from ditbench.reports.training import copy_training, draw_training, write_card
-from ditbench.schedule import Schedule
-from ditbench.stack import Stack
+from ditbench.acceleration.caching.schedule import Schedule
+from ditbench.method.artifact import BUNDLED, Artifact, needs_of, trained_for
+from ditbench.method.stack import Stack
+from ditbench.models.table import models, select
+from ditbench.reports.figures.training_curve import copy_training, draw_training, write_card
+from ditbench.reports.sections.section import read_sections
 
 MANIFEST = {
-    "method": "m", "model": "dit-tiny", "steps": 4, "below": "distill", "stack": "distill+m", "seconds": 12.5,
+    "method": "m", "model": "dit-tiny", "steps": 4, "below": "distill", "stack": "distill+m",
+    "seconds": 12.5,
     "recipe": {"version": 3}, "notes": {"held_out": 0.25},
 }  # fmt: skip
 
@@ -24,17 +25,30 @@ def test_a_card_says_what_it_is_for_and_what_it_cost_and_draws_the_log(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
     assert draw_training(tmp_path) is None
     card = write_card(tmp_path).read_text()
-    assert "For 4 steps under `distill`." in card and "prepare 'distill+m' --models dit-tiny" in card
-    assert "| seconds | 12.5 |" in card and "| held_out | 0.25 |" in card and "training.png" not in card
-    (tmp_path / "log.csv").write_text("stage,iteration,loss,held_out\n1,0,0.5,0.4\n1,1,0.4,\n2,2,,0.3\n")
+    assert (
+        "For 4 steps under `distill`." in card and "prepare 'distill+m' --models dit-tiny" in card
+    )
+    assert (
+        "| seconds | 12.5 |" in card
+        and "| held_out | 0.25 |" in card
+        and "training.png" not in card
+    )
+    (tmp_path / "log.csv").write_text(
+        "stage,iteration,loss,held_out\n1,0,0.5,0.4\n1,1,0.4,\n2,2,,0.3\n"
+    )
     write_card(tmp_path)
     alone = (tmp_path / "training.png").stat().st_size
-    Schedule(sublayers=("0.self", "0.mlp"), chosen=np.array([[4, 4], [0, 2]])).write(tmp_path / "schedule.json")
+    Schedule(sublayers=("0.self", "0.mlp"), chosen=np.array([[4, 4], [0, 2]])).write(
+        tmp_path / "schedule.json"
+    )
     card = write_card(tmp_path).read_text()
     assert "training.png" in card and (tmp_path / "training.png").stat().st_size > alone
-    (tmp_path / "log.csv").write_text("stage,iteration,loss,held_out\n")  # a measured table has no curve
+    # a measured table has no curve
+    (tmp_path / "log.csv").write_text("stage,iteration,loss,held_out\n")
     (tmp_path / "training.png").unlink()
-    assert "training.png" in write_card(tmp_path).read_text() and (tmp_path / "training.png").is_file()
+    assert (
+        "training.png" in write_card(tmp_path).read_text() and (tmp_path / "training.png").is_file()
+    )
 
 
 def test_everything_that_is_shipped_has_its_card():
@@ -62,7 +76,8 @@ def test_every_shipped_folder_is_named_after_what_is_needed_today():
     for path in BUNDLED.glob("*/*/manifest.json"):
         told = json.loads(path.read_text())
         topmost = needs_of(models()[told["model"]], Stack.parse(told["stack"]), "bundled")[-1]
-        assert topmost.key == path.parent.name, told["stack"]  # a student below has a folder of its own
+        # a student below has a folder of its own
+        assert topmost.key == path.parent.name, told["stack"]
 
 
 def test_a_record_leads_to_the_very_files_its_cell_was_prepared_with_and_to_no_others():
@@ -77,14 +92,18 @@ def test_a_record_leads_to_the_very_files_its_cell_was_prepared_with_and_to_no_o
 
 def test_the_page_shows_what_its_rows_were_trained_with_once_and_nothing_of_other_weights(tmp_path):
     manifests = {p: json.loads(p.read_text()) for p in BUNDLED.glob("diffsparse/*/manifest.json")}
-    (shipped,) = [p for p, m in manifests.items() if (m["model"], m["below"]) == ("pixart-tiny", "none")]
+    (shipped,) = [
+        p for p, m in manifests.items() if (m["model"], m["below"]) == ("pixart-tiny", "none")
+    ]
     stacks = (("none", "ok"), ("diffsparse", "ok"), ("int8+diffsparse", "ok"), ("noop", "ok"))
     run = write_run(tmp_path / "run", models=("pixart-tiny",), stacks=stacks, n=9)
     assert copy_training(read_sections([run])[0], tmp_path / "plots") == {}
     for stack, _ in stacks[1:3]:
         path = run / "cells" / key_of("pixart-tiny", stack) / "record.json"
         record = json.loads(path.read_text())
-        record["artifacts"] = {"diffsparse": Artifact(shipped.parent, json.loads(shipped.read_text())).cost()}
+        record["artifacts"] = {
+            "diffsparse": Artifact(shipped.parent, json.loads(shipped.read_text())).cost()
+        }
         path.write_text(json.dumps(record))
     report = reports.build([run])
     (copy,) = report.out.glob("plots/*-training.png")

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ditbench import verdict
-from ditbench.distances import Reference, frechet, frechet_delta
-from ditbench.readings import contrast, linear
-from ditbench.statistics import Estimate, delta, mean, wilson
-from ditbench.verdict import decide, difference_p, equivalence_p, exceeds_p, holm
+from ditbench.analysis import verdict
+from ditbench.analysis.verdict import decide
+from ditbench.statistics.estimates import Estimate, delta, mean, wilson
+from ditbench.statistics.frechet import Reference, frechet, frechet_delta
+from ditbench.statistics.hypothesis import difference_p, equivalence_p, exceeds_p, holm
+from ditbench.statistics.influence import contrast, linear
 
 
 def test_p_of_a_difference_is_the_paired_t_test_s():
     r = np.random.default_rng(0)
     a, b = r.standard_normal((2, 30))
     student = stats.ttest_rel(a, b).pvalue
-    assert (
-        student <= difference_p(delta(a, b)) <= 1.2 * student
-    )  # the larger of Student's and the skewness-corrected one
+    # the larger of Student's and the skewness-corrected one
+    assert student <= difference_p(delta(a, b)) <= 1.2 * student
     flat = np.concatenate([a - a.mean(), a.mean() - a]) + 0.2  # no skewness: both are Student's
     assert difference_p(mean(flat)) == pytest.approx(stats.ttest_1samp(flat, 0).pvalue)
 
@@ -31,7 +31,8 @@ def test_p_of_equivalence_is_the_larger_of_two_one_sided_t_tests():
 
 
 def test_scores_that_never_differ_are_equivalent_only_where_enough_of_them_were_seen():
-    """A change hidden from G units may move up to 1 - 0.05^(1/G) of the range: 0.046 of 2 at 64, which no margin of 0.02 covers."""
+    """A change hidden from G units may move up to 1 - 0.05^(1/G) of the range: 0.046 of 2 at 64,
+    which no margin of 0.02 covers."""
     few, many = (delta(np.ones(n), np.ones(n), bounds=(0, 1)) for n in (64, 1000))
     assert difference_p(few) == 1
     assert equivalence_p(few, 0.02) >= (1 - 0.02) ** 64 > 0.05
@@ -49,12 +50,17 @@ def test_no_loss_makes_equivalence_likelier_than_seeing_none(n):
         p = equivalence_p(mean(x, bounds=(-1, 1)), 0.02)
         assert p >= before
         before = p
-    more = [equivalence_p(mean(np.repeat([-0.5, 0.0], [k, n - k]), bounds=(-1, 1)), 0.02) for k in range(8)]
+    more = [
+        equivalence_p(mean(np.repeat([-0.5, 0.0], [k, n - k]), bounds=(-1, 1)), 0.02)
+        for k in range(8)
+    ]
     assert more == sorted(more)
 
 
 @pytest.mark.parametrize("n", [150, 216, 292, 364, 500, 512, 700, 1024])
-@pytest.mark.parametrize(("reach", "least", "level"), [(1, 0.02, 0.05), (2, 0.02, 0.025), (3, 0.02, 0.025)])
+@pytest.mark.parametrize(
+    ("reach", "least", "level"), [(1, 0.02, 0.05), (2, 0.02, 0.025), (3, 0.02, 0.025)]
+)
 def test_rare_whole_losses_keep_the_level_at_every_n(n, reach, least, level):
     """Exactly, by the binomial: a t test with an imagined unit alone reached 6.9 % at 216."""
     error = 0.0
@@ -85,8 +91,12 @@ def test_a_loss_of_the_margin_in_rare_samples_is_called_equivalent_once_in_twent
         for _ in range(1500)
     ]
     for sample in (losses, small):
-        assert np.mean([equivalence_p(mean(x, bounds=(-1, 1)), 0.02) <= 0.05 for x in sample]) <= 0.06
-        assert np.mean([exceeds_p(mean(x, bounds=(-2, 2)), -0.02) <= 0.025 for x in sample]) <= 0.035
+        assert (
+            np.mean([equivalence_p(mean(x, bounds=(-1, 1)), 0.02) <= 0.05 for x in sample]) <= 0.06
+        )
+        assert (
+            np.mean([exceeds_p(mean(x, bounds=(-2, 2)), -0.02) <= 0.025 for x in sample]) <= 0.035
+        )
 
 
 def test_a_difference_that_is_the_same_everywhere_may_be_nothing_in_as_many_units_as_can_hide():
@@ -150,18 +160,25 @@ def test_a_difference_as_large_as_the_margin_is_called_equivalent_once_in_twenty
 
 def test_a_small_certain_difference_inside_the_margin_is_equivalent():
     e = delta(0.05 + 0.01 * np.random.default_rng(0).standard_normal(40), np.zeros(40))
-    assert difference_p(e) < 1e-6 and decide(e.value, "higher", difference_p(e), equivalence_p(e, 0.2)) == "equivalent"
+    assert (
+        difference_p(e) < 1e-6
+        and decide(e.value, "higher", difference_p(e), equivalence_p(e, 0.2)) == "equivalent"
+    )
     assert decide(e.value, "lower", difference_p(e), None) == "worse"
-    assert decide(e.value, "lower", difference_p(e), 0.3, margin=0.2) == "inconclusive"  # of no size that counts
+    # of no size that counts
+    assert decide(e.value, "lower", difference_p(e), 0.3, margin=0.2) == "inconclusive"
 
 
-# --------------------------------------------------------------- where unpaired comparisons say the wrong thing
+# --------------------------------------------------------------- where unpaired comparisons say the
+# wrong thing
 
 
 def test_two_samples_of_other_prompts_call_the_worse_method_better_where_pairs_do_not():
-    """Prompts differ by much more than methods do: B loses .03 on every prompt, and yet has the better mean in over a third of runs.
+    """Prompts differ by much more than methods do: B loses .03 on every prompt, and yet has the
+    better mean in over a third of runs.
 
-    Unpaired, with prompts of its own, it is called better with confidence in some of them; paired, never, and worse nearly always.
+    Unpaired, with prompts of its own, it is called better with confidence in some of them; paired,
+    never, and worse nearly always.
     """
     runs = 300
     unpaired, ahead, paired = [], [], []
@@ -172,15 +189,22 @@ def test_two_samples_of_other_prompts_call_the_worse_method_better_where_pairs_d
         elsewhere = 0.77 + other + 0.02 * r.standard_normal(64)
         test = stats.ttest_ind(elsewhere, a)
         ahead.append(elsewhere.mean() > a.mean())
-        unpaired.append("inconclusive" if test.pvalue > 0.05 else "better" if test.statistic > 0 else "worse")
+        unpaired.append(
+            "inconclusive" if test.pvalue > 0.05 else "better" if test.statistic > 0 else "worse"
+        )
         e = delta(b, a)
         paired.append(decide(e.value, "higher", difference_p(e), equivalence_p(e, 0.01)))
-    assert np.mean(ahead) > 0.25 and unpaired.count("better") >= 1 and unpaired.count("inconclusive") > 0.8 * runs
+    assert (
+        np.mean(ahead) > 0.25
+        and unpaired.count("better") >= 1
+        and unpaired.count("inconclusive") > 0.8 * runs
+    )
     assert paired.count("better") == 0 and paired.count("worse") >= 0.99 * runs
 
 
 def test_a_frechet_distance_of_more_samples_looks_better_than_one_of_fewer_that_is():
-    """Its bias falls with n: a worse model shown at n = 1000 beats a perfect one at n = 64, until both are read on the same requests."""
+    """Its bias falls with n: a worse model shown at n = 1000 beats a perfect one at n = 64, until
+    both are read on the same requests."""
     r, d = np.random.default_rng(0), 32
     reference = Reference.through(r.standard_normal((5000, d)))
     noise = r.standard_normal((1000, d))

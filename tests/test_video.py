@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ditbench.metrics import metrics, video
+from ditbench.metrics import motion as video
 from ditbench.metrics.samples import Sampled, Samples
-from ditbench.score import _extract
+from ditbench.metrics.scoring import _extract
+from ditbench.metrics.table import metrics
 
 NAMES = [name for name, metric in metrics().items() if metric.family == "video"]
 
@@ -61,14 +62,17 @@ def test_a_steady_fade_is_motion_to_the_first_difference_and_smooth_to_the_secon
 @pytest.mark.parametrize("step", [1, 2])
 def test_blocks_are_followed_at_the_speed_they_move(step):
     whole = np.stack([np.roll(noise(5, 32, 32, 3), step * t, axis=1) for t in range(4)])
-    inner = video.block_motion(whole)  # the block at the edge, where new pixels roll in, may match elsewhere
+    # the block at the edge, where new pixels roll in, may match elsewhere
+    inner = video.block_motion(whole)
     assert inner == pytest.approx(100 * step / 32, rel=0.35)
-    assert 0 < video.block_motion(moving(step)) < 100 * step / 32  # most of this picture is grey and stands still
+    # most of this picture is grey and stands still
+    assert 0 < video.block_motion(moving(step)) < 100 * step / 32
 
 
 def test_motion_is_a_share_of_the_picture_whatever_its_size():
     small = moving(2)
-    large = small.repeat(8, axis=1).repeat(8, axis=2)  # 256 pixels: averaged down by two, sixteen pixels a frame
+    # 256 pixels: averaged down by two, sixteen pixels a frame
+    large = small.repeat(8, axis=1).repeat(8, axis=2)
     still = video.block_motion(np.repeat(large[:1], 3, axis=0))
     assert still == 0 < video.block_motion(small)
 
@@ -79,8 +83,14 @@ def slow(v):
     mad = [abs(b - a) for f, g in itertools.pairwise(frames) for a, b in zip(f, g, strict=True)]
     triples = list(zip(frames, frames[1:], frames[2:], strict=False))
     second = [abs(a - 2 * b + c) for f, g, h in triples for a, b, c in zip(f, g, h, strict=True)]
-    odd = [abs(b - (a + c) / 2) for f, g, h in triples[::2] for a, b, c in zip(f, g, h, strict=True)]
-    return 1 - sum(mad) / len(mad) / 255, sum(second) / len(second) / 510, 1 - sum(odd) / len(odd) / 255
+    odd = [
+        abs(b - (a + c) / 2) for f, g, h in triples[::2] for a, b, c in zip(f, g, h, strict=True)
+    ]
+    return (
+        1 - sum(mad) / len(mad) / 255,
+        sum(second) / len(second) / 510,
+        1 - sum(odd) / len(odd) / 255,
+    )
 
 
 @pytest.mark.parametrize("frames", [3, 4, 5, 6])
@@ -121,7 +131,9 @@ def test_histograms_agree_with_explicit_loops():
         for c in range(3):
             expected[8 * c + frame[i, j, c] // 32] += 1 / 42
         angle = np.arctan2(down[i, j], right[i, j])
-        expected[24 + int((angle + np.pi) / (2 * np.pi) * 8) % 8] += np.hypot(down[i, j], right[i, j])
+        expected[24 + int((angle + np.pi) / (2 * np.pi) * 8) % 8] += np.hypot(
+            down[i, j], right[i, j]
+        )
     expected[24:] /= expected[24:].sum()
     np.testing.assert_allclose(video.histogram(frame), expected, rtol=1e-9)
 
@@ -132,9 +144,13 @@ def test_differences_are_compared_without_wrapping_round(tmp_path):
     x, y = mine / 255, theirs / 255
     dx, dy = np.diff(x, axis=1), np.diff(y, axis=1)
     fidelity = video.extract(cell, table["tdiff_fidelity.vs_none"])
-    np.testing.assert_allclose(fidelity["tdiff_fidelity.vs_none.mae"], np.abs(dx - dy).mean((1, 2, 3, 4)))
     np.testing.assert_allclose(
-        fidelity["tdiff_fidelity.vs_none"], -10 * np.log10(((dx - dy) ** 2).mean((1, 2, 3, 4))), rtol=1e-9
+        fidelity["tdiff_fidelity.vs_none.mae"], np.abs(dx - dy).mean((1, 2, 3, 4))
+    )
+    np.testing.assert_allclose(
+        fidelity["tdiff_fidelity.vs_none"],
+        -10 * np.log10(((dx - dy) ** 2).mean((1, 2, 3, 4))),
+        rtol=1e-9,
     )
     ratio = video.extract(cell, table["motion_energy_ratio.vs_none"])["motion_energy_ratio.vs_none"]
     np.testing.assert_allclose(ratio, np.abs(dx).mean((1, 2, 3, 4)) / np.abs(dy).mean((1, 2, 3, 4)))
@@ -143,12 +159,16 @@ def test_differences_are_compared_without_wrapping_round(tmp_path):
 def test_frozen_motion_is_seen_by_its_energy_and_the_same_video_is_the_same(tmp_path):
     table = metrics()
     frozen = sampled(tmp_path, FROZEN[None], moving(2)[None])
-    assert video.extract(frozen, table["motion_energy_ratio.vs_none"])["motion_energy_ratio.vs_none"] == [0]
+    assert video.extract(frozen, table["motion_energy_ratio.vs_none"])[
+        "motion_energy_ratio.vs_none"
+    ] == [0]
     (tmp_path / "same").mkdir()
     same = sampled(tmp_path / "same", moving(1)[None], moving(1)[None])
     found = video.extract(same, table["tdiff_fidelity.vs_none"])
     assert found["tdiff_fidelity.vs_none"] == [100] and found["tdiff_fidelity.vs_none.mae"] == [0]
-    assert video.extract(same, table["motion_energy_ratio.vs_none"])["motion_energy_ratio.vs_none"] == [1]
+    assert video.extract(same, table["motion_energy_ratio.vs_none"])[
+        "motion_energy_ratio.vs_none"
+    ] == [1]
 
 
 def test_a_baseline_that_stands_still_has_no_ratio_and_says_so(tmp_path):
@@ -160,17 +180,26 @@ def test_a_baseline_that_stands_still_has_no_ratio_and_says_so(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_and_videos_too_short_or_alone_are_refused_by_name(name, tmp_path):
     metric = metrics()[name]
-    assert video.refuse(sampled(tmp_path, noise(0, 2, 16, 16, 3)), metric) == "these are pictures, not videos"
+    assert (
+        video.refuse(sampled(tmp_path, noise(0, 2, 16, 16, 3)), metric)
+        == "these are pictures, not videos"
+    )
     short = sampled(tmp_path, noise(0, 2, 1, 16, 16, 3))
     assert "frames, got 1" in video.refuse(short, metric)
     alone = sampled(tmp_path, noise(0, 2, 3, 16, 16, 3))
     assert video.refuse(alone, metric) == ("no baseline" if metric.against_none else "")
     both = sampled(tmp_path, noise(0, 2, 3, 16, 16, 3), noise(1, 2, 3, 16, 16, 3))
     assert video.refuse(both, metric) == ""
-    assert (video.fingerprint(both, metric) != video.fingerprint(alone, metric)) == metric.against_none
-    assert all(a.shape == (2,) and a.dtype == np.float64 for a in video.extract(both, metric).values())
+    assert (
+        video.fingerprint(both, metric) != video.fingerprint(alone, metric)
+    ) == metric.against_none
+    assert all(
+        a.shape == (2,) and a.dtype == np.float64 for a in video.extract(both, metric).values()
+    )
 
 
 def test_blocks_need_room(tmp_path):
     cell = sampled(tmp_path, noise(0, 1, 3, 12, 32, 3))
-    assert "at least 16 pixels a side, got 12" in video.refuse(cell, metrics()["vstyle.block_motion"])
+    assert "at least 16 pixels a side, got 12" in video.refuse(
+        cell, metrics()["vstyle.block_motion"]
+    )

@@ -3,21 +3,20 @@ import itertools
 import pytest
 import torch
 
-from ditbench.models import models
-from ditbench.shapes import SPLITS, Scenes, draw, generator, held_out
-from ditbench.workload import (
+from ditbench.models.requests import (
     CHUNK,
     EVALUATION,
     PREPARATION,
     TRAININGS,
     batches,
     call_arguments,
-    count_for,
     fingerprint,
     make_requests,
-    sampling_of,
     training_requests,
 )
+from ditbench.models.sampling import count_for, sampling_of
+from ditbench.models.table import models
+from ditbench.shapes.scenes import SPLITS, Scenes, draw, generator, held_out
 
 TINY = ("dit-tiny", "pixart-tiny", "flux-tiny", "wan-tiny")
 
@@ -41,7 +40,8 @@ def test_noise_depends_on_the_request_alone():
     requests = make_requests(model, 6, 0)
     sampling = sampling_of(model)
     noise = lambda batch: [  # noqa: E731
-        torch.randn(3, generator=g).tolist() for g in call_arguments(model, sampling, batch)["generator"]
+        torch.randn(3, generator=g).tolist()
+        for g in call_arguments(model, sampling, batch)["generator"]
     ]
     whole = noise(requests)
     apart = [n for batch in batches(requests, 4) for n in noise(batch)]
@@ -67,10 +67,14 @@ LAST = (1 << 17) - 1
 
 @pytest.mark.parametrize("name", CAPTIONED)
 def test_evaluation_asks_held_out_captions_only_and_training_never_does(name):
-    """Which side a caption is on follows from its words (test_shapes), so no seed can bring one to both."""
+    """Which side a caption is on follows from its words (test_shapes), so no seed can bring one to
+    both."""
     model, prompts = models()[name], {"asked": set(), "trained": set()}
     for seed in (0, 1, 77, 100_000, LAST):
-        asked, trained = make_requests(model, 256, seed), training_requests(model, 512, seed, seed % TRAININGS)
+        asked, trained = (
+            make_requests(model, 256, seed),
+            training_requests(model, 512, seed, seed % TRAININGS),
+        )
         assert held_out(Scenes.of([r.truth for r in asked])).all()
         assert not held_out(Scenes.of([r.truth for r in trained])).any()
         prompts["asked"] |= {r.prompt for r in asked}
@@ -80,7 +84,9 @@ def test_evaluation_asks_held_out_captions_only_and_training_never_does(name):
 
 def test_the_class_world_asks_all_of_its_classes():
     model = models()["dit-tiny"]
-    assert {r.label for r in make_requests(model, 512, 0)} == {r.label for r in training_requests(model, 512, 0)}
+    assert {r.label for r in make_requests(model, 512, 0)} == {
+        r.label for r in training_requests(model, 512, 0)
+    }
     assert len({r.label for r in make_requests(model, 512, 0)}) == 24
 
 
@@ -90,18 +96,22 @@ def test_noise_of_training_never_meets_noise_of_evaluation(name):
     model = models()[name]
     for seed in (0, 1, 50_000, 100_000):
         assert all(r.seed < 1 << 31 for r in make_requests(model, 64, seed))
-        assert all(1 << 31 <= r.seed < 1 << 32 for r in training_requests(model, 64, seed, seed % TRAININGS))
+        assert all(
+            1 << 31 <= r.seed < 1 << 32
+            for r in training_requests(model, 64, seed, seed % TRAININGS)
+        )
 
 
 def test_every_seed_training_and_chunk_of_requests_draws_scenes_of_its_own(monkeypatch):
-    """The stream is their digits side by side: every one of them changes it, and the greatest fit into the split."""
+    """The stream is their digits side by side: every one of them changes it, and the greatest fit
+    into the split."""
     streams = []
 
     def recorded(world, n, *, split, seed):
         streams.append((split, seed))
         return draw(world, n, split=split, seed=seed)
 
-    monkeypatch.setattr("ditbench.shapes.draw", recorded)
+    monkeypatch.setattr("ditbench.shapes.scenes.draw", recorded)
     model, seeds = models()["dit-tiny"], (0, 1, 2, 99_999, 100_000, LAST)
     for seed in seeds:
         make_requests(model, 2 * CHUNK, seed)

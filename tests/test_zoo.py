@@ -7,15 +7,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from ditbench import shapes
-from ditbench.distances import frechet_delta
-from ditbench.metrics import reference
-from ditbench.metrics.frechet import reference_path
-from ditbench.models import ZOO, load, models
-from ditbench.quality import reference_of
-from ditbench.workload import make_requests
+from ditbench.analysis.quality import reference_of
+from ditbench.metrics import shapes_reference as reference
+from ditbench.metrics.shapes_features import reference_path
+from ditbench.models.loading import load
+from ditbench.models.requests import make_requests
+from ditbench.models.table import ZOO, models
+from ditbench.shapes import scenes as shapes
+from ditbench.shapes.judge import agreement, load_judge
+from ditbench.statistics.frechet import frechet_delta
 from ditbench.zoo.card import alignment, samples_of
-from ditbench.zoo.judge import agreement, load_judge
 from ditbench.zoo.train import small
 
 
@@ -33,23 +34,28 @@ def test_the_judge_reads_every_attribute_of_held_out_renders(world):
 
 @pytest.mark.parametrize("name", ["dit-tiny", "pixart-tiny", "flux-tiny", "wan-tiny"])
 def test_the_models_make_what_they_are_asked_for_and_a_fifth_of_the_steps_is_worse(name):
-    """Mean share of attributes right, at the default sampler; and the samples of fewer steps are further from the renders'."""
+    """Mean share of attributes right, at the default sampler; and the samples of fewer steps are
+    further from the renders'."""
     model = models()[name]
     if not (ZOO / name).is_dir():
         pytest.skip(f"{name} is not trained yet")
     pipe = load(model, weights="bundled", device="cpu", dtype="float32")
-    # Three times as many pictures as features: at 96 the distance is biased by half of what four steps lose on pixart-tiny.
+    # Three times as many pictures as features: at 96 the distance is biased by half of what four
+    # steps lose on pixart-tiny.
     requests = make_requests(model, 192 if model.frames == 1 else 80, seed=5)
-    made = {steps: samples_of(model, pipe, requests, steps, 16) for steps in (model.steps, model.steps // 5)}
+    made = {
+        steps: samples_of(model, pipe, requests, steps, 16)
+        for steps in (model.steps, model.steps // 5)
+    }
     share = alignment(model.world, made[model.steps], requests)["alignment"]
-    assert (
-        share + 1.96 * (share * (1 - share) / len(requests)) ** 0.5 >= 0.90
-    )  # no score in 0..1 spreads more than a hit or miss
+    # no score in 0..1 spreads more than a hit or miss
+    assert share + 1.96 * (share * (1 - share) / len(requests)) ** 0.5 >= 0.90
     judge, reference = load_judge(model.world), reference_of(model.world)
     axis = (0, 3, 1, 2) if model.frames == 1 else (0, 4, 1, 2, 3)
     with torch.inference_mode():
         seen = {
-            steps: judge.features(torch.from_numpy(x).permute(axis).float() / 255).numpy() for steps, x in made.items()
+            steps: judge.features(torch.from_numpy(x).permute(axis).float() / 255).numpy()
+            for steps, x in made.items()
         }
     change = frechet_delta(seen[model.steps // 5], seen[model.steps], reference)
     assert change.low is not None and change.low > 0
@@ -87,7 +93,10 @@ def test_small_keeps_the_first_and_every_fourth_frame():
 @pytest.mark.parametrize("judge", reference.JUDGES)
 @pytest.mark.parametrize("world", shapes.WORLDS)
 def test_the_references_that_come_along_are_the_first_renders_of_their_split(world, judge):
-    """To the last of float16's digits but one: another processor may add up a convolution in another order."""
-    shipped = load_file(reference_path(world, judge))["feature"][: reference.CHUNK].astype(np.float64)
+    """To the last of float16's digits but one: another processor may add up a convolution in
+    another order."""
+    shipped = load_file(reference_path(world, judge))["feature"][: reference.CHUNK].astype(
+        np.float64
+    )
     again = reference.features(world, num=reference.CHUNK, name=judge).astype(np.float64)
     assert np.abs(again - shipped).max() <= 2**-10 * np.abs(shipped).max()

@@ -1,7 +1,10 @@
-"""How far a set of videos is from the un-accelerated set, by I3D's logits as the package cd-fvd makes them: `fd.cdfvd_i3d.vs_none`.
+"""How far a set of videos is from the un-accelerated set, by I3D's logits as the package cd-fvd
+makes them: `fd.cdfvd_i3d.vs_none`.
 
-The package extracts, in an environment of its own; the distance is `ditbench.distances.frechet`, for cd-fvd's divides covariances by n,
-draws videos again until it has 2,048, and needs a scipy of old. FVD is a distance to real videos, so this is not called so. n videos.
+The package extracts, in an environment of its own; the distance is
+`ditbench.statistics.frechet.frechet`, for cd-fvd's divides covariances by n, draws videos again
+until it has 2,048, and needs a scipy of old. FVD is a distance to real videos, so this is not
+called so. n videos.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.adapters.outside import Environment, ask
-from ditbench.distances import Moments, Reference, frechet
-from ditbench.metrics import Metric
-from ditbench.metrics.published import Published, located
+from ditbench.metrics.external.client import Environment, ask
+from ditbench.metrics.pinned_files import Published, located
 from ditbench.metrics.samples import Sampled
+from ditbench.metrics.table import Metric
+from ditbench.statistics.frechet import Reference, frechet
+from ditbench.statistics.moments import Moments
 
 VERSION = "cdfvd i3d 1"
 ENVIRONMENT = Environment(name="cdfvd", package="cd-fvd", version="0.1.1")
@@ -71,10 +75,14 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float32]]:
         except (OSError, ValueError) as error:
             raise ValueError(f"cd-fvd left no features that can be read ({error})") from error
     if found.ndim != 2 or len(found) != len(cell.samples):
-        raise ValueError(f"cd-fvd was given {len(cell.samples)} videos and left features of shape {list(found.shape)}")
+        raise ValueError(
+            f"cd-fvd was given {len(cell.samples)} videos and left features of shape "
+            f"{list(found.shape)}"
+        )
     return {FEATURE: found.astype(np.float32)}
 
 
 def distance(mine: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    """Squared Fréchet distance of two sets of features [n, d]; ValueError with fewer than two videos."""
+    """Squared Fréchet distance of two sets of features [n, d]; ValueError with fewer than two
+    videos."""
     return frechet(mine, Reference.of(Moments.of(theirs)))

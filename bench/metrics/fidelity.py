@@ -1,6 +1,8 @@
-"""Fidelity to the un-accelerated model: PSNR, SSIM and MS-SSIM of each sample to the baseline's from the same noise.
+"""Fidelity to the un-accelerated model: PSNR, SSIM and MS-SSIM of each sample to the baseline's
+from the same noise.
 
-They say how far a sample moved, not whether it got worse. Videos: per frame, then the mean. n samples, T frames.
+They say how far a sample moved, not whether it got worse. Videos: per frame, then the mean. n
+samples, T frames.
 """
 
 from __future__ import annotations
@@ -11,16 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.extractors import digest
-from ditbench.metrics import Metric
+from ditbench.extractors.table import digest
 from ditbench.metrics.samples import Sampled, to_pixels
+from ditbench.metrics.table import Metric
 
 VERSION = "float64 mse 1; ssim gaussian 11 sigma 1.5 rgb valid 2"
 CAP_DB = 100.0
 """PSNR of identical pictures."""
 WINDOW = 11
 LARGE = {"ssim.vs_none": WINDOW, "ms_ssim.vs_none": WINDOW * 2**4}
-"""Pixels a side that a similarity needs: the window, which MS-SSIM slides over a picture halved four times."""
+"""Pixels a side that a similarity needs: the window, which MS-SSIM slides over a picture halved
+four times."""
 
 
 def refuse(cell: Sampled, metric: Metric) -> str:
@@ -32,7 +35,11 @@ def refuse(cell: Sampled, metric: Metric) -> str:
         return f"samples of shape {mine} cannot be held against the baseline's {theirs}"
     if metric.name in LARGE:
         if min(cell.samples.shape[-3:-1]) < LARGE[metric.name]:
-            kind = "multi-scale structural similarity" if metric.name == "ms_ssim.vs_none" else "structural similarity"
+            kind = (
+                "multi-scale structural similarity"
+                if metric.name == "ms_ssim.vs_none"
+                else "structural similarity"
+            )
             return f"{kind} needs pictures of at least {LARGE[metric.name]} pixels a side"
         try:
             import torchmetrics.functional.image  # noqa: F401  (a torchvision built for another torch breaks this import)
@@ -49,7 +56,8 @@ def fingerprint(cell: Sampled, metric: Metric) -> str:
 
 
 def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
-    """`ssim.vs_none` or `ms_ssim.vs_none` [n], or `psnr.vs_none` [n] in dB with the `mse.vs_none` [n] under it (pixels in 0..1)."""
+    """`ssim.vs_none` or `ms_ssim.vs_none` [n], or `psnr.vs_none` [n] in dB with the `mse.vs_none`
+    [n] under it (pixels in 0..1)."""
     assert cell.baseline is not None
     pairs = zip(cell.samples.chunks(), cell.baseline.chunks(), strict=True)
     if metric.name in LARGE:
@@ -60,7 +68,8 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
 
 
 def frame_errors(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean squared error of each frame, [n, T], pixels in 0..1; subtracts in float64, for uint8 would wrap round."""
+    """Mean squared error of each frame, [n, T], pixels in 0..1; subtracts in float64, for uint8
+    would wrap round."""
     if a.dtype != np.uint8 or b.dtype != np.uint8:
         raise TypeError(f"samples are uint8, got {a.dtype} and {b.dtype}")
     square = ((a.astype(np.float64) - b.astype(np.float64)) / 255) ** 2
@@ -75,43 +84,62 @@ def decibels(errors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def pooled(errors: NDArray[np.float64]) -> float:
-    """PSNR of the mean of all `errors` [n], in dB: what one gets who pools before taking the logarithm. Never above the mean PSNR."""
+    """PSNR of the mean of all `errors` [n], in dB: what one gets who pools before taking the
+    logarithm. Never above the mean PSNR."""
     return float(decibels(errors.mean(keepdims=True))[0])
 
 
 def doubtful(psnr: float | None, ssim: float | None) -> str:
-    """A warning where PSNR and SSIM contradict each other as they do when 8-bit differences wrapped round, or "".
+    """A warning where PSNR and SSIM contradict each other as they do when 8-bit differences wrapped
+    round, or "".
 
-    (a - b)^2 in uint8 lifts unrelated pictures to 27.9 dB, and no SSIM of theirs is high; faint noise on flat pictures looks alike.
+    (a - b)^2 in uint8 lifts unrelated pictures to 27.9 dB, and no SSIM of theirs is high; faint
+    noise on flat pictures looks alike.
     """
     if psnr is None or ssim is None or psnr <= 27 or ssim >= 0.75:
         return ""
     return (
-        f"PSNR {psnr:.1f} dB beside SSIM {ssim:.2f}: look at the samples; above 27 dB with SSIM below 0.75 is faint noise on flat "
+        f"PSNR {psnr:.1f} dB beside SSIM {ssim:.2f}: look at the samples; above 27 dB with SSIM "
+        "below 0.75 is faint noise on flat "
         "pictures, or 8-bit differences that wrapped round"
     )
 
 
-def similarity(a: NDArray[np.uint8], b: NDArray[np.uint8], scales: bool = False) -> NDArray[np.float64]:
-    """SSIM (Wang et al. 2004) of each sample [n], mean over frames and over the windows that lie wholly in the picture.
+def similarity(
+    a: NDArray[np.uint8], b: NDArray[np.uint8], scales: bool = False
+) -> NDArray[np.float64]:
+    """SSIM (Wang et al. 2004) of each sample [n], mean over frames and over the windows that lie
+    wholly in the picture.
 
-    As Wang's code and scikit-image's Gaussian SSIM have it. torchmetrics' mean counts windows over borders filled by reflection too, which
-    moves a sample by up to 0.03 at 64 pixels.
+    As Wang's code and scikit-image's Gaussian SSIM have it. torchmetrics' mean counts windows over
+    borders filled by reflection too, which moves a sample by up to 0.03 at 64 pixels.
 
-    With `scales` MS-SSIM (Wang et al. 2003): five scales, the paper's exponents, negative terms counted as 0.
+    With `scales` MS-SSIM (Wang et al. 2003): five scales, the paper's exponents, negative terms
+    counted as 0.
     """
     import torch
     from torchmetrics.functional import image
 
     n, size = len(a), a.shape[-3:]
     first, second = (to_pixels(x.reshape(-1, *size)) for x in (a, b))  # [n*T, 3, H, W]
-    told: dict[str, Any] = {"sigma": 1.5, "kernel_size": WINDOW, "reduction": "none", "data_range": 1.0}
+    told: dict[str, Any] = {
+        "sigma": 1.5,
+        "kernel_size": WINDOW,
+        "reduction": "none",
+        "data_range": 1.0,
+    }
     per_frame: Any
     if scales:
-        per_frame = image.multiscale_structural_similarity_index_measure(first, second, normalize="relu", **told)
+        per_frame = image.multiscale_structural_similarity_index_measure(
+            first, second, normalize="relu", **told
+        )
     else:
-        _, windows = image.structural_similarity_index_measure(first, second, return_full_image=True, **told)
-        per_frame = windows[..., WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)].mean((1, 2, 3))
+        _, windows = image.structural_similarity_index_measure(
+            first, second, return_full_image=True, **told
+        )
+        per_frame = windows[..., WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)].mean(
+            (1, 2, 3)
+        )
     assert isinstance(per_frame, torch.Tensor)
     found: NDArray[np.float64] = per_frame.double().numpy().reshape(n, -1).mean(1)
     return found

@@ -1,8 +1,10 @@
-"""`lpips.alex_v0_1`: LPIPS (Zhang et al. 2018) with AlexNet, of each sample to the baseline's from the same noise.
+"""`lpips.alex_v0_1`: LPIPS (Zhang et al. 2018) with AlexNet, of each sample to the baseline's from
+the same noise.
 
-Distances of unit-length features after AlexNet's five rectifiers, weighted by the linear heads of version 0.1, averaged over places and
-added up. Nothing but the published files goes by this name: torchvision's AlexNet and the authors' heads, which torchmetrics carries.
-Videos: per frame, then the mean. Inputs are scaled to -1..1 and never resized.
+Distances of unit-length features after AlexNet's five rectifiers, weighted by the linear heads of
+version 0.1, averaged over places and added up. Nothing but the published files goes by this name:
+torchvision's AlexNet and the authors' heads, which torchmetrics carries. Videos: per frame, then
+the mean. Inputs are scaled to -1..1 and never resized.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.metrics import Metric, fidelity
-from ditbench.metrics.published import Published, located
+from ditbench.metrics import fidelity
+from ditbench.metrics.pinned_files import Published, located
 from ditbench.metrics.samples import Sampled, to_pixels
+from ditbench.metrics.table import Metric
 
 if TYPE_CHECKING:
     import torch
@@ -66,14 +69,15 @@ def missing(metric: Metric) -> str:
 
 
 def fingerprint(cell: Sampled, metric: Metric) -> str:
-    """Names everything the values depend on besides the samples: the baseline's, for the weights can be no others."""
+    """Names everything the values depend on besides the samples: the baseline's, for the weights
+    can be no others."""
     return hashlib.sha256((VERSION + fidelity.fingerprint(cell, metric)).encode()).hexdigest()
 
 
 def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
     """`lpips.alex_v0_1` [n]."""
     assert cell.baseline is not None
-    from ditbench.networks.files import read_tensors
+    from ditbench.extractors.networks.tensors import read_tensors
 
     net = distance(read_tensors(located(BACKBONE)), read_tensors(located(HEADS, heads_path())))
     pairs = zip(cell.samples.chunks(), cell.baseline.chunks(), strict=True)
@@ -82,14 +86,16 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
 
 @cache
 def heads_path() -> Path | None:
-    """Where torchmetrics keeps the heads, found without importing it; None where it is not installed."""
+    """Where torchmetrics keeps the heads, found without importing it; None where it is not
+    installed."""
     spec = find_spec("torchmetrics")
     folders = spec.submodule_search_locations if spec is not None else None
     return Path(next(iter(folders))) / "functional" / "image" / "lpips_models" if folders else None
 
 
 def trunk() -> torch.nn.Sequential:
-    """AlexNet's features (Krizhevsky 2014, one column) as far as the last rectifier; parameters `<layer>.weight` and `.bias`."""
+    """AlexNet's features (Krizhevsky 2014, one column) as far as the last rectifier; parameters
+    `<layer>.weight` and `.bias`."""
     from torch import nn
 
     return nn.Sequential(
@@ -101,9 +107,11 @@ def trunk() -> torch.nn.Sequential:
     )  # fmt: skip
 
 
-def distance(backbone: Mapping[str, torch.Tensor], heads: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """The network from `features.<layer>.weight|bias` (a classifier's are left out) and `lin<i>.model.1.weight` [1, C, 1, 1]; ValueError
-    where they do not fit.
+def distance(
+    backbone: Mapping[str, torch.Tensor], heads: Mapping[str, torch.Tensor]
+) -> torch.nn.Module:
+    """The network from `features.<layer>.weight|bias` (a classifier's are left out) and
+    `lin<i>.model.1.weight` [1, C, 1, 1]; ValueError where they do not fit.
 
     Called with pixels in 0..1 [n, 3, H, W] twice, it gives [n].
     """
@@ -125,15 +133,22 @@ def distance(backbone: Mapping[str, torch.Tensor], heads: Mapping[str, torch.Ten
             for i, layer in enumerate(self.trunk):
                 hidden = layer(hidden)
                 if i in TAPS:
-                    found.append(hidden / (hidden.square().sum(1, keepdim=True) + 1e-8).sqrt())  # [n, C, h, w]
+                    # [n, C, h, w]
+                    found.append(hidden / (hidden.square().sum(1, keepdim=True) + 1e-8).sqrt())
             return found
 
         def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
             parts = zip(self.heads, self.features(first), self.features(second), strict=True)
-            return torch.stack([(w * (a - b).square()).sum(1).mean((1, 2)) for w, a, b in parts]).sum(0)
+            return torch.stack(
+                [(w * (a - b).square()).sum(1).mean((1, 2)) for w, a, b in parts]
+            ).sum(0)
 
     net = Distance()
-    told = {name.replace("features.", "trunk.", 1): a for name, a in backbone.items() if name.startswith("features.")}
+    told = {
+        name.replace("features.", "trunk.", 1): a
+        for name, a in backbone.items()
+        if name.startswith("features.")
+    }
     told |= {f"heads.{i}": heads[f"lin{i}.model.1.weight"] for i in range(len(CHANNELS))}
     try:
         net.load_state_dict(told | {"shift": net.shift, "scale": net.scale})
@@ -144,7 +159,9 @@ def distance(backbone: Mapping[str, torch.Tensor], heads: Mapping[str, torch.Ten
     return net.eval().requires_grad_(False)
 
 
-def per_sample(net: torch.nn.Module, a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
+def per_sample(
+    net: torch.nn.Module, a: NDArray[np.uint8], b: NDArray[np.uint8]
+) -> NDArray[np.float64]:
     """[n]: mean over frames of samples [n, H, W, 3] or [n, T, H, W, 3]."""
     import torch
 
@@ -152,4 +169,5 @@ def per_sample(net: torch.nn.Module, a: NDArray[np.uint8], b: NDArray[np.uint8])
     first, second = (to_pixels(x.reshape(-1, *x.shape[-3:])).to(device) for x in (a, b))
     with torch.inference_mode():
         found: NDArray[np.float64] = net.to(device)(first, second).double().cpu().numpy()
-    return found.reshape(len(a), -1).mean(1)
+    mean: NDArray[np.float64] = found.reshape(len(a), -1).mean(1)
+    return mean

@@ -1,7 +1,9 @@
-"""How far a sample is from the un-accelerated one of the same noise, by the judge's layers: what schedules are learned by.
+"""How far a sample is from the un-accelerated one of the same noise, by the judge's layers: what
+schedules are learned by.
 
-The construction is LPIPS's, the network is not, so the name is not (see `ditbench.perceptual`). It says how far a sample moved, not
-whether it got worse. n samples.
+The construction is LPIPS's, the network is not, so the name is not (see
+`ditbench.shapes.perceptual`). It says how far a sample moved, not whether it got worse. n
+samples.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.metrics import Metric, fidelity
+from ditbench.metrics import fidelity
 from ditbench.metrics.samples import Sampled, to_pixels
+from ditbench.metrics.table import Metric
 
 VERSION = "perceptual layers 1 3 4 6 1"
 
@@ -23,16 +26,19 @@ def refuse(cell: Sampled, metric: Metric) -> str:
 
 
 def fingerprint(cell: Sampled, metric: Metric) -> str:
-    """Names everything the values depend on besides the samples: the baseline's samples and the judge's weights."""
+    """Names everything the values depend on besides the samples: the baseline's samples and the
+    judge's weights."""
     judge = cell.judge_path.read_bytes() if not cell.unjudged else b""
-    return hashlib.sha256((VERSION + fidelity.fingerprint(cell, metric)).encode() + judge).hexdigest()
+    return hashlib.sha256(
+        (VERSION + fidelity.fingerprint(cell, metric)).encode() + judge
+    ).hexdigest()
 
 
 def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
     """`perceptual.shapes_v1` [n]."""
     import torch
 
-    from ditbench.perceptual import Perceptual
+    from ditbench.shapes.perceptual import Perceptual
 
     assert cell.baseline is not None
     distance = Perceptual(cell.judge())

@@ -1,7 +1,9 @@
-"""`pickscore.v1`: PickScore (Kirstain et al. 2023), CLIP ViT-H/14 trained further on people's choices. n pictures, d numbers an embedding.
+"""`pickscore.v1`: PickScore (Kirstain et al. 2023), CLIP ViT-H/14 trained further on people's
+choices. n pictures, d numbers an embedding.
 
-exp(logit scale) times the cosine of picture and prompt, as its authors report it: about 20. Weights and tokenizer come from the folder
-`pickscore_v1` in that of DITBENCH_EXTRACTORS; pictures are prepared here as CLIP's own processor does.
+exp(logit scale) times the cosine of picture and prompt, as its authors report it: about 20. Weights
+and tokenizer come from the folder `pickscore_v1` in that of DITBENCH_EXTRACTORS; pictures are
+prepared here as CLIP's own processor does.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.metrics import Metric
-from ditbench.metrics.published import Published, located
+from ditbench.metrics.pinned_files import Published, located
 from ditbench.metrics.samples import Sampled
+from ditbench.metrics.table import Metric
 
 VERSION = "pickscore 1"
 WEIGHTS = Published(
@@ -58,19 +60,28 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
     folder = located(WEIGHTS).parent
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval().to(device)
+        model: Any = (
+            CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            .eval()
+            .to(device)
+        )
         tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{folder} cannot be loaded as CLIP ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"{folder} cannot be loaded as CLIP ({str(error).splitlines()[0]})"
+        ) from error
     values, cut, start = [], [len(ids) > LONGEST for ids in tokenizer(cell.prompts)["input_ids"]], 0
     with torch.inference_mode():
         for chunk in cell.samples.chunks():
             prompts = cell.prompts[start : start + len(chunk)]
-            tokens = tokenizer(prompts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt").to(
+            tokens = tokenizer(
+                prompts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
+            ).to(device)
+            pixels = torch.from_numpy(prepared(chunk, model.config.vision_config.image_size)).to(
                 device
             )
-            pixels = torch.from_numpy(prepared(chunk, model.config.vision_config.image_size)).to(device)
-            image = normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)  # [n, d]
+            # [n, d]
+            image = normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
             text = normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
             values.append((model.logit_scale.exp() * (image * text).sum(-1)).double().cpu().numpy())
             start += len(chunk)
@@ -78,7 +89,8 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
 
 
 def prepared(chunk: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    """uint8 [n, H, W, 3] -> [n, 3, size, size]: shorter side to `size` (bicubic, antialiased), the middle, CLIP's mean and deviation."""
+    """uint8 [n, H, W, 3] -> [n, 3, size, size]: shorter side to `size` (bicubic, antialiased), the
+    middle, CLIP's mean and deviation."""
     from PIL import Image
 
     found = []

@@ -1,6 +1,8 @@
-"""What people would prefer, by networks trained on people's choices, each in an environment of its own: ImageReward, HPSv2.1, HPSv3.
+"""What people would prefer, by networks trained on people's choices, each in an environment of its
+own: ImageReward, HPSv2.1, HPSv3.
 
-A score of each picture and its prompt. A published name needs the published weights: a file whose sha256 is not on record is refused.
+A score of each picture and its prompt. A published name needs the published weights: a file whose
+sha256 is not on record is refused.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.adapters.outside import Environment, ask, numbers
-from ditbench.metrics import Metric
-from ditbench.metrics.published import Published, located
+from ditbench.metrics.external.client import Environment, ask, numbers
+from ditbench.metrics.pinned_files import Published, located
 from ditbench.metrics.samples import Sampled
+from ditbench.metrics.table import Metric
 
 VERSION = "preference 1"
 
@@ -34,13 +36,17 @@ def _judge(name: str, package: str, version: str, files: dict[str, str]) -> Judg
     """No sha256 of these files is on record yet."""
     return Judge(
         Environment(name=name, package=package, version=version),
-        [Published(extractor=name, name=file, sha256="", where=where) for file, where in files.items()],
+        [
+            Published(extractor=name, name=file, sha256="", where=where)
+            for file, where in files.items()
+        ],
     )
 
 
 JUDGES = {
     "imagereward.v1_0": _judge("imagereward", "image-reward", "1.5", {
-        "ImageReward.pt": "https://huggingface.co/THUDM/ImageReward", "med_config.json": "https://huggingface.co/THUDM/ImageReward",
+        "ImageReward.pt": "https://huggingface.co/THUDM/ImageReward",
+        "med_config.json": "https://huggingface.co/THUDM/ImageReward",
     }),
     "hpsv2.v2_1": _judge("hpsv2", "hpsv2", "1.2.0", {"HPS_v2.1_compressed.pt": "https://huggingface.co/xswu/HPSv2"}),
     "hpsv3.v1_0": _judge("hpsv3", "hpsv3", "1.0.0", {"HPSv3.safetensors": "https://huggingface.co/MizzenAI/HPSv3"}),
@@ -63,7 +69,8 @@ def missing(metric: Metric) -> str:
 
 
 def fingerprint(cell: Sampled, metric: Metric) -> str:
-    """Names everything the values depend on besides the samples: the package's version, the files and the prompts."""
+    """Names everything the values depend on besides the samples: the package's version, the files
+    and the prompts."""
     judge = JUDGES[metric.name]
     told = [judge.environment.version, [file.sha256 for file in judge.files], cell.prompts]
     return hashlib.sha256(f"{VERSION} {told}".encode()).hexdigest()

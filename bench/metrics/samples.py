@@ -1,4 +1,5 @@
-"""The samples of one cell as the metric families see them: pixels on disk, what was asked for, and the baseline's.
+"""The samples of one cell as the metric families see them: pixels on disk, what was asked for, and
+the baseline's.
 
 n samples, T frames, H height, W width, Q = 4 quadrants.
 """
@@ -15,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from ditbench.extractors import Shelf
+from ditbench.extractors.shelf import Shelf
 
 if TYPE_CHECKING:
     import torch
 
-    from ditbench.shapes import Scenes
-    from ditbench.zoo.check import CheckJudge
-    from ditbench.zoo.judge import Judge
+    from ditbench.shapes.judge import Judge
+    from ditbench.shapes.scenes import Scenes
+    from ditbench.shapes.second_judge import CheckJudge
 
 CHUNK = 64
 """Pictures looked at together; a video counts each of its frames."""
@@ -45,7 +46,8 @@ class Samples:
             raise ValueError(f"{self.path} is damaged ({error})") from error
         if dtype != "U8" or len(shape) not in (4, 5) or shape[-1] != 3 or 0 in shape:
             raise ValueError(
-                f"{self.path} holds {dtype} samples of shape {list(shape)}, not uint8 [n, H, W, 3] or [n, T, H, W, 3]"
+                f"{self.path} holds {dtype} samples of shape {list(shape)}, not uint8 [n, H, W, 3] "
+                "or [n, T, H, W, 3]"
             )
         object.__setattr__(self, "shape", shape)
 
@@ -88,7 +90,8 @@ class Sampled:
     shelf: Shelf = field(default_factory=Shelf)
     """The networks to look through."""
     stored: dict[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
-    """Under "arrays": those of the scores file as it stands, so that features that are there are not extracted again."""
+    """Under "arrays": those of the scores file as it stands, so that features that are there are
+    not extracted again."""
 
     @property
     def features(self) -> Mapping[str, NDArray[Any]]:
@@ -98,7 +101,7 @@ class Sampled:
     @property
     def judge_path(self) -> Path:
         """The weights that judge this world."""
-        from ditbench.zoo.judge import weights_path
+        from ditbench.shapes.judge import weights_path
 
         return weights_path(self.world, self.judge_folder)
 
@@ -120,13 +123,14 @@ class Sampled:
 
     @cached_property
     def judged(self) -> tuple[NDArray[np.float32], Scenes]:
-        """The judge's features [n, 64] and what it sees in each sample; ValueError when its weights are damaged."""
+        """The judge's features [n, 64] and what it sees in each sample; ValueError when its weights
+        are damaged."""
         return self._looked(self.judge())
 
     @property
     def check_path(self) -> Path:
         """The weights of the second judge of this world."""
-        from ditbench.zoo.check import weights_path
+        from ditbench.shapes.second_judge import weights_path
 
         return weights_path(self.world, self.judge_folder)
 
@@ -142,19 +146,22 @@ class Sampled:
     @cached_property
     def checked(self) -> tuple[NDArray[np.float32], Scenes]:
         """The same of the second judge; ValueError when its weights are damaged."""
-        from ditbench.zoo.check import load_check
+        from ditbench.shapes.second_judge import load_check
 
         try:
             return self._looked(load_check(self.world, self.judge_folder))
         except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{self.check_path} is damaged ({str(error).splitlines()[0]})") from error
+            raise ValueError(
+                f"{self.check_path} is damaged ({str(error).splitlines()[0]})"
+            ) from error
 
     def _looked(self, judge: Judge | CheckJudge) -> tuple[NDArray[np.float32], Scenes]:
         import torch
 
-        from ditbench.shapes import Scenes
+        from ditbench.shapes.scenes import Scenes
 
-        features, seen = [], []
+        features: list[Any] = []
+        seen: list[Any] = []
         with torch.inference_mode():
             for chunk in self.samples.chunks():
                 pixels = to_pixels(chunk)
@@ -164,17 +171,19 @@ class Sampled:
 
     def judge(self) -> Judge:
         """The judge of this world; ValueError when its weights are damaged."""
-        from ditbench.zoo.judge import load_judge
+        from ditbench.shapes.judge import load_judge
 
         try:
             return load_judge(self.world, self.judge_folder)
         except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{self.judge_path} is damaged ({str(error).splitlines()[0]})") from error
+            raise ValueError(
+                f"{self.judge_path} is damaged ({str(error).splitlines()[0]})"
+            ) from error
 
 
 def to_pixels(chunk: NDArray[np.uint8]) -> torch.Tensor:
-    """uint8 [n, H, W, 3] or [n, T, H, W, 3] -> float32 in 0..1, [n, 3, H, W] or [n, 3, T, H, W]; TypeError for other
-    dtypes.
+    """uint8 [n, H, W, 3] or [n, T, H, W, 3] -> float32 in 0..1, [n, 3, H, W] or [n, 3, T, H, W];
+    TypeError for other dtypes.
     """
     import torch
 

@@ -1,7 +1,9 @@
-"""VBench's dimensions and sums, by the official package in an environment of its own (`ditbench.adapters.vbench`). n videos.
+"""VBench's dimensions and sums, by the official package in an environment of its own
+(`ditbench.metrics.external.vbench`). n videos.
 
-A dimension is measured on those videos whose prompts belong to it: `vbench.color` has k values, `vbench.color@rows` their rows. The
-sums are nowhere stored; `ditbench.summary` makes them, of all their dimensions or not at all.
+A dimension is measured on those videos whose prompts belong to it: `vbench.color` has k values,
+`vbench.color@rows` their rows. The sums are nowhere stored; `ditbench.analysis.summary` makes them,
+of all their dimensions or not at all.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.adapters.vbench import ENVIRONMENT, FPS, LONGEST_S, SUMS, Scored, measure
-from ditbench.metrics import Metric
+from ditbench.metrics.external.vbench import ENVIRONMENT, FPS, LONGEST_S, SUMS, Scored, measure
 from ditbench.metrics.samples import Sampled
-from ditbench.metrics.stored import Scores
+from ditbench.metrics.table import Metric
+from ditbench.records.scores import Scores
 
 VERSION = "vbench 1"
 
@@ -42,7 +44,8 @@ def missing(metric: Metric) -> str:
 
 
 def fingerprint(cell: Sampled, metric: Metric) -> str:
-    """Names everything the values depend on besides the samples: the package's version and the prompts."""
+    """Names everything the values depend on besides the samples: the package's version and the
+    prompts."""
     return hashlib.sha256(f"{VERSION} {ENVIRONMENT.version} {cell.prompts}".encode()).hexdigest()
 
 
@@ -70,7 +73,9 @@ def apart(mine: Scores, theirs: Scores) -> Scored:
     """Paired differences of every dimension that both have, on the videos that both have."""
     found = {}
     for name in [
-        name for name in mine.arrays if name.startswith("vbench.") and name.endswith("@rows") and name in theirs.arrays
+        name
+        for name in mine.arrays
+        if name.startswith("vbench.") and name.endswith("@rows") and name in theirs.arrays
     ]:
         metric = name.removesuffix("@rows")
         rows, i, j = np.intersect1d(mine.arrays[name], theirs.arrays[name], return_indices=True)

@@ -1,7 +1,9 @@
-"""Score a tiny model on held-out requests and write its card: `python -m ditbench.zoo.card pixart-tiny --training FOLDER`.
+"""Score a tiny model on held-out requests and write its card: `python -m ditbench.zoo.card
+pixart-tiny --training FOLDER`.
 
-The card says how the model was made (from the training's notes and loss log), how good it is at its default steps and at a fifth of
-them, and shows the loss curve and samples. Everything on it is measured here or was noted by the training.
+The card says how the model was made (from the training's notes and loss log), how good it is at its
+default steps and at a fifth of them, and shows the loss curve and samples. Everything on it is
+measured here or was noted by the training.
 """
 
 from __future__ import annotations
@@ -17,16 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from ditbench import measure, models, shapes
+from ditbench import ZOO
+from ditbench.method.stack import Stack
+from ditbench.models import loading
+from ditbench.models import table as models
+from ditbench.models.requests import Request, batches, make_requests
+from ditbench.models.sampling import sampling_of
+from ditbench.profiling import latency as measure
 from ditbench.quiet import quiet
-from ditbench.stack import Stack
-from ditbench.workload import Request, batches, make_requests, sampling_of
-from ditbench.zoo.judge import agreement, load_judge
-
-ZOO = Path(__file__).parent
+from ditbench.shapes import scenes as shapes
+from ditbench.shapes.judge import agreement, load_judge
 
 
-def samples_of(model: Any, pipe: Any, requests: list[Request], steps: int, batch: int) -> np.ndarray:
+def samples_of(
+    model: Any, pipe: Any, requests: list[Request], steps: int, batch: int
+) -> np.ndarray:
     """uint8 samples of the requests at a number of steps."""
     sampling = replace(sampling_of(model), steps=steps)
     with quiet(), torch.inference_mode(), Stack().attached(pipe) as attached:
@@ -38,7 +45,10 @@ def alignment(world: str, samples: np.ndarray, requests: list[Request]) -> dict[
     """Mean agreement by attribute, and over attributes."""
     truth = shapes.Scenes.of([r.truth for r in requests if r.truth is not None])
     pixels = torch.from_numpy(samples).movedim(-1, 1).float() / 255
-    found = {k: v.mean().item() for k, v in agreement(load_judge(world).read(pixels), truth, world).items()}
+    found = {
+        k: v.mean().item()
+        for k, v in agreement(load_judge(world).read(pixels), truth, world).items()
+    }
     return found | {"alignment": sum(found.values()) / len(found)}
 
 
@@ -47,24 +57,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument(
-        "--training", type=Path, required=True, help="folder `models.py` left notes.json and loss.csv in"
+        "--training",
+        type=Path,
+        required=True,
+        help="folder `models.py` left notes.json and loss.csv in",
     )
     parser.add_argument("--num", type=int, default=256)
     args = parser.parse_args()
     model = models.select(args.name)[0]
-    pipe = models.load(model, weights="bundled", device="cpu", dtype="float32")
+    pipe = loading.load(model, weights="bundled", device="cpu", dtype="float32")
     num = args.num if model.frames == 1 else args.num // 4
     requests = make_requests(model, num, seed=77)
     few = max(1, model.steps // 5)
     made = {
-        steps: samples_of(model, pipe, requests, steps, 16 if model.frames == 1 else 4) for steps in (model.steps, few)
+        steps: samples_of(model, pipe, requests, steps, 16 if model.frames == 1 else 4)
+        for steps in (model.steps, few)
     }
     scores = {steps: alignment(model.world, samples, requests) for steps, samples in made.items()}
     folder = ZOO / model.name
     notes = json.loads((args.training / "notes.json").read_text())
     curves = [
         p
-        for p in (args.training / "loss.csv", args.training.with_name(args.training.name + "-guidance") / "loss.csv")
+        for p in (
+            args.training / "loss.csv",
+            args.training.with_name(args.training.name + "-guidance") / "loss.csv",
+        )
         if p.exists()
     ]
     _plot_loss(curves, folder / "loss.png")
@@ -76,7 +93,13 @@ def main() -> None:
     print(json.dumps(scores, indent=1))
 
 
-def _card(model: Any, notes: dict[str, Any], scores: dict[int, dict[str, float]], num: int, parameters: int) -> str:
+def _card(
+    model: Any,
+    notes: dict[str, Any],
+    scores: dict[int, dict[str, float]],
+    num: int,
+    parameters: int,
+) -> str:
     rows = "\n".join(
         f"| {name} | " + " | ".join(f"{values[name]:.3f}" for values in scores.values()) + " |"
         for name in next(iter(scores.values()))
@@ -87,7 +110,7 @@ def _card(model: Any, notes: dict[str, Any], scores: dict[int, dict[str, float]]
 
 A `{model.family}` pipeline of diffusers' own classes, transformer of {parameters / 1e6:.2f} M parameters, trained from scratch on the
 `{model.world}`
-world of `shapes.py`. Made again with `python -m ditbench.zoo.train` (codec, judge) and `python -m ditbench.zoo.models {model.name}`.
+dataset `ditbench.shapes`. Made again with `python -m ditbench.zoo.train` (codec, judge) and `python -m ditbench.zoo.models {model.name}`.
 
 ## Training
 
@@ -120,7 +143,9 @@ def _plot_loss(curves: list[Path], to: Path) -> None:
     for path in curves:
         rows = list(csv.DictReader(path.open()))
         label = "guidance distillation" if path.parent.name.endswith("-guidance") else "training"
-        axes.plot([start + int(r["step"]) for r in rows], [float(r["loss"]) for r in rows], label=label)
+        axes.plot(
+            [start + int(r["step"]) for r in rows], [float(r["loss"]) for r in rows], label=label
+        )
         start += int(rows[-1]["step"])
     axes.set(xlabel="step", ylabel="loss (running mean)", yscale="log")
     axes.legend(frameon=False)
@@ -135,12 +160,17 @@ def _plot_samples(made: dict[int, np.ndarray], requests: list[Request], to: Path
     for samples in made.values():
         if samples.ndim == 5:
             rows += [
-                np.concatenate([np.concatenate(list(video[::4]), 1) for video in samples[i : i + 4]], 1) for i in (0, 4)
+                np.concatenate(
+                    [np.concatenate(list(video[::4]), 1) for video in samples[i : i + 4]], 1
+                )
+                for i in (0, 4)
             ]
         else:
             rows += [np.concatenate(list(samples[i : i + 10]), 1) for i in (0, 10)]
     picture = Image.fromarray(np.concatenate(rows, 0))
-    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(to, optimize=True)
+    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(
+        to, optimize=True
+    )
 
 
 if __name__ == "__main__":

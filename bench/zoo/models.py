@@ -1,11 +1,15 @@
-"""Train one of the four tiny diffusion transformers: `python -m ditbench.zoo.models dit-tiny|pixart-tiny|flux-tiny|wan-tiny`.
+"""Train one of the four tiny diffusion transformers: `python -m ditbench.zoo.models
+dit-tiny|pixart-tiny|flux-tiny|wan-tiny`.
 
-The pipelines, transformers, text encoders, autoencoders and schedulers are diffusers' and transformers' own classes; only sizes are
-ours. Text encoders are trained together with their transformer. Trained on all captions of the split "train": what `shapes.held_out`
-holds out is held out of the training of methods, not of the models. Needs the codec of `train.py` first. Writes a pipeline folder.
+The pipelines, transformers, text encoders, autoencoders and schedulers are diffusers' and
+transformers' own classes; only sizes are ours. Text encoders are trained together with their
+transformer. Trained on all captions of the split "train": what `shapes.held_out` holds out is held
+out of the training of methods, not of the models. Needs the codec of `train.py` first. Writes a
+pipeline folder.
 
-B batch, N tokens, D width. Noise prediction (DiT, PixArt): x_t = sqrt(a) x_0 + sqrt(1 - a) e, the model gives e (Ho et al. 2020, eq. 14).
-Rectified flow (FLUX, Wan): x_s = (1 - s) x_0 + s e, the model gives e - x_0 (Liu et al. 2022; Esser et al. 2024).
+B batch, N tokens, D width. Noise prediction (DiT, PixArt): x_t = sqrt(a) x_0 + sqrt(1 - a) e, the
+model gives e (Ho et al. 2020, eq. 14). Rectified flow (FLUX, Wan): x_s = (1 - s) x_0 + s e, the
+model gives e - x_0 (Liu et al. 2022; Esser et al. 2024).
 """
 
 from __future__ import annotations
@@ -19,80 +23,33 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
-    AutoencoderKLWan,
     DDIMScheduler,
-    DiTPipeline,
-    DiTTransformer2DModel,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
-    FluxTransformer2DModel,
-    PixArtAlphaPipeline,
-    PixArtTransformer2DModel,
-    UniPCMultistepScheduler,
-    WanPipeline,
-    WanTransformer3DModel,
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ditbench import shapes
-from ditbench.fit import fit
-from ditbench.zoo import parts
+from ditbench.acceleration.distillation.training_loop import fit
+from ditbench.shapes import scenes as shapes
+from ditbench.zoo.pipelines import WORLD, build
 from ditbench.zoo.train import note, pictures
 
-WORLD = {"dit-tiny": "class", "pixart-tiny": "scene", "flux-tiny": "scene", "wan-tiny": "video"}
 EXAMPLES = {"class": 16384, "scene": 32768, "video": 8192}
-SHAPE: dict[str, Any] = dict(num_attention_heads=4, attention_head_dim=32)
+
+
 DROP = 0.1
 """Share of captions or labels dropped in training, for classifier-free guidance."""
+
+
 SHIFT = 0.5
-"""Mean of the logit of the flow time drawn in training (Esser et al. 2024, section 3.1), for all four models: where shapes are decided."""
-
-
-def build(name: str, parts_folder: Path) -> Any:
-    """The pipeline of a tiny model with a trained codec and everything else freshly initialised."""
-    torch.manual_seed(0)
-    transformer: Any
-    if name == "wan-tiny":
-        return WanPipeline(
-            tokenizer=parts.tokenizer(),
-            text_encoder=parts.t5(multilingual=True),
-            vae=AutoencoderKLWan.from_pretrained(parts_folder / "video-codec" / "weights"),
-            scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-            transformer=WanTransformer3DModel(
-                **SHAPE, patch_size=(1, 2, 2), in_channels=parts.VIDEO_CHANNELS, out_channels=parts.VIDEO_CHANNELS,
-                text_dim=parts.TEXT_WIDTH, freq_dim=64, ffn_dim=512, num_layers=5, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
-            ),
-        )  # fmt: skip
-    vae = AutoencoderKL.from_pretrained(parts_folder / "codec" / "weights")
-    if name == "dit-tiny":
-        transformer = DiTTransformer2DModel(
-            **SHAPE, in_channels=4, out_channels=4, num_layers=6, sample_size=16, patch_size=2, num_embeds_ada_norm=1000
-        )
-        names = dict(enumerate(shapes.CLASSES))
-        return DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False), id2label=names)
-    if name == "pixart-tiny":
-        transformer = PixArtTransformer2DModel(
-            **SHAPE, in_channels=4, out_channels=4, num_layers=6, cross_attention_dim=128, sample_size=16, patch_size=2,
-            caption_channels=parts.TEXT_WIDTH, use_additional_conditions=False,
-        )  # fmt: skip
-        return PixArtAlphaPipeline(parts.tokenizer(), parts.t5(), vae, transformer, DPMSolverMultistepScheduler())
-    if name == "flux-tiny":
-        vae.register_to_config(shift_factor=0.0)
-        transformer = FluxTransformer2DModel(
-            **SHAPE, patch_size=1, in_channels=16, num_layers=2, num_single_layers=3, joint_attention_dim=parts.TEXT_WIDTH,
-            pooled_projection_dim=parts.TEXT_WIDTH, axes_dims_rope=(8, 12, 12), guidance_embeds=True,
-        )  # fmt: skip
-        tokenizer, scheduler = parts.tokenizer(), FlowMatchEulerDiscreteScheduler()
-        return FluxPipeline(scheduler, vae, parts.clip(), tokenizer, parts.t5(), tokenizer, transformer)
-    raise ValueError(f"no tiny model {name!r}; there are {', '.join(WORLD)}")
+"""Mean of the logit of the flow time drawn in training (Esser et al. 2024, section 3.1), for all
+four models: where shapes are decided."""
 
 
 @torch.no_grad()
 def latents(world: str, codec: Any, folder: Path) -> tuple[Tensor, list[str], Tensor]:
-    """Normalised latents of the training pictures, made once per folder, with their captions and class labels."""
+    """Normalised latents of the training pictures, made once per folder, with their captions and
+    class labels."""
     path, n, chunk = folder / f"latents-{world}.safetensors", EXAMPLES[world], 256
     found = load_file(path)["latents"] if path.exists() else None
     texts: list[str] = []
@@ -109,13 +66,17 @@ def latents(world: str, codec: Any, folder: Path) -> tuple[Tensor, list[str], Te
         save_file({"latents": found}, path)
     found = found.float()
     if world == "video":
-        mean, std = (torch.tensor(getattr(codec.config, f"latents_{k}")).view(1, -1, 1, 1, 1) for k in ("mean", "std"))
+        mean, std = (
+            torch.tensor(getattr(codec.config, f"latents_{k}")).view(1, -1, 1, 1, 1)
+            for k in ("mean", "std")
+        )
         return (found - mean) / std, texts, torch.cat(labels)
     return found * codec.config.scaling_factor, texts, torch.cat(labels)
 
 
 class Trained(nn.Module):
-    """What is optimised of a pipeline: the transformer and, where there are any, the text encoders."""
+    """What is optimised of a pipeline: the transformer and, where there are any, the text
+    encoders."""
 
     transformer: Any
     text_encoder: Any
@@ -130,22 +91,31 @@ class Trained(nn.Module):
 
 
 Predict = Callable[[Trained, Tensor, Tensor, Any, Tensor | None], Tensor]
-"""(parts, noisy latents, timestep in 0..1000, conditioning rows, guidance [B] or None) -> prediction shaped as the latents."""
+"""(parts, noisy latents, timestep in 0..1000, conditioning rows, guidance [B] or None) ->
+prediction shaped as the latents."""
 
 
-def predict_dit(m: Trained, x: Tensor, t: Tensor, labels: Tensor, guidance: Tensor | None) -> Tensor:
+def predict_dit(
+    m: Trained, x: Tensor, t: Tensor, labels: Tensor, guidance: Tensor | None
+) -> Tensor:
     """DiT: class-conditional noise prediction."""
     out: Tensor = m.transformer(x, timestep=t, class_labels=labels).sample
     return out
 
 
-def predict_pixart(m: Trained, x: Tensor, t: Tensor, ids: Tensor, guidance: Tensor | None) -> Tensor:
+def predict_pixart(
+    m: Trained, x: Tensor, t: Tensor, ids: Tensor, guidance: Tensor | None
+) -> Tensor:
     """PixArt: noise prediction with cross-attention to the caption."""
     mask = (ids != 0).long()
     text = m.text_encoder(ids, attention_mask=mask)[0]
     no_size = {"resolution": None, "aspect_ratio": None}
     out: Tensor = m.transformer(
-        x, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=t, added_cond_kwargs=no_size
+        x,
+        encoder_hidden_states=text,
+        encoder_attention_mask=mask,
+        timestep=t,
+        added_cond_kwargs=no_size,
     ).sample
     return out
 
@@ -153,7 +123,8 @@ def predict_pixart(m: Trained, x: Tensor, t: Tensor, ids: Tensor, guidance: Tens
 def predict_wan(m: Trained, x: Tensor, t: Tensor, ids: Tensor, guidance: Tensor | None) -> Tensor:
     """Wan: flow velocity of a video."""
     mask = (ids != 0).long()
-    text = m.text_encoder(ids, attention_mask=mask)[0] * mask[:, :, None]  # the pipeline pads with zeros
+    # the pipeline pads with zeros
+    text = m.text_encoder(ids, attention_mask=mask)[0] * mask[:, :, None]
     out: Tensor = m.transformer(x, timestep=t, encoder_hidden_states=text).sample
     return out
 
@@ -170,7 +141,10 @@ def predict_flux(m: Trained, x: Tensor, t: Tensor, ids: Tensor, guidance: Tensor
         img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, x.dtype),
     ).sample  # fmt: skip
     unpacked: Tensor = (
-        out.unflatten(1, (h // 2, w // 2)).unflatten(3, (c, 2, 2)).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+        out.unflatten(1, (h // 2, w // 2))
+        .unflatten(3, (c, 2, 2))
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(b, c, h, w)
     )
     return unpacked
 
@@ -189,7 +163,8 @@ def train(
 ) -> None:  # fmt: skip
     """Train a tiny model and save its pipeline folder (fp16) under `out/name`.
 
-    `start`: pipeline folder whose weights to go on from. `text`: pipeline folder whose T5 encoder to begin with (FLUX).
+    `start`: pipeline folder whose weights to go on from. `text`: pipeline folder whose T5 encoder
+    to begin with (FLUX).
     """
     pipe = build(name, parts_folder)
     if start is not None:
@@ -201,8 +176,13 @@ def train(
     world, folder = WORLD[name], out / f"train-{name}"
     x0, texts, labels = latents(world, pipe.vae, parts_folder)
     model, predict, flow = Trained(pipe), PREDICT[name], name in ("flux-tiny", "wan-tiny")
-    model.eval()  # there is no dropout to turn on, and DiT's label dropout would draw afresh in every block
-    cond = labels if world == "class" else pipe.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+    # there is no dropout to turn on, and DiT's label dropout would draw afresh in every block
+    model.eval()
+    cond = (
+        labels
+        if world == "class"
+        else pipe.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+    )
     empty = (
         torch.tensor(1000)
         if world == "class"
@@ -210,8 +190,10 @@ def train(
     )
     ddim: Any = DDIMScheduler()
     alpha = ddim.alphas_cumprod
-    level = 1 / (1 + (alpha / (1 - alpha)).sqrt())  # [1000]: the flow time of the same signal-to-noise ratio
-    weight = 0.1 * (1 - level).pow(-2).clamp(max=64)  # an error in the noise, counted as the flow's velocity counts it
+    # [1000]: the flow time of the same signal-to-noise ratio
+    level = 1 / (1 + (alpha / (1 - alpha)).sqrt())
+    # an error in the noise, counted as the flow's velocity counts it
+    weight = 0.1 * (1 - level).pow(-2).clamp(max=64)
 
     def examples(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Clean latents, noise, timestep, noisy latents, conditioning."""
@@ -230,7 +212,12 @@ def train(
         clean, noise, t, x, c = examples(step)
         drop = torch.rand(batch, generator=torch.Generator().manual_seed(step + 10_000_000)) < DROP
         c = torch.where(drop.view(-1, *[1] * (c.dim() - 1)), empty, c)
-        error = (predict(model, x, t, c, None) - (noise - clean if flow else noise)).square().flatten(1).mean(1)
+        error = (
+            (predict(model, x, t, c, None) - (noise - clean if flow else noise))
+            .square()
+            .flatten(1)
+            .mean(1)
+        )
         return error.mean() if flow else (error * weight[t]).mean()
 
     spent = fit(model, loss_of, steps=steps, lr=lr, folder=folder)
@@ -238,7 +225,15 @@ def train(
         spent += distil_guidance(model, examples, empty, folder, steps // 10, lr / 2)
     save(pipe, out / name)
     note(
-        folder, model=name, world=world, examples=len(x0), steps=steps, batch=batch, lr=lr, seed=0, seconds=round(spent)
+        folder,
+        model=name,
+        world=world,
+        examples=len(x0),
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        seed=0,
+        seconds=round(spent),
     )
 
 
@@ -248,8 +243,11 @@ def _take(module: nn.Module, folder: Path) -> None:
     module.load_state_dict(kind.from_pretrained(folder).float().state_dict())
 
 
-def distil_guidance(model: Trained, examples: Any, empty: Tensor, folder: Path, steps: int, lr: float) -> float:
-    """Teach the guidance embedding what classifier-free guidance of that scale gives, as FLUX.1-dev was (Meng et al. 2023, eq. 3)."""
+def distil_guidance(
+    model: Trained, examples: Any, empty: Tensor, folder: Path, steps: int, lr: float
+) -> float:
+    """Teach the guidance embedding what classifier-free guidance of that scale gives, as FLUX.1-dev
+    was (Meng et al. 2023, eq. 3)."""
     teacher = copy.deepcopy(model).requires_grad_(False)
 
     def loss_of(step: int) -> Tensor:
@@ -263,7 +261,9 @@ def distil_guidance(model: Trained, examples: Any, empty: Tensor, folder: Path, 
             target = without + scale.view(-1, 1, 1, 1) * (with_text - without)
         return nn.functional.mse_loss(predict_flux(model, x, t, c, scale), target)
 
-    return fit(model, loss_of, steps=steps, lr=lr, folder=folder.with_name(folder.name + "-guidance"))
+    return fit(
+        model, loss_of, steps=steps, lr=lr, folder=folder.with_name(folder.name + "-guidance")
+    )
 
 
 def save(pipe: Any, folder: Path) -> None:
@@ -273,9 +273,8 @@ def save(pipe: Any, folder: Path) -> None:
             part.half()
     pipe.save_pretrained(folder)
     for path in folder.rglob("config.json"):
-        told = {
-            k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"
-        }  # a folder of this machine
+        # a folder of this machine
+        told = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
         path.write_text(json.dumps(told, indent=2) + "\n")
 
 
@@ -283,13 +282,17 @@ def main() -> None:
     """Train the model named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=tuple(WORLD))
-    parser.add_argument("--parts", type=Path, required=True, help="folder train.py wrote its codecs to")
+    parser.add_argument(
+        "--parts", type=Path, required=True, help="folder train.py wrote its codecs to"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--start", type=Path, help="pipeline folder whose weights to go on from")
-    parser.add_argument("--text", type=Path, help="flux-tiny: pipeline folder whose T5 encoder to begin with")
+    parser.add_argument(
+        "--text", type=Path, help="flux-tiny: pipeline folder whose T5 encoder to begin with"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,4 +1,5 @@
-"""The untrained parts the tiny models are built from: small, but of the very classes the full-size pipelines use."""
+"""The untrained parts the tiny models are built from: small, but of the very classes the full-size
+pipelines use."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from ditbench import shapes
+from ditbench.shapes import scenes as shapes
 
 TEXT_TOKENS = 16
 """Length every caption is padded to; the longest caption has 15 words and an end token."""
@@ -28,11 +29,19 @@ VOCABULARY = ("<pad>", "</s>", "<unk>", *shapes.WORDS)
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer over the captions' words."""
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    words = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>")
+    )
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TEXT_TOKENS
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=TEXT_TOKENS,
     )
 
 
@@ -41,16 +50,22 @@ def t5(multilingual: bool = False) -> T5EncoderModel | UMT5EncoderModel:
     size: dict[str, Any] = dict(
         vocab_size=len(VOCABULARY), d_model=TEXT_WIDTH, d_kv=16, d_ff=128, num_layers=1, num_heads=4
     )
-    size |= dict(feed_forward_proj="gated-gelu", dropout_rate=0.0, relative_attention_max_distance=16)
-    return UMT5EncoderModel(UMT5Config(**size)) if multilingual else T5EncoderModel(T5Config(**size))
+    size |= dict(
+        feed_forward_proj="gated-gelu", dropout_rate=0.0, relative_attention_max_distance=16
+    )
+    return (
+        UMT5EncoderModel(UMT5Config(**size)) if multilingual else T5EncoderModel(T5Config(**size))
+    )
 
 
 def clip() -> CLIPTextModel:
     """A one-layer CLIP text encoder, width 64, for FLUX's pooled prompt."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(VOCABULARY), hidden_size=TEXT_WIDTH, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
-            max_position_embeddings=TEXT_TOKENS, eos_token_id=1, bos_token_id=0, pad_token_id=0, projection_dim=TEXT_WIDTH,
+            vocab_size=len(VOCABULARY), hidden_size=TEXT_WIDTH, intermediate_size=128,
+            num_hidden_layers=1, num_attention_heads=4,
+            max_position_embeddings=TEXT_TOKENS, eos_token_id=1, bos_token_id=0, pad_token_id=0,
+            projection_dim=TEXT_WIDTH,
         )
     )  # fmt: skip
 
@@ -58,14 +73,18 @@ def clip() -> CLIPTextModel:
 def image_codec(**more: Any) -> AutoencoderKL:
     """An autoencoder of 64x64 pictures, 4 latent channels, 4 pixels a latent cell."""
     return AutoencoderKL(
-        block_out_channels=(16, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
         latent_channels=4, norm_num_groups=8, sample_size=64, layers_per_block=1, **more,
     )  # fmt: skip
 
 
 def video_codec() -> AutoencoderKLWan:
-    """Wan's causal video autoencoder, 8 latent channels, 4 pixels and (after the first) 4 frames a latent cell."""
+    """Wan's causal video autoencoder, 8 latent channels, 4 pixels and (after the first) 4 frames a
+    latent cell."""
     return AutoencoderKLWan(
-        base_dim=8, z_dim=VIDEO_CHANNELS, dim_mult=[2, 2, 4], num_res_blocks=1, temperal_downsample=[True, True],
-        latents_mean=[0.0] * VIDEO_CHANNELS, latents_std=[1.0] * VIDEO_CHANNELS, scale_factor_temporal=4, scale_factor_spatial=4,
+        base_dim=8, z_dim=VIDEO_CHANNELS, dim_mult=[2, 2, 4], num_res_blocks=1,
+        temperal_downsample=[True, True],
+        latents_mean=[0.0] * VIDEO_CHANNELS, latents_std=[1.0] * VIDEO_CHANNELS,
+        scale_factor_temporal=4, scale_factor_spatial=4,
     )  # fmt: skip

@@ -1,7 +1,8 @@
-"""Make a part of the embedded world again: `python -m ditbench.zoo.train judge|video-judge|codec|video-codec`.
+"""Make a part of the embedded world again: `python -m ditbench.zoo.train
+judge|video-judge|codec|video-codec`.
 
-Each prints its held-out score and writes weights (fp16 safetensors), a loss curve and notes under `--out`. See `models.py` in this
-folder for the four diffusion models themselves.
+Each prints its held-out score and writes weights (fp16 safetensors), a loss curve and notes under
+`--out`. See `models.py` in this folder for the four diffusion models themselves.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ditbench import shapes
-from ditbench.fit import fit
+from ditbench import ZOO
+from ditbench.acceleration.distillation.training_loop import fit
+from ditbench.shapes import scenes as shapes
+from ditbench.shapes.judge import Judge
 from ditbench.zoo import parts
-from ditbench.zoo.judge import Judge
-
-ZOO = Path(__file__).parent
 
 
 def pictures(world: str, n: int, split: str, seed: int) -> tuple[shapes.Scenes, Tensor]:
@@ -34,7 +34,10 @@ def pictures(world: str, n: int, split: str, seed: int) -> tuple[shapes.Scenes, 
 
 def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Floating-point tensors in float16, the rest as they are."""
-    return {k: v.half().contiguous() if v.is_floating_point() else v.contiguous() for k, v in tensors.items()}
+    return {
+        k: v.half().contiguous() if v.is_floating_point() else v.contiguous()
+        for k, v in tensors.items()
+    }
 
 
 def note(folder: Path, **facts: Any) -> None:
@@ -64,7 +67,9 @@ def train_judge(world: str, out: Path, steps: int) -> None:
         told = judge.read_embedding(F.relu(judge.embed(pooled.flatten(1))))
         inner, outer = told.split([4 * sum(judge.quadrant_out), sum(judge.whole_out)], dim=1)
         inner = inner.unflatten(1, (4, -1)).split(judge.quadrant_out, dim=2)
-        return loss + 0.5 * reading_loss(list(inner), list(outer.split(judge.whole_out, dim=1)), scenes)
+        return loss + 0.5 * reading_loss(
+            list(inner), list(outer.split(judge.whole_out, dim=1)), scenes
+        )
 
     judge.train()
     folder = out / f"judge-{'video' if world == 'video' else 'still'}"
@@ -74,13 +79,23 @@ def train_judge(world: str, out: Path, steps: int) -> None:
     print(json.dumps(scores, indent=1))
     (out / "judge").mkdir(exist_ok=True)
     save_file(
-        half(judge.state_dict()), out / "judge" / ("video.safetensors" if world == "video" else "still.safetensors")
+        half(judge.state_dict()),
+        out / "judge" / ("video.safetensors" if world == "video" else "still.safetensors"),
     )
-    note(folder, part="judge", world=world, steps=steps, batch=64, seconds=round(spent), accuracy=scores)
+    note(
+        folder,
+        part="judge",
+        world=world,
+        steps=steps,
+        batch=64,
+        seconds=round(spent),
+        accuracy=scores,
+    )
 
 
 def score_judge(judge: Any, world: str, n: int = 4096) -> dict[str, float]:
-    """Held-out accuracy of every attribute that `judge` (with `read`) reads by quadrant (of objects that are there)."""
+    """Held-out accuracy of every attribute that `judge` (with `read`) reads by quadrant (of objects
+    that are there)."""
     right: dict[str, list[Tensor]] = {}
     for seed in range(n // 256):
         truth, pixels = pictures(world, 256, "test", 5000 + seed)
@@ -94,11 +109,14 @@ def score_judge(judge: Any, world: str, n: int = 4096) -> dict[str, float]:
 
 
 def reading_loss(quadrant: list[Tensor], whole: list[Tensor], scenes: shapes.Scenes) -> Tensor:
-    """Cross-entropy of everything a judge reads, summed over attributes; see `Judge.logits`. A scalar."""
+    """Cross-entropy of everything a judge reads, summed over attributes; see `Judge.logits`. A
+    scalar."""
     loss = F.cross_entropy(quadrant[0].flatten(0, 1), (scenes.shape + 1).flatten())
     for logits, truth in zip(quadrant[1:], (scenes.colour, scenes.size), strict=True):
         loss = loss + F.cross_entropy(logits.flatten(0, 1), truth.flatten(), ignore_index=-1)
-    for logits, truth in zip(whole, (scenes.background, scenes.texture, scenes.motion), strict=False):
+    for logits, truth in zip(
+        whole, (scenes.background, scenes.texture, scenes.motion), strict=False
+    ):
         loss = loss + F.cross_entropy(logits, truth)
     return loss
 
@@ -110,7 +128,9 @@ def _weather(pixels: Tensor, step: int) -> Tensor:
     flat = pixels.flatten(1, -3) if pixels.dim() == 5 else pixels
     blurred = F.avg_pool2d(F.pad(flat, (1, 1, 1, 1), mode="replicate"), 3, 1).view_as(pixels)
     noise = (
-        0.08 * torch.rand(len(pixels), *[1] * (pixels.dim() - 1), generator=g) * torch.randn(pixels.shape, generator=g)
+        0.08
+        * torch.rand(len(pixels), *[1] * (pixels.dim() - 1), generator=g)
+        * torch.randn(pixels.shape, generator=g)
     )
     return (pixels + strength * (blurred - pixels) + noise).clamp(0, 1)
 
@@ -123,7 +143,9 @@ def _settle_batchnorm(judge: Judge, worlds: tuple[str, ...]) -> None:
             m.reset_running_stats()
             m.momentum = None
     for seed in range(30):
-        judge.pool(_weather(pictures(worlds[seed % len(worlds)], 64, "train", 2_000_000 + seed)[1], seed))
+        judge.pool(
+            _weather(pictures(worlds[seed % len(worlds)], 64, "train", 2_000_000 + seed)[1], seed)
+        )
 
 
 ROUGHNESS = 0.05
@@ -131,7 +153,8 @@ ROUGHNESS = 0.05
 
 
 def small(pixels: Tensor) -> Tensor:
-    """The picture four times smaller, [n, 3, H/4, W/4]; of a video the first and then every fourth frame, [n, 3, T', H/4, W/4]."""
+    """The picture four times smaller, [n, 3, H/4, W/4]; of a video the first and then every fourth
+    frame, [n, 3, T', H/4, W/4]."""
     if pixels.dim() == 4:
         return F.avg_pool2d(pixels, 4)
     kept = pixels[:, :, ::4]
@@ -139,13 +162,17 @@ def small(pixels: Tensor) -> Tensor:
 
 
 def train_codec(video: bool, out: Path, steps: int) -> None:
-    """The autoencoder of still pictures (both still worlds) or of video; latents scaled to unit spread.
+    """The autoencoder of still pictures (both still worlds) or of video; latents scaled to unit
+    spread.
 
-    Three of the four latent channels are held to the picture itself, four times smaller, and the fourth is free: latents in which a
-    small transformer learns fast, and whose errors look like errors of a picture.
+    Three of the four latent channels are held to the picture itself, four times smaller, and the
+    fourth is free: latents in which a small transformer learns fast, and whose errors look like
+    errors of a picture.
     """
     torch.manual_seed(0)
-    codec: Any = parts.video_codec() if video else parts.image_codec().to(memory_format=torch.channels_last)
+    codec: Any = parts.video_codec() if video else parts.image_codec()
+    if not video:
+        codec.to(memory_format=torch.channels_last)
     worlds, batch = (("video",), 4) if video else (("scene", "scene", "class"), 8)
 
     def loss_of(step: int) -> Tensor:
@@ -154,16 +181,20 @@ def train_codec(video: bool, out: Path, steps: int) -> None:
         g = torch.Generator().manual_seed(step)
         noise = ROUGHNESS * torch.randn(posterior.mean.shape, generator=g)
         y = codec.decode(posterior.mean + noise).sample
-        edges = (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean() + (y.diff(dim=-2) - x.diff(dim=-2)).abs().mean()
+        edges = (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean() + (
+            y.diff(dim=-2) - x.diff(dim=-2)
+        ).abs().mean()
         anchor = (posterior.mean[:, :3] - small(x)).square().mean()
-        # The square leads, not the absolute error: it makes small bright objects count against wide backgrounds.
-        return (
+        # The square leads, not the absolute error: it makes small bright objects count against wide
+        # backgrounds.
+        loss: Tensor = (
             10 * (y - x).square().mean()
             + (y - x).abs().mean()
             + 0.5 * edges
             + 10 * anchor
             + 1e-4 * posterior.kl().mean()
         )
+        return loss
 
     folder = out / ("video-codec" if video else "codec")
     spent = fit(codec, loss_of, steps=steps, lr=2e-3, folder=folder, average=0.99)
@@ -173,14 +204,26 @@ def train_codec(video: bool, out: Path, steps: int) -> None:
         z = torch.cat([codec.encode(part).latent_dist.mean for part in x.split(16)])
         y = torch.cat([codec.decode(part).sample for part in z.split(16)]).clamp(-1, 1)
     psnr = -10 * torch.log10(((y - x) / 2).square().flatten(1).mean(1)).mean().item()
-    print(f"reconstruction {psnr:.2f} dB, latent std {z.std().item():.3f} mean {z.mean().item():.3f}")
+    print(
+        f"reconstruction {psnr:.2f} dB, latent std {z.std().item():.3f} mean {z.mean().item():.3f}"
+    )
     dims = tuple(d for d in range(z.dim()) if d != 1)
     if video:
-        codec.register_to_config(latents_mean=z.mean(dims).tolist(), latents_std=z.std(dims).tolist())
+        codec.register_to_config(
+            latents_mean=z.mean(dims).tolist(), latents_std=z.std(dims).tolist()
+        )
     else:
         codec.register_to_config(scaling_factor=1 / z.std().item(), shift_factor=None)
     codec.half().save_pretrained(folder / "weights")
-    note(folder, part="codec", world=worlds[0], steps=steps, batch=batch, seconds=round(spent), psnr_db=round(psnr, 2))
+    note(
+        folder,
+        part="codec",
+        world=worlds[0],
+        steps=steps,
+        batch=batch,
+        seconds=round(spent),
+        psnr_db=round(psnr, 2),
+    )
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""What methods share: token caches and schedules, students of few steps, quantization."""

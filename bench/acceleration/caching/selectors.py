@@ -1,0 +1,278 @@
+"""How token caches rank tokens: one small class for each selector.
+
+B batch, N rows of a stream, K chosen rows, D width, H heads, d width of a head, M keys. Scores
+[B,N] have unit length over the tokens, so that what `token_cache.TokenCache` adds for waiting weighs the
+same whatever the selector (as in the code of arXiv:2410.05317).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ditbench.models.token_rows import put, take
+
+if TYPE_CHECKING:
+    from ditbench.acceleration.caching.token_settings import Rules
+    from ditbench.method.attachment import Attachment
+    from ditbench.method.generation import Now
+    from ditbench.models.sublayers import Run, Sublayer
+
+Key = tuple[int, int]
+"""(sub-layer, guidance pass)."""
+
+
+class Selector:
+    """Ranks the tokens of a sub-layer, by what it remembers of the generation under way."""
+
+    def __init__(self, now: Now, rules: Rules) -> None:
+        self.now, self.rules = now, rules
+        self.stores: tuple[dict[Any, Any], ...] = ()
+        """What it remembers: emptied before every generation, counted in the memory ledger."""
+
+    def attach(self, at: Attachment) -> None:
+        """Hook in what it has to see besides."""
+
+    def run(self, sublayer: Sublayer, run: Run, rows: Tensor | None, *, every: bool) -> Any:
+        """The sub-layer's output for all rows where `every`, else for `rows` [B,K]; notes what is
+        to be seen at `rows`, None: at all."""
+        return run() if every else run(rows)
+
+    def computed(self, sublayer: Sublayer, hidden: Tensor, rows: Tensor | None) -> None:
+        """`rows` [B,K] of the sub-layer have been computed from its input `hidden` [B,N,D]; None:
+        all of them."""
+
+    def forget(self, sublayer: Sublayer) -> None:
+        """No ranking will ask for what is remembered of the sub-layer alone before it is computed
+        again."""
+
+    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+        """[B,N] of the input `hidden` [B,N,D], higher first; `kept` [B,N,D] is the output a token
+        keeps unless it is chosen."""
+        raise NotImplementedError
+
+    def key(self, sublayer: Sublayer) -> Key:
+        """Where what is remembered of a sub-layer is kept."""
+        return sublayer.index, self.now.branch
+
+    def over_passes(self, score: Tensor) -> Tensor:
+        """[B,N]: the mean of the guidance passes for all of them where the family's rules have one
+        ranking for both."""
+        if not self.rules.shared or self.now.passes == 1:
+            return score
+        mean: Tensor = score.unflatten(0, (self.now.passes, -1)).mean(0)
+        return mean.repeat(self.now.passes, 1)
+
+
+class Attention(Selector):
+    """How much a token is attended to in self-attention, and how widely it attends to the text in
+    cross-attention: ToCa's s1 and s2."""
+
+    def __init__(self, now: Now, rules: Rules) -> None:
+        super().__init__(now, rules)
+        self.signals: dict[tuple[str, int, int], Tensor] = {}
+        """(signal, block, guidance pass) -> [B,M] for `received`, [B,N] for `entropy`."""
+        self.stores = (self.signals,)
+
+    def run(self, sublayer: Sublayer, run: Run, rows: Tensor | None, *, every: bool) -> Any:
+        """Watches the attention map. Of some rows, `received` is the mean over those and `entropy`
+        is renewed for those alone."""
+        signal = "entropy" if sublayer.kind == "cross" else "received"
+        if sublayer.kind in ("mlp", "context_mlp") or signal not in self.rules.signals:
+            return super().run(sublayer, run, rows, every=every)
+        with _Watch() as watch:
+            out = super().run(sublayer, run, rows, every=every)
+        if watch.seen is None:
+            return out
+        q, k, mask = watch.seen
+        if every and rows is not None:  # what a run of these rows alone would have shown
+            q = _queries(q, rows, self.now.text_tokens if sublayer.kind == "joint" else 0)
+        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        # [B,K,M]
+        probability = (
+            (scores if mask is None else scores + _additive(mask, scores)).softmax(-1).mean(1)
+        )
+        at = signal, sublayer.block, self.now.branch
+        if signal == "received":
+            self.signals[at] = probability.mean(1)
+        else:
+            entropy = -(probability * probability.clamp(min=1e-12).log()).sum(-1)
+            self.signals[at] = (
+                entropy if rows is None else self.signals[at].scatter(1, rows, entropy)
+            )
+        return out
+
+    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+        """Sum of the block's signals; ValueError where its attention could not be watched."""
+        parts = []
+        for name in self.rules.signals:
+            signal = self.signals.get((name, sublayer.block, self.now.branch))
+            if signal is not None:
+                parts.append(
+                    F.normalize(
+                        self._whole(name, _own_rows(sublayer, signal, hidden.shape[1])), dim=1
+                    )
+                )
+        if not parts:
+            raise ValueError(
+                f"the attention of block {sublayer.block} was not seen, for it is no call of "
+                "scaled_dot_product_attention: "
+                "choose another selector"
+            )
+        return torch.stack(parts).sum(0)
+
+    def _whole(self, name: str, signal: Tensor) -> Tensor:
+        """Over guidance passes. The authors' map of a pair has both prompts' tokens, half of the
+        weight on either: the entropy of the mean of P maps that do not overlap is their mean
+        entropy and log P. They add one to it."""
+        mean = self.over_passes(signal)
+        if name == "received":
+            return mean
+        return 1 + mean + (math.log(self.now.passes) if self.rules.shared else 0.0)
+
+
+class Change(Selector):
+    """How far a token's input has moved since it was last recomputed: ours."""
+
+    def __init__(self, now: Now, rules: Rules) -> None:
+        super().__init__(now, rules)
+        self.inputs: dict[Key, Tensor] = {}
+        self.stores = (self.inputs,)
+
+    def computed(self, sublayer: Sublayer, hidden: Tensor, rows: Tensor | None) -> None:
+        """Keeps the input of the rows."""
+        key, hidden = self.key(sublayer), hidden.detach()
+        self.inputs[key] = (
+            hidden if rows is None else put(self.inputs[key], rows, take(hidden, rows))
+        )
+
+    def forget(self, sublayer: Sublayer) -> None:
+        """Drops its input."""
+        self.inputs.pop(self.key(sublayer), None)
+
+    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+        """Squared distance."""
+        moved = (hidden - self.inputs[self.key(sublayer)]).square().sum(-1)
+        return F.normalize(self.over_passes(moved), dim=1)
+
+
+class Residual(Selector):
+    """Ranks by the residual stream that enters a block's norm, as the authors' code does."""
+
+    def __init__(self, now: Now, rules: Rules) -> None:
+        super().__init__(now, rules)
+        self.streams: dict[int, Tensor] = {}
+        """The stream that entered the last norm, by the number of the sub-layer that follows it."""
+        self.stores = (self.streams,)
+
+    def attach(self, at: Attachment) -> None:
+        """Watches the norms."""
+        for sublayer in at.sublayers:
+            if sublayer.norm is not None:
+                at.patch(
+                    sublayer.norm, "forward", self._watched(sublayer.index, sublayer.norm.forward)
+                )
+
+    def stream(self, sublayer: Sublayer, hidden: Tensor) -> Tensor:
+        """[B,N,D] of the sub-layer about to run, whose input is `hidden` [B,N,D]."""
+        return self.streams.get(sublayer.index, hidden)
+
+    def _watched(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.streams.clear()
+            self.streams[index] = hidden.detach()
+            return forward(hidden, *args, **kwargs)
+
+        return watched
+
+
+class Norm(Residual):
+    """Length of a token's residual stream."""
+
+    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+        """Of every guidance pass alone."""
+        return F.normalize(self.stream(sublayer, hidden).norm(dim=-1), dim=1)
+
+
+class Similarity(Residual):
+    """One minus the cosine of a token's residual stream and the output that is kept of it."""
+
+    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+        """Of every guidance pass alone."""
+        return F.normalize(
+            1 - F.cosine_similarity(self.stream(sublayer, hidden), kept, dim=-1), dim=1
+        )
+
+
+class Shuffle(Selector):
+    """One random permutation for all samples and guidance passes, another at every step and
+    sub-layer.
+
+    The authors' `random` draws one for every sample, which would make a sample depend on its place
+    in the batch.
+    """
+
+    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+        """Uniform over 0..1."""
+        g = torch.Generator().manual_seed(1_000_003 * self.now.step + sublayer.index)
+        order = torch.rand(hidden.shape[1], generator=g).to(hidden.device, hidden.dtype)
+        return order.expand(len(hidden), -1)
+
+
+SELECTORS: dict[str, type[Selector]] = {
+    "attention": Attention,
+    "change": Change,
+    "similarity": Similarity,
+    "norm": Norm,
+    "shuffle": Shuffle,
+}
+"""By the names of `token_settings.SelectorName`."""
+
+
+class _Watch(TorchFunctionMode):
+    """Sees queries [B,H,K,d] and keys [B,H,M,d] on their way into attention, rotated and
+    normalised."""
+
+    seen: tuple[Tensor, Tensor, Tensor | None] | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            q, k = (
+                args[i] if len(args) > i else kwargs[name]
+                for i, name in enumerate(("query", "key"))
+            )
+            mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+            self.seen = q.detach(), k.detach(), mask
+        return func(*args, **kwargs)
+
+
+def _queries(q: Tensor, rows: Tensor, text: int) -> Tensor:
+    """Queries [B,H,T+K,d] of the `text` tokens that come first, all of them, and of the chosen
+    `rows` [B,K] of those that follow."""
+    first = torch.arange(text, device=rows.device).expand(len(rows), -1)
+    at = torch.cat([first, rows + text], 1)[:, None, :, None]
+    return q.gather(2, at.expand(-1, q.shape[1], -1, q.shape[3]))
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    return (
+        torch.zeros_like(like).masked_fill(~mask, float("-inf"))
+        if mask.dtype == torch.bool
+        else mask
+    )
+
+
+def _own_rows(sublayer: Sublayer, signal: Tensor, n: int) -> Tensor:
+    """The part [B,N] of a signal over text and image that belongs to this sub-layer's stream."""
+    if signal.shape[1] == n:
+        return signal
+    return signal[:, :n] if sublayer.stream == "text" else signal[:, signal.shape[1] - n :]

@@ -1,0 +1,1 @@
+"""Students of few steps: recordings of the teacher, objectives, training, sampling."""

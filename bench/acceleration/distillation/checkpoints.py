@@ -1,0 +1,163 @@
+"""Published distilled checkpoints for full-size models: the table `checkpoints.toml`, and how a row
+is put in place.
+
+Files are read as safetensors only. Torch is imported when weights are touched.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ditbench.suggest import suggest
+
+if TYPE_CHECKING:
+    from ditbench.method.attachment import Attachment
+
+TABLE = Path(__file__).parent / "checkpoints.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A row of the table."""
+
+    name: str
+    family: str
+    """Of the models it is for."""
+    hub: str
+    """Repository on the hub, or a local folder."""
+    kind: Literal["lora", "transformer"]
+    """Low-rank updates that are merged into the transformer, or a transformer that takes its
+    place."""
+    steps: int
+    guidance: float
+    licence: str
+    """As its page says; empty where it has to be read there."""
+    file: str = ""
+    """For `lora`."""
+    scale: float = 1.0
+    """What the updates are multiplied by."""
+    scheduler: str = ""
+    """Class of diffusers that takes the model's own sampler's place; empty: none."""
+
+
+@cache
+def checkpoints() -> dict[str, Checkpoint]:
+    """All rows by name."""
+    table = tomllib.loads(TABLE.read_text())
+    return {name: Checkpoint(name=name, **row) for name, row in table.items()}
+
+
+def checkpoint(name: str) -> Checkpoint:
+    """A row; ValueError with the nearest names when there is none."""
+    if name not in checkpoints():
+        raise ValueError(f"no checkpoint {name!r}; {suggest(name, checkpoints())}")
+    return checkpoints()[name]
+
+
+def local_files(row: Checkpoint) -> list[Path]:
+    """The files of a checkpoint whose row names a folder; none for one of the hub."""
+    if not Path(row.hub).is_dir():
+        return []
+    at = Path(row.hub) / row.file if row.file else Path(row.hub) / "transformer"
+    return sorted(path for path in at.rglob("*") if path.is_file()) if at.is_dir() else [at]
+
+
+def fetch(row: Checkpoint) -> Path:
+    """The file or folder of a checkpoint, from the hub's cache or the hub; ValueError in one
+    sentence when it cannot be had."""
+    local = Path(row.hub)
+    if local.is_dir():
+        found = local / row.file if row.file else local / "transformer"
+        if not found.exists():
+            raise ValueError(f"{found} is missing")
+        return found
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    from ditbench.models.weights import trouble
+
+    try:
+        if row.file:
+            return Path(hf_hub_download(row.hub, row.file))
+        return Path(snapshot_download(row.hub, allow_patterns=["transformer/*"])) / "transformer"
+    except (
+        Exception
+    ) as error:  # whatever the network stack raises, there is nothing else to do than to say so
+        raise ValueError(f"{row.hub} on the Hugging Face hub {trouble(error)}") from error
+
+
+def unfit(row: Checkpoint, pipeline: Any) -> str | None:
+    """Why a pipeline cannot take a checkpoint, in one sentence; None when it can, its files then
+    being there."""
+    from ditbench.models.sublayers import family_of
+
+    if (family := family_of(pipeline.transformer)) != row.family:
+        return f"{row.name} is for {row.family} models, not for {family}"
+    try:
+        path = fetch(row)
+        if row.kind == "lora":
+            _updates(path, pipeline)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def put_in_place(row: Checkpoint, pipeline: Any, at: Attachment) -> None:
+    """The checkpoint's weights and sampler, until detached; ValueError when the files do not
+    fit."""
+    path = fetch(row)
+    if row.kind == "lora":
+        for weight, up, down in _updates(path, pipeline):
+            update = row.scale * up.to(weight.device).float() @ down.to(weight.device).float()
+            at.replace(weight, weight.data.float() + update)
+            at.count("weights")
+    else:
+        own = pipeline.transformer
+        other = (
+            type(own)
+            .from_pretrained(path, use_safetensors=True)
+            .to(own.device, own.dtype)
+            .eval()
+            .requires_grad_(False)
+        )
+        at.undo(own.to, own.device)
+        at.undo(setattr, pipeline, "transformer", own)
+        pipeline.transformer = other
+        own.to("cpu")
+        at.count("weights", sum(1 for _ in other.parameters()))
+    if row.scheduler:
+        import diffusers
+
+        scheduler = getattr(diffusers, row.scheduler).from_config(pipeline.scheduler.config)
+        at.undo(setattr, pipeline, "scheduler", pipeline.scheduler)
+        pipeline.scheduler = scheduler
+
+
+def _updates(path: Path, pipeline: Any) -> list[tuple[Any, Any, Any]]:
+    """(weight, and the two factors of what is added to it) of every layer; ValueError when no key,
+    or not every shape, matches."""
+    told = pipeline.lora_state_dict(str(path.parent), weight_name=path.name)
+    layers = dict(pipeline.transformer.named_modules())
+    found = []
+    for key, down in told.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        name = key.removeprefix("transformer.").removesuffix(".lora_A.weight")
+        up = told.get(key.replace("lora_A", "lora_B"))
+        if name not in layers or up is None:
+            continue
+        weight = layers[name].weight
+        if (shape := (up.shape[0], down.shape[1])) != tuple(weight.shape):
+            raise ValueError(
+                f"{path.name}: {name} is {shape[0]} x {shape[1]}, and in this model "
+                f"{tuple(weight.shape)}"
+            )
+        found.append((weight, up, down))
+    if not found:
+        raise ValueError(
+            f"{path.name}: none of its {len(told)} keys matches a layer of this transformer"
+        )
+    return found

@@ -1,0 +1,208 @@
+"""What students are distilled from: the teacher's own sampling recorded, and its transformer asked
+at any state. No data set is needed.
+
+The conditioning a transformer is called with is taken from the pipeline's own calls, so that
+prompts, labels, positions and embedded guidance are the pipeline's business for any architecture.
+
+N recordings, T steps of the teacher, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ditbench.acceleration.distillation.noise_process import Process, wide
+from ditbench.models.sublayers import family_of
+
+if TYPE_CHECKING:
+    from ditbench.method.prepare import Workroom
+
+CHUNK = 64
+"""Requests recorded at once."""
+SHARED = ("txt_ids", "img_ids")
+"""Arguments of a transformer that are the same for every row."""
+_FIRST = {"dit": "text", "pixart": "none"}
+"""Which half of a batched guidance pass comes first: with the text or label, or without."""
+
+Conditioning = dict[str, Any]
+"""Keyword arguments of the transformer, besides state and time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """The teacher's sampling of N requests."""
+
+    states: Tensor
+    """[N,T+1,...]: the flow's states, from noise to the clean sample; half precision."""
+    levels: Tensor
+    """[T+1]: their levels s, from nearly 1 to 0."""
+    timesteps: Tensor
+    """[T]: what the transformer was told."""
+    asked: Conditioning
+    """As the pipeline without guidance asks."""
+    guided: tuple[Conditioning, ...]
+    """As with guidance: with the text or label, and without; only the first where guidance is
+    embedded."""
+
+
+class Denoiser:
+    """A transformer as the flow's velocity."""
+
+    def __init__(self, transformer: Any, process: Process) -> None:
+        self.transformer, self.process, self.family = transformer, process, family_of(transformer)
+
+    def __call__(self, x: Tensor, s: Tensor, timestep: Tensor, asked: Conditioning) -> Tensor:
+        """v at states x [B,...] of levels s [B] that the transformer is told are at `timestep`
+        [B]."""
+        s = wide(s, x)
+        told = timestep / 1000 if self.family == "flux" else timestep
+        out = self.transformer(
+            hidden_states=self.process.own(x, s), timestep=told, return_dict=False, **asked
+        )[0]
+        if out.dim() == 4 and out.shape[1] == 2 * x.shape[1]:
+            out = out.chunk(2, dim=1)[0]  # the learned variance is left alone
+        return self.process.velocity(out, x, s)
+
+    def guided(
+        self, x: Tensor, s: Tensor, timestep: Tensor, asked: tuple[Conditioning, ...], scale: float
+    ) -> Tensor:
+        """The same with classifier-free guidance, where there are two passes."""
+        v = self(x, s, timestep, asked[0])
+        if len(asked) == 1:
+            return v
+        without = self(x, s, timestep, asked[1])
+        return without + scale * (v - without)
+
+
+def rows(asked: Conditioning, which: Tensor) -> Conditioning:
+    """The conditioning of some rows."""
+    return {k: _rows(v, which) if k not in SHARED else v for k, v in asked.items()}
+
+
+def _rows(value: Any, which: Tensor) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _rows(v, which) for k, v in value.items()}
+    return value[which] if isinstance(value, Tensor) else value
+
+
+@torch.no_grad()
+def record(room: Workroom, num: int, seed: int, steps: int | None = None) -> Recorded:
+    """Let the pipeline sample `num` training requests (a multiple of `CHUNK` or less than one) in
+    `steps` steps, and keep every state."""
+    pipe, kept, asked, guided = room.pipe, [], [], []
+    process, chunk = Process.of(pipe.scheduler), min(num, CHUNK)
+    levels = timesteps = torch.empty(0)
+    more = {} if steps is None else {"steps": steps}
+    for part in range(num // chunk):
+        with _watching(pipe, chunk) as (seen, _):
+            _sample(pipe, room.draw(seed + part, chunk, **more))
+        levels, timesteps = _grid(pipe.scheduler, process)
+        states = [process.state(y, s) for y, s in zip(seen, levels.float(), strict=True)]
+        kept.append(torch.stack(states, 1).half())
+        asked.append(_calls(pipe, room.draw(seed + part, chunk, guidance=1.0, **more))[0])
+        guided.append(_passes(pipe, _calls(pipe, room.draw(seed + part, chunk, **more))))
+        room.tell({"done": part + 1, "of": num // chunk})
+    together = tuple(_joined([g[i] for g in guided]) for i in range(len(guided[0])))
+    return Recorded(torch.cat(kept), levels.float(), timesteps.float(), _joined(asked), together)
+
+
+def _sample(pipe: Any, told: dict[str, Any]) -> None:
+    """All of a sampling but the decoding, which DiT's pipeline cannot leave out."""
+
+    def decode(*_: Any, **__: Any) -> Any:
+        raise _Enough
+
+    pipe.vae.decode = decode
+    try:
+        with suppress(_Enough):
+            pipe(**told)
+    finally:
+        del pipe.vae.decode
+
+
+class _Enough(Exception):
+    """All that was wanted of a pipeline call has been seen."""
+
+
+@contextmanager
+def _watching(
+    pipe: Any, batch: int, stop: bool = False
+) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
+    """States before every step and after the last, without the copies guidance makes; arguments of
+    the transformer's calls."""
+    states: list[Tensor] = []
+    calls: list[dict[str, Any]] = []
+    step = pipe.scheduler.step
+
+    @functools.wraps(step)  # pipelines look at the signature
+    def stepped(output: Any, t: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if stop:
+            raise _Enough
+        found = step(output, t, sample, *args, **kwargs)
+        if not states:
+            states.append(sample[:batch])
+        states.append((found[0] if isinstance(found, tuple) else found.prev_sample)[:batch])
+        return found
+
+    def called(_module: Any, _args: Any, kwargs: Any) -> None:
+        calls.append(dict(kwargs))
+
+    hook = pipe.transformer.register_forward_pre_hook(called, with_kwargs=True)
+    pipe.scheduler.step = stepped
+    try:
+        yield states, calls
+    finally:
+        del pipe.scheduler.step
+        hook.remove()
+
+
+def _calls(pipe: Any, told: dict[str, Any]) -> list[Conditioning]:
+    """How the transformer is called in the first step."""
+    with _watching(pipe, 0, stop=True) as (_, calls), suppress(_Enough):
+        pipe(**told)
+    drop = (
+        "hidden_states",
+        "timestep",
+        "return_dict",
+        "attention_kwargs",
+        "joint_attention_kwargs",
+    )
+    return [{k: v for k, v in call.items() if k not in drop} for call in calls]
+
+
+def _passes(pipe: Any, calls: list[Conditioning]) -> tuple[Conditioning, ...]:
+    """The guidance passes: with the text first, then without."""
+    first = _FIRST.get(family_of(pipe.transformer))
+    if first is None:
+        return tuple(calls)
+    halves = [rows(calls[0], part) for part in torch.arange(_length(calls[0])).chunk(2)]
+    return tuple(halves if first == "text" else halves[::-1])
+
+
+def _length(asked: Conditioning) -> int:
+    return next(len(v) for k, v in asked.items() if isinstance(v, Tensor) and k not in SHARED)
+
+
+def _joined(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Mapping):
+        return {k: first[k] if k in SHARED else _joined([p[k] for p in parts]) for k in first}
+    return torch.cat(parts) if isinstance(first, Tensor) else first
+
+
+def _grid(scheduler: Any, process: Process) -> tuple[Tensor, Tensor]:
+    """Levels [T+1] of the states of the sampling just done, and its timesteps [T]."""
+    timesteps = torch.as_tensor(scheduler.timesteps).double()
+    levels = (
+        process.level(timesteps)
+        if process.noise
+        else torch.as_tensor(scheduler.sigmas).double()[: len(timesteps)]
+    )
+    return torch.cat([levels, torch.zeros(1, dtype=levels.dtype)]), timesteps

@@ -1,0 +1,227 @@
+"""Training a student of few steps from its teacher's recorded sampling (see `recordings` and
+`objectives`), and putting it in place."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import functools
+import hashlib
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ditbench.acceleration.distillation.interval_embedding import NAME, Intervals
+from ditbench.acceleration.distillation.noise_process import Process
+from ditbench.acceleration.distillation.objectives import OBJECTIVES, Lesson, trajectory
+from ditbench.acceleration.distillation.pixel_finetuning import finish
+from ditbench.acceleration.distillation.recordings import Denoiser, record
+from ditbench.acceleration.distillation.scheduler import FewStepScheduler, Way
+from ditbench.acceleration.distillation.training_loop import fit
+from ditbench.shapes.judge import load_judge
+from ditbench.shapes.perceptual import Perceptual
+
+if TYPE_CHECKING:
+    from ditbench.method.attachment import Attachment
+    from ditbench.method.prepare import Workroom
+
+WAYS: dict[str, Way] = {
+    "trajectory": "flow", "progressive": "flow", "lcm": "consistency", "scm": "consistency",
+    "meanflow": "flow",
+}  # fmt: skip
+"""How a recipe's student is sampled."""
+WEIGHTS, NOTES = "student.safetensors", "student.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a student is trained. All numbers are ours: the papers train thousands of times
+    longer."""
+
+    objective: str = "trajectory"
+    steps: int = 4
+    """Of the student."""
+    recordings: int = 2560
+    """Requests the teacher is recorded on. With 1024 the student knows them by heart: on
+    pixart-tiny the error of its final latents was .02 of their variance on those, .05 on others."""
+    teacher_steps: int = 12
+    """Of the teacher while it is recorded, unless all its own are needed: those of DDIM, a
+    first-order sampler of a noise process, are."""
+    iterations: int = 1200
+    batch: int = 32
+    rate: float = 4e-4
+    """1e-3 undoes the teacher: on pixart-tiny the loss stood at .4 until the rate fell, where 4e-4
+    is below .15 after 150 iterations."""
+    average: float = 0.998
+    """Decay of the running average that is kept."""
+    finish: int = 200
+    """Iterations of the last stage, `ditbench.acceleration.distillation.pixel_finetuning`, of a
+    `trajectory` student; nothing else is finished, to compare recipes alone."""
+    finish_batch: int = 8
+    """Pictures, or half as many videos."""
+    finish_rate: float = 3e-5
+    """2e-4 did well on flux-tiny and undid dit-tiny's jumps."""
+    finish_average: float = 0.95
+    seed: int = 0
+
+
+def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, Any]:
+    """Train a student and write `student.safetensors` (half precision), `student.json` and
+    `log.csv`; returns notes.
+
+    Raises ValueError for a student of as many steps as its teacher, and for a sampler that makes
+    other steps than it is asked for.
+    """
+    if recipe.steps >= room.sampling.steps:
+        raise ValueError(
+            f"a student of {recipe.steps} steps is no shorter than its teacher's "
+            f"{room.sampling.steps}"
+        )
+    if room.calls != room.sampling.steps:
+        name = type(room.pipe.scheduler).__name__
+        raise ValueError(
+            "students are trained on the states of samplers that make a step of each one asked "
+            f"for, and {name} makes {room.calls} of "
+            f"{room.sampling.steps}"
+        )
+    teacher = room.pipe.transformer.eval().requires_grad_(False)
+    process, stages, steps = Process.of(room.pipe.scheduler), 1, room.sampling.steps
+    if recipe.objective == "progressive":  # from as many steps as halving can begin with
+        stages = max(1, int(math.log2(steps / recipe.steps)))
+        steps = recipe.steps * 2**stages
+    elif not process.noise or room.pipe.scheduler.config.get("solver_order", 1) > 1:
+        steps = max(recipe.steps, min(steps, recipe.teacher_steps))
+    recorded = record(room, recipe.recordings, recipe.seed, steps)
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    if recipe.objective == "meanflow":
+        Intervals(student)
+    work = folder / "work"
+    for stage in range(stages):
+        grid = (
+            torch.linspace(0, len(recorded.timesteps), recipe.steps * 2 ** (stages - 1 - stage) + 1)
+            .round()
+            .long()
+        )
+        lesson = Lesson(
+            recorded=recorded, student=Denoiser(student, process),
+            teacher=Denoiser(teacher, process), process=process, grid=grid,
+            guidance=room.sampling.guidance, batch=recipe.batch,
+            iterations=recipe.iterations // stages, training=room.training,
+        )  # fmt: skip
+        objective = (
+            trajectory
+            if recipe.objective == "progressive" and stage == 0
+            else OBJECTIVES[recipe.objective]
+        )
+        with torch.enable_grad():
+            fit(
+                student, functools.partial(objective, lesson), steps=lesson.iterations,
+                lr=recipe.rate, folder=work / str(stage),
+                average=recipe.average, weight_decay=0.0, tell=room.tell,
+            )  # fmt: skip
+        teacher = copy.deepcopy(student).requires_grad_(False)
+    notes = {
+        "timesteps": recorded.timesteps[grid[:-1]].tolist(),
+        "levels": recorded.levels[grid].tolist(), "noise": process.noise,
+        "way": WAYS[recipe.objective],
+    }  # fmt: skip
+    logs = [(work / str(stage), "jumps", stage * lesson.iterations) for stage in range(stages)]
+    if recipe.objective != "trajectory" or not room.model.world:
+        recipe = replace(recipe, finish=0)
+    if recipe.finish:
+        distance = Perceptual(load_judge(room.model.world))
+        finish(
+            room, student, FewStepScheduler(**notes), distance, work / "finish",
+            iterations=recipe.finish,
+            batch=max(1, recipe.finish_batch // (1 if room.model.frames == 1 else 2)),
+            rate=recipe.finish_rate,
+            teacher_steps=steps, average=recipe.finish_average,
+        )  # fmt: skip
+        logs.append((work / "finish", "pixels", stages * lesson.iterations))
+    save_file({k: v.half().contiguous() for k, v in student.state_dict().items()}, folder / WEIGHTS)
+    (folder / NOTES).write_text(
+        json.dumps({"teacher": fingerprint(room.pipe.transformer), "sampler": notes}, indent=1)
+        + "\n"
+    )
+    with (folder / "log.csv").open("w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(["step", "loss", "seconds", "loss_of"])
+        for at, what, before in logs:
+            _, *rows = csv.reader((at / "loss.csv").open(newline=""))
+            writer.writerows([int(step) + before, *rest, what] for step, *rest in rows)
+    shutil.rmtree(work)
+    return asdict(recipe)
+
+
+def put_in_place(folder: Path, pipeline: Any, at: Attachment) -> None:
+    """The student's weights and sampler, until detached. Away from the CPU the teacher's weights
+    wait in host memory."""
+    transformer, sampler, weights = (
+        pipeline.transformer,
+        _notes(folder)["sampler"],
+        load_file(folder / WEIGHTS),
+    )
+    if any(name.startswith(NAME) for name in weights):
+        _add_intervals(transformer, sampler["levels"], at)
+    own = dict(transformer.named_parameters()) | dict(transformer.named_buffers())
+    for name, value in weights.items():
+        if (target := own.get(name)) is None or target.shape != value.shape:
+            here = f"shape {tuple(target.shape)} here" if target is not None else "no place here"
+            raise ValueError(
+                f"the student in {folder} does not fit: {name} has shape {tuple(value.shape)}, and "
+                f"{here}"
+            )
+        at.replace(target, value)
+        at.count("weights")
+    at.patch(pipeline, "scheduler", FewStepScheduler(**sampler))
+
+
+def _add_intervals(transformer: Any, levels: list[float], at: Attachment) -> None:
+    """MeanFlow's second time, told at every step how far it goes."""
+    intervals = Intervals(transformer).to(transformer.device, transformer.dtype)
+    at.undo(intervals.remove, transformer)
+
+    def tell(*_: Any) -> None:
+        i = at.now.step
+        intervals.length = torch.tensor([levels[i] - levels[i + 1]])
+
+    at.undo(transformer.register_forward_pre_hook(tell).remove)
+
+
+def fingerprint(transformer: Any) -> str:
+    """sha256 of every parameter's name, shape and first sixteen values: tells one checkpoint from
+    another, in any number format."""
+    told = hashlib.sha256()
+    for name, value in transformer.named_parameters():
+        few = value.detach().flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16)
+        told.update(f"{name} {tuple(value.shape)} ".encode() + few.numpy().tobytes())
+    return told.hexdigest()
+
+
+def unfit(folder: Path, transformer: Any, steps: int) -> str | None:
+    """Why the student in a folder cannot take the transformer's place for so many steps, in one
+    sentence; None when it can."""
+    try:
+        notes = _notes(folder)
+    except ValueError as error:
+        return str(error)
+    if (taken := len(notes["sampler"]["timesteps"])) != steps:
+        return f"the student in {folder} takes {taken} steps, not {steps}"
+    if notes["teacher"] != fingerprint(transformer):
+        return f"the student in {folder} was distilled from other weights than this model's"
+    return None
+
+
+def _notes(folder: Path) -> dict[str, Any]:
+    try:
+        notes = json.loads((folder / NOTES).read_text())
+        notes["teacher"], notes["sampler"]["timesteps"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"there is no student in {folder}: {NOTES} {error}") from None
+    return dict(notes)

@@ -1,0 +1,96 @@
+"""The training loop of every network trained here, students too: one optimiser, one schedule,
+averaged weights, a log that survives a kill."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def fit(
+    model: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    folder: Path,
+    average: float = 0.999,
+    weight_decay: float = 0.01,
+    warm_up: int = 100,
+    every: int = 100,
+    tell: Callable[[dict[str, Any]], None] = lambda row: print(row, flush=True),  # noqa: T201
+) -> float:
+    """Train `model` in place for `steps` steps of AdamW on a trapezoid schedule, leave its averaged
+    weights in it; seconds spent.
+
+    `loss_of(step)` draws its own batch and returns a scalar. Every `every` steps a row goes to
+    `folder/loss.csv` and all state to `folder/state.safetensors`, from which a killed training goes
+    on (the optimiser's moments start afresh). `tell` hears of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    params = dict(model.named_parameters())
+    averaged = {name: p.detach().clone() for name, p in params.items()}
+    log, state = folder / "loss.csv", folder / "state.safetensors"
+    first, spent, smooth = 0, 0.0, math.nan
+    if state.exists():
+        first, spent = _resume(model, averaged, state)
+    else:
+        log.write_text("step,loss,seconds\n")
+    optimiser = torch.optim.AdamW(
+        params.values(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay
+    )
+    started = time.monotonic() - spent
+    for step in range(first, steps):
+        remaining = (steps - step) / (0.35 * steps)  # the last 35 % of the steps cool down
+        rate = lr * min(1.0, (step - first + 1) / warm_up, remaining)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        loss = loss_of(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(params.values(), 1.0)
+        optimiser.step()
+        decay = min(average, 1 - 1 / (1 + 0.1 * step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(averaged.values()), list(params.values()), 1 - decay)
+        value = loss.item()
+        smooth = value if math.isnan(smooth) else 0.98 * smooth + 0.02 * value
+        if (step + 1) % every == 0 or step + 1 == steps:
+            spent = time.monotonic() - started
+            with log.open("a", newline="") as f:
+                csv.writer(f).writerow([step + 1, f"{smooth:.6f}", f"{spent:.0f}"])
+            _save(model, averaged, state, step + 1, spent)
+            tell({"done": step + 1, "of": steps, "loss": smooth, "seconds": round(spent)})
+    with torch.no_grad():
+        for name, p in params.items():
+            p.copy_(averaged[name])
+    return spent
+
+
+def _save(
+    model: nn.Module, averaged: dict[str, Tensor], path: Path, step: int, spent: float
+) -> None:
+    tensors = {f"now.{k}": v.detach().contiguous().clone() for k, v in model.state_dict().items()}
+    tensors |= {f"average.{k}": v.contiguous().clone() for k, v in averaged.items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, {"step": str(step), "spent": str(spent)})
+    partial.rename(path)
+
+
+def _resume(model: nn.Module, averaged: dict[str, Tensor], path: Path) -> tuple[int, float]:
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    model.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("now.")})
+    averaged.update({k[8:]: v for k, v in tensors.items() if k.startswith("average.")})
+    with safe_open(path, "pt") as f:  # type: ignore[no-untyped-call]
+        notes = f.metadata()
+    return int(notes["step"]), float(notes["spent"])

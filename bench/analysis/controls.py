@@ -1,0 +1,303 @@
+"""What a combination has to beat, the model or a student in fewer steps at no more time or FLOPs,
+and the verdict on it. No torch.
+
+A control may be the equal-time control of a stack if the interval of their times allows that it is
+no slower. Where several may be, the stack is judged against each, and only what they agree on is
+said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ditbench.records.record import SHOWN
+from ditbench.records.scores import Scores
+from ditbench.statistics import estimates as statistics
+from ditbench.statistics import times
+from ditbench.statistics.estimates import Estimate
+from ditbench.statistics.hypothesis import ALPHA, exceeds_p, holm
+from ditbench.statistics.times import DRIFT_BOUND
+
+ALIGNMENT = "align.shapes_v1"
+MARGIN = 0.02
+"""Alignment that may be lost beyond the sum of what the methods lose alone, and still be said to
+stack; and the least that a control must be ahead by, or that a clash must cost."""
+NOT_SLOWER = 1.02
+"""A control within 2 % of a stack's time, or FLOPs, counts as no slower."""
+
+VERDICTS = ("stacks", "clashes", "beaten", "slower", "unresolved")
+RULE = (
+    "beaten: every control that may be the equal-time control is ahead in alignment by at least "
+    f"{MARGIN}; clashes: the alignment "
+    f"interaction is at least {MARGIN} below zero; slower: the stack is slower than none or than "
+    "one of its methods alone; stacks: "
+    f"the interaction is above -{MARGIN} (counting one imagined prompt at the worst end), and as "
+    "measured no control is ahead by "
+    f"{MARGIN} and nothing it is made of is faster; unresolved: otherwise. Differences by tests at "
+    f"{ALPHA:.0%} (stacks one-sided at "
+    f"{ALPHA / 2:.1%}), p-values adjusted by Holm over the combinations and models of the run. "
+    "Equal-time control: of none, fewer "
+    "steps, and students of fewer steps, the one with the most steps that is no slower (within "
+    f"{NOT_SLOWER - 1:.0%}) by the interval "
+    "of the times. Where the times are unreliable (one round, or a baseline that drifted over "
+    f"{DRIFT_BOUND:.0%}) FLOPs stand in for "
+    f"them: see the column basis."
+)
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A cell that a stack is held against."""
+
+    stack: str
+    steps: int
+    sure: bool
+    """Whether it is no slower than the stack wherever in its interval the ratio of times lies."""
+    over: Estimate
+    """Alignment of the stack minus its own."""
+
+    @property
+    def p_ahead(self) -> float:
+        """Two-sided p-value of "it is no better"; 1 where it is not the better one."""
+        p = statistics.two_sided_p(self.over) if self.over.value < 0 else None
+        return 1.0 if p is None else p
+
+    @property
+    def ahead(self) -> bool:
+        """Whether it is better by at least the margin, taken alone."""
+        return self.p_ahead <= ALPHA and self.over.value <= -MARGIN
+
+
+def teacher_controls(cells: Mapping[str, Record]) -> list[Record]:
+    """The un-accelerated model in all numbers of steps it was run with: `none`, and stacks of
+    controls that are no noise floor."""
+    return [
+        r for r in cells.values() if all(m["family"] == "control" and not m.get("label") for m in r["methods"])
+    ]  # fmt: skip
+
+
+def student_controls(cells: Mapping[str, Record], together: Record) -> list[Record]:
+    """Cells of one method of a stack that takes fewer steps than the stack and is the same but for
+    that."""
+    same = [_but_for_steps(m) for m in together["methods"]]
+    return [
+        r for r in cells.values()
+        if len(r["methods"]) == 1 and r["methods"][0]["family"] != "control" and _but_for_steps(r["methods"][0]) in same
+        and r["status"] == SHOWN and r["sampling"]["steps"] < together["sampling"]["steps"]
+    ]  # fmt: skip
+
+
+def _but_for_steps(method: Mapping[str, Any]) -> tuple[str, Any]:
+    return method["name"], {k: v for k, v in method["knobs"].items() if k not in ("steps", "tuned")}
+
+
+def reliable(records: Sequence[Record]) -> bool:
+    """Whether the times of cells may decide anything: at least two rounds that all share, and a
+    baseline (the first) that did not drift."""
+    drift = times.drift(records[0]["timing"])
+    shared = times.time_contrast([r["timing"] for r in records], [1] * len(records))
+    return (
+        drift is not None
+        and drift <= DRIFT_BOUND
+        and shared is not None
+        and shared.estimate.low is not None
+    )
+
+
+def by_time(
+    together: Record, candidates: Sequence[Record], scores: Mapping[str, Scores]
+) -> list[Control]:
+    """The candidates that may be the one with the most steps of those no slower than the stack,
+    surest first.
+
+    All that may be no slower by the interval of the times (or by FLOPs, where there is no such
+    interval), and have no fewer steps than the best of those that surely are.
+    """
+    held = []
+    for candidate in candidates:
+        # the stack's time over the control's
+        ratio = times.speedup(together["timing"], candidate["timing"])
+        if ratio is None or ratio.estimate.low is None or ratio.estimate.high is None:
+            sure, may_be = False, _no_more_flops(candidate, together)
+        else:
+            sure, may_be = (
+                bound * NOT_SLOWER >= 1 for bound in (ratio.estimate.low, ratio.estimate.high)
+            )
+        if may_be and (control := _control(together, candidate, scores, sure)):
+            held.append(control)
+    return _best(held)
+
+
+def by_flops(
+    together: Record, candidates: Sequence[Record], scores: Mapping[str, Scores]
+) -> list[Control]:
+    """The candidate with the most steps of those that take no more FLOPs than the stack, as a list
+    of at most one."""
+    fitting = (
+        _control(together, c, scores, True) for c in candidates if _no_more_flops(c, together)
+    )
+    return _best([control for control in fitting if control])[:1]
+
+
+def _flops(record: Record) -> float | None:
+    return (record["flops"] or {}).get("flops")
+
+
+def _no_more_flops(candidate: Record, together: Record) -> bool:
+    mine, limit = _flops(candidate), _flops(together)
+    return bool(mine and limit and mine <= limit * NOT_SLOWER)
+
+
+def _control(
+    together: Record, candidate: Record, scores: Mapping[str, Scores], sure: bool
+) -> Control | None:
+    mine, theirs = scores.get(together["key"]), scores.get(candidate["key"])
+    if (
+        candidate["status"] != SHOWN
+        or mine is None
+        or theirs is None
+        or ALIGNMENT not in theirs.arrays
+    ):
+        return None
+    over = statistics.delta(
+        mine.arrays[ALIGNMENT], theirs.arrays[ALIGNMENT], mine.arrays["group"], bounds=(0.0, 1.0)
+    )
+    return Control(
+        stack=candidate["stack"], steps=candidate["sampling"]["steps"], sure=sure, over=over
+    )
+
+
+def _best(controls: Sequence[Control]) -> list[Control]:
+    least = max((c.steps for c in controls if c.sure), default=0)
+    return sorted((c for c in controls if c.steps >= least), key=lambda c: (not c.sure, c.steps))
+
+
+def speed_over(
+    records: Sequence[Record], together: Record, timed: bool
+) -> dict[str, Estimate | None]:
+    """How many times as fast as each of `records` a stack is, by stack: with an interval by time,
+    exactly by FLOPs; None where neither is known."""
+    found: dict[str, Estimate | None] = {}
+    for record in records:
+        if timed:
+            ratio = times.speedup(record["timing"], together["timing"])
+            found[record["stack"]] = None if ratio is None else ratio.estimate
+        else:
+            theirs, mine = _flops(record), _flops(together)
+            value = theirs / mine if theirs and mine else None
+            found[record["stack"]] = (
+                None if value is None else Estimate(value=value, low=value, high=value, n=1, se=0.0)
+            )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the verdict on one combination rests on."""
+
+    interaction: Estimate
+    controls: Sequence[Sequence[Control]]
+    """Of each kind, those that may be the equal-time (or equal-FLOPs) control."""
+    speed: Mapping[str, Estimate | None]
+    """How many times as fast as `none` and as each of its methods the stack is; None where that is
+    not known."""
+
+    @property
+    def p_values(self) -> tuple[float, float, float]:
+        """Of no clash, of no stacking (two-sided, to be held against ALPHA alike), and of no
+        control ahead; 1 where nothing can be said."""
+        clash = statistics.two_sided_p(self.interaction) if self.interaction.value < 0 else None
+        stacks = exceeds_p(self.interaction, -MARGIN)
+        return (
+            1.0 if clash is None else clash,
+            1.0 if stacks is None else min(1.0, 2 * stacks),
+            self._p_beaten,
+        )
+
+    @property
+    def _p_beaten(self) -> float:
+        """Of no kind of control all of whose members, one of them surely no slower, are ahead by
+        the margin: as many tests as kinds."""
+        judged = [kind for kind in self.controls if any(c.sure for c in kind)]
+        ahead = [
+            max(c.p_ahead for c in kind)
+            for kind in judged
+            if all(c.over.value <= -MARGIN for c in kind)
+        ]
+        return min(1.0, len(judged) * min(ahead)) if ahead else 1.0
+
+    def verdict(self, p_clash: float, p_stacks: float, p_beaten: float) -> tuple[str, str]:
+        """A word of `VERDICTS` and, where that is not all, the reason, from p-values that are
+        adjusted over the run."""
+        if p_beaten <= ALPHA:
+            return "beaten", ""
+        if p_clash <= ALPHA and self.interaction.value <= -MARGIN:
+            return "clashes", ""
+        speed = {name: estimate for name, estimate in self.speed.items() if estimate is not None}
+        if slower := [
+            name for name, e in speed.items() if e.high is not None and e.high < 1 / NOT_SLOWER
+        ]:
+            return "slower", f"than {', '.join(slower)}"
+        ahead = [c for kind in self.controls for c in kind if c.over.value <= -MARGIN]
+        behind = [name for name, estimate in speed.items() if estimate.value < 1 / NOT_SLOWER]
+        unknown = [name for name in self.speed if name not in speed]
+        reasons = [
+            *([BELOW] if p_stacks > ALPHA else []),
+            *([f"{_names(c for c in ahead if c.sure)} may be ahead"] if any(c.sure for c in ahead) else []),
+            *([f"{_names(c for c in ahead if not c.sure)} may be as fast and ahead"] if any(not c.sure for c in ahead) else []),
+            *([f"it may be slower than {' and '.join(behind)}"] if behind else []),
+            *([f"neither times nor FLOPs compare it with {' and '.join(unknown)}"] if unknown or not self.speed else []),
+        ]  # fmt: skip
+        return ("unresolved", "; ".join(reasons)) if reasons else ("stacks", "")
+
+
+BELOW = "the interaction may be below the margin"
+"""Reason that more samples would settle."""
+
+
+def _names(controls: Iterable[Control]) -> str:
+    return " and ".join(c.stack for c in controls)
+
+
+def judge(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
+    """Of each combination of a run `verdict`, `reason`, and the adjusted `p_clash`, `p_stacks`,
+    `p_beaten`."""
+    adjusted = (
+        [holm(p) for p in zip(*(e.p_values for e in evidence), strict=True)] if evidence else []
+    )
+    judged = []
+    for e, *p in zip(evidence, *adjusted, strict=True):
+        word, reason = e.verdict(*p)
+        judged.append(
+            {"verdict": word, "reason": reason, "p_clash": p[0], "p_stacks": p[1], "p_beaten": p[2]}
+        )
+    return judged
+
+
+def samples_needed(interaction: Estimate) -> int | None:
+    """Units that would resolve an interaction from zero or from the margin, what is farther away,
+    in 80 % of runs; None without an error.
+
+    At least as many as it takes for one imagined unit at the worst end to lie within the margin.
+    """
+    if interaction.se is None or interaction.bounds is None:
+        return None
+    enough = 2
+    while (exceeds_p(_alike(enough, interaction.bounds), -MARGIN) or 0.0) > ALPHA / 2:
+        enough += max(1, enough // 200)
+    if interaction.se == 0:
+        return enough
+    far = max(-interaction.value, interaction.value + MARGIN)
+    return max(
+        enough, int(np.ceil(interaction.n * (statistics.detectable(interaction.se) / far) ** 2))
+    )
+
+
+def _alike(num: int, bounds: tuple[float, float]) -> Estimate:
+    return statistics.constant(0.0, num, bounds)

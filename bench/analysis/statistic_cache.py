@@ -1,0 +1,156 @@
+"""Readings of a run, kept in its folder by all they were made of, so that a second report works
+none of them out again. No torch.
+
+A key is a hash of the features, their groups, the reference, and the statistic: its function with
+what is bound to it, and the source of the module it lives in and of all that module imports of its
+package and ours. Whatever changes, there is no reading under its key, and it is made anew. A file
+that is missing, damaged or cannot be written costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ditbench.statistics.frechet import Reference
+from ditbench.statistics.influence import Reading
+
+FILE = "readings.safetensors"
+
+
+def key_of(
+    read: Callable[..., Reading],
+    features: NDArray[np.generic],
+    group: NDArray[np.generic],
+    reference: Reference | None,
+) -> str:
+    """What a reading by `read` is kept under: sha256 of everything it depends on."""
+    told = hashlib.sha256(f"{_statistic(read)} {_digest(reference) if reference else ''}".encode())
+    for array in (features, group):
+        told.update(f" {array.dtype} {array.shape} ".encode())
+        told.update(np.ascontiguousarray(array).data)
+    return told.hexdigest()
+
+
+class Kept:
+    """The readings of a run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        self._asked: dict[str, NDArray[np.float64]] = {}
+        try:
+            self._found = load_file(self.path) if self.path.is_file() else {}
+        except (SafetensorError, OSError):
+            self._found = {}
+
+    def get(self, key: str) -> Reading | None:
+        """The reading under a key, if there is one."""
+        if (told := self._found.get(key)) is None:
+            return None
+        self._asked[key] = told
+        value, unbiased, groups = told[:3].tolist()
+        return Reading(
+            value=value,
+            parts=told[3:],
+            unbiased=None if np.isnan(unbiased) else unbiased,
+            groups=int(groups) or None,
+        )
+
+    def put(self, key: str, reading: Reading) -> None:
+        """Keep a reading that was not there."""
+        self._asked[key] = np.array(
+            [
+                reading.value,
+                np.nan if reading.unbiased is None else reading.unbiased,
+                reading.groups or 0,
+                *reading.parts,
+            ]
+        )
+
+    def save(self) -> None:
+        """Write what was asked for, and forget the rest; nothing where that is what the file holds,
+        or where it cannot be written."""
+        if self._asked.keys() == self._found.keys():
+            return
+        partial = self.path.with_name(f".{FILE}.{os.getpid()}.partial")
+        try:
+            save_file(self._asked, partial)
+            partial.rename(self.path)
+        except (SafetensorError, OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _statistic(read: Any) -> str:
+    """The names of a function and of what is bound to it, with sha256 of their modules' sources."""
+    if isinstance(read, partial):
+        bound = [*read.args, *(value for pair in sorted(read.keywords.items()) for value in pair)]
+        return f"{_statistic(read.func)}({', '.join(map(_statistic, bound))})"
+    if not callable(read):
+        return repr(read)
+    inside = [_statistic(cell.cell_contents) for cell in getattr(read, "__closure__", None) or ()]
+    name = f"{read.__module__}.{getattr(read, '__qualname__', repr(read))}"
+    return f"{name} {inside} {_source_sha256(read.__module__)}"
+
+
+@cache
+def _source_sha256(module: str) -> str:
+    """Of a module and all it imports, wherever in the file, of its own package and of ours."""
+    packages, found, waiting = {"ditbench", module.partition(".")[0]}, dict[str, bytes](), [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name.partition(".")[0] not in packages or (file := _file(name)) is None:
+            continue
+        found[name] = file.read_bytes()
+        waiting += _imported(
+            found[name], name if file.name == "__init__.py" else name.rpartition(".")[0]
+        )
+    told = hashlib.sha256()
+    for name in sorted(found):
+        told.update(f"{name} {hashlib.sha256(found[name]).hexdigest()}\n".encode())
+    return told.hexdigest()
+
+
+def _imported(source: bytes, package: str) -> Iterator[str]:
+    """Names that may be modules, of all imports in a source that lies in `package`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _file(name: str) -> Path | None:
+    """The source of a module, which is not imported for it; None when there is no such module."""
+    if name in sys.modules:
+        origin = getattr(sys.modules[name], "__file__", None)
+    else:
+        try:
+            spec = importlib.util.find_spec(name)
+        except ImportError:  # a name in a module, which is no package
+            return None
+        origin = spec.origin if spec else None
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+@lru_cache(maxsize=32)
+def _digest(reference: Reference) -> str:
+    told = hashlib.sha256(f"{reference.n}".encode())
+    for array in (reference.mean, reference.root, reference.features):
+        if array is not None:
+            told.update(f" {array.dtype} {array.shape} ".encode())
+            told.update(np.ascontiguousarray(array).data)
+    return told.hexdigest()

@@ -1,0 +1,83 @@
+"""What methods still give when fewer steps are taken. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ditbench.analysis.controls import ALIGNMENT
+from ditbench.records.record import SHOWN
+from ditbench.records.scores import Scores
+from ditbench.statistics import estimates as statistics
+from ditbench.statistics import times
+from ditbench.statistics.estimates import Estimate
+
+PERCEPTUAL = "perceptual.shapes_v1"
+
+
+def over_steps(
+    records: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]
+) -> list[dict[str, Any]]:
+    """What methods still give when fewer steps are taken, of those that a model was run with at
+    several numbers of steps.
+
+    A row for each of their cells, set against the cell with as many steps and without the method.
+    Keys: model, `method` (the stack without its `fewer_steps`), stack, steps, and `speedup`,
+    `alignment` and `perceptual`: estimates or None; the latter two are changes of the alignment and
+    of the distance to the un-accelerated sample.
+    """
+    found = []
+    for model in dict.fromkeys(r["model"] for r in records):
+        cells = {r["stack"]: r for r in records if r["model"] == model and r["status"] == SHOWN}
+        pairs: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+        for text, r in cells.items():
+            fewer = [part for part in text.split("+") if part.startswith("fewer_steps")]
+            method = "+".join(part for part in text.split("+") if part not in fewer)
+            under = cells.get(fewer[0] if fewer else "none")
+            if text != "none" and method and under is not None:
+                pairs.setdefault(method, []).append((r, under))
+        for method, told in pairs.items():
+            if len({r["sampling"]["steps"] for r, _ in told}) > 1:
+                found += [_gain(model, method, r, under, scores) for r, under in told]
+    return found
+
+
+def _gain(
+    model: str,
+    method: str,
+    cell: Mapping[str, Any],
+    under: Mapping[str, Any],
+    scores: Mapping[str, Scores],
+) -> dict[str, Any]:
+    speed = times.speedup(under["timing"], cell["timing"])
+    told = [scores.get(r["key"]) for r in (cell, under)]
+    changes = {
+        name: _change(metric, told, under["stack"])
+        for name, metric in (("alignment", ALIGNMENT), ("perceptual", PERCEPTUAL))
+    }
+    row = {
+        "model": model,
+        "method": method,
+        "stack": cell["stack"],
+        "steps": cell["sampling"]["steps"],
+    }
+    return row | {"speedup": speed.estimate if speed else None} | changes
+
+
+def _change(metric: str, told: Sequence[Scores | None], under: str) -> Estimate | None:
+    """The paired difference of a metric between two cells; from the un-accelerated model to itself
+    there is no distance."""
+    mine, theirs = told
+    if mine is None or theirs is None or metric not in mine.arrays:
+        return None
+    others = theirs.arrays.get(
+        metric,
+        np.zeros(len(mine.arrays[metric])) if metric == PERCEPTUAL and under == "none" else None,
+    )
+    return (
+        None
+        if others is None
+        else statistics.delta(mine.arrays[metric], others, mine.arrays["group"])
+    )

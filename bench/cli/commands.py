@@ -1,0 +1,345 @@
+"""Commands and flags: reads them, calls the rest, prints. No logic, and no torch until a command
+needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ditbench.cli import queries as asking
+from ditbench.cli.parser import GATE, OK, SOME_FAILED, USAGE, parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    told = list(sys.argv[1:] if arguments is None else arguments)
+    if not told or (told[0] not in COMMANDS and told[0] not in ("-h", "--help", "--version")):
+        told.insert(0, "run")
+    try:
+        _check_given(told)
+        args = parser(COMMANDS).parse_args(told)
+        return int(args.do(args))
+    except BrokenPipeError:
+        return OK
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        print(f"ditbench: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("ditbench: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _check_given(words: Sequence[str]) -> None:
+    """ValueError for an empty argument, as an unset variable of a shell leaves it: it is never
+    taken for a default."""
+    for flag, word in zip(["", *words], words, strict=False):
+        if word == "" or re.fullmatch(r"--[a-z-]+=", word):
+            about = word.removesuffix("=") or (
+                flag if flag.startswith("--") else f"the argument after {flag}"
+            )
+            hint = "; the un-accelerated model is called none" if about == "--methods" else ""
+            raise ValueError(f"{about}: nothing is given{hint}")
+
+
+def _spec(args: argparse.Namespace) -> Any:
+    from ditbench.method.stack import split_stacks
+    from ditbench.runner.spec import from_table, read_toml
+
+    table: dict[str, Any] = {}
+    for name in (
+        "num_samples",
+        "batch_size",
+        "rounds",
+        "seed",
+        "device",
+        "dtype",
+        "weights",
+        "prompts",
+        "out",
+    ):
+        if (value := getattr(args, name)) is not None:
+            table[name] = value
+    if args.models is not None:
+        table["models"] = [part for part in args.models.split(",") if part]
+    if getattr(args, "methods", None) is not None:
+        table["methods"] = split_stacks(args.methods)
+    for name, key in (("plugin", "plugins"), ("reference", "references")):
+        if getattr(args, name):
+            table[key] = getattr(args, name)
+    return from_table(table, read_toml(args.spec or "default"))
+
+
+def _cells(spec: Any) -> list[Any]:
+    """The plan of a run that can be begun: what it names is there and can be used. ValueError
+    otherwise."""
+    from ditbench.extractors.references import examine
+    from ditbench.runner.plan import plan
+    from ditbench.runner.spec import check_writable
+
+    cells = plan(spec)
+    examine(spec.references, {cell.model.name for cell in cells})
+    check_writable(spec.folder)
+    return cells
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from ditbench.runner.plan import describe
+
+    cells = _cells(_spec(args))
+    _show(
+        describe(cells),
+        args.json,
+        f"{len(cells)} cells, to be kept in {cells[0].spec.folder}",
+        hide=["key"],
+    )
+    return OK
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return _plan(args)
+    cells = _cells(_spec(args))
+    return _tell_report([_carry_out(cells)], None, args.json, {cell.key for cell in cells})
+
+
+def _carry_out(cells: list[Any]) -> Path:
+    """Run and score what is missing; the run folder."""
+    from ditbench.metrics.scoring import score_run
+    from ditbench.runner.execute import execute
+    from ditbench.runner.progress import plain, progress
+
+    command = "python run_bench.py " + shlex.join(sys.argv[1:])
+    with progress() as tell:
+        folder = execute(cells, command.strip(), tell)
+    _tell_references(folder, cells[0].spec.references)
+    with progress() as tell:
+        scoring = score_run(folder, progress=plain(tell))
+    _complain(scoring.damaged)
+    return folder
+
+
+def _stack(args: argparse.Namespace) -> int:
+    from ditbench.analysis.interaction import (
+        RULE,
+        describe,
+        document,
+        factorial,
+        interactions,
+        shorter_students,
+    )
+    from ditbench.method.stack import Stack
+    from ditbench.records.record import read_run
+    from ditbench.records.scores import read_scores
+
+    spec = _spec(args)
+    _load(spec.plugins)
+    parts = [Stack.parse(text) for text in args.parts]
+    shorter = set(shorter_students(parts))
+    cells = _cells(
+        replace(spec, methods=tuple(dict.fromkeys([*factorial(parts), *sorted(shorter)])))
+    )
+    folder = _carry_out(
+        [cell for cell in cells if not (cell.refusal and str(cell.stack) in shorter)]
+    )
+    code = _tell_report([folder], None, False, None)
+    rows = interactions(read_run(folder).records, read_scores(folder), parts)
+    _show(describe(rows), False, RULE)
+    if args.json:
+        print(json.dumps(document(rows)))
+    return code
+
+
+def _score(args: argparse.Namespace) -> int:
+    from ditbench.metrics.scoring import score_run
+    from ditbench.runner.progress import plain, progress
+
+    metrics = args.metrics.split(",") if args.metrics is not None else None
+    _tell_references(args.run, args.reference)
+    with progress() as tell:
+        scoring = score_run(args.run, metrics, progress=plain(tell))
+    _complain(scoring.damaged)
+    return max(
+        SOME_FAILED if scoring.damaged else OK, _tell_report([args.run], None, args.json, None)
+    )
+
+
+def _tell_references(folder: Path, told: Sequence[str]) -> None:
+    from ditbench.extractors.references import tell
+
+    tell(folder, told)
+
+
+def _reference(args: argparse.Namespace) -> int:
+    from ditbench.extractors.build_reference import build
+    from ditbench.runner.progress import counting, progress
+
+    with progress() as tell:
+        made = build(
+            args.source, args.extractor, args.out, progress=counting(tell, args.source.name)
+        )
+    row = {
+        "file": str(args.out),
+        **{name: made[name] for name in ("n", "extractor", "key", "preprocessing")},
+    }
+    _show([row], args.json, f"what it was made of: {args.out.with_suffix('.json')}")
+    return OK
+
+
+def _complain(sentences: list[str]) -> None:
+    for sentence in sentences:
+        print(f"ditbench: {sentence}", file=sys.stderr)
+
+
+def _report(args: argparse.Namespace) -> int:
+    return _tell_report(args.runs, args.out, args.json, None)
+
+
+def _tell_report(
+    folders: list[Path], out: Path | None, as_json: bool, keys: set[str] | None
+) -> int:
+    from ditbench.records.record import read_run
+    from ditbench.reports import build, print_report, report_json
+
+    report = build(folders, out)
+    print_report(report)
+    if as_json:
+        print(json.dumps(report_json(report)))
+    runs = [read_run(folder) for folder in folders]
+    records = [r for run in runs for r in run.records if keys is None or r["key"] in keys]
+    wrong = [
+        r
+        for r in records
+        if r["status"] in ("failed", "oom", "inert")
+        or (r["stack"], r["status"]) == ("none", "refused")
+    ]
+    return SOME_FAILED if wrong or any(run.damaged for run in runs) else OK
+
+
+def _count(args: argparse.Namespace) -> int:
+    from ditbench.method.stack import Stack, split_stacks
+    from ditbench.models.table import select
+    from ditbench.profiling.conventions import count_in
+
+    _load(args.plugin)
+    models, texts = (
+        select(args.models),
+        ["none", *(split_stacks(args.methods) if args.methods is not None else [])],
+    )
+    stacks = [Stack.parse(text) for text in dict.fromkeys(texts)]
+    sizes = {
+        name: getattr(args, name) for name in ("height", "width", "frames", "steps", "text_tokens")
+    }
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: {value} is less than 1")
+    rows, lines = count_in(args.convention, models, stacks, **sizes)
+    _show(
+        rows,
+        args.json,
+        lines,
+        hide=["size", "text_tokens", "passes", "not_counted", "status", "note", "work"],
+    )
+    states = {row["status"] for row in rows}
+    return SOME_FAILED if "failed" in states or "ok" not in states else OK
+
+
+def _load(plugins: Sequence[str]) -> None:
+    from ditbench.method.plugins import load_plugin
+
+    for plugin in plugins:
+        load_plugin(plugin)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from ditbench.method.prepare import prepare
+    from ditbench.method.stack import Stack
+    from ditbench.models.table import select
+    from ditbench.reports.figures.training_curve import write_card
+    from ditbench.runner.progress import counting, progress
+
+    _load(args.plugin)
+    stack, models = Stack.parse(args.method), select(args.models)
+    with progress() as tell:
+        rows = prepare(
+            models,
+            stack,
+            args.weights,
+            lambda need: counting(tell, f"{need.model} {need.method}"),
+            args.out,
+            args.plugin,
+        )
+    for row in rows:
+        if row["made"]:  # what was there, ditbench's own too, is left alone
+            write_card(Path(row["folder"]))
+    _show(rows, args.json, "")
+    return OK
+
+
+def _match(args: argparse.Namespace) -> int:
+    from ditbench.method.stack import Stack, split_stacks
+    from ditbench.models.table import select
+    from ditbench.profiling.matched import match
+
+    _load(args.plugin)
+    if not 0 < args.saved < 1:
+        raise ValueError(f"--saved: {args.saved} is not between 0 and 1")
+    models, stacks = select(args.models), [Stack.parse(text) for text in split_stacks(args.methods)]
+    rows = [
+        row
+        for model in models
+        for row in match(model, stacks, args.saved, args.weights, args.plugin)
+    ]
+    _show(rows, args.json, "saved: share of the un-accelerated model's FLOPs, on training requests")
+    return SOME_FAILED if any(row["note"] for row in rows) else OK
+
+
+def _list(args: argparse.Namespace) -> int:
+    from ditbench.cli import listing
+
+    rows = listing.rows(args.what, args.verbose, args.plugin)
+    _show(rows, args.json, "")
+    return OK
+
+
+def _check(args: argparse.Namespace) -> int:
+    from ditbench.method.stack import Stack
+    from ditbench.models.table import select
+    from ditbench.testing.contract import check_models
+
+    _load(args.plugin)
+    stack, models = Stack.parse(args.method), select(args.models)
+    rows = check_models(stack, models, args.plugin)
+    _show(rows, args.json, "")
+    return GATE if any(row["result"] == "failed" for row in rows) else OK
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from ditbench.cli.doctor import examine
+
+    rows = examine()
+    _show(rows, args.json, "")
+    return GATE if any(row["state"] == "missing" for row in rows) else OK
+
+
+def _show(
+    rows: list[dict[str, Any]], as_json: bool, caption: str, hide: Sequence[str] = ()
+) -> None:
+    from ditbench.reports.terminal.table import show_rows
+
+    show_rows(rows, as_json, caption, hide)
+
+
+COMMANDS = {
+    "run": _run, "plan": _plan, "count": _count, "prepare": _prepare, "match": _match,
+    "stack": _stack, "score": _score,
+    "report": _report, "recommend": asking.recommend, "compare": asking.compare,
+    "reproduce": asking.reproduce,
+    "reference": _reference, "list": _list, "check": _check, "doctor": _doctor,
+}  # fmt: skip

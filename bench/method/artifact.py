@@ -1,0 +1,325 @@
+"""Files a method had to be trained or calibrated for: made once by `prepare`, found again by
+everything they depend on. No torch.
+
+A folder per artefact, `<root>/<method>/<key>/`, whole or absent: written under another name, hashed
+into `manifest.json`, then renamed. `run` never trains; a cell without its artefact is refused with
+the command that makes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ditbench import ZOO
+from ditbench.method.plugins import source_sha256
+from ditbench.method.stack import Stack
+from ditbench.models.requests import has_training_requests
+from ditbench.models.sampling import sampling_of
+from ditbench.models.weights import weights_sha256
+from ditbench.records.facts import plain
+from ditbench.records.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from ditbench.models.table import Model
+
+OWN = Path("artifacts")
+"""Where `prepare` writes, in the working directory."""
+BUNDLED = ZOO / "artifacts"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What a method of a stack must have been prepared for."""
+
+    method: str
+    recipe: dict[str, Any]
+    """Everything about the method that changes the files, its version too; never a knob that only
+    matters when it runs."""
+    model: str
+    weights_sha256: str
+    steps: int
+    sampling: dict[str, Any]
+    """What it is prepared with, as the stack below adapts it: steps, guidance, size."""
+    below: str
+    """The stack it is prepared on top of, `none` for the plain model."""
+    content: dict[str, Any]
+    """sha256 of what `below` and the method are made of: `prepared`, artefacts by method, "" for
+    one that is absent; `inputs`, files that knobs below name, by method; `sources`, files the
+    methods are declared in, where they do not come with ditbench."""
+    stack: str
+    """The stack below and the method with its knobs, as one types it."""
+    flags: tuple[str, ...] = ()
+    """What else the command that makes it needs: weights and plug-ins."""
+    hopeless: str = ""
+    """Why it cannot be made, in words; empty where it can."""
+
+    @property
+    def key(self) -> str:
+        """Different whenever anything differs that the files depend on: weights, not the model's
+        name; the recipe, not other knobs."""
+        told = {
+            k: v
+            for k, v in asdict(self).items()
+            if k not in ("model", "stack", "flags", "hopeless")
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> Path:
+        """Below a root."""
+        return Path(self.method) / self.key
+
+    @property
+    def sentence(self) -> str:
+        """What to say when it is absent."""
+        under = "" if self.below == "none" else f" under {self.below}"
+        told = (
+            f"{self.method} has not been prepared for {self.model} with {self.steps} steps{under}"
+        )
+        if self.hopeless:
+            return f"{told}, and cannot be: {self.hopeless}"
+        return f"{told}; {command_for(self.stack, self.model, self.flags)} does it"
+
+
+def command_for(stack: str, model: str, flags: Sequence[str] = ()) -> str:
+    """The command that prepares a stack for a model, for a shell."""
+    return f"python run_bench.py prepare {quoted(stack)} --models {' '.join(map(shlex.quote, (model, *flags)))}"
+
+
+def quoted(text: str) -> str:
+    """A stack in quotes, as a shell reads it back."""
+    return f"'{text}'" if "'" not in text else shlex.quote(text)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A prepared folder."""
+
+    folder: Path
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """Of the names and contents of its files: trained again, it is another one under the same
+        key."""
+        return hashlib.sha256(
+            json.dumps(self.manifest["files"], sort_keys=True).encode()
+        ).hexdigest()
+
+    def cost(self) -> dict[str, Any]:
+        """What it took, for the record of a cell that uses it: key, sha256, seconds, iterations and
+        samples; None for what was not noted.
+
+        Iterations are those its notes tell, finishing included, or the lines of a log that has one
+        for each.
+        """
+        notes, log, iterations = self.manifest["notes"], self.folder / "log.csv", None
+        if "iterations" in notes:
+            iterations = notes["iterations"] + notes.get("finish", 0)
+        elif (
+            log.is_file()
+            and (lines := log.read_text().splitlines())
+            and "iteration" in lines[0].split(",")
+        ):
+            iterations = len(lines) - 1
+        samples = next((notes[name] for name in ("samples", "recordings") if name in notes), None)
+        told = {name: self.manifest[name] for name in ("recipe", "below", "seconds", "notes")}
+        return {
+            "key": self.folder.name,
+            "sha256": self.sha256,
+            "iterations": iterations,
+            "samples": samples,
+            **told,
+        }
+
+
+def needs_of(
+    model: Model, stack: Stack, weights: str, plugins: Sequence[str] = (), root: Path | None = None
+) -> list[Need]:
+    """What the methods of a stack must have been prepared for, in the order they attach; `plugins`
+    are files the command names, `root` a folder to look for artefacts in before the others.
+
+    ValueError for weights, or a file a knob names, that cannot be read, and for a damaged artefact
+    below.
+    """
+    flags: tuple[str, ...] = () if weights == "bundled" else ("--weights", weights)
+    flags += tuple(word for plugin in plugins for word in ("--plugin", plugin))
+    found = []
+    for m in stack.methods:
+        if (recipe := m.recipe()) is not None:
+            if training := training_of(m):  # the first has the key it had before there were several
+                recipe = recipe | {"training": training}
+            below = below_of(stack, m)
+            sampling = below.adapt(sampling_of(model))
+            content = {
+                "prepared": {
+                    n.method: prepared_sha256(n, root)
+                    for n in needs_of(model, below, weights, (), root)
+                },
+                "inputs": inputs_of(below),
+                "sources": sources_of(Stack((*below.methods, m))),
+            }
+            trainable = has_training_requests(model)
+            hopeless = (
+                (m.unpreparable(sampling) or "")
+                if trainable
+                else f"{model.name} has no training prompts here"
+            )
+            found.append(
+                Need(
+                    method=m.name, recipe=recipe, model=model.name,
+                    weights_sha256=weights_sha256(model, weights),
+                    steps=m.adapt(sampling).steps, sampling=asdict(sampling), below=str(below),
+                    content=content,
+                    stack=str(Stack((*below.methods, m))), flags=flags, hopeless=hopeless,
+                )
+            )  # fmt: skip
+    return found
+
+
+def prepared_sha256(need: Need, root: Path | None = None) -> str:
+    """The hash of an artefact's files, "" when it is absent; ValueError when it is damaged."""
+    artifact = find(need, root)
+    return artifact.sha256 if artifact else ""
+
+
+def inputs_of(stack: Stack) -> dict[str, list[str]]:
+    """sha256 of the files that knobs name, by method; ValueError when one cannot be read."""
+    return {
+        m.name: [_sha256(path) for path in paths] for m in stack.methods if (paths := m.inputs())
+    }
+
+
+def sources_of(stack: Stack) -> dict[str, str]:
+    """sha256 of the files that methods are declared in, of those that do not come with ditbench."""
+    return {m.name: sha256 for m in stack.methods if (sha256 := source_sha256(m))}
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def below_of(stack: Stack, method: Any) -> Stack:
+    """What a method of a stack is prepared on top of: the methods that attach before it, or nothing
+    where it was tuned alone.
+
+    Without those that claim what the method is `blind_to`.
+    """
+    if getattr(method, "tuned", "stack") == "alone":
+        return Stack()
+    before = stack.methods[: stack.methods.index(method)]
+    return Stack(
+        tuple(m for m in before if not m.traits.claims & getattr(method, "blind_to", frozenset()))
+    )
+
+
+def training_of(method: Any) -> int:
+    """Which training of its recipe a method uses: its knob `training`, 0 for the first and for
+    methods without the knob."""
+    return getattr(method, "training", 0)
+
+
+def find(need: Need, root: Path | None = None) -> Artifact | None:
+    """The artefact, from `root`, the working directory or those that come with ditbench; None when
+    there is none.
+
+    Raises ValueError naming the file when one is there but damaged.
+    """
+    for place in ((root,) if root else ()) + (OWN, BUNDLED):
+        try:
+            artifact = _read(place / need.folder)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; remove {place / need.folder}, and then: {need.sentence}"
+            ) from None
+        if artifact:
+            return artifact
+    return None
+
+
+def _read(folder: Path) -> Artifact | None:
+    """The artefact in a folder, None when it has no manifest; ValueError naming the file that is
+    damaged or missing."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError(f"{folder / MANIFEST} is damaged (it names no files)")
+    for name, sha in files.items():
+        path = folder / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha:
+            raise ValueError(f"{path} is damaged or missing")
+    return Artifact(folder, manifest)
+
+
+def trained_for(record: Mapping[str, Any]) -> dict[str, Artifact]:
+    """What a record's cell was prepared with, by method, where the very files it names are on this
+    machine and whole."""
+    found = {}
+    for method, cost in (record.get("artifacts") or {}).items():
+        for root in (OWN, BUNDLED):
+            try:
+                artifact = _read(root / method / str(cost.get("key", "")))
+            except ValueError:  # damaged: not what the cell was run with
+                continue
+            if artifact and artifact.sha256 == cost.get("sha256"):
+                found[method] = artifact
+                break
+    return found
+
+
+def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN) -> Artifact:
+    """Make an artefact: `make(folder)` writes its files and returns notes. A killed or failed
+    making leaves nothing that `find` finds."""
+    folder = root / need.folder
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    started = time.monotonic()
+    try:
+        notes = {
+            name: plain(f"the note {name} of {need.method}'s preparation", value)
+            for name, value in make(partial).items()
+        }
+        files = {
+            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(partial.iterdir())
+        }
+        told = {k: v for k, v in asdict(need).items() if k != "hopeless"}
+        manifest = told | {
+            "seconds": round(time.monotonic() - started, 1),
+            "files": files,
+            "notes": notes,
+        }
+        write_json(partial / MANIFEST, manifest)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Artifact(folder, manifest)
+
+
+def resolve(
+    model: Model, stack: Stack, weights: str, plugins: Sequence[str] = (), root: Path | None = None
+) -> dict[str, Artifact]:
+    """The artefacts of a stack's methods by name; ValueError with the command to run when one is
+    absent."""
+    found = {}
+    for need in needs_of(model, stack, weights, plugins, root):
+        if (artifact := find(need, root)) is None:
+            raise ValueError(need.sentence)
+        found[need.method] = artifact
+    return found

@@ -1,0 +1,43 @@
+"""What a cell's samples depend on besides the settings of its run, by content: it is in the cell's
+key, and in its record. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ditbench.method.artifact import Need, inputs_of, prepared_sha256, sources_of
+from ditbench.method.stack import Stack
+from ditbench.models.prompts import find_prompts
+from ditbench.models.requests import takes_prompts
+from ditbench.models.sampling import sampling_of
+from ditbench.models.table import Model
+from ditbench.models.weights import weights_sha256
+
+
+def depends_on(
+    model: Model, stack: Stack, needs: Sequence[Need], *, weights: str, prompts: str
+) -> dict[str, Any]:
+    """`sampling` as the stack adapts it; sha256 of `weights` (with configurations and tokenizers),
+    of the file of `prompts`, and by method of `inputs` (files that knobs name) and `sources` (files
+    of plug-ins); `prepared`, key and sha256 of each artefact.
+
+    Weights of the hub are left out: they may not have been fetched yet. A record has their hash,
+    and is not taken up under another. ValueError for a file that cannot be read, a damaged
+    artefact, and weights that cannot be found.
+    """
+    found: dict[str, Any] = {"sampling": asdict(stack.adapt(sampling_of(model)))}
+    if weights != "hub":
+        found["weights"] = weights_sha256(model, weights)
+    if takes_prompts(model):
+        found["prompts"] = hashlib.sha256(find_prompts(prompts).read_bytes()).hexdigest()
+    parts = {"inputs": inputs_of(stack), "sources": sources_of(stack)}
+    parts["prepared"] = {need.method: [need.key, prepared_sha256(need)] for need in needs}
+    return found | {name: told for name, told in parts.items() if told}
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two cells of the same model and stack depend on and is not the same, by name."""
+    return [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]

@@ -1,0 +1,69 @@
+"""Plug-ins: Python files with methods of people's own, and the source a method comes from. Never
+imports torch by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ditbench.method.registry import METHODS
+
+SHA256 = "__source_sha256__"
+"""Where the module of a plug-in keeps the hash of the source it was made of."""
+
+
+def load_plugin(path: str | Path) -> list[str]:
+    """Run a Python file that declares methods, and return their names; ValueError when it cannot be
+    run or declares none.
+
+    A file that was run before is run again only when its text has changed. It is compiled from the
+    bytes that are hashed, never read from a cache of bytecode, which a change within one second and
+    of no other length would leave as it was.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise ValueError(f"plug-in {path} is not a file")
+    source = path.read_bytes()
+    sha256 = hashlib.sha256(source).hexdigest()
+    name = f"ditbench_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if getattr(sys.modules.get(name), SHA256, None) != sha256:
+        _forget(name)
+        module = ModuleType(name)
+        module.__file__ = str(path)
+        setattr(module, SHA256, sha256)
+        sys.modules[name] = module
+        try:
+            exec(compile(source, path, "exec"), vars(module))
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a plug-in that leaves with code 0 would look like success
+            _forget(name)
+            told = next(iter(str(error).splitlines()), "")
+            raise ValueError(f"plug-in {path} failed: {type(error).__name__}: {told}") from error
+    if not (found := [n for n, cls in METHODS.items() if cls.__module__ == name]):
+        _forget(name)
+        raise ValueError(f"plug-in {path} declares no method: put @method(...) on a class")
+    return found
+
+
+def source_sha256(method: Any) -> str:
+    """sha256 of the file a method is declared in; "" for those that come with ditbench, and where
+    there is no file."""
+    name = type(method).__module__
+    if name.partition(".")[0] == "ditbench":
+        return ""
+    module = sys.modules.get(name)
+    if sha256 := getattr(module, SHA256, ""):
+        return str(sha256)
+    file = Path(getattr(module, "__file__", None) or "")
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def _forget(module: str) -> None:
+    sys.modules.pop(module, None)
+    for name in [n for n, cls in METHODS.items() if cls.__module__ == module]:
+        del METHODS[name]

@@ -1,0 +1,161 @@
+"""`prepare`: train or calibrate what the methods of a stack need, for each model, once. Torch is
+imported only when something is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ditbench.method.artifact import (
+    OWN,
+    below_of,
+    create,
+    find,
+    needs_of,
+    quoted,
+    resolve,
+    training_of,
+)
+from ditbench.method.stack import Stack
+from ditbench.models.loading import load
+from ditbench.models.requests import call_arguments, training_requests
+from ditbench.models.sampling import Sampling, sampling_of
+from ditbench.models.table import Model
+
+if TYPE_CHECKING:
+    from ditbench.method.artifact import Need
+    from ditbench.method.attached import Attached
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workroom:
+    """What a method is prepared with."""
+
+    pipe: Any
+    """The model's pipeline, with nothing attached."""
+    model: Model
+    below: Stack
+    """What is to be attached first: the method is prepared on top of it."""
+    sampling: Sampling
+    """As the stack below adapts it."""
+    prepared: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of what the methods below were prepared with, by method."""
+    training: int = 0
+    """Which training of the recipe: each has requests and random numbers of its own."""
+    tell: Tell
+    """Hears of progress: rows with at least `done` and `of`."""
+
+    @cached_property
+    def calls(self) -> int:
+        """Sampler steps of one generation, as many as the scheduler makes of those asked for:
+        Heun's 2 N - 1 of N. Tables have so many rows."""
+        import torch
+
+        def stop(*_: Any) -> None:
+            raise _Enough
+
+        # a student below brings its own sampler
+        with (
+            self.below.attached(self.pipe, self.prepared),
+            torch.no_grad(),
+        ):
+            hook = self.pipe.transformer.register_forward_pre_hook(stop)
+            try:
+                self.pipe(**self.draw(0, 1))
+            except _Enough:
+                return len(self.pipe.scheduler.timesteps)
+            finally:
+                hook.remove()
+        raise AssertionError("a generation ran without its transformer")
+
+    def attached(self, trainee: Any) -> Any:
+        """The pipeline with the stack below and `trainee` on top, as `Stack.attached` gives it."""
+        return Stack((*self.below.methods, trainee)).attached(self.pipe, self.prepared)
+
+    def generate(self, trainee: Any, num: int, seed: int = 0) -> Attached:
+        """Sample `num` training requests with `trainee` on top, and return what was attached, to be
+        asked what it counted."""
+        import torch
+
+        with self.attached(trainee) as attached, torch.no_grad():
+            attached.start(self.sampling.steps, num)
+            self.pipe(
+                **self.draw(seed, num)
+                | {"output_type": "np" if self.model.family == "dit" else "latent"}
+            )
+        return attached  # type: ignore[no-any-return]
+
+    def draw(self, seed: int, num: int, **other: Any) -> dict[str, Any]:
+        """Call arguments of `num` training requests; `other` sampling than the stack below wants,
+        if any."""
+        return call_arguments(
+            self.model,
+            replace(self.sampling, **other),
+            training_requests(self.model, num, seed, self.training),
+        )
+
+
+def unprepared(method: Any) -> ValueError:
+    """What a method raises that is attached without the artefact it needs."""
+    stack = quoted(str(Stack((method,))))
+    return ValueError(
+        f"{method.name} has not been prepared for this model; python run_bench.py prepare {stack} "
+        "does it"
+    )
+
+
+class _Enough(Exception):
+    """The scheduler has set its steps, which is all that was wanted."""
+
+
+def prepare(
+    models: Sequence[Model], stack: Stack, weights: str, tell: Callable[[Need], Tell],
+    root: Path = OWN,
+    plugins: Sequence[str] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Make what is missing, and return a row per method and model. What is there already is left
+    alone. `plugins`: files that were loaded for the stack, for the commands in messages.
+
+    Raises ValueError when no method of the stack needs anything, when something cannot be made, and
+    for weights that cannot be found.
+    """
+    rows = []
+    for model in models:
+        wanted = [m for m in stack.methods if m.recipe() is not None]
+        if not wanted:
+            raise ValueError(f"nothing in {stack} has to be prepared")
+        for method in wanted:
+            below = below_of(stack, method)
+            # Looked up one by one: the key of what is on top holds the content of what is below.
+            need = needs_of(model, Stack((*below.methods, method)), weights, plugins, root)[-1]
+            artifact, made = find(need, root), False
+            if artifact is None:
+                if need.hopeless:
+                    raise ValueError(need.sentence)
+                prepared = {
+                    name: a.folder
+                    for name, a in resolve(model, below, weights, plugins, root).items()
+                }
+                pipe = load(model, weights=weights, device="cpu", dtype="float32")
+                room = Workroom(
+                    pipe=pipe, model=model, below=below, sampling=below.adapt(sampling_of(model)),
+                    tell=tell(need),
+                    training=training_of(method), prepared=prepared,
+                )  # fmt: skip
+                artifact, made = create(need, _maker(method, room), root), True
+            rows.append({
+                "model": model.name, "method": need.method, "below": need.below,
+                "steps": need.steps, "made": made,
+                "seconds": artifact.manifest["seconds"], "folder": str(artifact.folder),
+                **artifact.manifest["notes"],
+            })  # fmt: skip
+    return rows
+
+
+def _maker(method: Any, room: Workroom) -> Callable[[Path], dict[str, Any]]:
+    return lambda folder: method.prepare(folder, room)

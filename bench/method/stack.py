@@ -1,0 +1,196 @@
+"""A stack: several methods attached to one pipeline, in one agreed order. Never imports torch by
+itself.
+
+Written `fora(interval=4)+int8`; `none` is the empty stack. The canonical text sorts by stage and
+leaves defaults out, so that every spelling of a stack is one key.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ditbench.method.attached import Attached
+from ditbench.method.attachment import Attachment
+from ditbench.method.generation import Now
+from ditbench.method.knobs import build, values
+from ditbench.method.registry import Method, find
+from ditbench.method.traits import unmet
+
+if TYPE_CHECKING:
+    from ditbench.models.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Methods in canonical order. Make one with `parse` or `of`."""
+
+    methods: tuple[Any, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Stack:
+        """Read a stack; ValueError with one sentence for anything that is not one. Claims are not
+        looked at (see `problems`)."""
+        if text.strip() == "none":
+            return cls()
+        try:
+            tree = ast.parse(text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            raise ValueError(
+                f"cannot read the stack {text!r}; write it like fora(interval=3)+int8, or none"
+            ) from None
+        try:
+            return cls.of(*(_build(term) for term in _terms(tree)))
+        except ValueError as error:
+            raise ValueError(f"in the stack {text!r}: {error}") from None
+
+    @classmethod
+    def of(cls, *methods: Method) -> Stack:
+        """A stack of methods given in any order; ValueError when one appears twice."""
+        for name, times in Counter(m.name for m in methods).items():
+            if times > 1:
+                raise ValueError(f"{name} appears {times} times, but a method is used once")
+        return cls(tuple(sorted(methods, key=lambda m: (m.traits.stage, m.name))))
+
+    def __str__(self) -> str:
+        return "+".join(_show(m) for m in self.methods) or "none"
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The methods as a record holds them, every knob spelled out."""
+        return [
+            {"name": m.name, "knobs": values(m), "family": m.traits.family, "stage": m.traits.stage.name.lower(), "paper": m.traits.paper}
+            | ({"label": m.label} if m.label else {})
+            for m in self.methods
+        ]  # fmt: skip
+
+    @classmethod
+    def restore(cls, described: list[dict[str, Any]]) -> Stack:
+        """The stack `describe` described."""
+        return cls.of(*(build(find(d["name"]), d["knobs"]) for d in described))
+
+    def problems(self) -> list[str]:
+        """Why these methods cannot be used together, a sentence each; empty when they can."""
+        found = []
+        for a, b in combinations(self.methods, 2):
+            if shared := a.traits.claims & b.traits.claims:
+                found.append(f"{a.name} and {b.name} both claim {' and '.join(sorted(shared))}")
+            elif b.name in a.traits.conflicts or a.name in b.traits.conflicts:
+                found.append(f"{a.name} and {b.name} are declared incompatible")
+        return found
+
+    def refusal(self, pipeline: Any) -> str | None:
+        """Why this pipeline cannot take the stack, in one sentence; None when it can."""
+        if problems := self.problems():
+            return problems[0]
+        for m in self.methods:
+            reason = next(
+                filter(None, (unmet(need, pipeline) for need in sorted(m.traits.needs))), None
+            )
+            if reason := reason or m.check(pipeline):
+                return f"{m.name}: {reason}"
+        return None
+
+    def adapt(self, sampling: Sampling) -> Sampling:
+        """The sampling all methods of the stack want."""
+        for m in self.methods:
+            sampling = m.adapt(sampling)
+        return sampling
+
+    def idle(self, sampling: Sampling, attached: Attached) -> list[str]:
+        """The methods that did nothing: they changed nothing of `sampling` and counted no event of
+        being at work."""
+        found = []
+        for m in self.methods:
+            adapted = m.adapt(sampling)
+            if adapted == sampling and not attached.attachments[m.name].engaged:
+                found.append(m.name)
+            sampling = adapted
+        return found
+
+    @contextmanager
+    def attached(
+        self, pipeline: Any, artifacts: Mapping[str, Path] | None = None
+    ) -> Iterator[Attached]:
+        """Attach every method in order, and take everything back at the end, last in first out,
+        whatever happens.
+
+        `artifacts`: folders of what was prepared, by method. Raises ValueError when the methods
+        cannot be used together. The empty stack leaves the pipeline untouched.
+        """
+        if problems := self.problems():
+            raise ValueError(f"cannot attach {self}: {'; '.join(problems)}")
+        with ExitStack() as undo:
+            now = Now()
+            attached = Attached(now, {})
+            for m in self.methods:
+                at = attached.attachments[m.name] = Attachment(pipeline, now, undo)
+                at.artifact = (artifacts or {}).get(m.name)
+                m.attach(pipeline, at)
+            if self.methods:
+                attached.follow(pipeline, Attachment(pipeline, now, undo))
+            yield attached
+
+
+def split_stacks(text: str) -> list[str]:
+    """The stacks of a comma-separated list; commas inside parentheses belong to their stack.
+    ValueError for an empty one."""
+    found, depth = [""], 0
+    for mark in text:
+        depth += (mark in "([{") - (mark in ")]}")
+        if mark == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += mark
+    if depth:
+        raise ValueError(f"the parentheses in {text!r} do not match")
+    if not all(found := [part.strip() for part in found]):
+        raise ValueError(
+            f"there is an empty stack in {text!r}; the un-accelerated model is called none"
+        )
+    return found
+
+
+def _terms(tree: ast.expr) -> Iterator[ast.expr]:
+    while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add):
+        if isinstance(tree.right, ast.BinOp):
+            raise ValueError("only + joins methods, and it needs no parentheses")
+        yield tree.right
+        tree = tree.left
+    yield tree
+
+
+def _build(term: ast.expr) -> Any:
+    name, given = (term.func, term.keywords) if isinstance(term, ast.Call) else (term, [])
+    if not isinstance(name, ast.Name):
+        raise ValueError(f"expected a method's name, but got {ast.unparse(term)!r}")
+    if name.id == "none":
+        raise ValueError("none is the empty stack: it has no knobs and joins with nothing")
+    cls = find(name.id)
+    if isinstance(term, ast.Call) and term.args:
+        raise ValueError(
+            f"knobs are given by name, as in {name.id}(knob=value), not {ast.unparse(term)!r}"
+        )
+    knobs: dict[str, Any] = {}
+    for k in given:
+        if k.arg is None or k.arg in knobs:
+            raise ValueError(f"each knob of {name.id} is given once, by name")
+        try:
+            knobs[k.arg] = ast.literal_eval(k.value)
+        except (ValueError, TypeError, SyntaxError):
+            raise ValueError(
+                f"{name.id}: {k.arg} must be a plain value, not {ast.unparse(k.value)!r}"
+            ) from None
+    return build(cls, knobs)
+
+
+def _show(m: Any) -> str:
+    changed = [
+        f"{f.name}={getattr(m, f.name)!r}" for f in fields(m) if getattr(m, f.name) != f.default
+    ]
+    return f"{m.name}({', '.join(changed)})" if changed else str(m.name)

@@ -1,0 +1,90 @@
+"""Ask a package that lives in another Python environment: a job as JSON in, an answer as JSON out,
+one process each.
+
+The environment is named by an environment variable that holds the path of its python. Files that
+the package needs are found and their hashes checked here; the script `worker.py`, which runs there,
+gets their paths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCRIPT = Path(__file__).with_name("worker.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """A Python environment with one package and what that needs."""
+
+    name: str
+    package: str
+    """As pip has it."""
+    version: str
+    """The only one whose results go by the metric's name."""
+
+    @property
+    def variable(self) -> str:
+        """Environment variable that holds the path of its python."""
+        return f"DITBENCH_PYTHON_{self.name.upper()}"
+
+    def python(self) -> Path:
+        """Its python; ValueError says how to name it."""
+        told = os.environ.get(self.variable, "")
+        if not told:
+            raise ValueError(
+                f"needs {self.package} {self.version} in an environment of its own: set "
+                f"{self.variable} to the path of its python"
+            )
+        if not os.access(told, os.X_OK) or Path(told).is_dir():
+            raise ValueError(f"{self.variable} names {told}, which is no program that can be run")
+        return Path(told)
+
+
+def ask(environment: Environment, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The answer to a job, worked out in `folder`, where job, answer and log are left; ValueError
+    in one sentence where there is none."""
+    job = job | {"package": environment.package, "version": environment.version}
+    told, answered, log = (folder / name for name in ("job.json", "answer.json", "log.txt"))
+    told.write_text(json.dumps(job))
+    with log.open("wb") as f:
+        code = subprocess.run(
+            [str(environment.python()), str(SCRIPT), str(told), str(answered)], cwd=folder,
+            stdout=f, stderr=subprocess.STDOUT
+        ).returncode  # fmt: skip
+    if code:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        raise ValueError(
+            f"{environment.package} failed with code {code}: "
+            f"{lines[-1].strip() if lines else 'it said nothing'}"
+        )
+    try:
+        answer = json.loads(answered.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{environment.package} left no answer that can be read ({error})"
+        ) from error
+    if not isinstance(answer, dict):
+        raise ValueError(f"{environment.package} left no answer that can be read (it is no table)")
+    if refusal := answer.get("refused"):
+        raise ValueError(str(refusal))
+    return answer
+
+
+def numbers(environment: Environment, answer: dict[str, Any], num: int) -> list[float]:
+    """The answer's `values`; ValueError when they are not `num` numbers."""
+    values = answer.get("values")
+    if (
+        not isinstance(values, list)
+        or len(values) != num
+        or not all(isinstance(v, int | float) for v in values)
+    ):
+        raise ValueError(
+            f"{environment.package} was asked for {num} numbers and answered with something else"
+        )
+    return [float(v) for v in values]

@@ -1,0 +1,101 @@
+"""The table of quality metrics. A metric is extracted per sample (features -> scores file) and
+estimated later; no torch here.
+
+Names are `family.extractor`: the extractor is part of the name, and names that belong to published
+extractors (FID, KID, CLIPScore, VBench, LPIPS, ...) are left to them. A family is one module of
+this package with three functions of (cell: Sampled, metric: Metric): `refuse -> str`, the reason
+the metric cannot be had for a cell or ""; `fingerprint -> str`, what its values depend on besides
+the samples; `extract -> dict[str, ndarray]`, arrays [n, ...] in request order for the scores file.
+One whose metrics need files or packages that people bring also has `missing(metric) -> str`, which
+says for `doctor` what is not there, or "". `ditbench.analysis.summary` turns them into
+estimates.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import tomllib
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from ditbench.extractors.table import extractors, unnamed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A quality metric as the tables know it."""
+
+    name: str
+    family: str
+    """Module of this package that extracts it."""
+    better: str
+    """"higher", "lower", or "neither" where only a comparison says something."""
+    unit: str
+    doc: str
+    """One sentence."""
+    needs: str
+    """What must be there for it, in words."""
+    bounds: tuple[float, float] | None = None
+    """Range one sample's value can have; None for unbounded values and for statistics of the whole
+    set."""
+    against_none: bool = False
+    """Whether a value is already a comparison with the un-accelerated sample of the same noise."""
+    statistic: str = ""
+    """Name in `ditbench.analysis.set_statistics.STATISTICS` of what is made of the set of samples;
+    "" for the mean of per-sample values. Unless it looks through an extractor, such a metric's
+    family has a fourth function, `reference(world)`, the `Reference` it is set against."""
+    features: str = ""
+    """Array of the scores file that the statistic reads, [n, d]."""
+    primary: bool = False
+    """Whether verdicts on it are adjusted for how many stacks were tried."""
+    extractor: str = ""
+    """Row of `extractors.toml` whose features it is made of; such a metric is left out of a world's
+    models unless asked for by name."""
+    official: str = ""
+    """What else entitles it to a name that belongs to a published metric: the pinned files, or the
+    package that measures it."""
+    asked: bool = False
+    """Whether it is scored only when asked for by name: it needs another Python environment, or
+    hours."""
+    table: str = ""
+    """Table of the report it stands in: "" the first, "more", or "video"."""
+
+    def __post_init__(self) -> None:
+        if self.bounds is not None:
+            object.__setattr__(self, "bounds", tuple(self.bounds))
+        reason = unnamed(self.name, extractors().get(self.extractor))
+        if reason and not self.official:
+            raise ValueError(reason)
+
+    @property
+    def module(self) -> ModuleType:
+        """The family's module."""
+        return import_module(f"ditbench.metrics.{self.family}")
+
+
+@functools.cache
+def metrics() -> dict[str, Metric]:
+    """Every metric by name, in the order of the tables: the rows of `metrics.toml`."""
+    rows = tomllib.loads((Path(__file__).parent / "metrics.toml").read_text(encoding="utf-8"))
+    return {name: Metric(name=name, **row) for name, row in rows.items()}
+
+
+def select(names: str | list[str] | None = None) -> list[Metric]:
+    """Metrics by name or first word (a list, or separated by commas; None: all that need not be
+    asked for); ValueError names the nearest where one is unknown.
+    """
+    table = metrics()
+    if names is None:
+        return [metric for metric in table.values() if not metric.asked]
+    told = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    wanted = [
+        name for part in told for name in ([n for n in table if n.startswith(f"{part}.")] or [part])
+    ]
+    for name in wanted:
+        if name not in table:
+            near = difflib.get_close_matches(name, table, n=3, cutoff=0.4) or list(table)
+            raise ValueError(f"unknown metric {name!r}; nearest: {', '.join(near)}")
+    return [table[name] for name in dict.fromkeys(wanted)]

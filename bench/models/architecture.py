@@ -1,0 +1,140 @@
+"""Pipelines built from their published sizes, without weights: for `--weights random`, and on the
+meta device for counting.
+
+The sizes are data, in `architectures/*.toml` (full-size models) or in a tiny model's own folder.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable
+from typing import Any
+
+from ditbench import ZOO
+from ditbench.models.table import HERE, PIPELINES, Model
+
+SEED = 0
+"""Of random weights."""
+
+
+def describe(model: Model, changes: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Part -> its class (`library.Class`, none for a tokenizer) and sizes, `changes` (`part.key`)
+    applied last.
+
+    ValueError for a change of a part the pipeline does not have, and for a tiny model whose folder
+    is missing.
+    """
+    file = HERE / "architectures" / f"{model.architecture}.toml"
+    parts = tomllib.loads(file.read_text()) if model.architecture else _bundled(model)
+    for where, value in {**model.changes, **(changes or {})}.items():
+        part, _, key = where.partition(".")
+        if part not in parts:
+            raise ValueError(
+                f"{model.name} has no part {part!r} to change {key} of; there are "
+                f"{', '.join(parts)}"
+            )
+        parts[part][key] = value
+    return parts
+
+
+def _bundled(model: Model) -> dict[str, dict[str, Any]]:
+    """What the folder of a tiny model says of its parts."""
+    folder = ZOO / model.name
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"{folder / 'model_index.json'} is missing; python -m ditbench.zoo.models makes it"
+        )
+    found: dict[str, dict[str, Any]] = {
+        "pipeline": {"class": f"diffusers.{PIPELINES[model.family]}"}
+    }
+    for part, kind in json.loads((folder / "model_index.json").read_text()).items():
+        if not isinstance(kind, list) or not kind[0]:
+            continue
+        if "tokenizer" in part:
+            found[part] = {"folder": str(folder / part)}
+            continue
+        file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        sizes = {k: v for k, v in json.loads(file.read_text()).items() if not k.startswith("_")}
+        found[part] = {"class": ".".join(kind), **sizes}
+    return found
+
+
+def build(
+    model: Model,
+    *,
+    device: str,
+    dtype: Any = None,
+    parts: Iterable[str] | None = None,
+    changes: dict[str, Any] | None = None,
+) -> Any:
+    """The model's pipeline with random weights, made directly on `device` in `dtype` (default
+    float32), in evaluation mode.
+
+    `parts` names those to make (default all); the rest of the pipeline is None. Parts that
+    diffusers keeps in float32 when it loads weights are kept so here. ValueError as `describe`.
+    """
+    import diffusers
+    import torch
+
+    described = describe(model, changes)
+    wanted = set(described) if parts is None else set(parts)
+    pipeline = getattr(diffusers, described["pipeline"]["class"].rpartition(".")[2])
+    made: dict[str, Any] = {name: None for name in described if name != "pipeline"}
+    before = torch.get_default_dtype()
+    cuda = [torch.device(device)] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(SEED)
+        try:
+            torch.set_default_dtype(dtype or torch.float32)
+            for name in made.keys() & wanted:
+                with torch.device("cpu" if name == "scheduler" else device):
+                    made[name] = _make(name, described[name])
+        finally:
+            torch.set_default_dtype(before)
+    pipe = pipeline(**made)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _make(part: str, said: dict[str, Any]) -> Any:
+    """One part of a pipeline, on the device and in the type that are the default now."""
+    import diffusers
+    import torch
+    import transformers
+
+    if "tokenizer" in part:
+        return _tokenizer(said)
+    library, _, name = said["class"].rpartition(".")
+    sizes = {k: v for k, v in said.items() if k != "class"}
+    if library == "transformers":
+        kind = getattr(transformers, name)
+        return kind(kind.config_class(**sizes)).eval()
+    kind = getattr(diffusers, name)
+    made = kind.from_config(sizes)
+    if part == "scheduler":
+        return made
+    for key, parameter in made.named_parameters():
+        if set(made._keep_in_fp32_modules or ()) & set(key.split(".")):
+            parameter.data = parameter.data.to(torch.float32)
+    return made.eval()
+
+
+def _tokenizer(said: dict[str, Any]) -> Any:
+    """A tiny model's own tokenizer, or one that needs no download: a token for every byte. The text
+    encoder's work is the same."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if "folder" in said:
+        return AutoTokenizer.from_pretrained(said["folder"], local_files_only=True)
+    words = ["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    bytes_ = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_.decoder = decoders.ByteLevel()
+    bytes_.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytes_, pad_token="<pad>", eos_token="</s>", **said
+    )

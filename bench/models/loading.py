@@ -1,0 +1,52 @@
+"""Load the diffusers pipeline of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ditbench.models.table import PIPELINES, Model
+from ditbench.models.weights import _first_line, check_folder, locate
+
+
+def load(
+    model: Model, *, weights: str, device: str, dtype: str, changes: dict[str, Any] | None = None
+) -> Any:
+    """The model's diffusers pipeline, on `device` in `dtype` (`float32`, `bfloat16`, `float16`),
+    silent and ready to be called.
+
+    `weights` is `bundled` (tiny models), `hub`, `random` (the whole architecture with random
+    weights, for speed and memory only) or a folder, see `locate`. `changes` overrides sizes of a
+    random model, as `part.key`. Only safetensors are read, nothing is unpickled. Raises ValueError
+    in one sentence for weights that cannot be found, reached or read, naming the file.
+    """
+    import torch
+
+    from ditbench.quiet import quiet
+
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ValueError(f"dtype: {dtype!r} is no floating-point type of torch")
+    with quiet():
+        from diffusers import DiffusionPipeline
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+        if weights == "random":
+            from ditbench.models.architecture import build
+
+            pipe = build(model, device=device, dtype=kind, changes=changes)
+        else:
+            folder = locate(model, weights)
+            check_folder(folder, PIPELINES[model.family])
+            try:
+                only = {"use_safetensors": True, "local_files_only": True}
+                pipe = DiffusionPipeline.from_pretrained(folder, dtype=kind, **only)
+            except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{folder} cannot be loaded as {model.name}: {_first_line(error)}"
+                ) from error
+            pipe.to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,244 @@
+"""Prompt files: found by path or by name, read entry by entry. No torch.
+
+Sets that do not come with ditbench are entries of `datasets/manifest.toml` with their licence and
+where they are published; put their files into the folder that `DITBENCH_DATASETS` names. Nothing is
+downloaded.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ditbench import IN_CHECKOUT, PACKAGE, ROOT
+
+FOLDER = "DITBENCH_DATASETS"
+"""Environment variable: the folder with files of prompt and reference sets."""
+COLUMNS = ("prompt", "prompts", "caption", "text", "prompt_en")
+"""Names a table or document may give its prompts, in any case."""
+
+
+def datasets() -> Path:
+    """The folder of the data that comes with ditbench."""
+    return (ROOT if IN_CHECKOUT else PACKAGE) / "datasets"
+
+
+def manifest() -> dict[str, dict[str, str]]:
+    """Every data file and set by name."""
+    found: dict[str, dict[str, str]] = tomllib.loads((datasets() / "manifest.toml").read_text())
+    return found
+
+
+def prompt_sets() -> dict[str, dict[str, str]]:
+    """The entries of the manifest that are prompts."""
+    return {name: facts for name, facts in manifest().items() if facts.get("kind") == "prompts"}
+
+
+def find_prompts(told: str = "") -> Path:
+    """The file of a set by name, or of a path; "": the prompts that come along.
+
+    ValueError in one sentence: no such file or set, a set whose file is not there, or a file with
+    another sha256 than the pinned one.
+    """
+    if not told:
+        return datasets() / "prompts.txt"
+    if Path(told).is_file():
+        return Path(told)
+    sets = prompt_sets()
+    if told not in sets:
+        raise ValueError(
+            f"prompts: there is no file {told!r}, nor a set of that name (there are "
+            f"{', '.join(sets)})"
+        )
+    facts = sets[told]
+    places = [Path(os.environ[FOLDER]) / facts["file"]] if os.environ.get(FOLDER) else []
+    if facts.get("hub"):
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(facts["hub"], facts["file"], repo_type="dataset")
+        places += [Path(cached)] if isinstance(cached, str) else []
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"prompts: {told} lacks {facts['file']} (sha256 {facts['sha256'] or 'not known'}, "
+            f"licence {facts['licence']}); "
+            f"published at {facts['source']}; put it into the folder that {FOLDER} names"
+        )
+    got = hashlib.sha256(path.read_bytes()).hexdigest()
+    if facts["sha256"] and got != facts["sha256"]:
+        raise ValueError(
+            f"prompts: {path} is not the file of {told}: its sha256 is {got}, expected "
+            f"{facts['sha256']}"
+        )
+    return path
+
+
+def load_prompts(told: str = "") -> list[str]:
+    """`find_prompts` and `read_prompts`; ValueError too when a set of the manifest has not as many
+    entries as it should."""
+    path = find_prompts(told)
+    found = read_prompts(path)
+    expected = 0 if Path(told).is_file() else int(prompt_sets().get(told, {}).get("entries", 0))
+    if expected and len(found) != expected:
+        raise ValueError(f"prompts: {path} holds {len(found)} entries, and {told} has {expected}")
+    return found
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file in its order, every entry one, equal or not. ValueError when it holds
+    none, or an empty one, and when it is not what its ending, in any case, says: nothing is
+    guessed.
+
+    .txt: a prompt a line. .csv, with quotes as RFC 4180 has them, and .tsv: the first column of a
+    name in COLUMNS; a .tsv may have quotes as .csv does, or as part of the text, where only one of
+    the two fits (PartiPrompts has them in the text). .json: a list, or a mapping, of texts or of
+    entries with such a key (VBench, MJHQ-30K), or a list under such a key, or COCO's `annotations`;
+    .jsonl: such an entry a line.
+    """
+    read = READERS.get(path.suffix.lower())
+    if read is None:
+        raise ValueError(
+            f"prompts: {path} ends in none of {', '.join(READERS)}, which are all that is read"
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise ValueError(f"prompts: {path} is no text")
+        found = read(text, path)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error, RecursionError) as error:
+        raise ValueError(f"prompts: {path} is damaged ({error})") from error
+    if not found:
+        raise ValueError(f"prompts: {path} holds none")
+    if empty := [i for i, prompt in enumerate(found) if not prompt.strip()]:
+        raise ValueError(f"prompts: entry {empty[0]} of {path} is empty")
+    return found
+
+
+def _from_lines(text: str, path: Path) -> list[str]:
+    lines = text.removesuffix("\n").split("\n") if text else []
+    for whole, ending in (([text], ".json"), (lines, ".jsonl")):
+        if whole and all(_is_json(part) for part in whole):
+            raise ValueError(f"prompts: {path} holds JSON; give its name the ending {ending}")
+    return lines
+
+
+def _is_json(text: str) -> bool:
+    """Whether it is a JSON object or array: a prompt may be a number or in quotes."""
+    try:
+        return text.lstrip()[:1] in ("{", "[") and isinstance(json.loads(text), (dict, list))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _from_csv(text: str, path: Path) -> list[str]:
+    return _of_rows(_quoted(text, ","), path)
+
+
+def _from_tsv(text: str, path: Path) -> list[str]:
+    """By the reading that fits, quotes being text or not; ValueError when none does, or when both
+    do and are not the same."""
+    found, errors = [], []
+    for rows in (
+        lambda: [line.split("\t") for line in text.split("\n")],
+        lambda: _quoted(text, "\t"),
+    ):
+        try:
+            found.append(_of_rows(rows(), path))
+        except (ValueError, csv.Error) as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    if found[0] != found[-1]:
+        raise ValueError(
+            f"prompts: quotes in {path} may be part of the prompts or not; write it as .csv or "
+            ".json"
+        )
+    return found[0]
+
+
+def _quoted(text: str, mark: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True))
+
+
+def _of_rows(rows: list[list[str]], path: Path) -> list[str]:
+    """The column of prompts of a table whose first row names the columns; ValueError for a row of
+    another length."""
+    while rows and rows[-1] in ([], [""]):
+        rows = rows[:-1]
+    if not rows:
+        return []
+    names, *entries = rows
+    column = names.index(_column(names, path))
+    for i, row in enumerate(entries):
+        if len(row) != len(names):
+            raise ValueError(
+                f"prompts: entry {i} of {path} has {len(row)} fields under {len(names)} names; a "
+                "field with the separator in it is quoted"
+            )
+    return [row[column] for row in entries]
+
+
+def _from_json(text: str, path: Path) -> list[str]:
+    document = _parsed(text, path)
+    if isinstance(document, dict):
+        if "annotations" in document:
+            document = document["annotations"]
+        elif not any(name.lower() in COLUMNS for name in document):
+            document = list(document.values())
+        elif isinstance(document := document[_column(document, path)], str):
+            raise ValueError(f"prompts: {path} is a single entry, not a list of them")
+    if not isinstance(document, list):
+        raise ValueError(f"prompts: {path} is no list of prompts")
+    return [_entry(entry, path) for entry in document]
+
+
+def _from_json_lines(text: str, path: Path) -> list[str]:
+    return (
+        [_entry(_parsed(line, path), path) for line in text.removesuffix("\n").split("\n")]
+        if text
+        else []
+    )
+
+
+def _parsed(text: str, path: Path) -> Any:
+    """A JSON document in which no object names a key twice, of which one would be lost."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+            raise ValueError(f"prompts: {path} has the key {twice[:40]!r} twice in one object")
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
+
+
+def _entry(entry: Any, path: Path) -> str:
+    if isinstance(entry, dict):
+        entry = entry[_column(list(entry), path)]
+    if not isinstance(entry, str):
+        raise ValueError(f"prompts: {path} has an entry that is no text ({str(entry)[:40]})")
+    return entry
+
+
+def _column(names: Iterable[str], path: Path) -> str:
+    for wanted in COLUMNS:
+        if found := [name for name in names if name.lower() == wanted]:
+            if len(found) > 1:
+                raise ValueError(f"prompts: {path} has {len(found)} columns {', '.join(found)}")
+            return found[0]
+    raise ValueError(f"prompts: {path} has no column of prompts (it has {', '.join(names)[:80]})")
+
+
+READERS: dict[str, Callable[[str, Path], list[str]]] = {
+    ".txt": _from_lines, ".csv": _from_csv, ".tsv": _from_tsv, ".json": _from_json,
+    ".jsonl": _from_json_lines,
+}  # fmt: skip
+"""How a file is read, by the ending of its name."""

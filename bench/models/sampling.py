@@ -1,0 +1,64 @@
+"""How a sample is drawn from a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ditbench.models.table import Model
+
+PER_VIDEO = 4
+"""A video counts as this many samples: `--num-samples 64` is 64 pictures or 16 videos, and a batch
+likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a sample is drawn; a method's `adapt` may return another."""
+
+    steps: int
+    """Sampler steps."""
+    guidance: float
+    """Classifier-free guidance scale, or the embedded scale for FLUX."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    frames: int
+    """1 for pictures."""
+    text_tokens: int
+    """Prompt tokens, padding included; 0 for class-conditional models."""
+
+
+def sampling_of(model: Model) -> Sampling:
+    """A model's default sampling."""
+    return Sampling(
+        steps=model.steps,
+        guidance=model.guidance,
+        height=model.height,
+        width=model.width,
+        frames=model.frames,
+        text_tokens=model.text_tokens,
+    )
+
+
+def count_for(model: Model, num: int) -> int:
+    """How many samples of a model `num` stands for: videos count four."""
+    return num if model.frames == 1 else max(1, num // PER_VIDEO)
+
+
+def no_single_step(pipeline: Any) -> str | None:
+    """Why a pipeline cannot take a single step with its scheduler, in one sentence; None when it
+    can.
+
+    diffusers' PixArt pipelines go a way of their own with one step: they take a second result of
+    the scheduler, which LCM's gives.
+    """
+    scheduler = type(pipeline.scheduler).__name__
+    if type(pipeline).__name__.startswith("PixArt") and scheduler not in (
+        "LCMScheduler",
+        "FewStepScheduler",
+    ):
+        return f"diffusers' {type(pipeline).__name__} cannot take a single step with {scheduler}"
+    return None

@@ -1,0 +1,213 @@
+"""Where the weights of a model lie, and whether they are whole."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import socket
+import struct
+from pathlib import Path
+
+from ditbench import ZOO
+from ditbench.models.table import Model
+
+WEIGHTLESS = ("Scheduler", "Tokenizer", "TokenizerFast", "Backend")
+"""How the names of classes end whose parts of a pipeline have no weights."""
+
+
+READ = (".safetensors", ".json", ".model", ".txt")
+"""How the files end that a pipeline is loaded from: weights, configurations, tokenizers."""
+
+
+def locate(model: Model, weights: str, *, download: bool = True) -> Path:
+    """The diffusers folder with the model's weights.
+
+    For a PATH that is PATH itself, a folder in it named after the model or its hub repository, or a
+    hub cache (`models--org--name/snapshots/REVISION`) at or in it. ValueError when there is
+    none.
+    """
+    if weights == "bundled":
+        if model.group != "tiny":
+            raise ValueError(
+                f"{model.name} has no bundled weights; choose --weights hub, random or a folder"
+            )
+        if not (ZOO / model.name).is_dir():
+            raise ValueError(
+                f"{model.name} has not been trained yet; python -m ditbench.zoo.models "
+                f"{model.name} --help says how"
+            )
+        return ZOO / model.name
+    if weights == "hub":
+        return _from_hub(model, download)
+    root = Path(weights).expanduser()
+    cache = "models--" + model.hub.replace("/", "--")
+    plain = [root, root / model.name] + (
+        [root / model.hub, root / model.hub.rpartition("/")[2]] if model.hub else []
+    )
+    caches = [root, *([root / cache, root / "hub" / cache] if model.hub else [])]
+    for folder in (*plain, *(found for place in caches if (found := _snapshot(place)))):
+        if (folder / "model_index.json").is_file():
+            return folder
+    where = (
+        f", nor in {model.name}/ or {cache}/ in it"
+        if model.hub
+        else f", nor in {model.name}/ in it"
+    )
+    raise ValueError(
+        f"no model_index.json in {root}{where}: it holds no diffusers pipeline for {model.name}"
+    )
+
+
+def _snapshot(place: Path) -> Path | None:
+    """The snapshot of a hub cache folder that `main` names, or else the only one."""
+    try:
+        return place / "snapshots" / (place / "refs" / "main").read_text().strip()
+    except OSError:
+        found = [p for p in (place / "snapshots").glob("*") if p.is_dir()]
+        return found[0] if len(found) == 1 else None
+
+
+def _from_hub(model: Model, download: bool) -> Path:
+    if not model.hub:
+        raise ValueError(f"{model.name} is not on the hub; it is bundled")
+    from ditbench.quiet import quiet
+
+    with quiet():
+        from diffusers import DiffusionPipeline
+
+        try:
+            return Path(
+                DiffusionPipeline.download(
+                    model.hub, use_safetensors=True, local_files_only=not download
+                )
+            )
+        except (
+            Exception
+        ) as error:  # whatever the network stack raises, there is nothing else to do than to say so
+            raise ValueError(f"{model.hub} on the Hugging Face hub {trouble(error)}") from error
+
+
+def trouble(error: BaseException) -> str:
+    """What went wrong with the hub, by the most telling of an error and its causes."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    if any(isinstance(e, GatedRepoError) for e in chain):
+        return "is gated: accept its licence there, then log in with `hf auth login`"
+    if any(isinstance(e, RepositoryNotFoundError) for e in chain):
+        return "was not found, or needs `hf auth login`"
+    if any(
+        isinstance(e, (ConnectionError, TimeoutError, FileNotFoundError, socket.gaierror))
+        for e in chain
+    ):
+        return "cannot be reached and is not cached; --weights PATH reads a folder"
+    return f"cannot be fetched: {_first_line(error)}"
+
+
+def check_folder(folder: Path, pipeline: str | None = None) -> None:
+    """Raise ValueError, naming the file, unless `folder` is a diffusers pipeline whose safetensors
+    files are all there and whole.
+
+    Reads headers only. `pipeline` is the pipeline class it must hold, when given.
+    """
+    index = folder / "model_index.json"
+    try:
+        parts = json.loads(index.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{index} is missing: {folder} is no diffusers pipeline") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{index} cannot be read: {_first_line(error)}") from None
+    if pipeline and (found := parts.get("_class_name")) != pipeline:
+        raise ValueError(f"{folder} holds a {found}, not a {pipeline}")
+    for name, kind in parts.items():
+        if isinstance(kind, list) and kind[0] and not str(kind[1]).endswith(WEIGHTLESS):
+            _check_part(folder / name)
+
+
+def _check_part(folder: Path) -> None:
+    """A part with weights: at least one safetensors file, all shards there, every file whole."""
+    files = sorted(folder.glob("*.safetensors"))
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{index} cannot be read: {_first_line(error)}") from None
+        if missing := sorted(shards - {f.name for f in files}):
+            raise ValueError(f"{folder / missing[0]} is missing, but {index.name} names it")
+    if not files:
+        raise ValueError(f"{folder} has no .safetensors file, and nothing else is read")
+    for file in files:
+        check_file(file)
+
+
+def check_file(path: Path) -> None:
+    """Raise ValueError, naming the file, unless it is as long as its safetensors header says."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            if length > size:
+                raise ValueError("its header is cut off")
+            header = json.loads(f.read(length))
+        ends = [
+            entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
+        ]
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
+    if (expected := 8 + length + max(ends, default=0)) != size:
+        raise ValueError(f"{path} is damaged: it has {size} bytes and its header says {expected}")
+
+
+def weights_sha256(model: Model, weights: str) -> str:
+    """One hash for everything the model's outputs depend on: every file of its folder that is READ,
+    configurations and tokenizers as well as weights; or its architecture when the weights are
+    random.
+
+    ValueError as `locate`; fetches nothing.
+    """
+    if weights == "random":
+        from ditbench.models.architecture import describe
+
+        parts = describe(model)
+        for part in parts.values():
+            if "folder" in part:  # a tiny model's tokenizer, wherever the package is installed
+                part["folder"] = _folder_sha256(Path(part["folder"]))
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return _folder_sha256(locate(model, weights, download=False))
+
+
+def _folder_sha256(folder: Path) -> str:
+    total = hashlib.sha256()
+    for file in sorted(
+        path for path in folder.rglob("*") if path.suffix in READ and path.is_file()
+    ):
+        stat = file.stat()
+        large = file.suffix == ".safetensors"
+        sha256 = (
+            _hash(file, stat.st_size, stat.st_mtime_ns)
+            if large
+            else hashlib.sha256(file.read_bytes()).hexdigest()
+        )
+        total.update(f"{file.relative_to(folder).as_posix()} {sha256}\n".encode())
+    return total.hexdigest()
+
+
+@functools.cache
+def _hash(file: Path, size: int, modified_ns: int) -> str:
+    """sha256 of a file's content, computed once per process and version of the file; a hub cache
+    already has it as the blob's name."""
+    blob = file.resolve().name
+    if file.is_symlink() and len(blob) == 64 and set(blob) <= set("0123456789abcdef"):
+        return blob
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,312 @@
+"""FLOPs of a pipeline's real sampler loop: measured while it runs, or counted on the meta device at
+any size without weights.
+
+FLOPs = 2 MACs. Attention and every guidance pass are included; text encoder and decoder are told
+beside, not in it. What is counted and how is in `flop_counter.py`. Imports torch only inside
+functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ditbench.models.sampling import Sampling, no_single_step, sampling_of
+from ditbench.profiling.flops import DECODER, ELSEWHERE, TEXT, Flops, alike_every_call
+
+if TYPE_CHECKING:
+    from ditbench.method.stack import Stack
+    from ditbench.models.table import Model
+
+
+def count_generation(
+    pipe: Any, call: Callable[[], object], *, alike: bool = False, allow_uncounted: bool = False
+) -> Flops:
+    """FLOPs of `call()`, which runs the pipeline once, by what is really executed: skipped and
+    partial work counts as it is.
+
+    `alike`: calls of the transformer that are seen to do what an earlier one did
+    (`repeated_calls.kind_of_call`) are counted and not run, so that the samples are worth nothing. Never
+    time it: counting is slow. Raises ValueError when the transformer ran a product that has no
+    formula, unless allowed.
+    """
+    from ditbench.profiling.flop_counter import Counter
+    from ditbench.profiling.repeated_calls import run_once
+
+    counter = Counter()
+    once = run_once(pipe, counter) if alike else nullcontext()
+    with counter.following(pipe), once, counter.counting():
+        call()
+    found: Flops = counter.result()
+    if not allow_uncounted:
+        refuse_uncounted(found)
+    return found
+
+
+def refuse_uncounted(found: Flops) -> None:
+    """Raise ValueError when the transformer ran a product that has no formula."""
+    if mine := {
+        name: n
+        for name, n in found.uncounted.items()
+        if not name.startswith((TEXT, DECODER, ELSEWHERE))
+    }:
+        told = ", ".join(f"{name} ({n} times)" for name, n in mine.items())
+        raise ValueError(f"the FLOPs are not complete: no formula is known for {told}")
+
+
+def count_model(
+    model: Model,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    text_tokens: int | None = None,
+    stack: Stack | None = None,
+    changes: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """FLOPs of one sample of `model` under `stack`, as a row: the real pipeline runs its real
+    sampler loop on the meta device.
+
+    None means the model's own size. `frames` matters to video and `text_tokens` to text models
+    only. `changes` overrides sizes of the architecture, as `part.key`. Calls that are seen to be
+    alike are run once and counted each time. `status` is `ok`, `refused` where the pipeline refuses
+    the stack or the meta device cannot tell (it has no values), or `failed` where the method or the
+    pipeline broke down; the last two have no numbers, and the reason as their note. `work` is what
+    conventions need that go by sub-layers. Raises ValueError for a size the model cannot make.
+    """
+    from ditbench.method.stack import Stack
+
+    stack = stack or Stack()
+    asked = {
+        "height": height,
+        "width": width,
+        "frames": frames if model.frames > 1 else None,
+        "steps": steps,
+    }
+    asked["text_tokens"] = text_tokens if model.text_tokens else None
+    sampling = replace(sampling_of(model), **{k: v for k, v in asked.items() if v is not None})
+    # a size it cannot make is the caller's mistake, not the stack's
+    _resized(model, sampling, changes)
+    try:
+        sampling = stack.adapt(sampling)
+        found, work = _count_on_meta(model, sampling, stack, changes)
+    except _CannotSay as reason:
+        return _uncounted(model, sampling, stack, "refused", str(reason))
+    except Exception as error:  # of a method or of the pipeline: the other rows are still wanted
+        return _uncounted(
+            model, sampling, stack, "failed", f"{type(error).__name__}: {first_line(error)}"
+        )
+    row = _row(model, sampling, stack) | {
+        "forwards": found.forwards,
+        "passes": found.passes,
+        "flops": found.flops,
+    }
+    row |= {
+        f"macs_{kind}": getattr(found, f"{kind}_macs") for kind in ("linear", "attention", "conv")
+    }
+    row["macs_per_pass"] = found.flops // 2 // found.passes
+    told = "; ".join(f"{name} x{n}" for name, n in found.uncounted.items())
+    return row | {
+        "not_counted": told or "text encoder, decoder",
+        "status": "ok",
+        "note": "",
+        "work": work,
+    }
+
+
+_NUMBERS = (
+    "forwards",
+    "passes",
+    "flops",
+    "macs_linear",
+    "macs_attention",
+    "macs_conv",
+    "macs_per_pass",
+)
+
+
+def count_table(
+    models: Sequence[Model], stacks: Sequence[Stack], **sizes: Any
+) -> list[dict[str, Any]]:
+    """A row of `count_model` for every model and stack, in that order; `sizes` as there.
+
+    A size that one model cannot make is a refused row of that model; ValueError where no model can
+    make it.
+    """
+    from ditbench.quiet import quiet
+
+    rows, errors = [], []
+    with quiet():
+        for model in models:
+            for stack in stacks:
+                try:
+                    rows.append(count_model(model, stack=stack, **sizes))
+                except ValueError as error:
+                    errors.append(error)
+                    rows.append(_uncounted(model, sampling_of(model), stack, "refused", str(error)))
+    if errors and len(errors) == len(rows):
+        raise errors[0]
+    return rows
+
+
+def _row(model: Model, sampling: Sampling, stack: Stack) -> dict[str, Any]:
+    size = f"{sampling.height}x{sampling.width}" + (
+        f"x{sampling.frames}" if sampling.frames > 1 else ""
+    )
+    row = {"model": model.name, "stack": str(stack), "size": size}
+    return row | {"steps": sampling.steps, "text_tokens": sampling.text_tokens}
+
+
+def _uncounted(
+    model: Model, sampling: Sampling, stack: Stack, status: str, why: str
+) -> dict[str, Any]:
+    numbers = dict.fromkeys(_NUMBERS)
+    return (
+        _row(model, sampling, stack)
+        | numbers
+        | {"not_counted": "", "status": status, "note": why, "work": None}
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+class _CannotSay(Exception):
+    """A stack whose FLOPs the meta device cannot tell, and why."""
+
+
+def _count_on_meta(
+    model: Model, sampling: Sampling, stack: Stack, changes: dict[str, Any] | None
+) -> tuple[Flops, dict[str, Any] | None]:
+    """FLOPs, and what was computed: shares [T,L] and sizes; None of a stack that does not say."""
+    import torch
+
+    from ditbench.models.architecture import build
+    from ditbench.models.sublayers import call_sizes, sublayers
+    from ditbench.profiling.flop_counter import Counter
+    from ditbench.profiling.repeated_calls import Calls, run_once
+
+    grid, changes = _resized(model, sampling, changes)
+    pipe = build(model, device="meta", parts=("transformer", "vae", "scheduler"), changes=changes)
+    if reason := stack.refusal(pipe):
+        raise _CannotSay(reason)
+    for m in stack.methods:
+        if m.recipe() is not None:
+            raise _CannotSay(
+                f"{m.name} has to be prepared, and for full-size models nothing is: count it with "
+                "knobs that need nothing"
+            )
+    seen: list[Any] = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append(call_sizes(m, args, kwargs, grid)), with_kwargs=True
+    )
+    counter = Counter()
+    try:
+        with torch.inference_mode(), stack.attached(pipe) as attached:
+            attached.grid = grid
+            attached.start(sampling.steps, 1)
+            if sampling.steps == 1 and (reason := no_single_step(pipe)):
+                own = [m.name for m in stack.methods if "scheduler" in m.traits.claims]
+                raise _CannotSay(
+                    "".join(f"without weights {name}'s sampler is not there, and " for name in own)
+                    + reason
+                )
+            once = run_once(pipe, counter) if alike_every_call(stack) else nullcontext(Calls())
+            with counter.following(pipe), once as calls, counter.counting():
+                pipe(**_call_on_meta(model, sampling, pipe))
+    except (NotImplementedError, RuntimeError) as error:
+        if not stack.methods:
+            raise
+        why = f"it goes by values, of which the meta device has none, or does what has no meta kernel ({first_line(error)})"
+        raise _CannotSay(f"{why}: count it in a run") from error
+    found: Flops = counter.result()
+    refuse_uncounted(found)
+    names = [s.name for s in sublayers(pipe.transformer)]
+    whole = (
+        {"sublayers": names, "keep": [[1.0] * len(names)] * sampling.steps} if calls.same else None
+    )
+    if (shares := attached.schedule() or whole) is None:
+        return found, None
+    first, (_, _, text) = sublayers(pipe.transformer)[0], seen[0]
+    sizes = {
+        "family": model.family, "width": first.linears[0].in_features,
+        "heads": pipe.transformer.config.num_attention_heads,
+        "image": math.prod(grid), "text": text, "passes": found.passes // sampling.steps,
+    }  # fmt: skip
+    return found, shares | sizes
+
+
+def _resized(
+    model: Model, sampling: Sampling, changes: dict[str, Any] | None
+) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """(Frames, rows, columns) of image tokens; and `changes` with the sample size of a DiT, which
+    has no other way of being told.
+
+    ValueError for a size that cannot be made.
+    """
+    from ditbench.models.architecture import describe
+
+    described = describe(model, changes)
+    vae, patch = described["vae"], described["transformer"].get("patch_size", 1)
+    wan = model.family == "wan"
+    down = vae.get("scale_factor_spatial", 8) if wan else 2 ** (len(vae["block_out_channels"]) - 1)
+    cell = down * (
+        2 if model.family == "flux" else patch[-1] if isinstance(patch, (list, tuple)) else patch
+    )
+    for name, length in (("height", sampling.height), ("width", sampling.width)):
+        if length % cell:
+            raise ValueError(f"{name}: {model.name} makes multiples of {cell} pixels, not {length}")
+    period = vae.get("scale_factor_temporal", 4) if wan else 1
+    if (sampling.frames - 1) % period:
+        raise ValueError(
+            f"frames: {model.name} makes a multiple of {period} and one, not {sampling.frames}"
+        )
+    if model.family == "dit":
+        if sampling.height != sampling.width:
+            raise ValueError(
+                f"width: {model.name} makes square pictures, not {sampling.height}x{sampling.width}"
+            )
+        changes = {**(changes or {}), "transformer.sample_size": sampling.height // down}
+    frames = (sampling.frames - 1) // period + 1
+    return (frames, sampling.height // cell, sampling.width // cell), changes or {}
+
+
+def _call_on_meta(model: Model, sampling: Sampling, pipe: Any) -> dict[str, Any]:
+    """Call arguments of one sample with a prompt that is encoded already."""
+    import torch
+
+    def empty(*shape: int) -> Any:
+        return torch.empty(1, *shape, device="meta")
+
+    call: dict[str, Any] = {
+        "num_inference_steps": sampling.steps,
+        "guidance_scale": sampling.guidance,
+    }
+    sizes = pipe.transformer.config
+    if model.family == "dit":
+        return call | {"class_labels": [0], "output_type": "pt"}
+    call |= {"height": sampling.height, "width": sampling.width, "output_type": "latent"}
+    tokens = sampling.text_tokens
+    if model.family == "pixart":
+        for sign in ("", "negative_"):
+            call[f"{sign}prompt_embeds"] = empty(tokens, sizes.caption_channels)
+            call[f"{sign}prompt_attention_mask"] = empty(tokens)
+        return call | {"negative_prompt": None, "use_resolution_binning": False}
+    if model.family == "flux":
+        text = empty(tokens, sizes.joint_attention_dim)
+        return call | {
+            "prompt_embeds": text,
+            "pooled_prompt_embeds": empty(sizes.pooled_projection_dim),
+        }
+    text = empty(tokens, sizes.text_dim)
+    return call | {
+        "prompt_embeds": text,
+        "negative_prompt_embeds": text,
+        "num_frames": sampling.frames,
+    }

@@ -1,0 +1,80 @@
+"""Peak memory of a pipeline call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ditbench.method.attached import Attached
+
+
+def measure_memory(
+    generate: Callable[[], Any], pipe: Any, attached: Attached, device: str
+) -> dict[str, Any]:
+    """Memory ledger of one generation, bytes: weights, what the stack's methods keep, and the peak
+    above the state before.
+
+    On a GPU the peak is the allocator's; on the CPU it is the process's resident set (Linux), which
+    cannot go below what was resident before and counts freed pages the C library holds on to.
+    """
+    weights = sum(
+        t.untyped_storage().nbytes()
+        for part in pipe.components.values()
+        if hasattr(part, "parameters")
+        for t in _tensors(part)
+    )
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        generate()
+        torch.cuda.synchronize(device)
+        peak, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.memory_reserved(device)
+        source = "cuda"
+    else:
+        before = _resident("VmRSS")
+        _forget_high_water()
+        generate()
+        peak, reserved, source = _resident("VmHWM"), 0, "rss"
+    ledger = {
+        "weights_bytes": weights,
+        "cache_bytes": attached.cache_bytes(),
+        "before_bytes": before,
+        "peak_bytes": peak,
+    }
+    return ledger | {"reserved_bytes": reserved, "source": source}
+
+
+def _tensors(part: Any) -> Iterator[Any]:
+    """Parameters and buffers, those of quantized tensors by their inner tensors."""
+    for tensor in (*part.parameters(), *part.buffers()):
+        inner = getattr(tensor, "__tensor_flatten__", None)
+        if inner is None:
+            yield tensor
+        else:
+            yield from (
+                t
+                for t in (getattr(tensor, name) for name in inner()[0])
+                if hasattr(t, "untyped_storage")
+            )
+
+
+def _resident(field_name: str) -> int:
+    """VmRSS or VmHWM of this process, bytes; 0 where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    lines = [line for line in status.splitlines() if line.startswith(field_name + ":")]
+    return int(lines[0].split()[1]) * 1024 if lines else 0
+
+
+def _forget_high_water() -> None:
+    """Set the high-water mark back to what is resident now (Linux; elsewhere it stays)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return

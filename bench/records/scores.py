@@ -1,0 +1,111 @@
+"""The scores file of a cell: per-sample values and features, and where they came from. Written by
+`score`. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Per-sample values of one cell."""
+
+    samples_sha256: str
+    """Of the samples they are of."""
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """By name, [n, ...] in request order; `group` [n] numbers the prompts."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> why it is missing, "" where it is there."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> what it was computed from besides the samples."""
+    owned: Mapping[str, list[str]] = field(default_factory=dict)
+    """Metric -> names of its arrays."""
+
+    def having(
+        self, metric: str, reason: str, fingerprint: str, arrays: Mapping[str, NDArray[Any]]
+    ) -> Scores:
+        """These scores with a metric's arrays, or the reason it has none, in place of what they
+        held of it."""
+        shared = {name for other, names in self.owned.items() if other != metric for name in names}
+        gone = set(self.owned.get(metric, [])) - shared
+        kept = {name: a for name, a in self.arrays.items() if name not in gone}
+        return Scores(
+            samples_sha256=self.samples_sha256,
+            arrays=kept | dict(arrays),
+            reasons={**self.reasons, metric: reason},
+            fingerprints={**self.fingerprints, metric: fingerprint},
+            owned={**self.owned, metric: sorted(arrays)},
+        )
+
+
+class _Kept(Mapping[str, NDArray[Any]]):
+    """Arrays of an open file, each read when it is asked for: a cell's network features may be a
+    gigabyte.
+
+    A file that takes this one's place changes nothing: it is the one that was opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, "np")
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        found: NDArray[Any] = self._file.get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def read_file(path: Path) -> Scores:
+    """A scores file; ValueError when it is damaged or of another schema version."""
+    try:
+        with safe_open(path, "np") as f:
+            told = json.loads(f.metadata()["scores"])
+        if told.pop("schema") != SCHEMA:
+            raise ValueError(f"{path} was written by another version of ditbench")
+        return Scores(arrays=_Kept(path), **told)
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+
+
+def write_file(path: Path, scores: Scores) -> None:
+    """Write a scores file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {
+        name: getattr(scores, name)
+        for name in ("samples_sha256", "reasons", "fingerprints", "owned")
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    arrays = {name: np.ascontiguousarray(a) for name, a in scores.arrays.items()}
+    save_file(arrays, partial, {"scores": json.dumps(told | {"schema": SCHEMA}, sort_keys=True)})
+    partial.rename(path)
+
+
+def read_scores(folder: Path) -> dict[str, Scores]:
+    """Scores of a run by cell key; a cell without scores, or with a damaged file of them, is not
+    among them."""
+    found = {}
+    for path in sorted((folder / "scores").glob("*.safetensors")):
+        try:
+            found[path.stem] = read_file(path)
+        except ValueError:
+            continue  # `score` names it and makes it again
+    return found

@@ -1,0 +1,188 @@
+"""A spec becomes cells, one per model and stack; a cell that cannot run is a cell with its reason.
+No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ditbench.method.artifact import Need, find, needs_of
+from ditbench.method.dependencies import depends_on
+from ditbench.method.plugins import load_plugin
+from ditbench.method.stack import Stack
+from ditbench.method.traits import lacking
+from ditbench.models.prompts import load_prompts
+from ditbench.models.requests import takes_prompts
+from ditbench.models.sampling import Sampling, count_for, sampling_of
+from ditbench.models.table import PIPELINES, Model, select
+from ditbench.models.weights import check_folder, locate
+from ditbench.runner.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One model under one stack."""
+
+    model: Model
+    stack: Stack
+    spec: Spec
+    refusal: str
+    """Why it cannot run, empty when it can as far as is known without loading anything."""
+    needs: tuple[Need, ...] = ()
+    """What its methods must have been prepared for."""
+    depends: dict[str, Any] = field(default_factory=dict)
+    """What its samples depend on besides the settings of the run, by content (see `ditbench.method.dependencies`); empty
+    when it is refused."""
+
+    @property
+    def key(self) -> str:
+        """Folder name: readable, and different whenever anything that changes the samples or their
+        timing differs."""
+        told = {
+            "model": self.model.name,
+            "stack": str(self.stack),
+            **self.spec.settings(),
+            "depends": self.depends,
+        }
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+        slug = re.sub(r"[^a-z0-9]+", "-", str(self.stack).lower()).strip("-")[:60]
+        return f"{self.model.name}--{slug}-{digest}"
+
+    @property
+    def sampling(self) -> Sampling:
+        """The model's sampling as the stack adapts it."""
+        return self.stack.adapt(sampling_of(self.model))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of this cell."""
+        return count_for(self.model, self.spec.num_samples)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a pipeline call."""
+        return min(self.num_samples, count_for(self.model, self.spec.batch_size))
+
+    @property
+    def label(self) -> str:
+        """`model stack`, for people."""
+        return f"{self.model.name} {self.stack}"
+
+
+def plan(spec: Spec) -> list[Cell]:
+    """Every cell of a run in table order, the baseline of each model first.
+
+    Raises ValueError for an unknown model, method or knob, for a stack that does not parse, and for
+    prompts that cannot be had or that a model would not read. A stack that parses but cannot run is
+    a cell with a refusal.
+    """
+    _load_plugins(spec)
+    models = [model for text in spec.models for model in select(text)]
+    if spec.prompts:
+        load_prompts(spec.prompts)
+        if deaf := [model.name for model in models if not takes_prompts(model)]:
+            raise ValueError(
+                f"prompts: {', '.join(deaf)} would not read them: a world's models are asked for "
+                "its scenes, DiT for classes"
+            )
+    stacks = [Stack.parse("none"), *(Stack.parse(text) for text in spec.methods)]
+    cells = [_cell(model, stack, spec) for model in models for stack in stacks]
+    return list({cell.key: cell for cell in cells}.values())
+
+
+def rebuild(spec: Spec, model: str, stack: str) -> Cell:
+    """A cell from its names, as a process of its own is told it."""
+    _load_plugins(spec)
+    return _cell(select(model)[0], Stack.parse(stack), spec)
+
+
+def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
+    refusal = _refusal(model, stack, spec)
+    needs: tuple[Need, ...] = ()
+    depends: dict[str, Any] = {}
+    if not refusal:
+        try:
+            needs = tuple(needs_of(model, stack, spec.weights, spec.plugins))
+            refusal = next((need.sentence for need in needs if find(need) is None), "")
+            depends = (
+                {}
+                if refusal
+                else depends_on(model, stack, needs, weights=spec.weights, prompts=spec.prompts)
+            )
+        except ValueError as error:
+            refusal = str(error)
+    # its key is the same where it can run
+    refusal = refusal or _machine_refusal(model, stack, spec)
+    return Cell(model=model, stack=stack, spec=spec, refusal=refusal, needs=needs, depends=depends)
+
+
+def _load_plugins(spec: Spec) -> None:
+    for plugin in spec.plugins:
+        load_plugin(plugin)
+
+
+def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
+    """What can be told without loading the model, and is so on every machine."""
+    if problems := stack.problems():
+        return "; ".join(problems)
+    for method in stack.methods:
+        for need in sorted(n for n in method.traits.needs if n.startswith("model:")):
+            if lack := lacking(need, model.family, spec.device):
+                return f"{method.name}: {lack}"
+    try:
+        if spec.weights == "hub" and not model.hub:
+            raise ValueError(f"{model.name} is not on the hub; it is bundled")
+        if spec.weights not in ("hub", "random"):
+            check_folder(locate(model, spec.weights), PIPELINES[model.family])
+        stack.adapt(sampling_of(model))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _machine_refusal(model: Model, stack: Stack, spec: Spec) -> str:
+    """What this machine lacks: the device, or what the methods need of it."""
+    if reason := missing_device(spec.device):
+        return reason
+    for method in stack.methods:
+        for need in sorted(method.traits.needs):
+            if lack := lacking(need, model.family, spec.device):
+                return f"{method.name}: {lack}"
+    return ""
+
+
+def missing_device(device: str) -> str:
+    """Why torch cannot use a device here, "" when it can. Imports torch for a GPU only."""
+    if device == "cpu":
+        return ""
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"this machine has no GPU that torch can use, and the device is {device}"
+    count = torch.cuda.device_count()
+    return (
+        ""
+        if int(device.partition(":")[2] or 0) < count
+        else f"this machine has {count} GPUs, and no {device}"
+    )
+
+
+def describe(cells: list[Cell]) -> list[dict[str, Any]]:
+    """The plan as rows for a table."""
+    return [
+        {
+            "model": cell.model.name,
+            "stack": str(cell.stack),
+            "samples": cell.num_samples,
+            "batch": cell.batch_size,
+            "steps": None if cell.refusal else cell.sampling.steps,
+            "rounds": cell.spec.rounds,
+            "status": "refused" if cell.refusal else "planned",
+            "reason": cell.refusal,
+            "key": cell.key,
+        }
+        for cell in cells
+    ]

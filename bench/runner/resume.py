@@ -1,0 +1,203 @@
+"""A run folder made, or taken up where it was left: what is whole and still holds stays, everything
+else is set aside or redone. No torch.
+
+A cell that was planned again under another key, because something it depends on was edited, has its
+old folder moved to `superseded/`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ditbench.models.requests import make_requests
+from ditbench.models.sampling import count_for
+from ditbench.models.weights import weights_sha256
+from ditbench.records.files import read_json, set_aside, write_json
+from ditbench.records.record import MEASURED, SCHEMA, read_record, read_spec
+from ditbench.runner.plan import Cell
+from ditbench.runner.worker import ROUND, SAMPLES
+
+SUPERSEDED = "superseded"
+"""Where folders of cells go that were planned under another key; they are in no report."""
+
+
+def open_folder(cells: Sequence[Cell], command: str) -> Path:
+    """Make the run folder, or take up the one that is there; spec and requests are written, what is
+    out of date or damaged set aside.
+
+    Raises ValueError when the folder holds a run with other settings or of another schema
+    version.
+    """
+    spec, folder = cells[0].spec, cells[0].spec.folder
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "spec": asdict(spec) | {"margins": dict(spec.margins)},
+        "cells": [cell.key for cell in cells],
+        "labels": {cell.key: cell.label for cell in cells},
+        "settings": spec.settings(),
+    }
+    before: dict[str, Any] = {}
+    if (folder / "spec.json").exists():
+        before = read_spec(folder)
+        _check_settings(before, cells[0], folder)
+        if before.get("spec", {}).get("margins") is None:
+            del document["spec"]["margins"]  # stated after the fact, they would be none
+        # rows of earlier commands need theirs to be made again
+        for name in (
+            "plugins",
+            "references",
+        ):
+            told, mine = before.get("spec", {}).get(name, ()), list(getattr(spec, name))
+            document["spec"][name] = [*(text for text in told if text not in mine), *mine]
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"out: {folder} is not empty and is no run folder; choose another with --out"
+        )
+    (folder / "requests").mkdir(parents=True, exist_ok=True)
+    old = _out_of_date(before, cells, folder, _write_requests(cells, folder))
+    for key in old:
+        _supersede(folder, key)
+    for name, told in (("cells", before.get("cells", [])), ("labels", before.get("labels", {}))):
+        rest = [key for key in told if key not in old]
+        document[name] = (
+            list(dict.fromkeys([*rest, *document[name]]))
+            if name == "cells"
+            else {key: told[key] for key in rest} | document[name]
+        )
+    write_json(folder / "spec.json", document)
+    (folder / "command.txt").write_text(command + "\n")
+    return folder
+
+
+def _check_settings(before: dict[str, Any], cell: Cell, folder: Path) -> None:
+    """ValueError when the run in the folder was made with other settings or margins."""
+    for name, value in cell.spec.settings().items():
+        if (found := before.get("settings", {}).get(name, "")) != value:
+            raise ValueError(
+                f"out: {folder} was made with {name} {found!r}, not {value!r}; choose another "
+                "folder with --out"
+            )
+    stated = before.get("spec", {}).get("margins")
+    if stated not in (None, dict(cell.spec.margins)):
+        raise ValueError(
+            f"margins: {folder} states {stated}, and they are fixed before a run; choose another "
+            "folder with --out"
+        )
+
+
+def _write_requests(cells: Sequence[Cell], folder: Path) -> list[str]:
+    """Write what each model is asked for; the models whose requests are no longer those that were
+    there."""
+    spec, found = cells[0].spec, []
+    for model in {cell.model.name: cell.model for cell in cells}.values():
+        path = folder / "requests" / f"{model.name}.json"
+        requests = make_requests(model, count_for(model, spec.num_samples), spec.seed, spec.prompts)
+        wanted = json.loads(json.dumps([asdict(request) for request in requests]))
+        try:
+            there = read_json(path) if path.exists() else wanted
+        except ValueError:
+            set_aside(path)
+            there = wanted  # each record has a hash of its own requests
+        if there != wanted:
+            found.append(model.name)
+        if there != wanted or not path.exists():
+            write_json(path, wanted)
+    return found
+
+
+def _out_of_date(
+    before: dict[str, Any], cells: Sequence[Cell], folder: Path, asked_anew: Sequence[str]
+) -> list[str]:
+    """Keys of cells that are there and are planned under another key now, or whose model is asked
+    for something else."""
+    planned = {cell.key for cell in cells}
+    labels = {cell.label for cell in cells}
+    found = []
+    for key in before.get("cells", []):
+        label = before.get("labels", {}).get(key) or _label(folder / "cells" / key / "record.json")
+        if key not in planned and (label in labels or label.partition(" ")[0] in asked_anew):
+            found.append(key)
+    return found
+
+
+def _label(path: Path) -> str:
+    """`model stack` of a record; "" when there is none that can be read."""
+    try:
+        record = read_record(path)
+    except (OSError, ValueError):
+        return ""
+    return f"{record['model']} {record['stack']}"
+
+
+def _supersede(folder: Path, key: str) -> None:
+    at = folder / "cells" / key
+    scores = folder / "scores" / f"{key}.safetensors"
+    if at.is_dir() and any(at.iterdir()):
+        target = folder / SUPERSEDED / key
+        target.parent.mkdir(exist_ok=True)
+        if target.exists():
+            set_aside(target)
+        shutil.move(at, target)
+        if scores.exists():
+            shutil.move(scores, target / "scores.safetensors")
+    shutil.rmtree(at, ignore_errors=True)
+    scores.unlink(missing_ok=True)
+
+
+def take_up(cell: Cell, at: Path, requests_sha256: str) -> None:
+    """Keep what is whole of a cell's earlier work, set aside what is damaged, forget what failed,
+    and what was made with other weights or asked for something else."""
+    at.mkdir(parents=True, exist_ok=True)
+    for partial in at.glob(".*.partial"):
+        partial.unlink()
+    path, samples = at / "record.json", at / SAMPLES
+    unfinished = damaged = stale = False
+    for document in sorted(at.glob("round-*.json")) + ([path] if path.exists() else []):
+        try:
+            told = read_record(document) if document == path else read_json(document)
+            unfinished |= document == path and told["status"] not in MEASURED
+            stale |= _made_otherwise(
+                cell, told["run"] if document == path else told, requests_sha256
+            )
+        except (ValueError, TypeError, AttributeError):
+            set_aside(document)
+            damaged = True
+    if samples.exists() and not _whole(samples, cell.num_samples):
+        set_aside(samples)
+        damaged = True
+    if unfinished or stale or damaged:
+        path.unlink(missing_ok=True)
+    if stale or (unfinished and not damaged):
+        for old in at.glob("round-*.json"):
+            old.unlink()
+    if not samples.exists():
+        path.unlink(missing_ok=True)
+        (at / ROUND.format(0)).unlink(missing_ok=True)
+
+
+def _made_otherwise(cell: Cell, told: dict[str, Any], requests_sha256: str) -> bool:
+    """Whether a record's `run`, or a round, is of other weights or other requests than the cell's
+    by now."""
+    if not (before := told.get("model_sha256")):
+        return False  # it failed before it knew
+    if told.get("requests_sha256") != requests_sha256:
+        return True
+    try:
+        return bool(before != weights_sha256(cell.model, cell.spec.weights))
+    except ValueError:  # of the hub, and no longer in its cache
+        return False
+
+
+def _whole(samples: Path, n: int) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(samples, "np") as f:
+            return bool(f.get_slice("samples").get_shape()[0] == n)
+    except (SafetensorError, OSError, KeyError):
+        return False

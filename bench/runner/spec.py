@@ -1,0 +1,187 @@
+"""A run as a frozen dataclass, from flags or a TOML file; every error names the key it is about. No
+torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ditbench.metrics.margins import MARGINS, read_margins
+
+SPECS = Path(__file__).parent / "specs"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What is run. The baseline `none` is always run beside the methods asked for."""
+
+    models: tuple[str, ...] = ("tiny",)
+    """Names or groups (`tiny`, `full`)."""
+    methods: tuple[str, ...] = ()
+    """Stacks: `fora(interval=3)+int8`."""
+    num_samples: int = 80
+    """Samples a cell; a video counts as four."""
+    batch_size: int = 16
+    """Samples a pipeline call; a video counts as four."""
+    rounds: int = 3
+    """How often every cell is timed, in shuffled order, each time in a fresh process."""
+    seed: int = 0
+    """Chooses the requests and their noise, and the order within rounds."""
+    device: str = "cpu"
+    """`cpu` or `cuda`, `cuda:1`."""
+    dtype: str = "float32"
+    """Of weights and activations."""
+    weights: str = "bundled"
+    """bundled, hub, random, or a local folder."""
+    out: str = ""
+    """Run folder; a name of its own under runs/ when empty."""
+    plugins: tuple[str, ...] = ()
+    """Python files with methods of your own."""
+    margins: tuple[tuple[str, float], ...] = MARGINS
+    """Metric -> how small a difference counts as none, in the metric's unit; in TOML a table
+    `[margins]`, whose keys replace those of these or are added. Stated before the run, and fixed
+    with its folder: by them a stack is called equivalent."""
+    prompts: str = ""
+    """Prompt file, or a set of `datasets/manifest.toml`, for full-size text models; those that come
+    along when empty."""
+    references: tuple[str, ...] = ()
+    """Reference files for metrics that look through an extractor: FILE for all models, or
+    MODEL=FILE."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("num_samples", 1, 1_000_000),
+            ("batch_size", 1, 4096),
+            ("rounds", 1, 100),
+            ("seed", 0, 100_000),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}: {value} is not between {low} and {high}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: {self.dtype!r} is none of {', '.join(DTYPES)}")
+        kind, _, index = self.device.partition(":")
+        if (
+            kind not in ("cpu", "cuda")
+            or (index and not index.isdigit())
+            or (kind == "cpu" and index)
+        ):
+            raise ValueError(f"device: {self.device!r} is neither cpu, cuda nor cuda:N")
+        if not self.models:
+            raise ValueError("models: none given")
+        if self.weights not in ("bundled", "hub", "random") and not (
+            self.weights and Path(self.weights).is_dir()
+        ):
+            raise ValueError(
+                f"weights: {self.weights!r} is none of bundled, hub, random and no folder either"
+            )
+        for metric, margin in self.margins:
+            if not 0 < margin < float("inf"):
+                raise ValueError(f"margins.{metric}: {margin} is not above 0")
+        for told in self.references:
+            if not Path(told).is_file() and not Path(told.rpartition("=")[2]).is_file():
+                raise ValueError(f"references: there is no file {told.rpartition('=')[2]!r}")
+        for plugin in self.plugins:
+            if not Path(plugin).is_file():
+                raise ValueError(f"plugins: there is no file {plugin!r}")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder: `out`, or `runs/` and a name that follows from what is run, so that the
+        same command resumes it."""
+        if self.out:
+            return Path(self.out)
+        if replace(self, out="", references=()) == read_toml("default"):
+            return Path("runs/default")
+        told = {
+            k: v
+            for k, v in asdict(self).items()
+            if k not in ("out", "references")
+            and (k, v) not in (("margins", MARGINS), ("prompts", ""))
+        }
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+        return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"
+
+    def settings(self) -> dict[str, Any]:
+        """What all cells of one run folder share: changing any of these needs another folder."""
+        names = (
+            "num_samples",
+            "batch_size",
+            "rounds",
+            "seed",
+            "device",
+            "dtype",
+            "weights",
+            "prompts",
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+def read_toml(name: str) -> Spec:
+    """A spec from a TOML file, or from a named one in `specs/`; ValueError gives the path of the
+    key."""
+    path = Path(name)
+    if not path.is_file():
+        path = SPECS / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in SPECS.glob("*.toml")))
+        raise ValueError(
+            f"spec: there is no file {name!r}, nor a named spec of that name (there are {known})"
+        )
+    try:
+        table = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    try:
+        return from_table(table, Spec())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def from_table(table: dict[str, Any], start: Spec) -> Spec:
+    """`start` with the keys of `table` in place of its own; ValueError for an unknown key or a
+    value of the wrong type."""
+    import difflib
+
+    types = {f.name: type(f.default) for f in fields(Spec)}
+    told: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in types:
+            near = difflib.get_close_matches(key, types, 1)
+            raise ValueError(
+                f"{key}: no such key"
+                + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(types)}")
+            )
+        kind = types[key]
+        if key == "margins":
+            value = tuple((dict(start.margins) | read_margins(value)).items())
+        elif kind is tuple:
+            if not isinstance(value, (list, tuple)):
+                raise ValueError(f"{key}: expected a list of strings, got {value!r}")
+            for i, item in enumerate(value):
+                if not isinstance(item, str):
+                    raise ValueError(f"{key}[{i}]: expected a string, got {item!r}")
+            value = tuple(value)
+        elif not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(
+                f"{key}: expected {'a whole number' if kind is int else 'a string'}, got {value!r}"
+            )
+        told[key] = value
+    return replace(start, **told)
+
+
+def check_writable(folder: Path) -> None:
+    """ValueError when a run could not be written to `folder`; makes nothing."""
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ValueError(f"out: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"out: {folder} cannot be written to (no permission for {parent})")

@@ -1,0 +1,205 @@
+"""One cell in one fresh process: load, attach, warm up, time, save. Runs in a child of `execute`;
+what it finds it writes to files."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ditbench.method.artifact import resolve
+from ditbench.method.dependencies import changed
+from ditbench.models.requests import Request, batches, fingerprint
+from ditbench.models.sampling import Sampling, sampling_of
+from ditbench.models.truncation import cut_prompts
+from ditbench.records.files import read_json, write_json
+from ditbench.runner.plan import Cell, missing_device, rebuild
+from ditbench.runner.spec import Spec
+
+ROUND = "round-{}.json"
+SAMPLES = "samples.safetensors"
+LONGEST = 500
+"""Characters of a reason."""
+
+
+def read_requests(path: Path) -> list[Request]:
+    """The requests of a model as a run folder keeps them."""
+    return [Request(**told) for told in read_json(path)]
+
+
+def run_round(
+    spec: Spec,
+    model: str,
+    stack: str,
+    round_: int,
+    folder: Path,
+    requests_file: Path,
+    depends: dict[str, Any],
+) -> None:
+    """Measure one round of the cell (model, stack) and leave `round-N.json` in `folder`; the first
+    round also leaves the samples.
+
+    `depends`: what the cell depended on when it was planned; a file that was edited since is a
+    failure, for the folder is named after it. Whatever goes wrong is written down as the round's
+    status and reason; only a killed process leaves nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    try:
+        cell = rebuild(spec, model, stack)
+        if names := [] if cell.refusal else changed(depends, cell.depends):
+            raise ValueError(
+                f"{' and '.join(names)} changed after the run was planned; the same command runs "
+                "it again"
+            )
+        found = _measure(cell, round_, folder, read_requests(requests_file))
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        found = _failure(error)
+    spent = {"round": round_, "seconds": time.monotonic() - started}
+    try:
+        write_json(folder / ROUND.format(round_), found | spent)
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+    ) as error:  # what a library measured is no JSON: said, not swallowed
+        write_json(
+            folder / ROUND.format(round_),
+            _failure(error, "what was measured cannot be written down: ") | spent,
+        )
+
+
+def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> dict[str, Any]:
+    import torch
+
+    from ditbench.models.loading import load
+    from ditbench.models.weights import weights_sha256
+    from ditbench.profiling import counting, flops
+    from ditbench.profiling.latency import Sampler, Timing
+    from ditbench.profiling.memory import measure_memory
+    from ditbench.quiet import quiet
+    from ditbench.records import environment
+
+    if reason := missing_device(cell.spec.device):
+        return {"status": "refused", "reason": reason}
+    with quiet(), torch.inference_mode():
+        began = time.monotonic()
+        pipe = load(
+            cell.model, weights=cell.spec.weights, device=cell.spec.device, dtype=cell.spec.dtype
+        )
+        load_s = time.monotonic() - began
+        if refusal := cell.stack.refusal(pipe):
+            return {"status": "refused", "reason": refusal}
+        sampling = cell.sampling
+        artifacts = resolve(cell.model, cell.stack, cell.spec.weights, cell.spec.plugins)
+        prepared = {name: artifact.folder for name, artifact in artifacts.items()}
+        with cell.stack.attached(pipe, prepared) as attached:
+            sampler = Sampler(pipe, cell.model, sampling, attached, cell.spec.device)
+            parts = list(batches(requests, cell.batch_size))
+            made: dict[int, Any] = {}
+            warm: list[Timing] = []
+
+            def warm_up() -> None:
+                """With the real batch and the real number of steps; its samples count, its time
+                does not."""
+                made[0], took = sampler(parts[0])
+                warm.append(took)
+
+            memory = measure_memory(warm_up, pipe, attached, cell.spec.device)
+            timing = []
+            for i in timed(parts)[: None if round_ == 0 else 1]:
+                made[i], took = sampler(parts[i])
+                timing.append({"round": round_, "batch": i, **asdict(took)})
+            idle = cell.stack.idle(sampling_of(cell.model), attached)
+            found: dict[str, Any] = {
+                "status": "inert" if idle else "ok",
+                "reason": f"{' and '.join(idle)} changed nothing and counted no event"
+                if idle
+                else "",
+                "load_s": load_s,
+                "first_call_s": warm[0].call_s,
+                "timing": timing,
+                "counters": attached.counters(),
+                "schedule": attached.schedule(),
+                "artifacts": {name: artifact.cost() for name, artifact in artifacts.items()},
+                "environment": environment.describe(cell.spec.device),
+                "sampling": asdict(sampling) | _calls(pipe, sampling),
+                "requests_sha256": fingerprint(requests),
+                "model_sha256": weights_sha256(cell.model, cell.spec.weights),
+            }
+            if round_ == 0:
+                _save_samples(folder / SAMPLES, [made[i] for i in sorted(made)])
+                found["memory"] = memory
+                if cell.spec.weights != "random":  # their tokenizer is a stand-in
+                    found["prompts_cut"] = cut_prompts(pipe, cell.model, sampling, requests)
+                part = parts[0] if flops.decides_per_batch(cell.stack) else parts[0][:1]
+                alike = flops.alike_every_call(cell.stack)
+                with attached.inspected():
+                    counted = counting.count_generation(pipe, lambda: sampler(part), alike=alike)
+                found["flops"] = asdict(counted.divided(len(part)))
+            found["notes"] = attached.notes()
+    return found
+
+
+def _calls(pipe: Any, sampling: Sampling) -> dict[str, int]:
+    """How many steps the sampler made, where they are not as many as it was asked for (Heun's makes
+    2 N - 1 of N)."""
+    made = len(pipe.scheduler.timesteps)
+    return {"calls": made} if made != sampling.steps else {}
+
+
+def timed(parts: Sequence[Sequence[Any]]) -> list[int]:
+    """Which batches are timed: all but the first, which warms up; that one too where no other is as
+    large. Later rounds time the first of these again."""
+    whole = len(parts) > 1 and len(parts[1]) == len(parts[0])
+    return list(range(1 if whole else 0, len(parts)))
+
+
+def _save_samples(path: Path, pixels: list[Any]) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # safetensors writes memory as it lies: a video that is a transposed view would come back
+    # scrambled.
+    save_file({"samples": np.ascontiguousarray(np.concatenate(pixels))}, partial)
+    partial.rename(path)
+
+
+def _shown(text: str) -> str:
+    """Text that can be written in UTF-8: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _status(error: BaseException) -> str:
+    name = type(error).__name__
+    return "oom" if isinstance(error, MemoryError) or name == "OutOfMemoryError" else "failed"
+
+
+def _failure(error: BaseException, why: str = "") -> dict[str, Any]:
+    try:
+        trace = traceback.format_exc()[-6000:]
+    except Exception:  # an error that cannot be shown
+        trace = ""
+    return {"status": _status(error), "reason": why + _sentence(error), "traceback": _shown(trace)}
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of an error, with its type unless it was written for people; not longer than a
+    table bears."""
+    try:
+        text = str(error).strip().splitlines()
+    except Exception:
+        text = ["its text cannot be had"]
+    line = _shown(text[0][:LONGEST]) if text else ""
+    return (
+        line
+        if isinstance(error, ValueError) and line
+        else f"{type(error).__name__}: {line}".rstrip(": ")
+    )

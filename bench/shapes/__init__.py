@@ -1,0 +1,2 @@
+"""The synthetic dataset of the tiny models: scenes, their captions, and the judges that read
+them."""

@@ -1,0 +1,328 @@
+"""The contract every method keeps, clause by clause; for our methods and for strangers'.
+
+`check_method("fora(interval=2)", tiny("flux"))` tries one on an untrained pipeline of `KINDS`;
+`check_models` on trained ones.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ditbench.method.artifact import resolve
+from ditbench.method.attached import Attached
+from ditbench.method.knobs import build
+from ditbench.method.stack import Stack
+from ditbench.models.requests import call_arguments, make_requests
+from ditbench.models.sampling import Sampling, sampling_of
+from ditbench.models.sublayers import sublayers
+from ditbench.profiling import counting
+from ditbench.profiling.flops import alike_every_call
+from ditbench.quiet import quiet
+from ditbench.testing.subjects import KINDS, OUTPUT, Subject, tiny
+from ditbench.testing.traces import changed_weights, difference, trace_of, weights_of
+
+if TYPE_CHECKING:
+    from ditbench.models.table import Model
+
+__all__ = ["KINDS", "Check", "Subject", "check_method", "check_models", "tiny"]
+
+TOLERANCE = 1e-3
+"""Largest relative difference (of norms) between a sample in a batch of two and alone: other
+kernels round otherwise."""
+TOLERANCE_ROUNDED = 5e-2
+"""The same where a method claims the linear layers' precision: a value that rounds to the next
+integer differs by a whole unit."""
+
+OFF = "knobs at off change nothing"
+
+
+class Check(NamedTuple):
+    """One clause of the contract."""
+
+    name: str
+    passed: bool
+    note: str = ""
+
+
+class _Stop(Exception):
+    """Raised inside a block on purpose."""
+
+
+def check_method(
+    text: str, subject: Subject, artifacts: Mapping[str, Path] | None = None
+) -> list[Check]:
+    """Try a method, or a stack, on a pipeline, and say clause by clause whether it keeps the
+    contract.
+
+    `artifacts`: folders of what was prepared, by method; without them a method that has to be
+    prepared is refused.
+
+    A stack this pipeline refuses has the single clause `refused`, passed, with the reason. An error
+    of the method fails the clause that was being tried, with the error and the line it came from as
+    its note; clauses that need what it would have given are left out. ValueError for a text that is
+    no stack; an error of the pipeline without any method comes through.
+    """
+    stack, pipeline, checks = Stack.parse(text), subject.pipeline, _Checks()
+    with checks.naming("text and JSON read back as the same stack"):
+        checks.append(_round_trip(stack))
+    with checks.naming("it says what it can run on"):
+        if reason := _refusal(stack, pipeline, artifacts or {}):
+            checks.append(Check("refused", True, reason))
+            return list(checks)
+    # before the trace: a first run leaves diffusers' own traces
+    plain = subject.generate(subject.sampling, [0])
+    trace, weights = trace_of(pipeline), weights_of(pipeline)
+    with checks.naming("it runs"):
+        _try_runs(checks, stack, subject, artifacts, plain)
+    left = difference(trace, trace_of(pipeline))
+    changed = changed_weights(weights, weights_of(pipeline))
+    name = "detached, the samples are bit-identical"
+    with checks.naming(name):
+        detached = subject.generate(subject.sampling, [0])
+        checks.append(
+            Check(name, torch.equal(detached, plain), f"relative {_relative(detached, plain):.1e}")
+        )
+    with checks.naming(OFF):
+        checks.append(_off(stack, subject))
+    return [
+        *checks,
+        Check("detached, the weights are bit-identical", not changed, ", ".join(changed[:3])),
+        Check("detached, nothing stays behind", not left, ", ".join(left[:3])),
+    ]
+
+
+class _Checks(list[Check]):
+    """The clauses tried so far."""
+
+    @contextmanager
+    def naming(self, clause: str) -> Iterator[None]:
+        """Fail `clause` by whatever error is raised inside, and go on."""
+        try:
+            yield
+        except Exception as error:
+            self.append(Check(clause, False, _told(error)))
+
+
+def _told(error: Exception) -> str:
+    """An error in a line, and the line of code outside libraries it came from."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    said = (
+        text
+        if isinstance(error, ValueError) and text
+        else f"{type(error).__name__}: {text}".rstrip(": ")
+    )
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename
+    ]
+    where = [f for f in frames if Path(f.filename).resolve() != Path(__file__).resolve()][-1:]
+    return said + "".join(f" ({Path(f.filename).name}, line {f.lineno})" for f in where)
+
+
+def _refusal(stack: Stack, pipeline: Any, artifacts: Mapping[str, Path]) -> str | None:
+    if reason := stack.refusal(pipeline):
+        return reason
+    unprepared = [
+        m.name for m in stack.methods if m.recipe() is not None and m.name not in artifacts
+    ]
+    return f"{unprepared[0]} has not been prepared for this pipeline" if unprepared else None
+
+
+def _try_runs(
+    checks: _Checks,
+    stack: Stack,
+    subject: Subject,
+    artifacts: Mapping[str, Path] | None,
+    plain: Tensor,
+) -> None:
+    """The clauses about generations with the stack attached, twice; `plain` is sample 0 without
+    it."""
+    pipeline, sampling, per_batch = (
+        subject.pipeline,
+        stack.adapt(subject.sampling),
+        _per_batch(stack),
+    )
+
+    def generate(attached: Attached, *which: int) -> Tensor:
+        attached.start(sampling.steps, len(which))
+        samples: Tensor = subject.generate(sampling, which)
+        return samples
+
+    with stack.attached(pipeline, artifacts) as attached:
+        first = generate(attached, 0)
+        idle = stack.idle(subject.sampling, attached)
+    engaged = not idle or not torch.equal(first, plain)
+    note = f"{' and '.join(idle)} did nothing" if not engaged else _counts(attached)
+    checks.append(Check("it engages", engaged, note))
+    with stack.attached(pipeline, artifacts) as attached:
+        name = "a batch of two is two of one"
+        with checks.naming(name):
+            pair = generate(attached, 0, 0) if per_batch else generate(attached, 0, 1)
+            again = generate(attached, 0)
+            other = again if per_batch else generate(attached, 1)
+            apart = max(_relative(pair[:1], again), _relative(pair[1:], other))
+            rounded = any("linear-precision" in m.traits.claims for m in stack.methods)
+            note = f"relative {apart:.1e}" + (
+                ", the same sample twice, for it decides per batch" if per_batch else ""
+            )
+            checks.append(Check(name, apart <= (TOLERANCE_ROUNDED if rounded else TOLERANCE), note))
+        name = "a generation leaves nothing for the next"
+        with checks.naming(name):
+            again = generate(attached, 0)
+            checks.append(
+                Check(name, torch.equal(first, again), f"relative {_relative(first, again):.1e}")
+            )
+        name = "the shortcut count equals the full count"
+        with checks.naming(name):
+            checks.append(Check(name, *_counted(stack, pipeline, lambda: generate(attached, 0))))
+        name = "an error inside a block spoils nothing"
+        with checks.naming(name):
+            stopped = _stops_inside(
+                pipeline, lambda: generate(attached, 0), late=sampling.steps > 1
+            )
+            same = torch.equal(generate(attached, 0), first)
+            checks.append(
+                Check(name, stopped and same, "" if stopped else "the error did not come through")
+            )
+
+
+def _counted(stack: Stack, pipeline: Any, generate: Callable[[], object]) -> tuple[bool, str]:
+    """Whether a count that leaves out calls which look alike finds what a count of all calls does,
+    and how much it finds."""
+    if not alike_every_call(stack):
+        return True, "no call is left out"
+    short, whole = (
+        counting.count_generation(pipeline, generate, alike=alike, allow_uncounted=True)
+        for alike in (True, False)
+    )
+    return short == whole, f"{short.flops:.4g} and {whole.flops:.4g} FLOPs"
+
+
+def check_models(
+    stack: Stack, models: Sequence[Model], plugins: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The contract on the bundled models, as rows of a table; `result` is `passed`, `failed` or
+    `refused`. `plugins`: files that were loaded for the stack, for the commands in notes.
+
+    A model whose weights are absent or damaged is a refused row with that reason, and the others
+    are still tried; so they are where something breaks down outside the method.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def tell(model: Model, clause: str, result: str, note: str) -> None:
+        rows.append({"model": model.name, "clause": clause, "result": result, "note": note})
+
+    for model in models:
+        try:
+            subject = _bundled(model)
+            prepared = {
+                name: a.folder for name, a in resolve(model, stack, "bundled", plugins).items()
+            }
+        except ValueError as error:
+            tell(model, "its files are there", "refused", str(error))
+            continue
+        except Exception as error:
+            tell(model, "its files are there", "failed", _told(error))
+            continue
+        try:
+            with quiet():
+                checks = check_method(str(stack), subject, prepared)
+        except Exception as error:
+            tell(model, "the model itself runs", "failed", _told(error))
+            continue
+        for check in checks:
+            result = (
+                "failed" if not check.passed else "refused" if check.name == "refused" else "passed"
+            )
+            tell(
+                model,
+                "runs on this model" if result == "refused" else check.name,
+                result,
+                check.note,
+            )
+    return rows
+
+
+def _bundled(model: Model) -> Subject:
+    from ditbench.models.loading import load
+
+    requests = make_requests(model, 2, seed=0)
+
+    def arguments(sampling: Sampling, which: Sequence[int]) -> dict[str, Any]:
+        asked: dict[str, Any] = call_arguments(model, sampling, [requests[i] for i in which])
+        return asked | {"output_type": OUTPUT[model.family]}
+
+    pipeline = load(model, weights="bundled", device="cpu", dtype="float32")
+    return Subject(pipeline=pipeline, sampling=sampling_of(model), arguments=arguments)
+
+
+def _round_trip(stack: Stack) -> Check:
+    restored = Stack.restore(json.loads(json.dumps(stack.describe())))
+    return Check(
+        "text and JSON read back as the same stack",
+        Stack.parse(str(stack)) == restored == stack,
+        str(stack),
+    )
+
+
+def _off(stack: Stack, subject: Subject) -> Check:
+    """With every method's knobs at what it declares as `off`, samples are those of the plain
+    pipeline."""
+    without = [m.name for m in stack.methods if not getattr(m, "off", None)]
+    if without:
+        return Check(OFF, True, f"{' and '.join(without)} cannot be turned off by a knob")
+    off = Stack.of(*(build(type(m), m.off) for m in stack.methods))
+    plain = subject.generate(subject.sampling, [0])
+    sampling = off.adapt(subject.sampling)
+    with off.attached(subject.pipeline) as attached:
+        attached.start(sampling.steps, 1)
+        same = torch.equal(subject.generate(sampling, [0]), plain)
+        idle = len(off.idle(subject.sampling, attached)) == len(off.methods)
+    note = (
+        ""
+        if same and idle
+        else f"{off} changed the samples"
+        if not same
+        else f"{off} says it did something"
+    )
+    return Check(OFF, same and idle, note)
+
+
+def _per_batch(stack: Stack) -> bool:
+    return any(m.traits.decides_per_batch for m in stack.methods)
+
+
+def _counts(attached: Attached) -> str:
+    return ", ".join(f"{event} {n}" for event, n in attached.counters().items())
+
+
+def _stops_inside(pipeline: Any, generate: Callable[[], object], *, late: bool) -> bool:
+    """Whether an error raised in the first block, at its second run where there is one, reaches the
+    caller."""
+    calls = 0
+
+    def stop(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > int(late):
+            raise _Stop
+
+    hook = sublayers(pipeline.transformer)[0].modules[0].register_forward_pre_hook(stop)
+    try:
+        generate()
+    except _Stop:
+        return True
+    finally:
+        hook.remove()
+    return False
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())

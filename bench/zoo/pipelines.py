@@ -1,0 +1,86 @@
+"""The pipelines of the tiny models before training: classes of diffusers and transformers, sizes of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+
+from ditbench.shapes import scenes as shapes
+from ditbench.zoo import parts
+
+WORLD = {"dit-tiny": "class", "pixart-tiny": "scene", "flux-tiny": "scene", "wan-tiny": "video"}
+
+
+SHAPE: dict[str, Any] = dict(num_attention_heads=4, attention_head_dim=32)
+
+
+def build(name: str, parts_folder: Path) -> Any:
+    """The pipeline of a tiny model with a trained codec and everything else freshly initialised."""
+    torch.manual_seed(0)
+    transformer: Any
+    if name == "wan-tiny":
+        return WanPipeline(
+            tokenizer=parts.tokenizer(),
+            text_encoder=parts.t5(multilingual=True),
+            vae=AutoencoderKLWan.from_pretrained(parts_folder / "video-codec" / "weights"),
+            scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+            transformer=WanTransformer3DModel(
+                **SHAPE, patch_size=(1, 2, 2), in_channels=parts.VIDEO_CHANNELS,
+                out_channels=parts.VIDEO_CHANNELS,
+                text_dim=parts.TEXT_WIDTH, freq_dim=64, ffn_dim=512, num_layers=5,
+                cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+            ),
+        )  # fmt: skip
+    vae = AutoencoderKL.from_pretrained(parts_folder / "codec" / "weights")
+    if name == "dit-tiny":
+        transformer = DiTTransformer2DModel(
+            **SHAPE,
+            in_channels=4,
+            out_channels=4,
+            num_layers=6,
+            sample_size=16,
+            patch_size=2,
+            num_embeds_ada_norm=1000,
+        )
+        names = dict(enumerate(shapes.CLASSES))
+        return DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False), id2label=names)
+    if name == "pixart-tiny":
+        transformer = PixArtTransformer2DModel(
+            **SHAPE, in_channels=4, out_channels=4, num_layers=6, cross_attention_dim=128,
+            sample_size=16, patch_size=2,
+            caption_channels=parts.TEXT_WIDTH, use_additional_conditions=False,
+        )  # fmt: skip
+        return PixArtAlphaPipeline(
+            parts.tokenizer(), parts.t5(), vae, transformer, DPMSolverMultistepScheduler()
+        )
+    if name == "flux-tiny":
+        vae.register_to_config(shift_factor=0.0)
+        transformer = FluxTransformer2DModel(
+            **SHAPE, patch_size=1, in_channels=16, num_layers=2, num_single_layers=3,
+            joint_attention_dim=parts.TEXT_WIDTH,
+            pooled_projection_dim=parts.TEXT_WIDTH, axes_dims_rope=(8, 12, 12),
+            guidance_embeds=True,
+        )  # fmt: skip
+        tokenizer, scheduler = parts.tokenizer(), FlowMatchEulerDiscreteScheduler()
+        return FluxPipeline(
+            scheduler, vae, parts.clip(), tokenizer, parts.t5(), tokenizer, transformer
+        )
+    raise ValueError(f"no tiny model {name!r}; there are {', '.join(WORLD)}")

@@ -1,0 +1,1 @@
+"""What a run recommends, and how two runs differ."""

@@ -1,0 +1,228 @@
+"""What moved between two runs beyond noise: qualities sample by sample, speed-ups, FLOPs and
+memory. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ditbench.analysis.quality import reference_of, statistic_delta
+from ditbench.analysis.set_statistics import Sets
+from ditbench.extractors.references import ReferenceSets
+from ditbench.metrics.table import Metric, metrics
+from ditbench.records.record import SHOWN
+from ditbench.records.scores import Scores, read_scores
+from ditbench.reports.sections.format import DASH, fixed, number, places_of, spoken
+from ditbench.reports.sections.frontier import Row
+from ditbench.reports.sections.section import Section, differing
+from ditbench.statistics import estimates as statistics
+from ditbench.statistics import times
+from ditbench.statistics.estimates import Estimate
+
+PAIRED = ("requests_sha256", "num_samples", "dtype", "weights")
+"""What two cells of a stack must share for their samples to be set side by side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """How far a quantity may move to the worse before it is a regression; beyond noise it must have
+    moved too."""
+
+    alignment: float = 0.01
+    """Loss of `align.shapes_v1`."""
+    slowdown: float = 0.05
+    """Share of the speed-up over `none` that is lost."""
+    memory: float = 0.05
+    """Share by which the peak has grown."""
+    flops: float = 0.01
+    """Share by which they have grown."""
+
+
+def compare(a: Section, b: Section, gates: Gates) -> list[dict[str, Any]]:
+    """A row for each model, stack and quantity of both runs: before, after, change with its
+    interval, verdict.
+
+    Verdicts: `identical`, `changed` (where neither way is better), `better`, `worse` (the interval
+    of the change excludes nothing having changed), `regression` (worse, and past the gate), `not
+    told apart`, or `not compared` with the field that differs. A stack that only one of them has is
+    a row with the verdict `only before` or `only after`. ValueError when the runs share no cell.
+    """
+    scores = read_scores(a.folder), read_scores(b.folder)
+    before, after = (
+        {(row["model"], row["stack"]): row for row in section.rows} for section in (a, b)
+    )
+    if not before.keys() & after.keys():
+        raise ValueError(f"{a.name} and {b.name} have no model and stack in common")
+    found = []
+    for model, stack in dict.fromkeys((*after, *before)):
+        old, new = before.get((model, stack)), after.get((model, stack))
+        if old is not None and new is not None:
+            lines = _cells(old, new, a, b, scores, gates)
+        else:
+            one, other = (row["status"] if row else "" for row in (old, new))
+            lines = [_line("row", one, other, "", "only before" if old else "only after")]
+        found += [{"model": model, "stack": stack} | line for line in lines]
+    return found
+
+
+def _cells(
+    old: Row,
+    new: Row,
+    a: Section,
+    b: Section,
+    scores: tuple[Mapping[str, Scores], Mapping[str, Scores]],
+    gates: Gates,
+) -> list[dict[str, Any]]:
+    if old["status"] != SHOWN or new["status"] != SHOWN:
+        if old["status"] == new["status"]:
+            return []
+        worse = old["status"] == SHOWN
+        told = f"{new['status']}: {new['reason']}" if new["reason"] else new["status"]
+        return [_line("status", old["status"], told, "", "regression" if worse else "better")]
+    one, other = a.records[old["key"]], b.records[new["key"]]
+    lines = []
+    if unlike := [name for name in PAIRED if one["run"].get(name) != other["run"].get(name)]:
+        lines.append(_line("quality", "", "", "", f"not compared: {', '.join(unlike)} differ"))
+    else:
+        lines += _qualities(one, other, scores, gates, b.folder)
+    if unlike := differing(one["environment"], other["environment"]):
+        lines.append(
+            _line("times and memory", "", "", "", f"not compared: {', '.join(unlike)} differ")
+        )
+    else:
+        lines += [
+            *_speed(old, new, gates),
+            *_growth("peak_bytes", old["memory"], new["memory"], gates.memory),
+        ]
+    return [*lines, *_growth("flops", old["flops"], new["flops"], gates.flops)]
+
+
+def _qualities(
+    one: Mapping[str, Any],
+    other: Mapping[str, Any],
+    scores: tuple[Mapping[str, Scores], Mapping[str, Scores]],
+    gates: Gates,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """`folder` of the run after: what it was told as references serves both."""
+    mine, theirs = scores[0].get(one["key"]), scores[1].get(other["key"])
+    if mine is None or theirs is None:
+        return [_line("quality", "", "", "", "not compared: one of them is not scored")]
+    lines, sets = [], Sets(reference_of, ReferenceSets(folder))
+    for metric in metrics().values():
+        try:
+            change = _change(metric, mine, theirs, other, sets)
+        except ValueError as error:
+            lines.append(_line(metric.name, "", "", "", f"not compared: {error}"))
+            continue
+        if change is not None:
+            before, after, moved = change
+            gate = gates.alignment if metric.name == "align.shapes_v1" else None
+            places = places_of(metric.name)
+            verdict = _verdict(moved, 1 if metric.better == "higher" else -1, gate)
+            if metric.better == "neither" and verdict in ("better", "worse"):
+                verdict = "changed"
+            told = spoken(moved.as_dict(), places, signed=True)
+            pair = [s.arrays.get(metric.name, s.arrays["group"]) for s in (mine, theirs)]
+            # an interval would be about samples that were not drawn
+            if moved.se == 0 and moved.value == 0 and np.array_equal(pair[0], pair[1]):
+                verdict, told = "identical", ""
+            lines.append(
+                _line(metric.name, fixed(before, places), fixed(after, places), told, verdict)
+            )
+    return lines
+
+
+def _change(
+    metric: Metric, mine: Scores, theirs: Scores, record: Mapping[str, Any], sets: Sets
+) -> tuple[float, float, Estimate] | None:
+    """Before, after, and the paired change; None where either has no such metric. ValueError says
+    why there is no change."""
+    if any(s.reasons.get(metric.name, "missing") for s in (mine, theirs)):
+        return None
+    group = theirs.arrays["group"]
+    if metric.statistic:
+        before, after = (sets.read(metric, record, s).value for s in (mine, theirs))
+        moved, _, _ = statistic_delta(metric, record, theirs, mine, sets)
+        return before, after, moved
+    if metric.name not in mine.arrays or metric.name not in theirs.arrays:
+        return None
+    old, new = mine.arrays[metric.name], theirs.arrays[metric.name]
+    moved = statistics.delta(new, old, group, bounds=metric.bounds)
+    return float(old.mean()), float(new.mean()), moved
+
+
+def _speed(old: Row, new: Row, gates: Gates) -> list[dict[str, Any]]:
+    """The speed-up over each run's own baseline: what drifts between the runs drifts for both."""
+    if old["baseline"] or old["speedup_call"] is None or new["speedup_call"] is None:
+        return []
+    ratio = times.quotient(new["speedup_call"], old["speedup_call"])
+    before, after = (spoken(row["speedup_call"], 2) for row in (old, new))
+    if ratio is None:
+        return [
+            _line(
+                "speedup_call", before, after, DASH, "not told apart: one of them has no interval"
+            )
+        ]
+    shifted = Estimate(
+        value=ratio.value - 1, low=None if ratio.low is None else ratio.low - 1,
+        high=None if ratio.high is None else ratio.high - 1, n=ratio.n, se=ratio.se,
+    )  # fmt: skip
+    return [
+        _line(
+            "speedup_call",
+            before,
+            after,
+            f"x {spoken(ratio.as_dict(), 3)}",
+            _verdict(shifted, 1, gates.slowdown),
+        )
+    ]
+
+
+def _growth(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any], gate: float
+) -> list[dict[str, Any]]:
+    """Counted, not sampled: any difference counts, past the gate as a regression."""
+    before, after = old.get(name), new.get(name)
+    if not before or not after:
+        return []
+    grown = after / before - 1
+    verdict = (
+        "identical"
+        if grown == 0
+        else "regression"
+        if grown > gate
+        else "better"
+        if grown < -gate
+        else "not told apart"
+    )
+    return [
+        _line(
+            name, number(before), number(after), f"{fixed(100 * grown, 1, signed=True)} %", verdict
+        )
+    ]
+
+
+def _verdict(change: Estimate, better: int, gate: float | None) -> str:
+    if change.low is None or change.high is None:
+        return "not told apart: no interval at this n"
+    low, high = (change.low, change.high) if better > 0 else (-change.high, -change.low)
+    if low > 0:
+        return "better"
+    if high >= 0:
+        return "not told apart"
+    return "regression" if gate is not None and better * change.value < -gate else "worse"
+
+
+def _line(quantity: str, before: str, after: str, change: str, verdict: str) -> dict[str, Any]:
+    return {
+        "quantity": quantity,
+        "verdict": verdict,
+        "before": before,
+        "after": after,
+        "change": change,
+    }

@@ -1,0 +1,131 @@
+"""Answers from a run's records: the stack to use under limits, and the command that makes a row
+again. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ditbench.records.record import SHOWN
+from ditbench.reports.sections.format import fixed, interval, number, places_of, size, spoken, times
+from ditbench.reports.sections.frontier import Row
+from ditbench.reports.sections.section import Section, status
+
+ALIGNMENT, FRECHET = "align.shapes_v1", "fd.shapes_v1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a stack must keep to. Quality limits hold for the whole 95 % interval of the change, not
+    for its middle."""
+
+    max_memory_gb: float | None = None
+    """Of peak memory, in 10^9 bytes."""
+    max_seconds: float | None = None
+    """Per sample, the median call."""
+    min_alignment: float | None = None
+    """Alignment minus that of `none`."""
+    max_frechet: float | None = None
+    """Fréchet distance minus that of `none`."""
+
+
+def recommend(section: Section, limits: Limits) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row for every accelerated stack of a run, the fastest that qualifies first, and a sentence
+    for each model.
+
+    A stack qualifies when it keeps to the limits and its measured call is faster than that of
+    `none` by a 95 % interval.
+    """
+    found, sentences = [], []
+    for model, rows in section.models.items():
+        judged = [(row, _obstacle(row, limits)) for row in rows if not row["baseline"]]
+        judged.sort(key=lambda pair: (bool(pair[1]), -_factor(pair[0])))
+        found += [_line(model, row, obstacle) for row, obstacle in judged]
+        sentences.append(
+            f"{model}: {_sentence([row for row, obstacle in judged if not obstacle], len(judged))}"
+        )
+    return found, sentences
+
+
+def _obstacle(row: Row, limits: Limits) -> str:
+    """Why a stack does not qualify, or ""."""
+    if row["status"] != SHOWN:
+        return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
+    if limits.max_memory_gb is not None:
+        peak = row["memory"].get("peak_bytes")
+        if peak is None:
+            return "its peak memory was not measured"
+        if peak > limits.max_memory_gb * 1e9:
+            return f"peak memory {size(peak)} is above {number(limits.max_memory_gb)} GB"
+    if limits.max_seconds is not None:
+        taken = row["timing"]["call_s"]
+        if taken is None or taken["value"] > limits.max_seconds:
+            told = "not measured" if taken is None else f"{number(taken['value'])} s"
+            return f"time per sample ({told}) is above {number(limits.max_seconds)} s"
+    for metric, limit, side in (
+        (ALIGNMENT, limits.min_alignment, "low"),
+        (FRECHET, limits.max_frechet, "high"),
+    ):
+        if limit is not None and (
+            reason := _quality_obstacle(row["quality"][metric], metric, limit, side)
+        ):
+            return reason
+    speed = row["speedup_call"]
+    if speed is None:
+        return "no measured speed-up"
+    if speed["low"] is None or speed["low"] <= 1:
+        return f"not shown to be faster than none: {times(speed['value'])} {interval(speed, 2)}".rstrip()
+    return ""
+
+
+def _quality_obstacle(entry: Mapping[str, Any], metric: str, limit: float, side: str) -> str:
+    if entry["delta"] is None:
+        return f"no change of {metric}: {entry['delta_reason'] or entry['reason']}"
+    bound, places = entry["delta"][side], places_of(metric)
+    if bound is None:
+        return f"the change of {metric} carries no interval at this n"
+    if (bound < limit) if side == "low" else (bound > limit):
+        told = spoken(entry["delta"], places, signed=True)
+        return f"change of {metric} {told}: it may be {'below' if side == 'low' else 'above'} {fixed(limit, places, signed=True)}"
+    return ""
+
+
+def _sentence(qualified: Sequence[Row], num: int) -> str:
+    if not qualified:
+        return (
+            f"no stack qualifies of {num}"
+            if num
+            else "nothing but the un-accelerated model was run"
+        )
+    best, *others = qualified
+    told = f"use {best['stack']}: {spoken(best['speedup_call'], 2)} times as fast"
+    if (change := best["quality"][ALIGNMENT]["delta"]) is not None:
+        told += f", alignment {spoken(change, 3, signed=True)}"
+    if best["memory"].get("peak_bytes"):
+        told += f", peak {size(best['memory']['peak_bytes'])}"
+    close = [
+        row["stack"] for row in others if row["speedup_call"]["high"] >= best["speedup_call"]["low"]
+    ]
+    if close:
+        told += f"; not told apart in speed: {', '.join(close)}"
+    if best["suspect"]:
+        told += "; the baseline drifted, so its times are suspect"
+    return told
+
+
+def _factor(row: Row) -> float:
+    return float(row["speedup_call"]["value"]) if row["speedup_call"] else 0.0
+
+
+def _line(model: str, row: Row, obstacle: str) -> dict[str, Any]:
+    shown = row["status"] == SHOWN
+    change = row["quality"][ALIGNMENT]["delta"]
+    return {
+        "model": model, "stack": row["stack"], "qualifies": "no" if obstacle else "yes",
+        "speedup_call": spoken(row["speedup_call"], 2) if row["speedup_call"] else "",
+        "alignment minus none": spoken(change, 3, signed=True) if change else "",
+        "peak": size(row["memory"].get("peak_bytes")) if shown else "", "n": row["num_samples"],
+        "why not": obstacle,
+        "status": status(row),
+    }  # fmt: skip

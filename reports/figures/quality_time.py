@@ -1,0 +1,153 @@
+"""Quality against time, a figure per model: one panel per quality metric, error bars both ways. PNG
+and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
+from numpy.typing import NDArray
+
+from ditbench.reports.figures.scatter import Plate, Point, plate
+from ditbench.reports.figures.style import INK, PALE, QUIET, in_style
+from ditbench.reports.sections.format import number
+from ditbench.reports.sections.frontier import Row, dominated, placed
+from ditbench.reports.sections.section import Section, file_name
+
+Line = NDArray[Any]
+"""Positions [k, 2] in a panel's units."""
+
+METRICS = {
+    "align.shapes_v1": ("alignment (align.shapes_v1)", "higher is better"),
+    "fd.shapes_v1": ("Fréchet distance (fd.shapes_v1)", "lower is better"),
+}
+SMALL_PRINT = (
+    "Bars: 95 % intervals. Fréchet distance: that of none and the difference to it, which is "
+    "without bias in n. Dashed: none. Line: the "
+    "frontier; in the grey behind it something is both faster and better, as measured (how sure "
+    "that is: the tables). Seconds: those of "
+    "none over the paired speed-up."
+)
+
+
+def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
+    """Draw every model that has times and a quality; returns the PNG and SVG written, by model."""
+    found = {}
+    with in_style():
+        for model, rows in section.models.items():
+            panels = [metric for metric in METRICS if any(placed(row, metric) for row in rows)]
+            if panels:
+                found[model] = _figure(section, model, panels, folder)
+    return found
+
+
+def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -> list[Path]:
+    rows = [row for row in section.models[model] if any(placed(row, metric) for metric in panels)]
+    drawn = plate(section, model, rows, len(panels), SMALL_PRINT)
+    scale_time(drawn.axes, rows)
+    frontiers = [
+        _panel(axis, drawn, metric) for axis, metric in zip(drawn.axes, panels, strict=True)
+    ]
+    time_axis(drawn.axes)
+    for axis, metric, frontier in zip(drawn.axes, panels, frontiers, strict=True):
+        levels = [
+            r["quality"][metric]["level"] for r in rows if r["baseline"] and placed(r, metric)
+        ]
+        drawn.name(
+            axis,
+            _points(rows, metric),
+            frontier,
+            *([(x, y) for x in axis.get_xlim()] for y in levels),
+        )
+    return drawn.save(
+        f"{model}: quality against time", folder, f"{file_name(model)}-quality-against-time"
+    )
+
+
+def _panel(axis: Axes, drawn: Plate, metric: str) -> Line:
+    """Everything but the labels, which need final limits; returns the frontier."""
+    name, better = METRICS[metric]
+    drawn.mark(axis, _points(drawn.rows, metric))
+    for row in drawn.rows:
+        if row["baseline"] and placed(row, metric):
+            level = row["quality"][metric]["level"]
+            axis.axhline(
+                level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.5, zorder=1
+            )
+    axis.set_ylabel(name)
+    axis.margins(x=0.08, y=0.16)
+    axis.set_title(better, loc="right", fontsize=8.5, fontweight="normal", color=QUIET, pad=3)
+    return _shade(axis, drawn.rows, metric, better)
+
+
+def _shade(axis: Axes, rows: Sequence[Row], metric: str, better: str) -> Line:
+    """The frontier as a staircase, and behind it, out to the panel's edges, what some stack beats
+    in time and in quality."""
+    x, y = dominated(rows, metric)
+    if not len(x):
+        return np.empty((0, 2))
+    axis.autoscale_view()
+    left, right = axis.get_xlim()
+    low, high = axis.get_ylim()
+    edge = low if better == "higher is better" else high
+    x, y = np.append(x, right), np.append(y, y[-1])
+    axis.fill_between(x, y, edge, color=PALE, alpha=0.45, linewidth=0, zorder=0)
+    staircase = np.stack([np.append(x[:1], x), np.append(edge, y)], axis=1)
+    axis.plot(*staircase.T, color=QUIET, linewidth=0.9, zorder=2)
+    axis.set_xlim(left, right)
+    axis.set_ylim(low, high)
+    return staircase
+
+
+def _points(rows: Sequence[Row], metric: str) -> list[Point | None]:
+    return [_point(row, metric) if placed(row, metric) else None for row in rows]
+
+
+def _point(row: Row, metric: str) -> Point:
+    x, entry = row["timing"]["call_s"], row["quality"][metric]
+    # The estimate whose interval is drawn: the value's, or where it has none (Fréchet) that of the
+    # difference to none.
+    bar = entry["value"] if entry["value"]["low"] is not None else entry["delta"] or entry["value"]
+    return (x["value"], entry["level"], *reach(x), *reach(bar))
+
+
+def reach(estimate: dict[str, Any]) -> tuple[float, float]:
+    """How far an interval goes below and above its value."""
+    if estimate["low"] is None or estimate["high"] is None:
+        return 0.0, 0.0
+    return max(0.0, estimate["value"] - estimate["low"]), max(
+        0.0, estimate["high"] - estimate["value"]
+    )
+
+
+def scale_time(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
+    """Make the panels' axis of seconds logarithmic where they differ much; before anything is
+    drawn, for limits depend on it."""
+    if far_apart(rows):
+        axes[-1].set_xscale("log")
+
+
+def far_apart(rows: Sequence[Row]) -> bool:
+    """Whether times differ so much that their axis is logarithmic."""
+    seconds = [row["timing"]["call_s"]["value"] for row in rows]
+    return bool(max(seconds) > 4 * min(seconds))
+
+
+def time_axis(axes: Sequence[Axes]) -> None:
+    """Label the lowest panel's axis of seconds."""
+    last = axes[-1]
+    if last.get_xscale() == "log":
+        start, end = last.get_xlim()
+        last.xaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if end > 10 * start else (1, 1.5, 2, 3, 5, 7))
+        )
+        last.xaxis.set_minor_locator(NullLocator())
+        last.xaxis.set_major_formatter(lambda s, _: f"{s:g}" if s >= 1e-3 else number(s))
+        last.set_xlabel("seconds per sample, whole call (log scale)")
+    else:
+        last.set_xlim(left=max(0.0, last.get_xlim()[0]))
+        last.set_xlabel("seconds per sample, whole call")

@@ -1,0 +1,188 @@
+"""What the arithmetic promised against what the clock gave, and where the memory went: a figure of
+each per model. PNG and SVG."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullLocator
+
+from ditbench.records.record import SHOWN
+from ditbench.reports.figures.quality_time import reach
+from ditbench.reports.figures.scatter import Point, finish, plate
+from ditbench.reports.figures.style import DPI, INK, PAPER, QUIET, in_style
+from ditbench.reports.sections.format import size
+from ditbench.reports.sections.frontier import Row
+from ditbench.reports.sections.section import Section, file_name
+
+REALISED = (
+    "The denoising loop. Line: saved arithmetic became saved time. Below it time was lost to what "
+    "FLOPs do not count; above it the stack "
+    "saved something besides arithmetic. Bars: 95 % intervals, cut off at the edge."
+)
+CUT = 2.0
+"""How many times beyond the least and the largest value intervals are drawn: of two rounds they can
+reach into the thousands."""
+PARTS = (
+    ("weights", INK, ""), ("there before sampling", "#d9d9d9", "//"),
+    ("kept by methods", "#0072b2", ""), ("rest", "#e69f00", ""),
+)  # fmt: skip
+"""Parts of the peak, with colours and hatches."""
+BAR = 0.24
+"""Inches for a bar."""
+
+
+def draw_charts(section: Section, folder: Path) -> dict[str, list[Path]]:
+    """Draw the charts of every model that has what they show; returns the files written, by
+    model."""
+    found: dict[str, list[Path]] = {}
+    with in_style():
+        for model, rows in section.models.items():
+            timed = [row for row in rows if _promise(row) is not None]
+            if any(not row["baseline"] for row in timed):
+                found.setdefault(model, []).extend(_realised(section, model, timed, folder))
+            held = [
+                row for row in rows if row["status"] == SHOWN and row["memory"].get("peak_bytes")
+            ]
+            if held:
+                found.setdefault(model, []).extend(_memory(section, model, held, folder))
+    return found
+
+
+def _promise(row: Row) -> Point | None:
+    """FLOPs of none over FLOPs of this, and the measured speed-up of the loop."""
+    if row["status"] != SHOWN or not row["speedup_flops"] or row["speedup_denoise"] is None:
+        return None
+    if row["baseline"]:
+        return (1.0, 1.0, 0, 0, 0, 0)
+    return (
+        row["speedup_flops"],
+        row["speedup_denoise"]["value"],
+        0,
+        0,
+        *reach(row["speedup_denoise"]),
+    )
+
+
+def _realised(section: Section, model: str, rows: list[Row], folder: Path) -> list[Path]:
+    drawn = plate(section, model, rows, 1, REALISED, inches=4.4)
+    (axis,) = drawn.axes
+    points = [_promise(row) for row in rows]
+    drawn.mark(axis, points)
+    told = np.array([p for p in points if p is not None])
+    least, most = min(told[:, :2].min(), 1.0), max(told[:, :2].max(), 1.0)
+    low = max(min(least, (told[:, 1] - told[:, 4]).min()), least / CUT) / 1.15
+    high = min(max(most, (told[:, 1] + told[:, 5]).max()), most * CUT) * 1.15
+    axis.plot([low, high], [low, high], color=QUIET, linewidth=0.9, zorder=1)
+    for axes, limit in ((axis.xaxis, axis.set_xlim), (axis.yaxis, axis.set_ylim)):
+        (axis.set_xscale if axes is axis.xaxis else axis.set_yscale)("log")
+        axes.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.set_minor_locator(NullLocator())
+        axes.set_major_formatter(lambda times, _: f"{times:g}x")
+        limit(low, high)
+    axis.set_xlabel("promised: FLOPs of none / FLOPs of this (log scale)")
+    axis.set_ylabel("measured: time of none / time of this")
+    drawn.name(axis, points, [(low, low), (high, high)])
+    return drawn.save(
+        f"{model}: promised and measured speed-up",
+        folder,
+        f"{file_name(model)}-promised-and-measured",
+    )
+
+
+def _memory(section: Section, model: str, rows: list[Row], folder: Path) -> list[Path]:
+    foot = textwrap.wrap(section.caption(model), 142)
+    foot += textwrap.wrap(
+        "Peak while sampling. On the CPU it is the process's resident memory, Python and "
+        "libraries included. The rest is activations.",
+        142,
+    )
+    longest = 9 + max(len(_short(row["stack"])) for row in rows)
+    left = min(0.46, 0.02 + 0.0086 * longest)
+    above, below = 0.62, 0.62 + 0.125 * len(foot)
+    height = above + BAR * len(rows) + below
+    figure = Figure(figsize=(8, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+    axis = figure.add_axes((left, below / height, 0.97 - left, BAR * len(rows) / height))
+    places = np.arange(len(rows))[::-1]
+    parts = np.array([_parts(row) for row in rows]) / 1e6  # [n, 4]
+    ends = np.cumsum(parts, 1)
+    for i, (_, colour, hatch) in enumerate(PARTS):
+        low, high = places - 0.34, places + 0.34
+        start, end = ends[:, i] - parts[:, i], ends[:, i]
+        bars = np.stack(
+            [
+                np.stack([start, low], 1),
+                np.stack([start, high], 1),
+                np.stack([end, high], 1),
+                np.stack([end, low], 1),
+            ],
+            1,
+        )
+        axis.add_collection(
+            PolyCollection(
+                list(bars), facecolor=colour, hatch=hatch, edgecolor=PAPER, linewidth=0.4
+            )
+        )
+    # plain text: ticks cost four times as much to draw
+    for place, row in zip(places, rows, strict=True):
+        told = f"{_short(row['stack'])}   {size(row['memory']['peak_bytes'])}"
+        axis.text(
+            -0.012,
+            place,
+            told,
+            transform=axis.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            fontsize=7.5,
+        )
+    axis.set_yticks([])
+    axis.set_xlim(0, 1.03 * ends.max())
+    axis.set_ylim(-0.6, len(rows) - 0.4)
+    axis.set_xlabel("MB")
+    figure.text(
+        0.02, 1 - 0.12 / height, f"{model}: peak memory", fontsize=11.5, fontweight="bold", va="top"
+    )
+    patches = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor=PAPER, label=label)
+        for label, colour, hatch in PARTS
+    ]
+    at = (0.012, 1 - 0.3 / height)
+    figure.legend(
+        handles=patches,
+        loc="upper left",
+        bbox_to_anchor=at,
+        ncols=4,
+        fontsize=8,
+        borderaxespad=0,
+        handlelength=1.2,
+    )
+    figure.text(
+        0.02,
+        0.08 / height,
+        "\n".join(foot),
+        fontsize=6.8,
+        color=QUIET,
+        va="bottom",
+        linespacing=1.25,
+    )
+    return finish(figure, folder, f"{file_name(model)}-memory")
+
+
+def _parts(row: Row) -> list[float]:
+    """Bytes of the peak: weights, what else was there before sampling, what methods keep, the rest
+    (activations)."""
+    told = row["memory"]
+    weights, cache = float(told.get("weights_bytes") or 0), float(told.get("cache_bytes") or 0)
+    before = max(0.0, float(told.get("before_bytes") or 0) - weights)
+    return [weights, before, cache, max(0.0, told["peak_bytes"] - weights - before - cache)]
+
+
+def _short(stack: str) -> str:
+    return stack if len(stack) <= 44 else stack[:43] + "…"

@@ -1,0 +1,135 @@
+"""What was trained for a method, as a card in its folder: what it is for, what it cost, the loss
+curve, the schedule where there is one.
+
+Read from `log.csv`, `schedule.json` and `manifest.json` alone.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ditbench.acceleration.caching.schedule import Schedule
+from ditbench.method.artifact import command_for, trained_for
+from ditbench.records.files import read_json
+from ditbench.records.record import SHOWN
+from ditbench.reports.figures.scatter import write_png
+from ditbench.reports.figures.schedule_heatmap import paint
+from ditbench.reports.figures.style import FAMILIES, INK, QUIET, in_style
+from ditbench.reports.sections.section import Section, file_name
+
+PICTURE, CARD = "training.png", "README.md"
+SMOOTH = 15
+"""Iterations the running mean goes over."""
+
+
+def write_card(folder: Path) -> Path:
+    """Write `README.md` and, where there is something to draw, `training.png` beside what was
+    trained."""
+    manifest, picture = read_json(folder / "manifest.json"), draw_training(folder)
+    below = "" if manifest["below"] == "none" else f" under `{manifest['below']}`"
+    facts = {
+        "made with": f"`{command_for(manifest['stack'], manifest['model'], manifest.get('flags', ()))}`"
+    }
+    facts |= {"seconds": manifest["seconds"], **manifest["recipe"], **manifest["notes"]}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    shown = f"\n![training]({PICTURE})\n" if picture else ""
+    title = (
+        f"# {manifest['method']} for {manifest['model']}\n\nFor {manifest['steps']} steps{below}.\n"
+    )
+    (folder / CARD).write_text(f"{title}\n| | |\n|---|---|\n{rows}\n{shown}")
+    return folder / CARD
+
+
+def copy_training(section: Section, folder: Path) -> dict[str, list[Path]]:
+    """Copy the picture of every training that a model's cells rest on, where what was trained is on
+    this machine; the copies by model."""
+    found: dict[str, list[Path]] = {}
+    for model, rows in section.models.items():
+        records = [section.records[row["key"]] for row in rows if row["status"] == SHOWN]
+        used = {
+            artifact.folder: name
+            for record in records
+            for name, artifact in trained_for(record).items()
+        }
+        for trained, method in used.items():
+            if (trained / PICTURE).is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"{file_name(model)}-{method}-{trained.name}-training.png"
+                path.write_bytes((trained / PICTURE).read_bytes())
+                found.setdefault(model, []).append(path)
+    return found
+
+
+def draw_training(folder: Path) -> Path | None:
+    """Draw `training.png` beside what was trained; None where nothing there can be drawn."""
+    told = folder / "log.csv"
+    rows = list(csv.DictReader(told.open(newline=""))) if told.is_file() else []
+    manifest = read_json(folder / "manifest.json")
+    schedule = (
+        Schedule.read(folder / "schedule.json") if (folder / "schedule.json").is_file() else None
+    )
+    if not rows and schedule is None:
+        return None
+    # powers of ten
+    with in_style({"text.parse_math": True}):
+        num = bool(rows) + (schedule is not None)
+        figure = Figure(figsize=(8.4 if num == 2 else 5.2, 2.9), dpi=100, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, num, squeeze=False)[0]
+        if rows:
+            _curve(panels[0], rows)
+        if schedule:
+            paint(panels[-1], {"sublayers": schedule.sublayers, "keep": schedule.keep.tolist()})
+            panels[-1].set_title("share of tokens computed (dark: reused)", fontsize=8, loc="left")
+        below = "" if manifest["below"] == "none" else f" under {manifest['below']}"
+        title = f"{manifest['method']} for {manifest['model']}, {manifest['steps']} steps{below}: {manifest['seconds']:.0f} s"
+        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+        return write_png(figure, folder / PICTURE)
+
+
+def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
+    """Every loss as a faint point with its running mean, and what was held out as diamonds."""
+    ink, mark = FAMILIES["cache"].colour, FAMILIES["quantisation"].colour
+    x = np.arange(len(rows))
+    if rows[0].get("step"):
+        x = np.array([int(row["step"]) for row in rows])
+    held = [
+        (at, float(row["held_out"])) for at, row in zip(x, rows, strict=True) if row.get("held_out")
+    ]
+    whole = True
+    # losses of different things are different lines
+    for i, what in enumerate(dict.fromkeys(row.get("loss_of", "") for row in rows)):
+        mine = [
+            (at, row["loss"])
+            for at, row in zip(x, rows, strict=True)
+            if row.get("loss_of", "") == what and row["loss"]
+        ]
+        at, loss = np.array([at for at, _ in mine]), np.array([float(told) for _, told in mine])
+        label, style = f"loss of {what}" if what else "loss", "-" if i == 0 else "--"
+        if len(loss) > 3 * SMOOTH:
+            axis.plot(at, loss, ".", color=ink, alpha=0.25, markersize=3)
+            at, loss = (
+                at[SMOOTH // 2 : -(SMOOTH // 2)],
+                np.convolve(loss, np.ones(SMOOTH) / SMOOTH, "valid"),
+            )
+        axis.plot(at, loss, style, color=ink, label=label)
+        whole = whole and bool((loss > 0).all())
+    if held:
+        axis.plot(
+            *zip(*held, strict=True),
+            "D-",
+            color=mark,
+            markersize=3.5,
+            linewidth=0.8,
+            label="held out",
+        )
+    if whole:
+        axis.set_yscale("log")
+    axis.set_xlabel("iteration", color=QUIET)
+    axis.legend(fontsize=7.5, labelcolor=INK)

@@ -1,0 +1,1 @@
+"""The tables and figures of README and of published runs."""

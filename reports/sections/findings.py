@@ -1,0 +1,159 @@
+"""What is said of a model's rows together: whether the second judge agrees, and how far trainings
+of one recipe differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ditbench.analysis.judges import Agreement, agreement
+from ditbench.analysis.trainings import over_trainings, recipes
+from ditbench.records.record import SHOWN
+from ditbench.reports.sections.format import count, fixed, places_of, spoken
+from ditbench.reports.sections.section import Section
+from ditbench.statistics.estimates import Estimate
+
+METRICS = {
+    "align.shapes_v1": ("alignment", "delta"),
+    "align.shapes_check_v1": ("alignment by the second judge", "delta"),
+    "fd.shapes_v1": ("Fréchet distance", "delta"),
+    "perceptual.shapes_v1": ("perceptual distance to none", "value"),
+}
+"""What is given over trainings: its words, and which of a metric's estimates."""
+INTERACTIONS = {"alignment interaction": "alignment", "Fréchet interaction": "frechet"}
+"""The same of stacks whose methods were run alone too, by what `ditbench.analysis.interaction`
+calls them."""
+
+
+def findings(section: Section, model: str) -> list[str]:
+    """Sentences about a model's rows together, for the page, the tables and the terminal; none
+    where there is nothing to say."""
+    told = judges(section, model)
+    found = [_of_judges(told)] if told else []
+    trained = trainings(section, model)
+    found += [_of_recipe(recipe) for recipe in trained if len(recipe["trainings"]) > 1]
+    return found + trained_once(trained)
+
+
+def trained_once(trained: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The sentence about what `trainings` says was trained once; none where nothing was."""
+    alone = [recipe["stack"] for recipe in trained if len(recipe["trainings"]) == 1]
+    if not alone:
+        return []
+    told = "how far another training of the same recipe would differ is in no interval of theirs"
+    return [f"one training: {', '.join(alone)}; {told}"]
+
+
+def judges(section: Section, model: str) -> dict[str, Any] | None:
+    """How the second judge compares with the first, as plain JSON; None where it has not looked at
+    a stack and its baseline."""
+    rows = [row for row in section.models[model] if row["second_judge"] is not None]
+    if not rows:
+        return None
+    learned = {row["key"] for row, _, _ in section.trained}
+    changes = {row["stack"]: row["second_judge"] for row in rows}
+    return {
+        "verdicts": {
+            name: [list(pair) for pair in pairs] for name, pairs in vars(agreement(rows)).items()
+        },
+        "alignment_minus_first": changes,
+        "mean_prepared": _mean([row["second_judge"] for row in rows if row["key"] in learned]),
+        "mean_others": _mean([row["second_judge"] for row in rows if row["key"] not in learned]),
+    }
+
+
+def trainings(section: Section, model: str) -> list[dict[str, Any]]:
+    """A recipe for each prepared stack of a model, as plain JSON: its trainings, and over two and
+    more of them the spread by metric."""
+    rows = [row for row in section.models[model] if row["status"] == SHOWN]
+    interactions = {told["stack"]: told for told in section.stacking if told["model"] == model}
+    prepared: dict[str, list[str]] = {}
+    for row, method, _ in section.trained:
+        prepared.setdefault(row["key"], []).append(method)
+    found = []
+    for recipe in recipes(rows, prepared):
+        if recipe.rows:
+            each = [recipe.rows[number] for number in sorted(recipe.rows)]
+            together = [interactions.get(row["stack"], {}) for row in each]
+            estimates = {metric: [_estimate(row, metric) for row in each] for metric in METRICS}
+            estimates |= {
+                name: [told.get(key) for told in together] for name, key in INTERACTIONS.items()
+            }
+            told = {
+                name: _spread(given)
+                for name, given in estimates.items()
+                if len(each) > 1 and _complete(given)
+            }
+            found.append({"stack": recipe.stack, "trainings": sorted(recipe.rows), "metrics": told})
+    return found
+
+
+def _estimate(row: Mapping[str, Any], metric: str) -> Estimate | None:
+    entry = row["quality"].get(metric, {}).get(METRICS[metric][1])
+    return None if entry is None else Estimate(**entry)
+
+
+def _complete(each: Sequence[Estimate | None]) -> bool:
+    return all(estimate is not None and estimate.se is not None for estimate in each)
+
+
+def _spread(each: Sequence[Any]) -> dict[str, Any]:
+    spread = over_trainings(each)
+    return {"recipe": spread.recipe.as_dict(), "sd": spread.sd}
+
+
+def _mean(changes: Sequence[Mapping[str, Any]]) -> float | None:
+    return float(np.mean([change["value"] for change in changes])) if changes else None
+
+
+def _of_judges(told: Mapping[str, Any]) -> str:
+    kinds = Agreement(**told["verdicts"])
+    changes = told["alignment_minus_first"]
+    worst = max(changes, key=lambda stack: abs(changes[stack]["value"]))
+    parts = ["second judge, through which nothing is trained: "]
+    if kinds.num:
+        parts[0] += (
+            f"of {count(kinds.num, 'verdict')} better or worse of alignment and Fréchet distance "
+            f"it confirms {len(kinds.confirmed)} by "
+            f"its own intervals, has the same sign for {len(kinds.same_sign)} more, another sign "
+            f"for {len(kinds.other_sign)}, and "
+            f"contradicts {len(kinds.contradicted)}"
+        )
+    else:
+        parts[0] += "there is no verdict better or worse that it could confirm"
+    if kinds.contradicted:
+        parts[0] += (
+            " (" + ", ".join(f"{stack}: {metric}" for stack, metric in kinds.contradicted) + ")"
+        )
+    means = [
+        f"{fixed(told[name], 3, signed=True)} on average for {whose}"
+        for name, whose in (
+            ("mean_prepared", "stacks that were prepared"),
+            ("mean_others", "the others"),
+        )
+        if told[name] is not None
+    ]
+    parts.append(f"its change of alignment minus the first judge's is {' and '.join(means)}")
+    parts.append(f"farthest apart they are on {worst}: {spoken(changes[worst], 3, signed=True)}")
+    return "; ".join(parts)
+
+
+def _of_recipe(recipe: Mapping[str, Any]) -> str:
+    told = []
+    for name, spread in recipe["metrics"].items():
+        words, which = METRICS.get(name, (name, "interaction"))
+        places = places_of("fd" if "Fréchet" in words else name)
+        low, high = spread["recipe"]["low"], spread["recipe"]["high"]
+        of = {"delta": " minus none", "value": "", "interaction": ""}[which]
+        verdict = "" if which == "value" else ", not told from 0" if low <= 0 <= high else ", not 0"
+        told.append(
+            f"{words}{of} {spoken(spread['recipe'], places, signed=which != 'value')}{verdict} "
+            f"(standard deviation between trainings {fixed(spread['sd'], places)})"
+        )
+    numbers = ", ".join(map(str, recipe["trainings"]))
+    return (
+        f"{recipe['stack']} over {len(recipe['trainings'])} trainings ({numbers}), intervals over "
+        "trainings and requests: " + ("; ".join(told) or "no numbers with errors")
+    )

@@ -1,0 +1,152 @@
+"""Which methods stack, as tables: a row for each stack whose methods were run alone too, and the
+answer of `stack --json`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from ditbench.analysis.interaction import RULE, VERDICTS
+from ditbench.reports.sections.findings import trained_once, trainings
+from ditbench.reports.sections.format import DASH, fixed, spoken
+from ditbench.reports.sections.section import Section, status
+from ditbench.reports.tables.sheet import KEY, Block, Sheet, circumstances, spread, without_empty
+
+STACKING = (
+    "gamma: the stack's speed-up over the product of those of its methods alone, 1 where speed-ups "
+    "multiply. Alignment and Fréchet "
+    "interaction: the stack's change minus the sum of its methods', 0 where what they cost adds "
+    "up; the Fréchet one without bias in n. "
+    "Basis: whether times or FLOPs decide which controls are no slower. Control: none or fewer "
+    "steps, with the most steps that is "
+    "surely no slower than the stack; FLOPs control: the same by FLOPs; student control: the "
+    "stack's student in fewer steps; over "
+    "control: the stack's alignment minus the control's. Samples needed: to resolve what is "
+    "unresolved. Tuned: what was learned for a "
+    "method was learned in the stack; frozen: for the plain model. Intervals are 95 %."
+)
+
+
+CONTROLS = ("control", "flops_control", "student_control")
+
+
+def stacking_sheet(section: Section) -> Sheet:
+    """A block for each model that has stacks whose methods were run alone too, a line for each such
+    stack."""
+    blocks = []
+    for model in section.models:
+        found = [row for row in section.stacking if row["model"] == model]
+        lines = [_words(section, row) for row in found]
+        if lines:
+            notes = [
+                f"`{row['stack']}`: {': '.join(filter(None, (row['verdict'], row.get('reason'))))}"
+                for row in found
+                if row["verdict"] not in VERDICTS or row.get("reason")
+            ]
+            notes += trained_once(trainings(section, model))
+            blocks.append(
+                Block(
+                    model=model,
+                    caption=section.caption(model),
+                    lines=without_empty(lines),
+                    notes=notes,
+                )
+            )
+    title = "Do they stack?"
+    return Sheet(
+        name="stacking",
+        title=title,
+        run=section.name,
+        convention=STACKING,
+        blocks=blocks,
+        rules=(RULE,),
+    )
+
+
+def stacking_frame(section: Section) -> pd.DataFrame:
+    """One line a stack: both interactions, verdict and control at full precision, and the keys of
+    all the cells they are from."""
+    lines = []
+    for told in section.stacking:
+        row = _row(section, told, told["stack"])
+        line = {
+            "run": row["run"],
+            "model": told["model"],
+            "stack": told["stack"],
+            "reading": told["reading"],
+        }
+        line |= {
+            "verdict": told["verdict"],
+            "suspect": row["suspect"],
+            "gamma_flops": told.get("gamma_flops"),
+        }
+        for name, key in ESTIMATES.items():
+            line |= spread(name, told[key].as_dict() if told.get(key) else None, counted=True)
+        line |= {
+            name: told.get(name)
+            for name in (
+                "basis",
+                *CONTROLS,
+                "reason",
+                "p_clash",
+                "p_stacks",
+                "p_beaten",
+                "samples_needed",
+            )
+        }
+        line |= {"controls": "; ".join(told.get("controls", []))}
+        line |= circumstances(row, section.records[row["key"]]["environment"]) | {
+            "keys": _keys(section, told)
+        }
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+ESTIMATES = {
+    "gamma_clock": "gamma_clock", "alignment_interaction": "alignment",
+    "frechet_interaction": "frechet",
+    "alignment_over_control": "over_control", "alignment_over_flops_control": "over_flops_control",
+    "alignment_over_student_control": "over_student_control",
+}  # fmt: skip
+"""Columns of estimates, by what `ditbench.analysis.interaction` calls them."""
+
+
+def _words(section: Section, told: Mapping[str, Any]) -> dict[str, str]:
+    row, measured = _row(section, told, told["stack"]), "alignment" in told
+    clock, quality, frechet, *over = (
+        told[k].as_dict() if told.get(k) else None for k in ESTIMATES.values()
+    )
+    needed = told.get("samples_needed")
+    words = {
+        "stack": told["stack"], "reading": told["reading"], "status": status(row),
+        "verdict": told["verdict"] if told["verdict"] in VERDICTS else "not measured",
+        "gamma FLOPs": fixed(told.get("gamma_flops"), 2), "gamma clock": spoken(clock, 2),
+        "alignment interaction": spoken(quality, 3, signed=True),
+        "Fréchet interaction": spoken(frechet, 2, signed=True),
+        "basis": told.get("basis", DASH),
+    }  # fmt: skip
+    for name, ahead in zip(CONTROLS, over, strict=True):
+        head = name.replace("_", " ").replace("flops", "FLOPs")
+        words |= {head: told.get(name) or DASH, f"over {head}": spoken(ahead, 3, signed=True)}
+    return words | {
+        "samples needed": DASH if needed is None else str(needed),
+        "n": str(row["num_samples"]) if measured else DASH,
+        KEY: _keys(section, told),
+    }  # fmt: skip
+
+
+def _keys(section: Section, told: Mapping[str, Any]) -> str:
+    """Record keys of baseline, methods, stack and controls."""
+    stacks = [
+        "none",
+        *told["parts"],
+        told["stack"],
+        *(told[name] for name in CONTROLS if told.get(name)),
+    ]
+    return " ".join(_row(section, told, stack)["key"] for stack in dict.fromkeys(stacks))
+
+
+def _row(section: Section, told: Mapping[str, Any], stack: str) -> Any:
+    return next(row for row in section.models[told["model"]] if row["stack"] == stack)
