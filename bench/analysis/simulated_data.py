@@ -13,14 +13,8 @@ from ditbench.statistics.frechet import Reference
 
 Generator = np.random.Generator
 DISCRETE, SKEWED = "discrete", "skewed, few prompts"
-
-
 FEATURES = 64
-
-
 Draw = Callable[[Generator, int], Array]
-
-
 SCORES: dict[str, tuple[Draw, float, str]] = {
     "normal": (lambda r, n: r.standard_normal(n), 0.0, ""),
     "Student's t, 3 degrees": (lambda r, n: r.standard_t(3, n), 0.0, ""),

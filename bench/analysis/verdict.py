@@ -12,8 +12,6 @@ from typing import Any
 from ditbench.statistics.hypothesis import ALPHA, holm
 
 WORDS = ("better", "worse", "equivalent", "inconclusive")
-
-
 RULE = (
     "verdict: equivalent, where the difference to none lies within the margin stated before the "
     f"run (two one-sided tests, {ALPHA:.0%}, on "

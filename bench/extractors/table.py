@@ -24,8 +24,6 @@ from ditbench import ZOO
 
 FOLDER = "DITBENCH_EXTRACTORS"
 """Environment variable: the folder with extractors' files."""
-
-
 RESERVED = ("fid", "sfid", "kid", "is", "fvd", "lpips", "clipscore", "vbench", "imagereward")
 """Words of a metric's name that belong to published results: only with pinned files and their
 preprocessing."""

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
 CLOSE = 0.005
 """Near enough to stop turning a dial."""
-
-
 TURNS = 10
 
 

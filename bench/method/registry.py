@@ -59,8 +59,6 @@ class Method(Protocol):
 
 METHODS: dict[str, Any] = {}
 """Method classes met so far, by name."""
-
-
 Cls = TypeVar("Cls", bound=type)
 
 

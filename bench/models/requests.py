@@ -112,11 +112,7 @@ class _Purpose:
 
 
 EVALUATION = _Purpose("evaluation", True, 0, 11)
-
-
 PREPARATION = _Purpose("preparation", False, 1 << 31, 7)
-
-
 CHUNK = 4096
 """Scenes are drawn by the chunk, so that the first requests do not depend on how many follow."""
 

@@ -12,14 +12,7 @@ from typing import Any
 from ditbench.suggest import suggest
 
 HERE = Path(__file__).resolve().parent
-
-
-ZOO = HERE / "zoo"
-
-
 GROUPS = ("tiny", "full")
-
-
 PIPELINES = {
     "dit": "DiTPipeline",
     "pixart": "PixArtAlphaPipeline",

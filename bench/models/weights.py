@@ -14,8 +14,6 @@ from ditbench.models.table import Model
 
 WEIGHTLESS = ("Scheduler", "Tokenizer", "TokenizerFast", "Backend")
 """How the names of classes end whose parts of a pipeline have no weights."""
-
-
 READ = (".safetensors", ".json", ".model", ".txt")
 """How the files end that a pipeline is loaded from: weights, configurations, tokenizers."""
 

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from ditbench.method.stack import Stack
 
 TRANSFORMER, TEXT, DECODER, ELSEWHERE = "transformer", "text", "decoder", "elsewhere"
-
-
 SAME_EVERY_CALL = frozenset({"weights", "linear-precision", "num-steps", "guidance", "scheduler"})
 """Claims of methods that may leave every transformer call of a generation alike; whether they do is
 looked at (`repeated_calls`)."""

@@ -11,20 +11,12 @@ from ditbench.records.files import read_json
 
 SCHEMA = 1
 """Version of record.json and spec.json. A reader refuses any other."""
-
-
 STATUSES = ("ok", "inert", "refused", "skipped", "failed", "oom")
-
-
 MEASURED = ("ok", "inert")
 """Statuses of cells that ran to the end and have samples and times."""
-
-
 SHOWN = "ok"
 """The only status with numbers in a report: an inert method neither sped anything up nor changed
 anything."""
-
-
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "key": str, "model": str, "family": str, "stack": str, "methods": list, "status": str,
     "reason": str, "run": dict,

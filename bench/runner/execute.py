@@ -27,8 +27,6 @@ from ditbench.runner.resume import open_folder, take_up
 from ditbench.runner.worker import ROUND, SAMPLES, read_requests, run_round
 
 CELL_TIMEOUT_S = 6 * 3600.0
-
-
 Tell = Callable[[Step], None]
 
 

@@ -19,12 +19,8 @@ from ditbench.statistics.moments import chunks, squares, table
 
 NEIGHBOURS = 3
 """Of Kynkäänniemi et al. 2019, and of ADM's evaluation."""
-
-
 DRAWS = 64
 """Halves of the prompts that recall is read of."""
-
-
 NEAREST = 128
 """Neighbours of a sample that are looked at."""
 

@@ -35,12 +35,8 @@ from ditbench.zoo.pipelines import WORLD, build
 from ditbench.zoo.train import note, pictures
 
 EXAMPLES = {"class": 16384, "scene": 32768, "video": 8192}
-
-
 DROP = 0.1
 """Share of captions or labels dropped in training, for classifier-free guidance."""
-
-
 SHIFT = 0.5
 """Mean of the logit of the flow time drawn in training (Esser et al. 2024, section 3.1), for all
 four models: where shapes are decided."""

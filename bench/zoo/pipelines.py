@@ -27,8 +27,6 @@ from ditbench.shapes import scenes as shapes
 from ditbench.zoo import parts
 
 WORLD = {"dit-tiny": "class", "pixart-tiny": "scene", "flux-tiny": "scene", "wan-tiny": "video"}
-
-
 SHAPE: dict[str, Any] = dict(num_attention_heads=4, attention_head_dim=32)
 
 

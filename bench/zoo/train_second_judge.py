@@ -27,8 +27,6 @@ SEED = 20_261
 BATCH = 64
 WORLDS = {"still": ("scene", "scene", "class"), "video": ("video",)}
 """Worlds whose pictures a kind sees, in turn."""
-
-
 CARD = """# The second judge
 
 `check-still.safetensors` and `check-video.safetensors` score samples and do nothing else: no method, schedule or student is

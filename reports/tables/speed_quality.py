@@ -85,8 +85,6 @@ MOTION = (
     "linear_interp_smooth: read block_motion and motion_energy_ratio beside them."
 )
 SECOND_MINUS_FIRST = "alignment minus none, second judge minus first"
-
-
 RULES = (
     RULE,
     "Rows marked noise floor are the un-accelerated model again, by a path that changes rounding "

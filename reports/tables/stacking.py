@@ -27,8 +27,6 @@ STACKING = (
     "unresolved. Tuned: what was learned for a "
     "method was learned in the stack; frozen: for the plain model. Intervals are 95 %."
 )
-
-
 CONTROLS = ("control", "flops_control", "student_control")
 
 
