@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ditbench.records import files
+from ditbench.records import environment, files
 from ditbench.records.files import read_json
 from ditbench.records.record import read_run
 from ditbench.runner import worker as cell
@@ -91,9 +91,7 @@ def test_records_hold_an_allow_list_of_variables_and_no_paths(finished):
     for path in finished.glob("cells/*/record.json"):
         text = path.read_text()
         assert str(Path.home()) not in text and str(ROOT) not in text
-        assert set(read_json(path)["environment"]["variables"]) <= set(
-            __import__("ditbench.records.environment").environment.VARIABLES
-        )
+        assert set(read_json(path)["environment"]["variables"]) <= set(environment.VARIABLES)
 
 
 def test_a_second_run_with_the_same_seed_gives_bit_identical_samples(finished, tmp_path):
