@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import command
 from safetensors.numpy import load_file
 
 from ditbench.records import environment, files
@@ -35,8 +36,7 @@ QUICK = [
 
 
 def bench(out, *arguments, check=True):
-    command = [sys.executable, str(ROOT / "run_bench.py"), *QUICK, "--out", str(out), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = command("run", *QUICK, "--out", out, *arguments)
     if check:
         assert done.returncode == 0, done.stderr[-2000:]
     return done
@@ -51,8 +51,11 @@ def samples(folder):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
+    """As a user runs it: from a shell, down to the report."""
     out = tmp_path_factory.mktemp("run") / "whole"
-    bench(out, "--json")
+    shell = [sys.executable, str(ROOT / "run_bench.py"), *QUICK, "--out", str(out), "--json"]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
     return out
 
 
@@ -132,9 +135,9 @@ def test_running_again_redoes_nothing(finished):
 
 def test_killed_and_run_again_it_redoes_only_what_was_in_flight(finished, tmp_path):
     out = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "run_bench.py"), *QUICK, "--out", str(out)]
+    shell = [sys.executable, str(ROOT / "run_bench.py"), *QUICK, "--out", str(out)]
     running = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        shell, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 200
     while len(list(out.glob("cells/*/round-*.json"))) < 3 and time.monotonic() < deadline:
@@ -215,7 +218,7 @@ class Constant:
 
 def test_an_edited_plugin_is_run_again_by_the_same_command_and_nothing_else_is(tmp_path):
     plugin, out = tmp_path / "plugin.py", tmp_path / "run"
-    command = (
+    flags = (
         "--plugin",
         str(plugin),
         "--methods",
@@ -227,11 +230,11 @@ def test_an_edited_plugin_is_run_again_by_the_same_command_and_nothing_else_is(t
         "--json",
     )
     plugin.write_text(CONSTANT)
-    bench(out, *command)
+    bench(out, *flags)
     before = {r["stack"]: r for r in read_run(out).records}
     first = samples(out)
     plugin.write_text(CONSTANT.replace("0.25", "0.75"))
-    done = bench(out, *command)
+    done = bench(out, *flags)
     after = {r["stack"]: r for r in read_run(out).records}
     assert after["none"] == before["none"] and after["constant"]["key"] != before["constant"]["key"]
     assert samples(out)[after["constant"]["key"]] != first[before["constant"]["key"]]

@@ -2,13 +2,12 @@
 control, and the verdict's rule."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import command
 
 from ditbench.analysis import interaction
 from ditbench.analysis.controls import Control, Evidence, judge
@@ -450,7 +449,7 @@ def test_the_factorial_has_every_combination_in_both_readings_and_its_controls()
 
 
 def test_stack_runs_the_factorial_and_prints_its_rule(tmp_path):
-    command = [
+    arguments = [
         "stack",
         "fora",
         "int8",
@@ -464,13 +463,7 @@ def test_stack_runs_the_factorial_and_prints_its_rule(tmp_path):
         "--out",
         str(tmp_path / "r"),
     ]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run_bench.py"), *command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-    )
+    done = command(*arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     (row,) = json.loads(done.stdout.strip().splitlines()[-1])
     assert (row["model"], row["stack"]) == ("dit-tiny", "int8+fora") and row["verdict"] in (

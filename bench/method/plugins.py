@@ -30,7 +30,7 @@ def load_plugin(path: str | Path) -> list[str]:
     sha256 = hashlib.sha256(source).hexdigest()
     name = f"ditbench_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if getattr(sys.modules.get(name), SHA256, None) != sha256:
-        _forget(name)
+        forget(name)
         module = ModuleType(name)
         module.__file__ = str(path)
         setattr(module, SHA256, sha256)
@@ -41,11 +41,11 @@ def load_plugin(path: str | Path) -> list[str]:
             Exception,
             SystemExit,
         ) as error:  # a plug-in that leaves with code 0 would look like success
-            _forget(name)
+            forget(name)
             told = next(iter(str(error).splitlines()), "")
             raise ValueError(f"plug-in {path} failed: {type(error).__name__}: {told}") from error
     if not (found := [n for n, cls in METHODS.items() if cls.__module__ == name]):
-        _forget(name)
+        forget(name)
         raise ValueError(f"plug-in {path} declares no method: put @method(...) on a class")
     return found
 
@@ -63,7 +63,8 @@ def source_sha256(method: Any) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
-def _forget(module: str) -> None:
+def forget(module: str) -> None:
+    """Take back a plug-in: its module and the methods it declared."""
     sys.modules.pop(module, None)
     for name in [n for n, cls in METHODS.items() if cls.__module__ == module]:
         del METHODS[name]

@@ -1,0 +1,32 @@
+"""The command line in the test's own process: all runs of a session share one forkserver."""
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
+
+from ditbench.cli import main
+from ditbench.method.plugins import forget
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(*arguments: object) -> Done:
+    """Runs a command of ditbench and forgets the plug-ins it loaded."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    before = set(sys.modules)
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            code = main([str(argument) for argument in arguments])
+    except SystemExit as leaving:  # argparse
+        code = int(leaving.code or 0)
+    finally:
+        for name in set(sys.modules) - before:
+            if name.startswith("ditbench_plugin_"):
+                forget(name)
+    return Done(code, stdout.getvalue(), stderr.getvalue())
