@@ -48,23 +48,29 @@ def build(
     rows: dict[str, list[NDArray]] = {}
     done = 0
     for chunk in pictures.chunks():
-        for feature, found in network.features(chunk).items():
-            new = Moments.of(found)
+        for feature, values in network.features(chunk).items():
+            new = Moments.of(values)
             moments[feature] = moments[feature] + new if feature in moments else new
-            rows.setdefault(feature, []).append(found[: max(0, ROWS - done)])
+            rows.setdefault(feature, []).append(values[: max(0, ROWS - done)])
         done += len(chunk)
         if progress:
             progress({"done": done, "of": pictures.num})
     published = _published(source, set(moments)) if source.suffix == ".npz" else {}
-    held = {
-        feature: published.get(feature) or Reference.of(found) for feature, found in moments.items()
+    references = {
+        feature: published.get(feature) or Reference.of(of_all)
+        for feature, of_all in moments.items()
     }
-    write(out, extractor, held, {feature: np.concatenate(found) for feature, found in rows.items()})
+    write(
+        out,
+        extractor,
+        references,
+        {feature: np.concatenate(parts) for feature, parts in rows.items()},
+    )
     manifest = {
         "n": pictures.num, "source": str(source), "extractor": name, "key": extractor.key,
         "preprocessing": extractor.preprocessing,
         "weights_sha256": dict(extractor.files),
-        "moments": {f: "as published" if f in published else "of the pictures" for f in held},
+        "moments": {f: "as published" if f in published else "of the pictures" for f in references},
         "pictures_sha256": pictures.sha256,
     }  # fmt: skip
     write_json(out.with_suffix(".json"), manifest)

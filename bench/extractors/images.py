@@ -81,8 +81,8 @@ class Pictures:
 
 def files(folder: Path) -> list[Path]:
     """PNG and JPEG files under a folder in natural order: `2.png` before `10.png`."""
-    found = [p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file()]
-    return sorted(found, key=lambda p: natural(p.relative_to(folder).as_posix()))
+    paths = [p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file()]
+    return sorted(paths, key=lambda p: natural(p.relative_to(folder).as_posix()))
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:
@@ -101,12 +101,12 @@ def open_picture(path: Path) -> NDArray[np.uint8]:
 
     try:
         with Image.open(path) as picture:
-            mode, found = picture.mode, np.asarray(picture.convert("RGB"))
+            mode, pixels = picture.mode, np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # Pillow has all three for damaged files
         raise ValueError(f"{path.name} is damaged ({str(error).splitlines()[0]})") from error
     if mode not in MODES:
         raise ValueError(f"{path.name} has more than eight bits a channel ({mode})")
-    return found
+    return pixels
 
 
 def _shape(path: Path) -> tuple[int, ...]:

@@ -38,25 +38,28 @@ POINTERS = "references.json"
 
 
 def write(
-    path: Path, extractor: Extractor, held: Mapping[str, Reference], rows: Mapping[str, NDArray]
+    path: Path,
+    extractor: Extractor,
+    references: Mapping[str, Reference],
+    rows: Mapping[str, NDArray],
 ) -> None:
     """Write a reference file, whole or not at all: `held` and `rows` by feature."""
-    arrays = {f"{feature}.mean": r.mean for feature, r in held.items()} | {
-        f"{f}.root": r.root for f, r in held.items()
+    arrays = {f"{feature}.mean": r.mean for feature, r in references.items()} | {
+        f"{f}.root": r.root for f, r in references.items()
     }
-    arrays |= {f"{feature}.rows": np.asarray(found, np.float32) for feature, found in rows.items()}
-    told = {
+    arrays |= {f"{feature}.rows": np.asarray(table, np.float32) for feature, table in rows.items()}
+    metadata = {
         "schema": SCHEMA,
         "extractor": extractor.name,
         "key": extractor.key,
-        "n": {f: r.n for f, r in held.items()},
+        "n": {f: r.n for f, r in references.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     save_file(
         {name: np.ascontiguousarray(a) for name, a in arrays.items()},
         partial,
-        {"reference": json.dumps(told)},
+        {"reference": json.dumps(metadata)},
     )
     partial.rename(path)
 
@@ -68,10 +71,10 @@ def read(path: Path, extractor: Extractor, feature: str) -> Reference:
         raise ValueError(f"there is no reference file {path}")
     if path.suffix == ".npz":
         return _read_adm(path, extractor, feature)
-    told = describe(path)
-    if told["key"] != extractor.key:
+    metadata = describe(path)
+    if metadata["key"] != extractor.key:
         raise ValueError(
-            f"{path} was made by {told['extractor']} (key {told['key'][:8]}), not by "
+            f"{path} was made by {metadata['extractor']} (key {metadata['key'][:8]}), not by "
             f"{extractor.name} (key {extractor.key[:8]})"
         )
     try:
@@ -83,7 +86,7 @@ def read(path: Path, extractor: Extractor, feature: str) -> Reference:
             mean, root = f.get_tensor(f"{feature}.mean"), f.get_tensor(f"{feature}.root")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
-    return Reference(n=told["n"][feature], mean=mean, root=root, features=rows)
+    return Reference(n=metadata["n"][feature], mean=mean, root=root, features=rows)
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -91,12 +94,12 @@ def describe(path: Path) -> dict[str, Any]:
     none, or damaged."""
     try:
         with safe_open(path, "np") as f:
-            told: dict[str, Any] = json.loads(f.metadata()["reference"])
+            metadata: dict[str, Any] = json.loads(f.metadata()["reference"])
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no reference file, or damaged ({error})") from error
-    if told.get("schema") != SCHEMA:
+    if metadata.get("schema") != SCHEMA:
         raise ValueError(f"{path} was written by another version of ditbench")
-    return told
+    return metadata
 
 
 def _read_adm(path: Path, extractor: Extractor, feature: str) -> Reference:
@@ -131,13 +134,13 @@ def from_moments(mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> 
 
 
 def examine(
-    told: Sequence[str], asked: Collection[str] | None = None, table: Table | None = None
+    texts: Sequence[str], requested: Collection[str] | None = None, table: Table | None = None
 ) -> list[tuple[str, str, Path]]:
     """(model or "", extractor, path) of references told as FILE or MODEL=FILE; ValueError when one
     cannot be used, or is of a model that is none of those `asked` for (default: of all there
     are)."""
-    found, known = [], models() if asked is None else asked
-    for text in told:
+    references, known = [], models() if requested is None else requested
+    for text in texts:
         model, name = ("", text) if Path(text).is_file() else text.rpartition("=")[::2]
         if model and model not in known:
             raise ValueError(
@@ -156,11 +159,11 @@ def examine(
                     f"reference: {name} was made by a {maker} of key {said['key'][:8]}, here it is "
                     f"{key[:8]}"
                 )
-        found.append((model, maker, path))
-    return found
+        references.append((model, maker, path))
+    return references
 
 
-def tell(folder: Path, told: Sequence[str], table: Table | None = None) -> None:
+def tell(folder: Path, texts: Sequence[str], table: Table | None = None) -> None:
     """Remember references for a run; ValueError as `examine`, and then none is kept.
 
     The run keeps absolute paths and sha256s in `references.json`; what it was told before of others
@@ -168,11 +171,11 @@ def tell(folder: Path, told: Sequence[str], table: Table | None = None) -> None:
     """
     known: dict[str, Any] = read_json(folder / POINTERS) if (folder / POINTERS).is_file() else {}
     of_run = {record["model"] for record in read_run(folder).records}
-    for model, maker, path in examine(told, {*models(), *of_run}, table):
+    for model, maker, path in examine(texts, {*models(), *of_run}, table):
         with path.open("rb") as f:
             sha256 = hashlib.file_digest(f, "sha256").hexdigest()
         known.setdefault(model, {})[maker] = {"path": str(path), "sha256": sha256}
-    if told:
+    if texts:
         write_json(folder / POINTERS, known)
 
 
@@ -190,8 +193,8 @@ class ReferenceSets:
         known: dict[str, Any] = read_json(path) if path and path.is_file() else {}
         for name in (model, ""):
             if extractor in known.get(name, {}):
-                found: dict[str, str] = known[name][extractor]
-                return found
+                pointer: dict[str, str] = known[name][extractor]
+                return pointer
         raise ValueError(
             f"the run was told no reference of {extractor} (score RUN --reference FILE)"
         )
@@ -206,10 +209,10 @@ class ReferenceSets:
                 self._read[at] = self._checked(pointer, extractor, features)
             except ValueError as error:
                 self._read[at] = str(error)
-        found = self._read[at]
-        if isinstance(found, str):
-            raise ValueError(found)
-        return found
+        reference = self._read[at]
+        if isinstance(reference, str):
+            raise ValueError(reference)
+        return reference
 
     def _checked(self, pointer: dict[str, str], extractor: str, features: str) -> Reference:
         path = Path(pointer["path"])

@@ -63,8 +63,8 @@ class Extractor:
     def key(self) -> str:
         """sha256 over architecture, sizes, files and preprocessing: what features of this extractor
         are comparable by."""
-        told = [self.architecture, self.shape, dict(self.files), self.preprocessing]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        parts = [self.architecture, self.shape, dict(self.files), self.preprocessing]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 Table = Mapping[str, Extractor]
@@ -97,19 +97,19 @@ def locate(extractor: Extractor, folder: Path | None = None) -> dict[str, Path]:
 
     Looks only; `verified` says whether they are the right files.
     """
-    found, missing = {}, []
+    paths, missing = {}, []
     for name, sha256 in extractor.files.items():
         path = next((p for p in _places(extractor, name, folder) if p.is_file()), None)
         if path is None:
             missing.append(f"{name} (sha256 {sha256 or 'not known'})")
         else:
-            found[name] = path
+            paths[name] = path
     if missing:
         raise ValueError(
             f"{extractor.name} lacks {', '.join(missing)}; published at {extractor.published}; "
             f"put it into a folder {extractor.name}/ of the one that {FOLDER} names"
         )
-    return found
+    return paths
 
 
 def _places(extractor: Extractor, name: str, folder: Path | None) -> list[Path]:

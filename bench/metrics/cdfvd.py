@@ -71,15 +71,15 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float32]]:
         }
         answer = ask(ENVIRONMENT, job, Path(made))
         try:
-            found = np.load(Path(made) / str(answer.get("features")), allow_pickle=False)
+            features = np.load(Path(made) / str(answer.get("features")), allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"cd-fvd left no features that can be read ({error})") from error
-    if found.ndim != 2 or len(found) != len(cell.samples):
+    if features.ndim != 2 or len(features) != len(cell.samples):
         raise ValueError(
             f"cd-fvd was given {len(cell.samples)} videos and left features of shape "
-            f"{list(found.shape)}"
+            f"{list(features.shape)}"
         )
-    return {FEATURE: found.astype(np.float32)}
+    return {FEATURE: features.astype(np.float32)}
 
 
 def distance(mine: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:

@@ -52,22 +52,22 @@ def fingerprint(cell: Sampled, metric: Metric) -> str:
     """Names everything the features depend on besides the samples: the extractor's key, and the
     prompts where it reads them."""
     extractor = find(metric.extractor, cell.shelf.table)
-    told = repr(cell.prompts) if "text" in extractor.features else ""
-    return hashlib.sha256(f"{VERSION} {extractor.key} {told}".encode()).hexdigest()
+    prompts = repr(cell.prompts) if "text" in extractor.features else ""
+    return hashlib.sha256(f"{VERSION} {extractor.key} {prompts}".encode()).hexdigest()
 
 
 def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray]:
     """Every picture feature, float32 [n, d]; where there are prompts and the network reads them,
     their features and `cut` [n] too."""
-    network, told = (
+    network, names = (
         cell.shelf.network(metric.extractor),
         find(metric.extractor, cell.shelf.table).features,
     )
     parts = [network.features(chunk) for chunk in cell.samples.chunks()]
-    found: dict[str, NDArray] = {
+    arrays: dict[str, NDArray] = {
         name: np.concatenate([part[name] for part in parts]) for name in parts[0]
     }
-    if "text" in told and cell.prompts is not None:
+    if "text" in names and cell.prompts is not None:
         texts, cut = network.texts(cell.prompts)
-        found |= texts | {"cut": cut.astype(np.uint8)}
-    return {f"feature.{metric.extractor}.{name}": array for name, array in found.items()}
+        arrays |= texts | {"cut": cut.astype(np.uint8)}
+    return {f"feature.{metric.extractor}.{name}": array for name, array in arrays.items()}

@@ -79,8 +79,8 @@ def frame_errors(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float
 
 def decibels(errors: NDArray[np.float64]) -> NDArray[np.float64]:
     """PSNR of mean squared errors for pixels in 0..1, at most CAP_DB."""
-    found: NDArray[np.float64] = -10 * np.log10(np.maximum(errors, 10 ** (-CAP_DB / 10)))
-    return found
+    psnr: NDArray[np.float64] = -10 * np.log10(np.maximum(errors, 10 ** (-CAP_DB / 10)))
+    return psnr
 
 
 def pooled(errors: NDArray[np.float64]) -> float:
@@ -122,7 +122,7 @@ def similarity(
 
     n, size = len(a), a.shape[-3:]
     first, second = (to_pixels(x.reshape(-1, *size)) for x in (a, b))  # [n*T, 3, H, W]
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "sigma": 1.5,
         "kernel_size": WINDOW,
         "reduction": "none",
@@ -131,15 +131,15 @@ def similarity(
     per_frame: Any
     if scales:
         per_frame = image.multiscale_structural_similarity_index_measure(
-            first, second, normalize="relu", **told
+            first, second, normalize="relu", **settings
         )
     else:
         _, windows = image.structural_similarity_index_measure(
-            first, second, return_full_image=True, **told
+            first, second, return_full_image=True, **settings
         )
         per_frame = windows[..., WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)].mean(
             (1, 2, 3)
         )
     assert isinstance(per_frame, torch.Tensor)
-    found: NDArray[np.float64] = per_frame.double().numpy().reshape(n, -1).mean(1)
-    return found
+    per_sample: NDArray[np.float64] = per_frame.double().numpy().reshape(n, -1).mean(1)
+    return per_sample

@@ -129,13 +129,13 @@ def distance(
             self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
 
         def features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-            hidden, found = (2 * pixels - 1 - self.shift) / self.scale, []
+            hidden, layers = (2 * pixels - 1 - self.shift) / self.scale, []
             for i, layer in enumerate(self.trunk):
                 hidden = layer(hidden)
                 if i in TAPS:
                     # [n, C, h, w]
-                    found.append(hidden / (hidden.square().sum(1, keepdim=True) + 1e-8).sqrt())
-            return found
+                    layers.append(hidden / (hidden.square().sum(1, keepdim=True) + 1e-8).sqrt())
+            return layers
 
         def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
             parts = zip(self.heads, self.features(first), self.features(second), strict=True)
@@ -144,14 +144,14 @@ def distance(
             ).sum(0)
 
     net = Distance()
-    told = {
+    settings = {
         name.replace("features.", "trunk.", 1): a
         for name, a in backbone.items()
         if name.startswith("features.")
     }
-    told |= {f"heads.{i}": heads[f"lin{i}.model.1.weight"] for i in range(len(CHANNELS))}
+    settings |= {f"heads.{i}": heads[f"lin{i}.model.1.weight"] for i in range(len(CHANNELS))}
     try:
-        net.load_state_dict(told | {"shift": net.shift, "scale": net.scale})
+        net.load_state_dict(settings | {"shift": net.shift, "scale": net.scale})
     except RuntimeError as error:
         raise ValueError(
             f"these are no weights of LPIPS with AlexNet ({str(error).splitlines()[-1].strip()})"
@@ -168,6 +168,6 @@ def per_sample(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     first, second = (to_pixels(x.reshape(-1, *x.shape[-3:])).to(device) for x in (a, b))
     with torch.inference_mode():
-        found: NDArray[np.float64] = net.to(device)(first, second).double().cpu().numpy()
-    mean: NDArray[np.float64] = found.reshape(len(a), -1).mean(1)
+        per_frame: NDArray[np.float64] = net.to(device)(first, second).double().cpu().numpy()
+    mean: NDArray[np.float64] = per_frame.reshape(len(a), -1).mean(1)
     return mean

@@ -25,11 +25,11 @@ def read_margins(table: Any, above: str = "") -> dict[str, float]:
     """
     if not isinstance(table, dict):
         raise ValueError(f"margins: expected a table of metrics, got {table!r}")
-    found: dict[str, float] = {}
+    margins: dict[str, float] = {}
     for key, value in table.items():
         name = f"{above}.{key}" if above else key
         if isinstance(value, dict):
-            found |= read_margins(value, name)
+            margins |= read_margins(value, name)
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"margins.{name}: expected a number, got {value!r}")
         else:
@@ -42,5 +42,5 @@ def read_margins(table: Any, above: str = "") -> dict[str, float]:
                     f"margins.{name}: its value is already against none, so that no difference is "
                     "judged"
                 )
-            found[name] = float(value)
-    return found
+            margins[name] = float(value)
+    return margins

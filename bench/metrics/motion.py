@@ -49,8 +49,8 @@ def refuse(cell: Sampled, metric: Metric) -> str:
 def fingerprint(cell: Sampled, metric: Metric) -> str:
     """Names everything the values depend on besides the samples: the baseline's where it is
     compared with them."""
-    told = fidelity.fingerprint(cell, metric) if metric.against_none else ""
-    return hashlib.sha256((VERSION + told).encode()).hexdigest()
+    baseline = fidelity.fingerprint(cell, metric) if metric.against_none else ""
+    return hashlib.sha256((VERSION + baseline).encode()).hexdigest()
 
 
 def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
@@ -60,8 +60,8 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
         return {metric.name: np.array([ALONE[metric.name](video) for video in _videos(cell)])}
     pairs = list(_pairs(cell))
     if metric.name == "tdiff_fidelity.vs_none":
-        found = np.array(pairs)  # [n, 4]
-        return {metric.name: fidelity.decibels(found[:, 1]), f"{metric.name}.mae": found[:, 0]}
+        table = np.array(pairs)  # [n, 4]
+        return {metric.name: fidelity.decibels(table[:, 1]), f"{metric.name}.mae": table[:, 0]}
     mine, theirs = (np.array([pair[i] for pair in pairs]) for i in (2, 3))
     if still := int(np.sum(theirs == 0)):
         raise ValueError(
@@ -126,7 +126,7 @@ def block_motion(video: Video) -> float:
         ((y, x) for y in reach for x in reach), key=lambda step: (step[0] ** 2 + step[1] ** 2, step)
     )
     lengths = np.array([np.hypot(*step) for step in steps])
-    found = []
+    displacements = []
     for before, after in itertools.pairwise(small):
         padded = np.pad(before, REACH, mode="edge")
         costs = []
@@ -138,9 +138,9 @@ def block_motion(video: Video) -> float:
                 .reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK)
                 .sum((1, 3))
             )
-        found.append(lengths[np.argmin(costs, 0)].mean())
+        displacements.append(lengths[np.argmin(costs, 0)].mean())
     shorter: int = min(height, width)
-    return 100 * float(np.mean(found)) / shorter
+    return 100 * float(np.mean(displacements)) / shorter
 
 
 def hist_consistency(video: Video) -> float:
@@ -168,11 +168,11 @@ def compare_motion(mine: Video, theirs: Video) -> tuple[float, float, float, flo
     """Mean absolute and mean squared difference of the two videos' frame-difference maps, and each
     one's own mean absolute frame difference; pixels in 0..1.
     """
-    found = []
+    values = []
     for t in range(len(mine) - 1):
         a, b = (_wide(video[t + 1]) - video[t] for video in (mine, theirs))  # -255..255
         apart = a.astype(np.int32) - b
-        found.append(
+        values.append(
             (
                 np.abs(apart).mean() / 255,
                 (apart**2).mean() / 255**2,
@@ -180,7 +180,7 @@ def compare_motion(mine: Video, theirs: Video) -> tuple[float, float, float, flo
                 np.abs(b).mean() / 255,
             )
         )
-    absolute, square, own, other = np.mean(found, 0).tolist()
+    absolute, square, own, other = np.mean(values, 0).tolist()
     return absolute, square, own, other
 
 

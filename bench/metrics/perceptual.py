@@ -43,8 +43,8 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
     assert cell.baseline is not None
     distance = Perceptual(cell.judge())
     with torch.inference_mode():
-        found = [
+        distances = [
             distance(to_pixels(a), to_pixels(b)).double().numpy()
             for a, b in zip(cell.samples.chunks(), cell.baseline.chunks(), strict=True)
         ]
-    return {metric.name: np.concatenate(found)}
+    return {metric.name: np.concatenate(distances)}

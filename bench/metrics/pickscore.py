@@ -93,12 +93,12 @@ def prepared(chunk: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     middle, CLIP's mean and deviation."""
     from PIL import Image
 
-    found = []
+    images = []
     for picture in chunk:
         height, width = picture.shape[:2]
         shape = (int(size * width / min(height, width)), int(size * height / min(height, width)))
         resized = Image.fromarray(picture).resize(shape, Image.Resampling.BICUBIC)
         left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
         square = np.asarray(resized.crop((left, top, left + size, top + size)), np.float32) / 255
-        found.append(((square - MEAN) / DEVIATION).transpose(2, 0, 1))
-    return np.stack(found).astype(np.float32)
+        images.append(((square - MEAN) / DEVIATION).transpose(2, 0, 1))
+    return np.stack(images).astype(np.float32)

@@ -36,8 +36,8 @@ def located(file: Published, beside: Path | None = None) -> Path:
         *([Path(named) / file.extractor, Path(named)] if named else []),
         torch_hub(),
     ]
-    found = next((folder / file.name for folder in folders if (folder / file.name).is_file()), None)
-    if found is None:
+    path = next((folder / file.name for folder in folders if (folder / file.name).is_file()), None)
+    if path is None:
         raise ValueError(
             f"{file.name} is missing (sha256 {file.sha256 or 'not on record'}); published at "
             f"{file.where}; put it into the folder that "
@@ -45,12 +45,11 @@ def located(file: Published, beside: Path | None = None) -> Path:
         )
     if not file.sha256:
         raise ValueError(
-            f"{found} is taken for nothing: the sha256 of the published {file.name} ({file.where}) "
+            f"{path} is taken for nothing: the sha256 of the published {file.name} ({file.where}) "
             "is not on record"
         )
-    if (mine := digest(found)) != file.sha256:
+    if (mine := digest(path)) != file.sha256:
         raise ValueError(
-            f"{found} is not the published {file.name}: its sha256 is {mine}, expected "
-            f"{file.sha256}"
+            f"{path} is not the published {file.name}: its sha256 is {mine}, expected {file.sha256}"
         )
-    return found
+    return path

@@ -72,8 +72,8 @@ def fingerprint(cell: Sampled, metric: Metric) -> str:
     """Names everything the values depend on besides the samples: the package's version, the files
     and the prompts."""
     judge = JUDGES[metric.name]
-    told = [judge.environment.version, [file.sha256 for file in judge.files], cell.prompts]
-    return hashlib.sha256(f"{VERSION} {told}".encode()).hexdigest()
+    parts = [judge.environment.version, [file.sha256 for file in judge.files], cell.prompts]
+    return hashlib.sha256(f"{VERSION} {parts}".encode()).hexdigest()
 
 
 def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:

@@ -40,8 +40,8 @@ class Samples:
     def __post_init__(self) -> None:
         try:
             with safe_open(self.path, "np") as f:
-                found = f.get_slice("samples")
-                shape, dtype = tuple(found.get_shape()), found.get_dtype()
+                tensor = f.get_slice("samples")
+                shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.path} is damaged ({error})") from error
         if dtype != "U8" or len(shape) not in (4, 5) or shape[-1] != 3 or 0 in shape:
@@ -63,9 +63,9 @@ class Samples:
         """Consecutive samples, uint8 [at most CHUNK / T, ...]."""
         size = max(1, CHUNK // self.num_frames)
         with safe_open(self.path, "np") as f:
-            found = f.get_slice("samples")
+            tensor = f.get_slice("samples")
             for start in range(0, len(self), size):
-                yield found[start : min(start + size, len(self))]
+                yield tensor[start : min(start + size, len(self))]
 
 
 @dataclass(frozen=True)

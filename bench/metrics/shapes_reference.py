@@ -86,8 +86,8 @@ def enter(manifest: Path, name: str, **facts: str) -> None:
     entries[name] = facts
     head = "# Every data file here, and the sets that do not come along: where from, licence, how made, and sha256 where it is known.\n"
     tables = [
-        f'["{file}"]\n' + "".join(f"{key} = {_quoted(value)}\n" for key, value in told.items())
-        for file, told in sorted(entries.items())
+        f'["{file}"]\n' + "".join(f"{key} = {_quoted(value)}\n" for key, value in entry.items())
+        for file, entry in sorted(entries.items())
     ]
     manifest.write_text(head + "\n" + "\n".join(tables))
 

@@ -90,9 +90,11 @@ def select(names: str | list[str] | None = None) -> list[Metric]:
     table = metrics()
     if names is None:
         return [metric for metric in table.values() if not metric.asked]
-    told = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    parts = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     wanted = [
-        name for part in told for name in ([n for n in table if n.startswith(f"{part}.")] or [part])
+        name
+        for part in parts
+        for name in ([n for n in table if n.startswith(f"{part}.")] or [part])
     ]
     for name in wanted:
         if name not in table:

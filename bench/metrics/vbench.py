@@ -61,17 +61,17 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64] | ND
 
 def scored(scores: Scores) -> Scored:
     """What the scores file of a cell has of every dimension."""
-    found = {}
+    arrays = {}
     for name, rows in scores.arrays.items():
         if name.startswith("vbench.") and name.endswith("@rows"):
             metric = name.removesuffix("@rows")
-            found[metric.partition(".")[2]] = scores.arrays[metric], scores.arrays["group"][rows]
-    return found
+            arrays[metric.partition(".")[2]] = scores.arrays[metric], scores.arrays["group"][rows]
+    return arrays
 
 
 def apart(mine: Scores, theirs: Scores) -> Scored:
     """Paired differences of every dimension that both have, on the videos that both have."""
-    found = {}
+    videos = {}
     for name in [
         name
         for name in mine.arrays
@@ -81,5 +81,5 @@ def apart(mine: Scores, theirs: Scores) -> Scored:
         rows, i, j = np.intersect1d(mine.arrays[name], theirs.arrays[name], return_indices=True)
         if len(rows):
             values = mine.arrays[metric][i] - theirs.arrays[metric][j]
-            found[metric.partition(".")[2]] = values, mine.arrays["group"][rows]
-    return found
+            videos[metric.partition(".")[2]] = values, mine.arrays["group"][rows]
+    return videos

@@ -121,11 +121,11 @@ def agreement(seen: shapes.Scenes, truth: shapes.Scenes, world: str) -> dict[str
         name: ((getattr(seen, name) == getattr(truth, name)) & there).sum(1).double() / num
         for name in ("shape", "colour", "size")
     }
-    found = per_object | {
+    shares = per_object | {
         "position": ((seen.shape >= 0) == there).all(1).double(),
         "background": (seen.background == truth.background).double(),
         "texture": (seen.texture == truth.texture).double(),
     }
     if world == "video":
-        found["motion"] = (seen.motion == truth.motion).double()
-    return found
+        shares["motion"] = (seen.motion == truth.motion).double()
+    return shares

@@ -40,9 +40,9 @@ class Perceptual:
     def _layers(self, pixels: Tensor) -> list[Tensor]:
         if self.judge.moving:
             pixels = pixels[:, :, list(self.judge.frames)].flatten(1, 2)
-        seen, found = pixels * 2 - 1, []
+        seen, layers = pixels * 2 - 1, []
         for i, layer in enumerate(self.judge.trunk):
             seen = layer(seen)
             if i in LAYERS:
-                found.append(F.normalize(seen, dim=1, eps=1e-6))
-        return found
+                layers.append(F.normalize(seen, dim=1, eps=1e-6))
+        return layers

@@ -124,7 +124,7 @@ def draw(world: str, n: int, *, split: str, seed: int) -> Scenes:
 def captions(scenes: Scenes) -> list[str]:
     """One sentence a scene, objects in reading order: `a large red circle top-left on striped
     grey`."""
-    found = []
+    texts = []
     for t in scenes.truths():
         objects = [
             f"a {SIZES[t['size'][q]]} {COLOURS[t['colour'][q]]} {SHAPES[t['shape'][q]]} "
@@ -133,12 +133,12 @@ def captions(scenes: Scenes) -> list[str]:
             if t["shape"][q] >= 0
         ]
         motion = f" moving {MOTIONS[t['motion']]}" if t["motion"] >= 0 else ""
-        found.append(
+        texts.append(
             " and ".join(objects)
             + motion
             + f" on {TEXTURES[t['texture']]} {BACKGROUNDS[t['background']]}"
         )
-    return found
+    return texts
 
 
 HELD_OUT_ONE_IN = 5

@@ -120,10 +120,10 @@ def _seen(covariance: Array, reference: Reference) -> Array:
     which take half the arithmetic."""
     upper = reference.root.T  # as Fortran has it, without a copy
     half = blas.dtrmm(1.0, upper, covariance.T)
-    found: Array = blas.dtrmm(
+    product: Array = blas.dtrmm(
         1.0, upper, half, side=1, trans_a=1
     ).T  # symmetric, so that its transpose is no other
-    return found
+    return product
 
 
 def _eigenvalues(symmetric: Array) -> Array:
@@ -133,8 +133,8 @@ def _eigenvalues(symmetric: Array) -> Array:
     if torch is None or len(symmetric) < LARGE:
         ascending: Array = np.asarray(np.linalg.eigvalsh(symmetric), np.float64)
         return ascending
-    found: Array = torch.linalg.eigvalsh(torch.from_numpy(symmetric)).numpy()
-    return found
+    of_torch: Array = torch.linalg.eigvalsh(torch.from_numpy(symmetric)).numpy()
+    return of_torch
 
 
 def _distance(centre: Array, variance: float, shared: float, reference: Reference) -> float:
@@ -178,8 +178,10 @@ def _linearise(x: np.ndarray, reference: Reference) -> tuple[float, Array]:
         mean, covariance = moments.mean, moments.covariance
         eigenvalues, basis = np.linalg.eigh(_seen(covariance, reference))
         roots, variance = np.sqrt(eigenvalues.clip(min=0)), float(np.trace(covariance))
-    kept = roots > CUT * roots.max(initial=0.0)
-    carry = reference.root @ (basis[:, kept] / np.sqrt(roots[kept]))  # [d, k], T = carry @ carry.T
+    large = roots > CUT * roots.max(initial=0.0)
+    carry = reference.root @ (
+        basis[:, large] / np.sqrt(roots[large])
+    )  # [d, k], T = carry @ carry.T
     raw = []
     for part in chunks(x):
         off = part - mean
@@ -271,20 +273,20 @@ def read_jackknifed(
     whole = sum(parts[1:], parts[0])
     if len(parts) < 2:
         return Reading(value=frechet(x, reference), parts=np.zeros(1))
-    found = jackknife(
+    estimate = jackknife(
         frechet(x, reference), [frechet(whole.without(part), reference) for part in parts]
     )
     # Quenouille's formula is about blocks of one size.
     return (
-        found
+        estimate
         if max(part.n for part in parts) * len(parts) <= UNEQUAL * len(x)
-        else replace(found, unbiased=None)
+        else replace(estimate, unbiased=None)
     )
 
 
 def _paired(tables: Sequence[ArrayLike]) -> list[np.ndarray]:
-    found = [table(x) for x in tables]
-    for x in found[1:]:
-        if x.shape != found[0].shape:
-            raise ValueError(f"features of shape {found[0].shape} cannot be paired with {x.shape}")
-    return found
+    arrays = [table(x) for x in tables]
+    for x in arrays[1:]:
+        if x.shape != arrays[0].shape:
+            raise ValueError(f"features of shape {arrays[0].shape} cannot be paired with {x.shape}")
+    return arrays

@@ -79,6 +79,6 @@ def holm(p: Sequence[float]) -> list[float]:
     families (Holm 1979)."""
     order = np.argsort(p, kind="stable")
     raised = np.asarray(p, np.float64)[order] * (len(p) - np.arange(len(p)))
-    found = np.empty(len(p))
-    found[order] = np.minimum(np.maximum.accumulate(raised), 1.0)
-    return [float(x) for x in found]
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(raised), 1.0)
+    return [float(x) for x in adjusted]

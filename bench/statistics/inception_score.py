@@ -49,12 +49,12 @@ def read_inception_score(
     )
 
     def score(without: int | None) -> float:
-        kept = np.arange(num) != (-1 if without is None else without)
-        there = count[:, kept].sum(1)
-        mean = total[:, kept].sum(1)[there > 0] / there[there > 0, None]
+        included = np.arange(num) != (-1 if without is None else without)
+        there = count[:, included].sum(1)
+        mean = total[:, included].sum(1)[there > 0] / there[there > 0, None]
         return float(
             np.exp(
-                entropy[:, kept].sum(1)[there > 0] / there[there > 0] - _plogp(mean).sum(1)
+                entropy[:, included].sum(1)[there > 0] / there[there > 0] - _plogp(mean).sum(1)
             ).mean()
         )
 
@@ -62,5 +62,5 @@ def read_inception_score(
 
 
 def _plogp(p: Array) -> Array:
-    found: Array = p * np.log(np.where(p > 0, p, 1.0))
-    return found
+    terms: Array = p * np.log(np.where(p > 0, p, 1.0))
+    return terms

@@ -74,15 +74,15 @@ def members(n: int, groups: ArrayLike | None) -> np.ndarray:
     _, first, member = np.unique(labels, return_index=True, return_inverse=True)
     place = np.empty(len(first), np.int64)
     place[np.argsort(first)] = np.arange(len(first))
-    found: np.ndarray = place[member]
-    return found
+    group: np.ndarray = place[member]
+    return group
 
 
 def blocks(n: int, groups: ArrayLike | None, num: int = BLOCKS) -> np.ndarray:
     """[n]: the number of each sample's block, of at most `num`: whole groups, dealt out in turn."""
     member = members(n, groups)
-    found: np.ndarray = member % num
-    return found
+    block: np.ndarray = member % num
+    return block
 
 
 def linear(value: float, influence: Array, groups: ArrayLike | None) -> Reading:

@@ -27,16 +27,16 @@ SIGMA = 10.0
 
 def cubic(x: Array, y: Array) -> Array:
     """(x.y / d + 1)^3: the polynomial kernel of Bińkowski et al. 2018."""
-    found: Array = (x @ y.T / x.shape[1] + 1) ** 3
-    return found
+    similarity: Array = (x @ y.T / x.shape[1] + 1) ** 3
+    return similarity
 
 
 def gaussian(x: Array, y: Array) -> Array:
     """1000 exp(-|x - y|^2 / (2 sigma^2)) of rows scaled to length one, sigma = 10: the kernel and
     the scale of CMMD."""
     x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
-    found: Array = 1000 * np.exp((x @ y.T - 1) / SIGMA**2)
-    return found
+    similarity: Array = 1000 * np.exp((x @ y.T - 1) / SIGMA**2)
+    return similarity
 
 
 @lru_cache(maxsize=8)
@@ -46,8 +46,8 @@ def spread(reference: Reference) -> Kernel:
     width = 2 * float(np.sum(reference.root**2))
 
     def kernel(x: Array, y: Array) -> Array:
-        found: Array = 1000 * np.exp(-squares(x, y) / width)
-        return found
+        similarity: Array = 1000 * np.exp(-squares(x, y) / width)
+        return similarity
 
     return kernel
 

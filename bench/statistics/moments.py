@@ -37,9 +37,9 @@ def chunks(x: np.ndarray) -> Iterator[Array]:
 
 def squares(x: Array, y: Array) -> Array:
     """[n, m] squared distances between rows."""
-    found: Array = (-2 * x) @ y.T
-    found += np.sum(x**2, 1)[:, None] + np.sum(y**2, 1)
-    return np.maximum(found, 0, out=found)
+    distances: Array = (-2 * x) @ y.T
+    distances += np.sum(x**2, 1)[:, None] + np.sum(y**2, 1)
+    return np.maximum(distances, 0, out=distances)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Moments:
         named = None if ids is None else list(ids)
         if named is not None and len(named) != len(x):
             raise ValueError(f"{len(x)} samples and {len(named)} names")
-        found = cls(
+        moments = cls(
             0,
             np.zeros(x.shape[1]),
             np.zeros((x.shape[1], x.shape[1])),
@@ -75,15 +75,15 @@ class Moments:
         for i, part in enumerate(chunks(x)):
             mean = part.mean(0)
             centred = part - mean
-            told = None if named is None else named[i * ROWS : i * ROWS + len(part)]
-            if told is not None and len(set(told)) < len(told):
+            names = None if named is None else named[i * ROWS : i * ROWS + len(part)]
+            if names is not None and len(set(names)) < len(names):
                 raise ValueError(
-                    f"sample {next(t for t in told if told.count(t) > 1)!r} is there twice"
+                    f"sample {next(t for t in names if names.count(t) > 1)!r} is there twice"
                 )
-            found += cls(
-                len(part), mean, centred.T @ centred, None if told is None else frozenset(told)
+            moments += cls(
+                len(part), mean, centred.T @ centred, None if names is None else frozenset(names)
             )
-        return found
+        return moments
 
     def __add__(self, other: Moments) -> Moments:
         ids = None if self.ids is None or other.ids is None else self.ids | other.ids
@@ -114,5 +114,5 @@ class Moments:
         if self.n < 2:
             raise ValueError(f"a covariance needs at least two samples, got {self.n}")
         # X^T X is symmetric to the last bit, and so are sums of such
-        found: Array = self.scatter / (self.n - 1)
-        return found
+        matrix: Array = self.scatter / (self.n - 1)
+        return matrix

@@ -31,12 +31,12 @@ def hits(features: ArrayLike, reference: Reference) -> Array:
 
     Their mean is precision. ValueError where the reference kept no features.
     """
-    x, held = _both(features, reference)
+    x, references = _both(features, reference)
     reach = _reach(reference)
     each = []
     for a in chunks(x):
         inside, start = np.zeros(len(a), bool), 0
-        for r in chunks(held):
+        for r in chunks(references):
             inside |= np.any(squares(a, r) <= reach[start : start + len(r)], axis=1)
             start += len(r)
         each.append(inside.astype(np.float64))
@@ -61,7 +61,7 @@ def read_recall(
     delete-block jackknife's standard error is 1.9 to 2.4 times too large here, for recall is not
     smooth; the bootstrap's is too small.) ValueError where the reference kept no features.
     """
-    x, held = _both(features, reference)
+    x, references = _both(features, reference)
     member = members(len(x), groups)
     num = int(member.max()) + 1
     rng = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def read_recall(
     inside = np.concatenate([np.ones((1, len(x)), bool), halves[:, member]])
     reach = _reach_within(x, inside)
     share = np.zeros(len(inside))
-    for r in chunks(held):
+    for r in chunks(references):
         covered = np.zeros((len(inside), len(r)), bool)
         start = 0
         for a in chunks(x):
@@ -79,7 +79,7 @@ def read_recall(
                 draw |= np.any(apart <= limit, axis=1)
             start += len(a)
         share += covered.sum(1)
-    share /= len(held)
+    share /= len(references)
     return replicates(float(share[0]), share[1:], num, num // 2)
 
 
@@ -90,10 +90,10 @@ def _both(features: ArrayLike, reference: Reference) -> tuple[np.ndarray, np.nda
             "only the moments of this reference were kept, and precision and recall need its "
             "features"
         )
-    for what, found in (("samples", x), ("reference samples", reference.features)):
-        if len(found) <= NEIGHBOURS:
+    for what, rows in (("samples", x), ("reference samples", reference.features)):
+        if len(rows) <= NEIGHBOURS:
             raise ValueError(
-                f"precision and recall need more than {NEIGHBOURS} {what}, got {len(found)}"
+                f"precision and recall need more than {NEIGHBOURS} {what}, got {len(rows)}"
             )
     if x.shape[1] != reference.features.shape[1]:
         raise ValueError(
@@ -109,14 +109,14 @@ def _reach(reference: Reference) -> Array:
     assert reference.features is not None
     m = len(reference.features)
     near = _nearest(reference.features, np.arange(m) * min(m, 16) // m, min(m, 16))
-    found: Array = np.sort(near.reshape(m, -1), axis=1)[:, NEIGHBOURS - 1]
-    return found
+    radii: Array = np.sort(near.reshape(m, -1), axis=1)[:, NEIGHBOURS - 1]
+    return radii
 
 
 def _nearest(x: np.ndarray, block: np.ndarray, num: int) -> Array:
     """[n, B, k] squared distances to the nearest others in each block, ascending, infinite where it
     has too few."""
-    found, start = np.full((len(x), num, NEIGHBOURS), np.inf), 0
+    nearest, start = np.full((len(x), num, NEIGHBOURS), np.inf), 0
     for a in chunks(x):
         rows = np.arange(start, start := start + len(a))
         for b in range(num):
@@ -126,8 +126,8 @@ def _nearest(x: np.ndarray, block: np.ndarray, num: int) -> Array:
             near = np.sort(
                 np.partition(apart, min(NEIGHBOURS, len(mine)) - 1, axis=1)[:, :NEIGHBOURS], axis=1
             )
-            found[rows, b, : near.shape[1]] = near
-    return found
+            nearest[rows, b, : near.shape[1]] = near
+    return nearest
 
 
 def _reach_within(x: np.ndarray, inside: np.ndarray) -> Array:
@@ -138,7 +138,7 @@ def _reach_within(x: np.ndarray, inside: np.ndarray) -> Array:
     1e20 have it.
     """
     most = min(NEAREST, len(x) - 1)
-    found, start = np.empty((len(inside), len(x))), 0
+    reach, start = np.empty((len(inside), len(x))), 0
     for a in chunks(x):
         rows = np.arange(start, start := start + len(a))
         near, which = np.full((len(a), 0), np.inf), np.zeros((len(a), 0), np.int64)
@@ -155,13 +155,13 @@ def _reach_within(x: np.ndarray, inside: np.ndarray) -> Array:
             near, which = np.take_along_axis(near, first, 1), np.take_along_axis(which, first, 1)
         order = np.argsort(near, axis=1)
         near, which = np.take_along_axis(near, order, 1), np.take_along_axis(which, order, 1)
-        for draw, there in zip(found, inside, strict=True):
+        for draw, there in zip(reach, inside, strict=True):
             count = np.cumsum(there[which], axis=1)
             third = np.where(
                 count[:, -1] >= NEIGHBOURS, np.argmax(count >= NEIGHBOURS, axis=1), most - 1
             )
             draw[rows] = np.where(there[rows], near[np.arange(len(a)), third], -1.0)
-    return found
+    return reach
 
 
 def _rows(x: np.ndarray, which: np.ndarray) -> Array:

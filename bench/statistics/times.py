@@ -130,9 +130,9 @@ def quotient(over: Mapping[str, Any], under: Mapping[str, Any]) -> Estimate | No
     For speed-ups of different runs, which share no rounds.
     """
     parts = [
-        (told["se"] / told["value"], told["n"] - 1)
-        for told in (over, under)
-        if told["se"] is not None
+        (estimate["se"] / estimate["value"], estimate["n"] - 1)
+        for estimate in (over, under)
+        if estimate["se"] is not None
     ]
     if len(parts) < 2 or min(freedom for _, freedom in parts) < 1:
         return None

@@ -73,8 +73,8 @@ class Network:
         parts, cut = [], []
         for chunk in _chunks(prompts, batch):
             with exact():
-                found, too_long = self._net.write(list(chunk))
-            parts.append(found)
+                features, too_long = self._net.write(list(chunk))
+            parts.append(features)
             cut += too_long
         return {
             name: np.concatenate([_array(part[name]) for part in parts]) for name in parts[0]

@@ -69,9 +69,9 @@ class Clip(nn.Module):
     def write(self, prompts: list[str]) -> tuple[dict[str, torch.Tensor], list[bool]]:
         """Embeddings of prompts, and which of them are longer than CLIP reads and have been cut."""
         whole = self.tokenizer(prompts)["input_ids"]
-        told = self.tokenizer(
+        tokens = self.tokenizer(
             prompts, padding="max_length", max_length=LONGEST, truncation=True, return_tensors="pt"
         )
-        told = told.to(next(self.model.parameters()).device)
-        embedded = self.model.get_text_features(**told).pooler_output  # type: ignore[operator]
+        tokens = tokens.to(next(self.model.parameters()).device)
+        embedded = self.model.get_text_features(**tokens).pooler_output  # type: ignore[operator]
         return {"text": F.normalize(embedded, dim=-1)}, [len(ids) > LONGEST for ids in whole]

@@ -156,13 +156,13 @@ class BlockE(nn.Module):
         three = self.branch3x3_1(x)
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.by_maximum else _average(x)
-        found = [self.branch1x1(x), self.branch3x3_2a(three), self.branch3x3_2b(three)]
-        found += [
+        branches = [self.branch1x1(x), self.branch3x3_2a(three), self.branch3x3_2b(three)]
+        branches += [
             self.branch3x3dbl_3a(double),
             self.branch3x3dbl_3b(double),
             self.branch_pool(pooled),
         ]
-        return torch.cat(found, 1)
+        return torch.cat(branches, 1)
 
 
 class Inception(nn.Module):

@@ -22,17 +22,17 @@ def assembled(kind: Any, config: Any, path: Path) -> nn.Module:
     tensors = read_tensors(path)
     try:
         with quiet():
-            model, told = kind.from_pretrained(
+            model, report = kind.from_pretrained(
                 None, config=config, state_dict=tensors, output_loading_info=True
             )
     except RuntimeError as error:
         raise ValueError(
             f"{path} does not fit {kind.__name__} ({str(error).splitlines()[0]})"
         ) from error
-    if lacking := sorted(told["missing_keys"]):
+    if lacking := sorted(report["missing_keys"]):
         raise ValueError(
             f"{path} does not fit {kind.__name__} (it lacks {lacking[0]} and {len(lacking) - 1} "
             "more)"
         )
-    found: nn.Module = model.float()
-    return found
+    network: nn.Module = model.float()
+    return network

@@ -35,26 +35,26 @@ class Environment:
 
     def python(self) -> Path:
         """Its python; ValueError says how to name it."""
-        told = os.environ.get(self.variable, "")
-        if not told:
+        path = os.environ.get(self.variable, "")
+        if not path:
             raise ValueError(
                 f"needs {self.package} {self.version} in an environment of its own: set "
                 f"{self.variable} to the path of its python"
             )
-        if not os.access(told, os.X_OK) or Path(told).is_dir():
-            raise ValueError(f"{self.variable} names {told}, which is no program that can be run")
-        return Path(told)
+        if not os.access(path, os.X_OK) or Path(path).is_dir():
+            raise ValueError(f"{self.variable} names {path}, which is no program that can be run")
+        return Path(path)
 
 
 def ask(environment: Environment, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The answer to a job, worked out in `folder`, where job, answer and log are left; ValueError
     in one sentence where there is none."""
     job = job | {"package": environment.package, "version": environment.version}
-    told, answered, log = (folder / name for name in ("job.json", "answer.json", "log.txt"))
-    told.write_text(json.dumps(job))
+    request, answered, log = (folder / name for name in ("job.json", "answer.json", "log.txt"))
+    request.write_text(json.dumps(job))
     with log.open("wb") as f:
         code = subprocess.run(
-            [str(environment.python()), str(SCRIPT), str(told), str(answered)], cwd=folder,
+            [str(environment.python()), str(SCRIPT), str(request), str(answered)], cwd=folder,
             stdout=f, stderr=subprocess.STDOUT
         ).returncode  # fmt: skip
     if code:

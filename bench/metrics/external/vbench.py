@@ -97,20 +97,20 @@ def read_results(
     """Rows and values of a `*_eval_results.json`; a video's row is the name of its folder.
     ValueError when it is another kind of file."""
     try:
-        told = json.loads(path.read_text())[dimension][1]
-        found = {
+        lines = json.loads(path.read_text())[dimension][1]
+        values = {
             int(Path(video["video_path"]).parent.name): float(video["video_results"])
-            for video in told
+            for video in lines
         }
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"VBench left no result of {dimension} that can be read ({type(error).__name__}: "
             f"{error})"
         ) from error
-    rows = np.array(sorted(found), np.int64)
-    if len(rows) == 0 or len(found) != len(told) or rows[0] < 0 or rows[-1] >= num:
+    rows = np.array(sorted(values), np.int64)
+    if len(rows) == 0 or len(values) != len(lines) or rows[0] < 0 or rows[-1] >= num:
         raise ValueError(f"VBench scored other videos of {dimension} than it was given")
-    return rows, np.array([found[row] for row in rows.tolist()]) / (
+    return rows, np.array([values[row] for row in rows.tolist()]) / (
         100 if dimension in PERCENT else 1
     )
 

@@ -33,9 +33,9 @@ def read_samples(path: str) -> np.ndarray:
     """The samples, mapped and not read; the file is a safetensors file."""
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        told = json.loads(f.read(length).decode())["samples"]
+        header = json.loads(f.read(length).decode())["samples"]
     return np.memmap(
-        path, np.uint8, "r", 8 + length + told["data_offsets"][0], tuple(told["shape"])
+        path, np.uint8, "r", 8 + length + header["data_offsets"][0], tuple(header["shape"])
     )
 
 
@@ -49,13 +49,13 @@ def pair(prompts: list[str], entries: list[dict[str, Any]]) -> list[int] | None:
     for i, entry in enumerate(entries):
         places.setdefault(entry["prompt_en"], []).append(i)
     met: dict[str, int] = {}
-    found = []
+    videos = []
     for prompt in prompts:
         if prompt not in places:
             return None
         turn = met[prompt] = met.get(prompt, -1) + 1
-        found.append(places[prompt][turn % len(places[prompt])])
-    return found
+        videos.append(places[prompt][turn % len(places[prompt])])
+    return videos
 
 
 def encode(video: np.ndarray, path: str, fps: float) -> None:
@@ -145,13 +145,13 @@ def vbench(job: dict[str, Any]) -> dict[str, Any]:
         infos.append(dict(entry, dimension=[dimension], video_list=[path]))
     if not infos:
         raise RefusedError(f"none of these prompts belongs to VBench's {dimension}")
-    told = os.path.join(job["folder"], "ditbench_full_info.json")
-    with open(told, "w", encoding="utf-8") as f:
+    listing = os.path.join(job["folder"], "ditbench_full_info.json")
+    with open(listing, "w", encoding="utf-8") as f:
         json.dump(infos, f)
 
     class Indexed(package.VBench):  # type: ignore[misc, name-defined]
         def build_full_info_json(self, *_: Any, **__: Any) -> str:
-            return told
+            return listing
 
     Indexed(device(), listed, job["folder"]).evaluate(
         os.path.join(job["folder"], "videos"), "ditbench", dimension_list=[dimension]
@@ -179,13 +179,13 @@ def hpsv2(job: dict[str, Any]) -> dict[str, Any]:
     for i, (prompt, image) in enumerate(pictures(job)):
         together.setdefault(prompt, []).append((i, image))
     for prompt, images in together.items():
-        found = score(
+        scores = score(
             [image for _, image in images],
             prompt,
             cp=job["files"]["HPS_v2.1_compressed.pt"],
             hps_version="v2.1",
         )
-        for (i, _), value in zip(images, found, strict=True):
+        for (i, _), value in zip(images, scores, strict=True):
             values[i] = float(value)
     return {"values": values}
 
@@ -238,12 +238,12 @@ def check_version(job: dict[str, Any]) -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        found = version(job["package"])
+        installed = version(job["package"])
     except PackageNotFoundError:
         raise RefusedError(f"{job['package']} is not installed in {sys.executable}") from None
-    if found != job["version"]:
+    if installed != job["version"]:
         raise RefusedError(
-            f"{job['package']} {found} is installed there, and {job['version']} is the one whose "
+            f"{job['package']} {installed} is installed there, and {job['version']} is the one whose "
             "results go by this name"
         )
 
