@@ -9,24 +9,14 @@ from ditbench.models.requests import make_requests
 from ditbench.models.sampling import sampling_of
 from ditbench.profiling import latency as measure
 
-TRAINED = [
-    name
-    for name in ("dit-tiny", "pixart-tiny", "flux-tiny", "wan-tiny")
-    if (models.ZOO / name).is_dir()
-]
-TINY = [
-    name
-    if name in TRAINED
-    else pytest.param(name, marks=pytest.mark.skip(reason=f"{name} is not trained yet"))
-    for name in ("dit-tiny", "pixart-tiny", "flux-tiny", "wan-tiny")
-]
+TINY = ("dit-tiny", "pixart-tiny", "flux-tiny", "wan-tiny")
 
 
 @pytest.fixture(scope="module")
 def pipes():
     return {
         name: loading.load(models.models()[name], weights="bundled", device="cpu", dtype="float32")
-        for name in TRAINED
+        for name in TINY
     }
 
 

@@ -298,9 +298,10 @@ def test_a_shortcut_count_that_misses_what_a_method_does_is_found():
 
 
 def test_checking_models_gives_a_row_for_every_clause(monkeypatch):
+    from ditbench.models import loading
     from ditbench.models import table as models
 
-    monkeypatch.setattr(models, "load", lambda model, **_: tiny(model.family).pipeline)
+    monkeypatch.setattr(loading, "load", lambda model, **_: tiny(model.family).pipeline)
     rows = check_models(Stack.parse("firstblock"), models.select("pixart-tiny"))
     assert [(row["model"], row["result"]) for row in rows] == [
         ("pixart-tiny", "passed"),
@@ -318,7 +319,6 @@ def test_checking_models_gives_a_row_for_every_clause(monkeypatch):
 def test_what_breaks_down_is_a_row_with_model_and_clause_and_never_a_traceback(
     capsys, tmp_path, monkeypatch
 ):
-    from ditbench import testing
     from ditbench.cli.commands import main
     from ditbench.models import table as models
 
@@ -327,7 +327,9 @@ def test_what_breaks_down_is_a_row_with_model_and_clause_and_never_a_traceback(
         "@method('breaks_down', family='test', stage=Stage.SCHEDULE)\n"
         "class BreaksDown:\n    def attach(self, pipeline, at):\n        at.sublayers[1000]\n"
     )
-    monkeypatch.setattr(models, "load", lambda model, **_: tiny(model.family, steps=2).pipeline)
+    monkeypatch.setattr(
+        "ditbench.models.loading.load", lambda model, **_: tiny(model.family, steps=2).pipeline
+    )
     code = main(
         [
             "check",
@@ -351,7 +353,7 @@ def test_what_breaks_down_is_a_row_with_model_and_clause_and_never_a_traceback(
     def broken(*_: Any) -> Any:
         raise TypeError("a pipeline of another sort")
 
-    monkeypatch.setattr(testing, "check_method", broken)
+    monkeypatch.setattr("ditbench.testing.contract.check_method", broken)
     (row,) = check_models(Stack.parse("fora"), models.select("dit-tiny"))
     assert (row["clause"], row["result"]) == (
         "the model itself runs",

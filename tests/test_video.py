@@ -11,7 +11,7 @@ from ditbench.metrics.samples import Sampled, Samples
 from ditbench.metrics.scoring import _extract
 from ditbench.metrics.table import metrics
 
-NAMES = [name for name, metric in metrics().items() if metric.family == "video"]
+NAMES = [name for name, metric in metrics().items() if metric.family == "motion"]
 
 
 def sampled(path, mine, theirs=None):

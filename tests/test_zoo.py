@@ -38,8 +38,6 @@ def test_the_models_make_what_they_are_asked_for_and_a_fifth_of_the_steps_is_wor
     """Mean share of attributes right, at the default sampler; and the samples of fewer steps are
     further from the renders'."""
     model = models()[name]
-    if not (ZOO / name).is_dir():
-        pytest.skip(f"{name} is not trained yet")
     pipe = load(model, weights="bundled", device="cpu", dtype="float32")
     # Three times as many pictures as features: at 96 the distance is biased by half of what four
     # steps lose on pixart-tiny.

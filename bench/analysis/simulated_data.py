@@ -12,8 +12,8 @@ from ditbench.statistics.estimates import Array
 from ditbench.statistics.frechet import Reference
 
 Generator = np.random.Generator
-DISCRETE, SKEWED = "discrete", "skewed, few prompts"
 FEATURES = 64
+DISCRETE, SKEWED = "discrete", "skewed, few prompts"
 Draw = Callable[[Generator, int], Array]
 SCORES: dict[str, tuple[Draw, float, str]] = {
     "normal": (lambda r, n: r.standard_normal(n), 0.0, ""),

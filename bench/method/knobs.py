@@ -170,5 +170,5 @@ def _docs(cls: type) -> dict[str, str]:
                 and isinstance(two.value.value, str)
             )
             if is_text:
-                found[one.target.id] = inspect.cleandoc(two.value.value)  # type: ignore[attr-defined]
+                found[one.target.id] = " ".join(two.value.value.split())  # type: ignore[attr-defined]
     return found
