@@ -265,7 +265,9 @@ def test_a_run_whose_baseline_was_refused_leaves_with_3(capsys, tmp_path, monkey
 
 def test_stack_loads_plugins_before_it_reads_the_stacks(capsys, plugin, monkeypatch):
     seen = []
-    monkeypatch.setattr("ditbench.cli.commands._carry_out", lambda cells: seen.extend(cells) or sys.exit(7))
+    monkeypatch.setattr(
+        "ditbench.cli.commands._carry_out", lambda cells: seen.extend(cells) or sys.exit(7)
+    )
     with pytest.raises(SystemExit) as stop:
         main(["stack", "mine_test", "int8", "--plugin", "mine.py", "--models", "dit-tiny"])
     assert stop.value.code == 7
