@@ -178,6 +178,20 @@ def test_numbers_in_prose_have_their_leading_zeros(path):
     assert not re.findall(r"(?<![\w.)\]`*\"'])\.\d+\b.*", "\n".join(prose_of(path)))
 
 
+RETIRED = (
+    "told", "held against", "set against", "to be had", "cannot be had", "for want of",
+    "come along", "comes along", "bears", "as it comes", "as they come", "clock", "wholly",
+    "world", "picture", "pictures", "looks through", "reads as", "eight bits and",
+)  # fmt: skip
+"""Words of our own for which the field has others."""
+
+
+@pytest.mark.parametrize("path", [*GUIDES, *RESULTS], ids=name_of)
+def test_documents_use_the_terms_of_the_field(path):
+    prose = re.sub(r"`[^`]*`", "", " ".join(prose_of(path)).lower())
+    assert not [words for words in RETIRED if re.search(rf"\b{words}\b", prose)]
+
+
 def test_every_method_and_metric_is_in_the_readme_of_its_folder():
     methods = re.findall(r"^\| (`.*?) \|", (ROOT / "methods/README.md").read_text(), re.M)
     assert {n for cell in methods for n in re.findall(r"`(\w+)`", cell)} == {"none", *names()}
