@@ -25,7 +25,7 @@ from ditbench.method import values
 from ditbench.method.stack import Stack
 from ditbench.metrics.shapes_features import FEATURE
 from ditbench.records.scores import Scores
-from ditbench.reports.publishing.stacking import answer_table
+from ditbench.reports.publishing.stacking import answer_table, verdict_table
 from ditbench.statistics.estimates import Estimate, constant, student
 from ditbench.statistics.frechet import Reference, frechet, read_jackknifed
 from ditbench.statistics.hypothesis import exceeds_p
@@ -479,10 +479,10 @@ def test_stack_runs_the_factorial_and_prints_its_rule(tmp_path):
     )
     assert row["gamma_clock"]["value"] > 0
     table = answer_table([row]).splitlines()
-    assert table[0] == "| together | dit-tiny |" and table[2].startswith(
+    assert table[0] == "| combination | dit-tiny |" and table[2].startswith(
         f"| int8+fora | **{row['verdict']}** "
     )
-    assert "; gamma 1.00, clock " in table[2]
+    assert "; gamma 1.00 (FLOPs), " in table[2] and table[2].endswith(" (time) |")
 
 
 def test_the_answers_table_has_a_row_per_combination_and_reading():
@@ -503,9 +503,29 @@ def test_the_answers_table_has_a_row_per_combination_and_reading():
         },
     ]
     head, _, first, second = answer_table(rows).splitlines()
-    assert head == "| together | dit-tiny | wan-tiny |"
+    assert head == "| combination | dit-tiny | wan-tiny |"
     assert (
         first
-        == "| distill+diffsparse, frozen | **stacks** -0.004 [-0.010, +0.002]; gamma 0.90, clock - | - |"
+        == "| distill+diffsparse, frozen | **stacks** -0.004 [-0.010, +0.002]; gamma 0.90 (FLOPs), - (time) | - |"
     )
     assert second == "| distill+diffsparse | - | distill is skipped: no student |"
+
+
+def test_the_table_of_verdicts_has_one_word_a_cell_and_nothing_that_was_prepared_alone():
+    estimate = {"value": -0.004, "low": -0.01, "high": 0.002, "n": 64, "se": 0.003}
+    measured = {"gamma_flops": 0.9, "gamma_clock": None, "alignment": estimate}
+    rows = [
+        {"model": model, "stack": stack, "reading": reading, "verdict": verdict} | more
+        for model, stack, reading, verdict, more in (
+            ("dit-tiny", "distill+diffsparse(keep=0.5)", "tuned", "clashes", measured),
+            ("dit-tiny", "distill+diffsparse(tuned='alone')", "frozen", "beaten", measured),
+            ("wan-tiny", "distill+diffsparse(keep=0.5)", "tuned", "distill is skipped", {}),
+            ("wan-tiny", "int8+fora", "tuned", "stacks", measured),
+        )
+    ]
+    assert verdict_table(rows).splitlines() == [
+        "| combination | dit-tiny | wan-tiny |",
+        "|---|---|---|",
+        "| distill+diffsparse | clashes | - |",
+        "| int8+fora | - | stacks |",
+    ]

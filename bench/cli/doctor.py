@@ -75,7 +75,7 @@ def _zoo() -> list[dict[str, Any]]:
                 rows.append(_row(model.name, "missing", str(error)))
     for name, script in {
         "still": "train judge", "video": "train video-judge",
-        "check-still": "train_check still", "check-video": "train_check video",
+        "check-still": "train_second_judge still", "check-video": "train_second_judge video",
     }.items():  # fmt: skip
         there = (ZOO / "judge" / f"{name}.safetensors").is_file()
         made = f"python -m ditbench.zoo.{script}"

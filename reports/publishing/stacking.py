@@ -1,36 +1,51 @@
-"""The stacking table of the README."""
+"""Which methods stack, as tables for people: verdicts alone, and with what they rest on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ditbench.reports.sections.format import DASH, fixed, spoken
 
+Row = Mapping[str, Any]
 
-def answer_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown of the rows that `ditbench.analysis.interaction.document` gives, a row per
-    combination and a column per model: the verdict, the alignment interaction, and gamma on FLOPs
-    and on the clock."""
+
+def verdict_table(rows: Sequence[Row]) -> str:
+    """Markdown of the verdicts of the rows that `ditbench.analysis.interaction.document` gives: a
+    row per combination and a column per model, one word a cell. Combinations whose methods were
+    prepared alone ("frozen") are left out."""
+    shown = [row for row in rows if row["reading"] != "frozen"]
+    return _table(shown, lambda row: str(row["verdict"]) if "alignment" in row else DASH)
+
+
+def answer_table(rows: Sequence[Row]) -> str:
+    """The same with all combinations, and beside each verdict the alignment interaction, and gamma
+    by FLOPs and by measured time."""
+    return _table(rows, _answer)
+
+
+def _table(rows: Sequence[Row], show: Callable[[Row], str]) -> str:
     combinations = list(dict.fromkeys(_combination(row) for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    told = {(_combination(row), row["model"]): _cell(row) for row in rows}
-    lines = ["| together | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
+    cells = {(_combination(row), row["model"]): show(row) for row in rows}
+    lines = ["| combination | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
     for name in combinations:
         lines.append(
-            f"| {name} | " + " | ".join(told.get((name, model), DASH) for model in models) + " |"
+            f"| {name} | " + " | ".join(cells.get((name, model), DASH) for model in models) + " |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _combination(row: Mapping[str, Any]) -> str:
-    """The methods without their knobs, and which reading it is."""
+def _combination(row: Row) -> str:
+    """The methods without their knobs, and whether they were prepared in the stack or alone."""
     methods = "+".join(part.partition("(")[0] for part in row["stack"].split("+"))
     return f"{methods}, frozen" if row["reading"] == "frozen" else methods
 
 
-def _cell(row: Mapping[str, Any]) -> str:
+def _answer(row: Row) -> str:
     if "alignment" not in row:
         return str(row["verdict"])
-    gamma = f"gamma {fixed(row.get('gamma_flops'), 2)}, clock {spoken(row['gamma_clock'], 2)}"
+    gamma = (
+        f"gamma {fixed(row.get('gamma_flops'), 2)} (FLOPs), {spoken(row['gamma_clock'], 2)} (time)"
+    )
     return f"**{row['verdict']}** {spoken(row['alignment'], 3, signed=True)}; {gamma}"
