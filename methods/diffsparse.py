@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ditbench.acceleration.caching.token_settings import SelectorName
+from ditbench.acceleration.caching.token_settings import SELECTORS, selector_files
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class DiffSparse:
     allocator: Literal["learned", "sensitivity", "uniform", "random"] = "learned"
     """Where the schedule comes from: `learned` and `sensitivity` are prepared for a model,
     `uniform` and `random` need nothing."""
-    selector: SelectorName = "attention"
+    selector: str = knob("attention", choices=lambda: SELECTORS)
     """What tokens are ranked by: `attention` (the paper's), `change`, `similarity`, `norm` or
     `shuffle`."""
     by_macs: bool = True
@@ -90,8 +90,8 @@ class DiffSparse:
         return f"keep={self._learned_at} of {sampling.steps} steps does not pay for the first step, which is dense"
 
     def inputs(self) -> list[Path]:
-        """The file of the schedule."""
-        return [Path(self.schedule)] if self.schedule else []
+        """The file of the schedule, and that of a selector from outside."""
+        return [*([Path(self.schedule)] if self.schedule else []), *selector_files(self.selector)]
 
     def check(self, pipeline: Any) -> str | None:
         """A schedule given as a file must be readable and fit."""

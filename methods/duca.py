@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ditbench.acceleration.caching.token_settings import DUCA, SelectorName, places
+from ditbench.acceleration.caching.token_settings import DUCA, SELECTORS, places, selector_files
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Duca:
     ratio: float | None = knob(None, low=0, high=1)
     """Share of tokens recomputed in a partial step, before the rules' factors; None is the authors'
     for the family."""
-    selector: SelectorName = "attention"
+    selector: str = knob("attention", choices=lambda: SELECTORS)
     """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `shuffle`."""
     quirk: bool | None = None
     """Place steps in their period block by block, so that some are full in the first block only;
@@ -49,6 +50,10 @@ class Duca:
     the last full step."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
+
+    def inputs(self) -> list[Path]:
+        """The file of a selector from outside."""
+        return selector_files(self.selector)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache, and every block round it."""

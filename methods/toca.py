@@ -4,14 +4,16 @@ arXiv:2410.05317)."""
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ditbench.acceleration.caching.token_settings import (
+    SELECTORS,
     TOCA,
     TOCA_DDPM250,
     Rules,
-    SelectorName,
     places,
+    selector_files,
 )
 from ditbench.method import Attachment, Stage, knob, method
 
@@ -42,7 +44,7 @@ class Toca:
     ratio: float | None = knob(None, low=0, high=1)
     """Share of tokens recomputed in between, before the rules' factors; None is the authors' for
     the family."""
-    selector: SelectorName = "attention"
+    selector: str = knob("attention", choices=lambda: SELECTORS)
     """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `shuffle`."""
     quirk: bool | None = None
     """Test for a full step block by block, so that two of DiT's 50 steps and one of PixArt's 20 are
@@ -73,6 +75,10 @@ class Toca:
         by_ddpm = type(pipeline.scheduler).__name__.startswith("DDPM")
         sampler = self.sampler or ("ddpm250" if by_ddpm else "ddim50")
         return TOCA_DDPM250 if family == "dit" and sampler == "ddpm250" else TOCA[family]
+
+    def inputs(self) -> list[Path]:
+        """The file of a selector from outside."""
+        return selector_files(self.selector)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache."""

@@ -11,8 +11,8 @@ from ditbench.acceleration.caching import learn_router as mixing
 from ditbench.acceleration.caching.budget import solve, weights_of
 from ditbench.acceleration.caching.learn_schedule import Recipe, learn, prepare_schedule
 from ditbench.acceleration.caching.schedule import Schedule
-from ditbench.acceleration.caching.selectors import SELECTORS
 from ditbench.acceleration.caching.soft_cache import studio
+from ditbench.acceleration.caching.token_settings import SELECTORS
 from ditbench.method.prepare import Workroom
 from ditbench.method.stack import Stack
 from ditbench.models.loading import load

@@ -4,7 +4,6 @@ rules of ToCa and DuCa."""
 from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,17 +11,17 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional
 
-from ditbench.acceleration.caching import schedule
+from ditbench.acceleration.caching import schedule, selectors
 from ditbench.acceleration.caching.schedule import Schedule
-from ditbench.acceleration.caching.selectors import SELECTORS
 from ditbench.acceleration.caching.token_cache import TokenCache, _with_bonus
-from ditbench.acceleration.caching.token_settings import DUCA, TOCA, TOCA_DDPM250, SelectorName
-from ditbench.method import Attachment, find
+from ditbench.acceleration.caching.token_settings import DUCA, SELECTORS, TOCA, TOCA_DDPM250
+from ditbench.method import METHODS, Attachment, find
 from ditbench.method.generation import Now
+from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
 from ditbench.models.sublayers import sublayers
 from ditbench.models.token_rows import SingleRun
-from ditbench.testing import KINDS, tiny
+from ditbench.testing import KINDS, check_method, tiny
 
 
 class Part:
@@ -124,8 +123,47 @@ def test_a_shuffle_is_another_order_every_step_and_the_same_for_every_sample():
     assert not torch.equal(first, cache.order(part, x)) and torch.equal(first[0], first[2])
 
 
-def test_every_selector_has_a_name_a_knob_can_have():
-    assert tuple(SELECTORS) == get_args(SelectorName)
+MINE = '''
+from ditbench.acceleration.caching.selectors import Selector, selector
+from ditbench.method import Stage, method
+
+
+@selector("first_tokens")
+class FirstTokens(Selector):
+    """The first tokens of the picture."""
+
+    def score(self, sublayer, hidden, kept):
+        import torch
+
+        return -torch.arange(hidden.shape[1]).float().expand(len(hidden), -1)
+
+
+@method("names_a_selector", family="test", stage=Stage.SCHEDULE, claims={"scheduler"})
+class Named:
+    """A plug-in declares a method, and may declare a selector beside it."""
+
+    def adapt(self, sampling):
+        return sampling
+'''
+
+
+def test_a_plugin_adds_a_selector_which_token_caches_take_by_name(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    with pytest.raises(ValueError, match="toca: no selector 'first_token'; there are attention"):
+        Stack.parse("toca(selector='first_token')")
+    load_plugin(tmp_path / "mine.py")
+    try:
+        subject = tiny("pixart")
+        with pytest.raises(ValueError, match="did you mean first_tokens"):
+            Stack.parse("toca(selector='first_token')")
+        stack = Stack.parse("toca(selector='first_tokens', interval=2)")
+        assert not [c for c in check_method(str(stack), subject) if not c.passed]
+        assert stack.methods[0].inputs() == [tmp_path / "mine.py"]  # its text is in the cell's key
+        with pytest.raises(ValueError, match="is already there"):
+            selectors.selector("attention")(selectors.Change)
+    finally:
+        SELECTORS.pop("first_tokens")
+        METHODS.pop("names_a_selector")
 
 
 # The authors' rankings, written once more from arXiv:2410.05317's code, on attention maps drawn at

@@ -8,7 +8,7 @@ import inspect
 import math
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -36,12 +36,17 @@ def knob(
     high: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    choices: Callable[[], Iterable[str]] | None = None,
 ) -> Any:
-    """A field with a range: `low` and `high` belong to it, `above` and `below` do not."""
+    """A field with a range: `low` and `high` belong to it, `above` and `below` do not. `choices`
+    gives the texts it may be, looked up when a method is made: plug-ins may add to them."""
     span = {"at least": low, "above": above, "at most": high, "below": below}
     return field(
         default=default,
-        metadata={"span": {word: bound for word, bound in span.items() if bound is not None}},
+        metadata={
+            "span": {word: bound for word, bound in span.items() if bound is not None},
+            "choices": choices,
+        },
     )
 
 
@@ -97,6 +102,8 @@ def check(method: Any) -> None:
             raise ValueError(f"{method.name}: {f.name} must be {expected}, not {value!r}") from None
         if value is not None and not _within(value, f.metadata.get("span", {})):
             raise ValueError(f"{method.name}: {f.name} must be {_span_text(f)}, not {value!r}")
+        if (choices := f.metadata.get("choices")) and value not in (names := list(choices())):
+            raise ValueError(f"{method.name}: no {f.name} {value!r}; {suggest(value, names)}")
         # frozen: this is the one place that settles a value
         object.__setattr__(method, f.name, value)
 

@@ -28,7 +28,6 @@ from ditbench.acceleration.caching.budget import DENSE, solve, spent, weights_of
 from ditbench.acceleration.caching.knapsack import Costs, Weights
 from ditbench.acceleration.caching.schedule import LEVELS, Schedule
 from ditbench.acceleration.caching.soft_cache import Student, studio
-from ditbench.acceleration.caching.token_settings import SelectorName
 from ditbench.method.stack import Stack
 from ditbench.shapes.judge import load_judge
 from ditbench.shapes.perceptual import Perceptual
@@ -51,7 +50,7 @@ class Recipe:
     keep: float = 0.46
     """Share of the sub-layers' multiply-accumulates the schedule may spend (the paper: 0.57, 0.46,
     0.41)."""
-    selector: SelectorName = "attention"
+    selector: str = "attention"
     by_macs: bool = True
     """The paper's equation counts rows alike; its tables match multiply-accumulates."""
     stage1: int = 30
@@ -297,7 +296,7 @@ def prepare_schedule(
     room: Workroom,
     *,
     keep: float,
-    selector: SelectorName,
+    selector: str,
     by_macs: bool,
     **more: Any,
 ) -> dict[str, Any]:

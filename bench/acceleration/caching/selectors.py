@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ditbench.acceleration.caching.token_settings import SELECTORS
 from ditbench.models.token_rows import put, take
+from ditbench.suggest import suggest
 
 if TYPE_CHECKING:
     from ditbench.acceleration.caching.token_settings import Rules
@@ -225,14 +228,26 @@ class Shuffle(Selector):
         return order.expand(len(hidden), -1)
 
 
-SELECTORS: dict[str, type[Selector]] = {
-    "attention": Attention,
-    "change": Change,
-    "similarity": Similarity,
-    "norm": Norm,
-    "shuffle": Shuffle,
-}
-"""By the names of `token_settings.SelectorName`."""
+def selector(name: str) -> Callable[[type[Selector]], type[Selector]]:
+    """Declare a class as the selector of that name, for the knob `selector` of token caches;
+    ValueError where another class has the name."""
+
+    def register(cls: type[Selector]) -> type[Selector]:
+        place = f"{cls.__module__}:{cls.__qualname__}"
+        if SELECTORS.setdefault(name, place) != place:
+            raise ValueError(f"selector {name!r} is already there, from {SELECTORS[name]}")
+        return cls
+
+    return register
+
+
+def selector_class(name: str) -> type[Selector]:
+    """The class of that name; ValueError with the nearest names when there is none."""
+    if name not in SELECTORS:
+        raise ValueError(f"no selector {name!r}; {suggest(name, SELECTORS)}")
+    module, _, cls = SELECTORS[name].partition(":")
+    selector_type: type[Selector] = getattr(import_module(module), cls)
+    return selector_type
 
 
 class _Watch(TorchFunctionMode):

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ditbench.acceleration.caching.schedule import LEVELS
 from ditbench.acceleration.caching.token_cache import TokenCache
-from ditbench.acceleration.caching.token_settings import DIFFSPARSE, SelectorName
+from ditbench.acceleration.caching.token_settings import DIFFSPARSE
 from ditbench.method.probe import Trainee
 from ditbench.method.stack import Stack
 from ditbench.models.differentiable import paint
@@ -28,7 +28,7 @@ class Student(Trainee):
     """A pipeline whose sub-layers blend new and kept outputs by levels that can be set, and
     differentiated."""
 
-    def __init__(self, selector: SelectorName, checkpointed: bool) -> None:
+    def __init__(self, selector: str, checkpointed: bool) -> None:
         self.selector, self.checkpointed = selector, checkpointed
         self.levels: Tensor | None = None
         """[T,L,S]: one-hot, or None for the un-accelerated model."""
@@ -105,7 +105,7 @@ class Student(Trainee):
 def studio(
     pipe: Any,
     below: Stack,
-    selector: SelectorName,
+    selector: str,
     checkpointed: bool,
     prepared: Mapping[str, Path] | None = None,
 ) -> Iterator[tuple[Student, Any]]:

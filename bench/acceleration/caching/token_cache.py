@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ditbench.acceleration.caching.budget import kept_rows
-from ditbench.acceleration.caching.selectors import SELECTORS, Key
+from ditbench.acceleration.caching.selectors import Key, selector_class
 from ditbench.models.token_rows import SingleRun, put, take
 
 if TYPE_CHECKING:
-    from ditbench.acceleration.caching.token_settings import Rules, SelectorName
+    from ditbench.acceleration.caching.token_settings import Rules
     from ditbench.method.attachment import Attachment
     from ditbench.models.sublayers import Run, Sublayer
 
@@ -32,7 +32,7 @@ class TokenCache:
     def __init__(
         self,
         at: Attachment,
-        selector: SelectorName,
+        selector: str,
         rules: Rules,
         interval: int | None = None,
         *,
@@ -45,7 +45,7 @@ class TokenCache:
         `attend`: whether a token that is recomputed in a FLUX single block attends anew; else what
         its attention gave when all tokens were computed last is used again."""
         self.at, self.rules = at, rules
-        self.selector = SELECTORS[selector](at.now, rules)
+        self.selector = selector_class(selector)(at.now, rules)
         self.selector.attach(at)
         self.reuse_weight = rules.soft / (interval or rules.interval)
         self.notes: Callable[[Sublayer], bool] = lambda sublayer: True

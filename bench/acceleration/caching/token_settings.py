@@ -9,19 +9,41 @@ them.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ditbench.models.sublayers import Sublayer
 
-SelectorName = Literal["attention", "change", "similarity", "norm", "shuffle"]
-"""What tokens are ranked by. `attention`: how much a token is attended to, and how widely it
-attends to the text (ToCa, DiffSparse). `change`: how far its input has moved since it was last
-recomputed (ours). `similarity`: one minus the cosine of its residual stream and the output kept of
-it. `norm`: length of its residual stream. `shuffle`: a random permutation, the same for every
-sample, another at every step and sub-layer."""
+SELECTORS: dict[str, str] = {
+    name: f"ditbench.acceleration.caching.selectors:{cls}"
+    for name, cls in {
+        "attention": "Attention",
+        "change": "Change",
+        "similarity": "Similarity",
+        "norm": "Norm",
+        "shuffle": "Shuffle",
+    }.items()
+}
+"""What tokens are ranked by: name -> "module:class" of a `selectors.Selector`, which is imported
+when it is used. A plug-in adds its own with `selectors.selector`. `attention`: how much a token is
+attended to, and how widely it attends to the text (ToCa, DiffSparse). `change`: how far its input
+has moved since it was last recomputed (ours). `similarity`: one minus the cosine of its residual
+stream and the cached output. `norm`: length of its residual stream. `shuffle`: a random
+permutation, the same for every sample, another at every step and sub-layer."""
+
+
+def selector_files(name: str) -> list[Path]:
+    """The file that declares a selector from outside ditbench, which samples depend on."""
+    module = sys.modules.get(SELECTORS[name].partition(":")[0])
+    file = getattr(module, "__file__", None)
+    own = module is None or module.__name__.partition(".")[0] == "ditbench"
+    return [] if own or file is None else [Path(file)]
+
+
 SIGNALS = ("received", "entropy")
 """What `attention` adds up: how much a token is attended to, and how widely it attends to the
 text."""
