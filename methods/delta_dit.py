@@ -40,11 +40,11 @@ class DeltaDit:
         num = len(at.blocks)
         size = max(1, round(self.share * num))
         ranges = (num - size, num), (0, size)
-        kept: dict[tuple[int, int], Streams] = {}
+        cached: dict[tuple[int, int], Streams] = {}
         entered: dict[tuple[int, int], Streams] = {}
-        at.on_start(kept.clear)
+        at.on_start(cached.clear)
         at.on_start(entered.clear)
-        at.holds(kept.values)
+        at.holds(cached.values)
 
         def at_block(index: int) -> BlockRoute:
             def route(run: RunBlock, streams: Streams) -> Streams:
@@ -56,12 +56,12 @@ class DeltaDit:
                 if (
                     self.interval > 1
                     and at.now.step % self.interval
-                    and key in kept
+                    and key in cached
                     and first <= index < end
                 ):
                     at.count("reused")
                     return (
-                        tuple(x + d for x, d in zip(streams, kept[key], strict=True))
+                        tuple(x + d for x, d in zip(streams, cached[key], strict=True))
                         if index == first
                         else streams
                     )
@@ -74,7 +74,7 @@ class DeltaDit:
                     for side, (_, stop) in enumerate(ranges):
                         if index == stop - 1 and (side, at.now.branch) in entered:
                             begun = entered.pop((side, at.now.branch))
-                            kept[side, at.now.branch] = tuple(
+                            cached[side, at.now.branch] = tuple(
                                 a - b for a, b in zip(out, begun, strict=True)
                             )
                 return out

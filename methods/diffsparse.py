@@ -70,14 +70,14 @@ class DiffSparse:
         """What the prepared table depends on; None where nothing has to be prepared."""
         if self.keep == 1 or self.schedule or self.allocator in ("uniform", "random"):
             return None
-        told = {
+        recipe = {
             "version": 3,
             "allocator": self.allocator,
             "selector": self.selector,
             "by_macs": self.by_macs,
         }
         # a measured table has no budget
-        return told | {"keep": self._learned_at} if self.allocator == "learned" else told
+        return recipe | {"keep": self._learned_at} if self.allocator == "learned" else recipe
 
     @property
     def _learned_at(self) -> float:
@@ -132,15 +132,15 @@ class DiffSparse:
         if self.keep == 1:
             return
         cache = TokenCache(at, self.selector, DIFFSPARSE[family_of(pipeline.transformer)])
-        found: dict[tuple[int, ...], tuple[Any, Any]] = {}
+        schedules: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
         def now(sublayer: Sublayer) -> tuple[float, bool]:
             """The share to compute, and whether a ranking will look at what it shows."""
             size = at.now.num_steps, *at.now.grid, at.now.text_tokens
-            if size not in found:
+            if size not in schedules:
                 keep = self._table(at)
-                found[size] = keep, looked_at(keep, [s.block for s in at.sublayers])
-            keep, looked = found[size]
+                schedules[size] = keep, looked_at(keep, [s.block for s in at.sublayers])
+            keep, looked = schedules[size]
             return float(keep[at.now.step, sublayer.index]), bool(
                 looked[at.now.step, sublayer.index]
             )

@@ -65,7 +65,7 @@ class Duca:
         rules = DUCA[family_of(pipeline.transformer)]
         interval = self.interval or rules.interval
         ratio = rules.ratio if self.ratio is None else self.ratio
-        kept = TokenCache(at, self.selector, rules, interval, attend=self.attend)
+        token_cache = TokenCache(at, self.selector, rules, interval, attend=self.attend)
         last: dict[int, Streams] = {}
         at.on_start(last.clear)
         at.holds(last.values)
@@ -78,12 +78,12 @@ class Duca:
         def at_sublayer(sublayer: Sublayer, place: float) -> Route:
             def route(run: Run, hidden: Any) -> Any:
                 now = at.now
-                if phase(sublayer.block) == 0 or sublayer not in kept:
-                    return kept.compute(sublayer, run, hidden)
+                if phase(sublayer.block) == 0 or sublayer not in token_cache:
+                    return token_cache.compute(sublayer, run, hidden)
                 num = rules.rows(
                     ratio, now.step, now.num_steps, place, sublayer.kind, hidden.shape[1]
                 )
-                return kept.refresh(sublayer, run, hidden, num)
+                return token_cache.refresh(sublayer, run, hidden, num)
 
             return route
 

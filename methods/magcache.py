@@ -67,16 +67,16 @@ class MagCache:
             return
         if at.artifact is None:
             raise unprepared(self)
-        transformer, told = pipeline.transformer, json.loads((at.artifact / RATIOS).read_text())
+        transformer, ratios = pipeline.transformer, json.loads((at.artifact / RATIOS).read_text())
         config = MagCacheConfig(
             threshold=self.threshold, max_skip_steps=self.most, retention_ratio=self.retain,
-            num_inference_steps=len(told), mag_ratios=told,
+            num_inference_steps=len(ratios), mag_ratios=ratios,
         )  # fmt: skip
 
         def same_length(*_: Any) -> None:  # diffusers would stretch them
             refuse_other_length(
                 "the table of ratios",
-                len(told),
+                len(ratios),
                 at.now.num_steps,
                 "python run_bench.py prepare magcache",
             )

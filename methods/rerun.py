@@ -60,17 +60,18 @@ class Rerun:
         signature = inspect.signature(transformer.forward)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            told = signature.bind(*args, **kwargs).arguments
-            batch = len(told["hidden_states"])
+            arguments = signature.bind(*args, **kwargs).arguments
+            batch = len(arguments["hidden_states"])
             if batch == 1:
                 at.count("passes_doubled")
                 return _apply(
-                    lambda whole: whole[:1], run(**_rows(told, batch, lambda x: torch.cat([x, x])))
+                    lambda whole: whole[:1],
+                    run(**_rows(arguments, batch, lambda x: torch.cat([x, x]))),
                 )
             at.count("passes_split")
             size = -(-batch // self.parts)
             outs = [
-                run(**_rows(told, batch, lambda x, i=i: x[i : i + size]))  # type: ignore[misc]
+                run(**_rows(arguments, batch, lambda x, i=i: x[i : i + size]))  # type: ignore[misc]
                 for i in range(0, batch, size)
             ]
             return _apply(lambda *pieces: torch.cat(pieces), *outs)
@@ -90,7 +91,7 @@ class Rerun:
     def _exchange_noise(self, pipeline: Any, at: Attachment) -> None:
         import torch
 
-        def randn_tensor(shape: Any, generator: Any = None, **told: Any) -> Any:
+        def randn_tensor(shape: Any, generator: Any = None, **options: Any) -> Any:
             at.count("draws_exchanged")
             if generator is None:
                 raise ValueError(
@@ -101,7 +102,7 @@ class Rerun:
             other = [
                 torch.Generator(g.device).manual_seed(s) for g, s in zip(given, seeds, strict=True)
             ]
-            return draw(shape, other if isinstance(generator, list) else other[0], **told)
+            return draw(shape, other if isinstance(generator, list) else other[0], **options)
 
         draw = at.patch(_module(pipeline), "randn_tensor", randn_tensor)
 
@@ -111,12 +112,12 @@ def _module(pipeline: Any) -> Any:
     return sys.modules[type(pipeline).__module__]
 
 
-def _rows(told: dict[str, Any], batch: int, choose: Any) -> dict[str, Any]:
+def _rows(arguments: dict[str, Any], batch: int, choose: Any) -> dict[str, Any]:
     """The arguments with every tensor of `batch` rows replaced by `choose` of it; the ids of FLUX's
     places have no rows of samples."""
     return {
         name: value if name.endswith("_ids") else _each(value, batch, choose)
-        for name, value in told.items()
+        for name, value in arguments.items()
     }
 
 

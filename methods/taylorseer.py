@@ -63,11 +63,11 @@ class TaylorSeer:
         first = self.first or theirs[2]
         if interval == 1:
             return
-        kept: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
+        factors: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
         when: dict[tuple[int, int], int] = {}
-        at.on_start(kept.clear)
+        at.on_start(factors.clear)
         at.on_start(when.clear)
-        at.holds(lambda: (parts for differences in kept.values() for parts in differences))
+        at.holds(lambda: (parts for differences in factors.values() for parts in differences))
 
         def computes(step: int) -> bool:
             since = step - first + 1
@@ -76,15 +76,15 @@ class TaylorSeer:
         def at_sublayer(sublayer: Sublayer) -> Route:
             def route(run: Run, _hidden: Any) -> Any:
                 key, step = (sublayer.index, at.now.branch), at.now.step
-                if key in kept and not computes(step):
+                if key in factors and not computes(step):
                     at.computes(sublayer, 0.0)
                     at.count("extrapolated")
-                    return _whole(_extended(kept[key], step - when[key]))
+                    return _whole(_extended(factors[key], step - when[key]))
                 at.computes(sublayer, 1.0)
                 at.count("computed", idle=True)
                 out = run()
-                before = kept.get(key, []) if step >= first - 1 else []
-                kept[key] = _differences(_parts(out), before, step - when.get(key, step), order)
+                before = factors.get(key, []) if step >= first - 1 else []
+                factors[key] = _differences(_parts(out), before, step - when.get(key, step), order)
                 when[key] = step
                 return out
 
@@ -107,10 +107,12 @@ def _differences(
     new: tuple[Any, ...], old: list[tuple[Any, ...]], gap: int, order: int
 ) -> list[tuple[Any, ...]]:
     """D0, D1, ... at the newest computed step, one order more than before, up to `order`."""
-    found = [new]
+    differences = [new]
     for before in old[:order]:
-        found.append(tuple((a - b) / gap for a, b in zip(found[-1], before, strict=True)))
-    return found
+        differences.append(
+            tuple((a - b) / gap for a, b in zip(differences[-1], before, strict=True))
+        )
+    return differences
 
 
 def _extended(differences: list[tuple[Any, ...]], steps: int) -> tuple[Any, ...]:

@@ -89,7 +89,7 @@ class Toca:
         rules = self.rules(pipeline)
         interval = self.interval or rules.interval
         ratio = rules.ratio if self.ratio is None else self.ratio
-        kept = TokenCache(at, self.selector, rules, interval, attend=self.attend)
+        token_cache = TokenCache(at, self.selector, rules, interval, attend=self.attend)
         phases = cache(lambda steps: rules.phases(interval, steps))
         by_block = rules.by_block if self.quirk is None else self.quirk
 
@@ -98,13 +98,13 @@ class Toca:
                 now = at.now
                 if (
                     phases(now.num_steps)[now.step][by_block and sublayer.block > 0] == 0
-                    or sublayer not in kept
+                    or sublayer not in token_cache
                 ):
-                    return kept.compute(sublayer, run, hidden)
+                    return token_cache.compute(sublayer, run, hidden)
                 num = rules.rows(
                     ratio, now.step, now.num_steps, place, sublayer.kind, hidden.shape[1]
                 )
-                return kept.refresh(sublayer, run, hidden, num)
+                return token_cache.refresh(sublayer, run, hidden, num)
 
             return route
 

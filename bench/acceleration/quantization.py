@@ -68,8 +68,8 @@ def quantize(
 def down_projections(parts: Collection[Sublayer]) -> list[nn.Linear]:
     """The last linear layer of every MLP; of FLUX's single blocks the one that joins attention and
     MLP."""
-    found = {"mlp": "net.2", "context_mlp": "net.2", "single": "proj_out"}
-    return [s.module.get_submodule(found[s.kind]) for s in parts if s.kind in found]  # type: ignore[misc]
+    names = {"mlp": "net.2", "context_mlp": "net.2", "single": "proj_out"}
+    return [s.module.get_submodule(names[s.kind]) for s in parts if s.kind in names]  # type: ignore[misc]
 
 
 def smooth(at: Attachment, folder: Path) -> None:
@@ -141,10 +141,10 @@ def _counting(
     transformer: nn.Module, chosen: Collection[nn.Linear], undo: ExitStack
 ) -> dict[bool, int]:
     """Multiplications of linear layers from now on, by whether they are among the chosen."""
-    macs, told = {True: 0, False: 0}, {id(linear) for linear in chosen}
+    macs, chosen_ids = {True: 0, False: 0}, {id(linear) for linear in chosen}
 
     def count(linear: nn.Linear, inputs: tuple[Any, ...]) -> None:
-        macs[id(linear) in told] += inputs[0].numel() * linear.out_features
+        macs[id(linear) in chosen_ids] += inputs[0].numel() * linear.out_features
 
     for module in transformer.modules():
         if isinstance(module, nn.Linear):
@@ -173,17 +173,17 @@ def _comparing(chosen: dict[nn.Linear, Tensor], undo: ExitStack) -> dict[str, fl
     without layers that a method above has rerouted. One layer at a time is there twice."""
     squares = {"output": 0.0, "change": 0.0}
 
-    def compare(linear: nn.Linear, inputs: tuple[Tensor], found: Tensor) -> None:
-        rerouted = (inputs[0].shape[-1], found.shape[-1]) != (
+    def compare(linear: nn.Linear, inputs: tuple[Tensor], recorded: Tensor) -> None:
+        rerouted = (inputs[0].shape[-1], recorded.shape[-1]) != (
             linear.in_features,
             linear.out_features,
         )
-        if found.is_meta or rerouted:
+        if recorded.is_meta or rerouted:
             return
         with torch.no_grad(), aside():
-            exact = nn.functional.linear(inputs[0], chosen[linear].to(found.device), linear.bias)
+            exact = nn.functional.linear(inputs[0], chosen[linear].to(recorded.device), linear.bias)
             squares["output"] += float(exact.float().square().sum())
-            squares["change"] += float((found - exact).float().square().sum())
+            squares["change"] += float((recorded - exact).float().square().sum())
 
     for linear in chosen:
         undo.callback(linear.register_forward_hook(compare).remove)

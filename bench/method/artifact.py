@@ -67,12 +67,12 @@ class Need:
     def key(self) -> str:
         """Different whenever anything differs that the files depend on: weights, not the model's
         name; the recipe, not other knobs."""
-        told = {
+        parts = {
             k: v
             for k, v in asdict(self).items()
             if k not in ("model", "stack", "flags", "hopeless")
         }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def folder(self) -> Path:
@@ -83,12 +83,12 @@ class Need:
     def sentence(self) -> str:
         """What to say when it is absent."""
         under = "" if self.below == "none" else f" under {self.below}"
-        told = (
+        reasons = (
             f"{self.method} has not been prepared for {self.model} with {self.steps} steps{under}"
         )
         if self.hopeless:
-            return f"{told}, and cannot be: {self.hopeless}"
-        return f"{told}; {command_for(self.stack, self.model, self.flags)} does it"
+            return f"{reasons}, and cannot be: {self.hopeless}"
+        return f"{reasons}; {command_for(self.stack, self.model, self.flags)} does it"
 
 
 def command_for(stack: str, model: str, flags: Sequence[str] = ()) -> str:
@@ -133,13 +133,13 @@ class Artifact:
         ):
             iterations = len(lines) - 1
         samples = next((notes[name] for name in ("samples", "recordings") if name in notes), None)
-        told = {name: self.manifest[name] for name in ("recipe", "below", "seconds", "notes")}
+        cost = {name: self.manifest[name] for name in ("recipe", "below", "seconds", "notes")}
         return {
             "key": self.folder.name,
             "sha256": self.sha256,
             "iterations": iterations,
             "samples": samples,
-            **told,
+            **cost,
         }
 
 
@@ -154,7 +154,7 @@ def needs_of(
     """
     flags: tuple[str, ...] = () if weights == "bundled" else ("--weights", weights)
     flags += tuple(word for plugin in plugins for word in ("--plugin", plugin))
-    found = []
+    needs = []
     for m in stack.methods:
         if (recipe := m.recipe()) is not None:
             if training := training_of(m):  # the first has the key it had before there were several
@@ -175,7 +175,7 @@ def needs_of(
                 if trainable
                 else f"{model.name} has no training prompts here"
             )
-            found.append(
+            needs.append(
                 Need(
                     method=m.name, recipe=recipe, model=model.name,
                     weights_sha256=weights_sha256(model, weights),
@@ -184,7 +184,7 @@ def needs_of(
                     stack=str(Stack((*below.methods, m))), flags=flags, hopeless=hopeless,
                 )
             )  # fmt: skip
-    return found
+    return needs
 
 
 def prepared_sha256(need: Need, root: Path | None = None) -> str:
@@ -269,7 +269,7 @@ def _read(folder: Path) -> Artifact | None:
 def trained_for(record: Mapping[str, Any]) -> dict[str, Artifact]:
     """What a record's cell was prepared with, by method, where the very files it names are on this
     machine and whole."""
-    found = {}
+    rows = {}
     for method, cost in (record.get("artifacts") or {}).items():
         for root in (OWN, BUNDLED):
             try:
@@ -277,9 +277,9 @@ def trained_for(record: Mapping[str, Any]) -> dict[str, Artifact]:
             except ValueError:  # damaged: not what the cell was run with
                 continue
             if artifact and artifact.sha256 == cost.get("sha256"):
-                found[method] = artifact
+                rows[method] = artifact
                 break
-    return found
+    return rows
 
 
 def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN) -> Artifact:
@@ -298,8 +298,8 @@ def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN)
         files = {
             p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(partial.iterdir())
         }
-        told = {k: v for k, v in asdict(need).items() if k != "hopeless"}
-        manifest = told | {
+        need_fields = {k: v for k, v in asdict(need).items() if k != "hopeless"}
+        manifest = need_fields | {
             "seconds": round(time.monotonic() - started, 1),
             "files": files,
             "notes": notes,
@@ -317,9 +317,9 @@ def resolve(
 ) -> dict[str, Artifact]:
     """The artefacts of a stack's methods by name; ValueError with the command to run when one is
     absent."""
-    found = {}
+    artifacts = {}
     for need in needs_of(model, stack, weights, plugins, root):
         if (artifact := find(need, root)) is None:
             raise ValueError(need.sentence)
-        found[need.method] = artifact
-    return found
+        artifacts[need.method] = artifact
+    return artifacts

@@ -45,16 +45,16 @@ class Attachment:
         """The transformer's sub-layers, in the order they run."""
         from ditbench.models.sublayers import sublayers
 
-        found: list[Sublayer] = sublayers(self._pipeline.transformer)
-        return found
+        listed: list[Sublayer] = sublayers(self._pipeline.transformer)
+        return listed
 
     @cached_property
     def blocks(self) -> list[Block]:
         """The transformer's blocks, in the order they run."""
         from ditbench.models.blocks import blocks
 
-        found: list[Block] = blocks(self._pipeline.transformer)
-        return found
+        listed: list[Block] = blocks(self._pipeline.transformer)
+        return listed
 
     def patch(self, owner: Any, name: str, value: Any) -> Any:
         """Set `owner.name` until detached, and return what it was (None when there was nothing)."""

@@ -28,14 +28,14 @@ def depends_on(
     and is not taken up under another. ValueError for a file that cannot be read, a damaged
     artefact, and weights that cannot be found.
     """
-    found: dict[str, Any] = {"sampling": asdict(stack.adapt(sampling_of(model)))}
+    parts_of_key: dict[str, Any] = {"sampling": asdict(stack.adapt(sampling_of(model)))}
     if weights != "hub":
-        found["weights"] = weights_sha256(model, weights)
+        parts_of_key["weights"] = weights_sha256(model, weights)
     if takes_prompts(model):
-        found["prompts"] = hashlib.sha256(find_prompts(prompts).read_bytes()).hexdigest()
+        parts_of_key["prompts"] = hashlib.sha256(find_prompts(prompts).read_bytes()).hexdigest()
     parts = {"inputs": inputs_of(stack), "sources": sources_of(stack)}
     parts["prepared"] = {need.method: [need.key, prepared_sha256(need)] for need in needs}
-    return found | {name: told for name, told in parts.items() if told}
+    return parts_of_key | {name: content for name, content in parts.items() if content}
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

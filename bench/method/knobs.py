@@ -168,7 +168,7 @@ def _docs(cls: type) -> dict[str, str]:
     """The string written under each field."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
-    found = {}
+    docs = {}
     for one, two in zip(body.body, body.body[1:], strict=False):
         if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
             is_text = (
@@ -177,5 +177,5 @@ def _docs(cls: type) -> dict[str, str]:
                 and isinstance(two.value.value, str)
             )
             if is_text:
-                found[one.target.id] = " ".join(two.value.value.split())  # type: ignore[attr-defined]
-    return found
+                docs[one.target.id] = " ".join(two.value.value.split())  # type: ignore[attr-defined]
+    return docs

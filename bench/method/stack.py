@@ -76,13 +76,13 @@ class Stack:
 
     def problems(self) -> list[str]:
         """Why these methods cannot be used together, a sentence each; empty when they can."""
-        found = []
+        problems = []
         for a, b in combinations(self.methods, 2):
             if shared := a.traits.claims & b.traits.claims:
-                found.append(f"{a.name} and {b.name} both claim {' and '.join(sorted(shared))}")
+                problems.append(f"{a.name} and {b.name} both claim {' and '.join(sorted(shared))}")
             elif b.name in a.traits.conflicts or a.name in b.traits.conflicts:
-                found.append(f"{a.name} and {b.name} are declared incompatible")
-        return found
+                problems.append(f"{a.name} and {b.name} are declared incompatible")
+        return problems
 
     def refusal(self, pipeline: Any) -> str | None:
         """Why this pipeline cannot take the stack, in one sentence; None when it can."""
@@ -105,13 +105,13 @@ class Stack:
     def idle(self, sampling: Sampling, attached: Attached) -> list[str]:
         """The methods that did nothing: they changed nothing of `sampling` and counted no event of
         being at work."""
-        found = []
+        idle = []
         for m in self.methods:
             adapted = m.adapt(sampling)
             if adapted == sampling and not attached.attachments[m.name].engaged:
-                found.append(m.name)
+                idle.append(m.name)
             sampling = adapted
-        return found
+        return idle
 
     @contextmanager
     def attached(
@@ -140,20 +140,20 @@ class Stack:
 def split_stacks(text: str) -> list[str]:
     """The stacks of a comma-separated list; commas inside parentheses belong to their stack.
     ValueError for an empty one."""
-    found, depth = [""], 0
+    parts, depth = [""], 0
     for mark in text:
         depth += (mark in "([{") - (mark in ")]}")
         if mark == "," and depth == 0:
-            found.append("")
+            parts.append("")
         else:
-            found[-1] += mark
+            parts[-1] += mark
     if depth:
         raise ValueError(f"the parentheses in {text!r} do not match")
-    if not all(found := [part.strip() for part in found]):
+    if not all(parts := [part.strip() for part in parts]):
         raise ValueError(
             f"there is an empty stack in {text!r}; the un-accelerated model is called none"
         )
-    return found
+    return parts
 
 
 def _terms(tree: ast.expr) -> Iterator[ast.expr]:

@@ -122,13 +122,13 @@ def lacking(need: str, family: str, device: str) -> str | None:
 
         wanted = Requirement(rest)
         try:
-            found = version(wanted.name)
+            installed = version(wanted.name)
         except PackageNotFoundError:
             return f"needs the package {rest}, which is not installed"
         return (
             None
-            if wanted.specifier.contains(found, prereleases=True)
-            else f"needs {rest}, but {wanted.name} {found} is installed"
+            if wanted.specifier.contains(installed, prereleases=True)
+            else f"needs {rest}, but {wanted.name} {installed} is installed"
         )
     if kind == "model":
         return (

@@ -45,11 +45,11 @@ def alignment(world: str, samples: np.ndarray, requests: list[Request]) -> dict[
     """Mean agreement by attribute, and over attributes."""
     truth = shapes.Scenes.of([r.truth for r in requests if r.truth is not None])
     pixels = torch.from_numpy(samples).movedim(-1, 1).float() / 255
-    found = {
+    numbers = {
         k: v.mean().item()
         for k, v in agreement(load_judge(world).read(pixels), truth, world).items()
     }
-    return found | {"alignment": sum(found.values()) / len(found)}
+    return numbers | {"alignment": sum(numbers.values()) / len(numbers)}
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def _card(
         for name in next(iter(scores.values()))
     )
     head = " | ".join(f"{steps} steps" for steps in scores)
-    told = "\n".join(f"| {key} | {value} |" for key, value in notes.items())
+    table = "\n".join(f"| {key} | {value} |" for key, value in notes.items())
     return f"""# {model.name}
 
 A `{model.family}` pipeline of diffusers' own classes, transformer of {parameters / 1e6:.2f} M parameters, trained from scratch on the
@@ -116,7 +116,7 @@ dataset `ditbench.shapes`. Made again with `python -m ditbench.zoo.train` (codec
 
 | | |
 |---|---|
-{told}
+{table}
 
 ![loss](loss.png)
 

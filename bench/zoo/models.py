@@ -47,27 +47,27 @@ def latents(world: str, codec: Any, folder: Path) -> tuple[Tensor, list[str], Te
     """Normalised latents of the training pictures, made once per folder, with their captions and
     class labels."""
     path, n, chunk = folder / f"latents-{world}.safetensors", EXAMPLES[world], 256
-    found = load_file(path)["latents"] if path.exists() else None
+    tensor = load_file(path)["latents"] if path.exists() else None
     texts: list[str] = []
     labels, made = [], []
     for seed in range(n // chunk):
         scenes = shapes.draw(world, chunk, split="train", seed=seed)
         texts += shapes.captions(scenes)
         labels.append(scenes.labels)
-        if found is None:
+        if tensor is None:
             pixels = pictures(world, chunk, "train", seed)[1] * 2 - 1
             made += [codec.encode(part).latent_dist.mean.half() for part in pixels.split(16)]
-    if found is None:
-        found = torch.cat(made).contiguous()
-        save_file({"latents": found}, path)
-    found = found.float()
+    if tensor is None:
+        tensor = torch.cat(made).contiguous()
+        save_file({"latents": tensor}, path)
+    tensor = tensor.float()
     if world == "video":
         mean, std = (
             torch.tensor(getattr(codec.config, f"latents_{k}")).view(1, -1, 1, 1, 1)
             for k in ("mean", "std")
         )
-        return (found - mean) / std, texts, torch.cat(labels)
-    return found * codec.config.scaling_factor, texts, torch.cat(labels)
+        return (tensor - mean) / std, texts, torch.cat(labels)
+    return tensor * codec.config.scaling_factor, texts, torch.cat(labels)
 
 
 class Trained(nn.Module):
@@ -270,8 +270,8 @@ def save(pipe: Any, folder: Path) -> None:
     pipe.save_pretrained(folder)
     for path in folder.rglob("config.json"):
         # a folder of this machine
-        told = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
-        path.write_text(json.dumps(told, indent=2) + "\n")
+        config = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def main() -> None:

@@ -64,8 +64,8 @@ def train_judge(world: str, out: Path, steps: int) -> None:
         pooled = judge.pool(pixels)
         quadrant, whole = judge.logits(pooled)
         loss = reading_loss(quadrant, whole, scenes)
-        told = judge.read_embedding(F.relu(judge.embed(pooled.flatten(1))))
-        inner, outer = told.split([4 * sum(judge.quadrant_out), sum(judge.whole_out)], dim=1)
+        attributes = judge.read_embedding(F.relu(judge.embed(pooled.flatten(1))))
+        inner, outer = attributes.split([4 * sum(judge.quadrant_out), sum(judge.whole_out)], dim=1)
         inner = inner.unflatten(1, (4, -1)).split(judge.quadrant_out, dim=2)
         return loss + 0.5 * reading_loss(
             list(inner), list(outer.split(judge.whole_out, dim=1)), scenes
@@ -157,8 +157,8 @@ def small(pixels: Tensor) -> Tensor:
     frame, [n, 3, T', H/4, W/4]."""
     if pixels.dim() == 4:
         return F.avg_pool2d(pixels, 4)
-    kept = pixels[:, :, ::4]
-    return F.avg_pool3d(kept, (1, 4, 4))
+    strided = pixels[:, :, ::4]
+    return F.avg_pool3d(strided, (1, 4, 4))
 
 
 def train_codec(video: bool, out: Path, steps: int) -> None:

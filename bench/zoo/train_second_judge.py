@@ -70,8 +70,8 @@ def train(kind: str, out: Path, steps: int) -> None:
     def loss_of(step: int) -> Tensor:
         scenes, pixels = pictures(worlds[step % len(worlds)], BATCH, "check", step)
         answers = judge.answers(disturbed(pixels, step))
-        told = judge.read_embedding(F.relu(judge.embedded(answers)))
-        inner, outer = told.split([4 * sum(judge.quadrant_out), sum(judge.whole_out)], dim=1)
+        attributes = judge.read_embedding(F.relu(judge.embedded(answers)))
+        inner, outer = attributes.split([4 * sum(judge.quadrant_out), sum(judge.whole_out)], dim=1)
         by_quadrant = inner.unflatten(1, (4, -1)).split(judge.quadrant_out, dim=2)
         from_features = reading_loss(
             list(by_quadrant), list(outer.split(judge.whole_out, dim=1)), scenes
@@ -128,13 +128,15 @@ def write_card(out: Path) -> None:
 
 def _facts(notes: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
-        kind: {name: told for name, told in facts.items() if name not in ("part", "accuracy")}
+        kind: {name: value for name, value in facts.items() if name not in ("part", "accuracy")}
         for kind, facts in notes.items()
     }
 
 
 def _accuracy(notes: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {world: told for facts in notes.values() for world, told in facts["accuracy"].items()}
+    return {
+        world: shares for facts in notes.values() for world, shares in facts["accuracy"].items()
+    }
 
 
 def main() -> None:

@@ -41,11 +41,11 @@ def row_weights(
     if not by_macs:
         return np.tile(np.arange(len(LEVELS)), (len(sublayers), 1))
     own = {"image": tokens, "text": text_tokens, "both": tokens + text_tokens}
-    found = [
+    weights = [
         [s.macs(tokens, kept_rows(level, own["image" if s.kind == "joint" else s.stream]), text_tokens).total for level in LEVELS]
         for s in sublayers
     ]  # fmt: skip
-    return np.array(found)
+    return np.array(weights)
 
 
 def kept_rows(level: float, rows: int) -> int:

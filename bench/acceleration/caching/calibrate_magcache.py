@@ -50,4 +50,4 @@ def magnitude_ratios(room: Workroom) -> list[float]:
     calibrated = _Calibrated()
     room.generate(calibrated, BATCH)
     room.tell({"done": 1, "of": 1})
-    return [sum(told) / len(told) for told in zip(*calibrated.ratios.values(), strict=True)]
+    return [sum(ratios) / len(ratios) for ratios in zip(*calibrated.ratios.values(), strict=True)]

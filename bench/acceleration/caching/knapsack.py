@@ -58,10 +58,10 @@ def allocate(cost: Costs, weight: Weights, budget: int) -> Levels:
         best, chosen = _programme(cost, weight // unit, left // unit)
         return _traced(chosen, weight // unit, int(np.flatnonzero(np.isfinite(best))[-1]))
     spare = TOLERANCE * budget
-    found, core = _priced(cost, weight, left)
-    room = left - int(np.delete(weight[np.arange(rows), found], core).sum())
-    found[core] = _within(cost[core], weight[core], room, spare)
-    return found
+    allocation, core = _priced(cost, weight, left)
+    room = left - int(np.delete(weight[np.arange(rows), allocation], core).sum())
+    allocation[core] = _within(cost[core], weight[core], room, spare)
+    return allocation
 
 
 def _unit(weight: Weights) -> int:
@@ -93,11 +93,11 @@ def _programme(
 
 def _traced(chosen: NDArray[np.int8], units: Weights, used: int) -> Levels:
     """The levels by which all rows use so many units."""
-    found = np.zeros(len(chosen), np.int64)
+    levels = np.zeros(len(chosen), np.int64)
     for i in range(len(chosen) - 1, -1, -1):
-        found[i] = chosen[i, used]
-        used -= int(units[i, found[i]])
-    return found
+        levels[i] = chosen[i, used]
+        used -= int(units[i, levels[i]])
+    return levels
 
 
 def _one_by_one(cost: Costs, weight: Weights, budget: int) -> Levels:
@@ -127,18 +127,18 @@ def _priced(cost: Costs, weight: Weights, budget: int) -> tuple[Levels, Levels]:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if at(between[middle])[1].sum() <= budget else (middle, high)
-    (dear, spends), (found, saves) = at(between[low]), at(between[high])
-    torn = np.flatnonzero(dear != found)
+    (dear, spends), (allocation, saves) = at(between[low]), at(between[high])
+    torn = np.flatnonzero(dear != allocation)
     fit = int((np.cumsum(spends[torn] - saves[torn]) <= budget - saves.sum()).sum())
-    found[torn[:fit]] = dear[torn[:fit]]
+    allocation[torn[:fit]] = dear[torn[:fit]]
     paid = cost + prices[low] * weight
     regret = (
-        np.where(weight != weight[np.arange(rows), found][:, None], paid, np.inf).min(1)
-        - paid[np.arange(rows), found]
+        np.where(weight != weight[np.arange(rows), allocation][:, None], paid, np.inf).min(1)
+        - paid[np.arange(rows), allocation]
     )
     away = np.zeros(rows)
     regret[torn], away[torn] = 0.0, np.abs(np.arange(len(torn)) - fit + 0.5)
-    return found, np.lexsort((away, regret))[:CORE]
+    return allocation, np.lexsort((away, regret))[:CORE]
 
 
 def _within(cost: Costs, weight: Weights, room: int, spare: float) -> Levels:
@@ -163,7 +163,7 @@ def _within(cost: Costs, weight: Weights, room: int, spare: float) -> Levels:
     start = max(0, int(least / size) - len(cost))
     likely = (np.flatnonzero(np.isfinite(best[start:])) + start)[::-1]
     for used in likely[best[likely].argsort(kind="stable")]:
-        found = _traced(chosen, units, int(used))
-        if least <= weight[rows, found].sum() <= room:
-            return found
+        allocation = _traced(chosen, units, int(used))
+        if least <= weight[rows, allocation].sum() <= room:
+            return allocation
     return _traced(lightest, units, int(fits[totals[fits].argmax()]))

@@ -86,8 +86,8 @@ class Mixer(Trainee):
 
 
 def _first(out: Any) -> Tensor:
-    found: Tensor = out[0] if isinstance(out, tuple) else out.sample
-    return found
+    output: Tensor = out[0] if isinstance(out, tuple) else out.sample
+    return output
 
 
 def prepare_scores(folder: Path, room: Workroom, *, price: float) -> dict[str, Any]:

@@ -25,21 +25,21 @@ def reuse_outputs(at: Attachment, reuses: Callable[[int, Sublayer], bool]) -> No
     Kept are outputs before gate and residual, one per guidance pass. What has not run yet in a
     generation runs, whatever `reuses` says.
     """
-    kept: dict[tuple[int, int], Any] = {}
-    at.on_start(kept.clear)
-    at.holds(kept.values)
+    cached: dict[tuple[int, int], Any] = {}
+    at.on_start(cached.clear)
+    at.holds(cached.values)
 
     def route_of(sublayer: Sublayer) -> Route:
         def route(run: Run, _hidden: Any) -> Any:
             key = sublayer.index, at.now.branch
-            if key in kept and reuses(at.now.step, sublayer):
+            if key in cached and reuses(at.now.step, sublayer):
                 at.computes(sublayer, 0.0)
                 at.count("reused")
-                return kept[key]
+                return cached[key]
             at.computes(sublayer, 1.0)
             at.count("computed", idle=True)
-            kept[key] = run()
-            return kept[key]
+            cached[key] = run()
+            return cached[key]
 
         return route
 

@@ -45,32 +45,32 @@ class Schedule:
     def write(self, path: Path) -> None:
         """A JSON file with a line of digits per step, a digit per sub-layer: the number of its
         level."""
-        told = {
+        document = {
             "format": FORMAT, "levels": list(self.levels), "sublayers": " ".join(self.sublayers),
             "steps": ["".join(map(str, row)) for row in self.chosen.tolist()], "notes": self.notes,
         }  # fmt: skip
-        path.write_text(json.dumps(told, indent=1) + "\n")
+        path.write_text(json.dumps(document, indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Schedule:
         """Read what `write` wrote; ValueError in one sentence, naming the file, for anything
         else."""
         try:
-            told = json.loads(path.read_text())
+            document = json.loads(path.read_text())
         except FileNotFoundError:
             raise ValueError(
                 f"there is no schedule {path}; python run_bench.py prepare diffsparse makes one"
             ) from None
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is not a schedule: {error}") from None
-        if not isinstance(told, dict) or told.get("format") != FORMAT:
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(f"{path} is not a schedule: its format is not {FORMAT!r}")
         try:
             levels, names = (
-                tuple(float(x) for x in told["levels"]),
-                tuple(told["sublayers"].split()),
+                tuple(float(x) for x in document["levels"]),
+                tuple(document["sublayers"].split()),
             )
-            rows = [[int(digit) for digit in row] for row in told["steps"]]
+            rows = [[int(digit) for digit in row] for row in document["steps"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not a whole schedule: {type(error).__name__} {error}"
@@ -84,7 +84,10 @@ class Schedule:
         if not all(0 <= level <= 1 for level in levels):
             raise ValueError(f"{path}: the levels {levels} are not all shares between 0 and 1")
         return cls(
-            sublayers=names, chosen=np.array(rows), levels=levels, notes=dict(told.get("notes", {}))
+            sublayers=names,
+            chosen=np.array(rows),
+            levels=levels,
+            notes=dict(document.get("notes", {})),
         )
 
     def fitted(
@@ -144,8 +147,8 @@ def looked_at(keep: NDArray[np.float64], blocks: Sequence[int]) -> NDArray[np.bo
     same = np.asarray(blocks)[:, None] == np.asarray(blocks)[None]
     # [T,L]: some sub-layer of the block ranks at this step
     ranks: NDArray[np.bool_] = (partial[:, None, :] & same).any(2)
-    found, until = np.zeros_like(ranks), np.zeros(ranks.shape[1], bool)
+    ranking, until = np.zeros_like(ranks), np.zeros(ranks.shape[1], bool)
     for t in reversed(range(len(keep))):
-        found[t] = ranks[t] | until
+        ranking[t] = ranks[t] | until
         until = ranks[t] | (until & (keep[t] == 0))
-    return found
+    return ranking

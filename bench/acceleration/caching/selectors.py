@@ -55,7 +55,7 @@ class Selector:
         """No ranking will ask for what is remembered of the sub-layer alone before it is computed
         again."""
 
-    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+    def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """[B,N] of the input `hidden` [B,N,D], higher first; `kept` [B,N,D] is the output a token
         keeps unless it is chosen."""
         raise NotImplementedError
@@ -111,7 +111,7 @@ class Attention(Selector):
             )
         return out
 
-    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+    def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Sum of the block's signals; ValueError where its attention could not be watched."""
         parts = []
         for name in self.rules.signals:
@@ -159,7 +159,7 @@ class Change(Selector):
         """Drops its input."""
         self.inputs.pop(self.key(sublayer), None)
 
-    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+    def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Squared distance."""
         moved = (hidden - self.inputs[self.key(sublayer)]).square().sum(-1)
         return F.normalize(self.over_passes(moved), dim=1)
@@ -198,7 +198,7 @@ class Residual(Selector):
 class Norm(Residual):
     """Length of a token's residual stream."""
 
-    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+    def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Of every guidance pass alone."""
         return F.normalize(self.stream(sublayer, hidden).norm(dim=-1), dim=1)
 
@@ -206,10 +206,10 @@ class Norm(Residual):
 class Similarity(Residual):
     """One minus the cosine of a token's residual stream and the output that is kept of it."""
 
-    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+    def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Of every guidance pass alone."""
         return F.normalize(
-            1 - F.cosine_similarity(self.stream(sublayer, hidden), kept, dim=-1), dim=1
+            1 - F.cosine_similarity(self.stream(sublayer, hidden), cached, dim=-1), dim=1
         )
 
 
@@ -221,7 +221,7 @@ class Shuffle(Selector):
     in the batch.
     """
 
-    def score(self, sublayer: Sublayer, hidden: Tensor, kept: Tensor) -> Tensor:
+    def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Uniform over 0..1."""
         g = torch.Generator().manual_seed(1_000_003 * self.now.step + sublayer.index)
         order = torch.rand(hidden.shape[1], generator=g).to(hidden.device, hidden.dtype)

@@ -97,11 +97,11 @@ class TokenCache:
         if num >= n and (self.attend or sublayer.kind != "single"):
             return self.compute(sublayer, run, hidden)
         rows, run = self.order(sublayer, hidden)[:, :num], self._attending(sublayer, run)
-        new, kept = self.selector.run(sublayer, run, rows, every=False), self.kept[key]
+        new, cached = self.selector.run(sublayer, run, rows, every=False), self.kept[key]
         out = (
-            (put(kept[0], rows, new[0]), new[1])
-            if isinstance(kept, tuple)
-            else put(kept, rows, new)
+            (put(cached[0], rows, new[0]), new[1])
+            if isinstance(cached, tuple)
+            else put(cached, rows, new)
         )
         self.kept[key] = out
         self.selector.computed(sublayer, hidden, rows)
@@ -124,16 +124,18 @@ class TokenCache:
         num = kept_rows(levels[int(share.argmax())], n)
         rows = None if num == n else order[:, :num]
         new = self.selector.run(sublayer, run, rows, every=True) if num else run()
-        kept, place = self.kept[key], order.argsort(1)  # [B,N]
+        cached, place = self.kept[key], order.argsort(1)  # [B,N]
         keep = sum(
             (share[i] * (place < kept_rows(level, n)) for i, level in enumerate(levels)),
             torch.zeros(()),
         )
-        if isinstance(kept, tuple):  # the text of a joint sub-layer is computed whole or not at all
-            text = kept[1] + (1 - share[0]) * (new[1] - kept[1])
-            out: Output = (kept[0] + keep[..., None] * (new[0] - kept[0]), text)
+        if isinstance(
+            cached, tuple
+        ):  # the text of a joint sub-layer is computed whole or not at all
+            text = cached[1] + (1 - share[0]) * (new[1] - cached[1])
+            out: Output = (cached[0] + keep[..., None] * (new[0] - cached[0]), text)
         else:
-            out = kept + keep[..., None] * (new - kept)
+            out = cached + keep[..., None] * (new - cached)
         self.kept[key] = out
         if num:
             self.selector.computed(sublayer, seen, rows)
@@ -154,9 +156,9 @@ class TokenCache:
         """Tokens [B,N] int64 from the one to recompute first to the last; of equal ones the first
         in the picture comes first."""
         key = self.selector.key(sublayer)
-        kept = self.kept[key]
+        cached = self.kept[key]
         score = self.selector.score(
-            sublayer, hidden, (kept[0] if isinstance(kept, tuple) else kept).detach()
+            sublayer, hidden, (cached[0] if isinstance(cached, tuple) else cached).detach()
         )
         score = score + self.reuse_weight * self._age[key]
         if sublayer.stream != "text":

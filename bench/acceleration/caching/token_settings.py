@@ -104,14 +104,14 @@ class Rules:
         They are one and the same, but in the code for DiT and PixArt the first block of a full step
         sets the period by which the others then place it.
         """
-        found, period = [], interval
+        kinds, period = [], interval
         for step in range(steps):
             count = self.count(step, steps)
             first = 0 if step < self.first else count % period
             if first == 0:
                 period = max(1, self.period(interval, count, steps))
-            found.append((first, 0 if step < self.first else count % period))
-        return found
+            kinds.append((first, 0 if step < self.first else count % period))
+        return kinds
 
 
 def _single(x: float) -> float:
@@ -127,11 +127,11 @@ def _period(interval: int, factor: float) -> int:
 def places(sublayers: Sequence[Sublayer]) -> list[float]:
     """b of every sub-layer: where its block stands among the blocks that have its kind, the first
     0, the last 1."""
-    found = []
+    full = []
     for sublayer in sublayers:
         alike = [other.block for other in sublayers if other.kind == sublayer.kind]
-        found.append((sublayer.block - min(alike)) / max(1, max(alike) - min(alike)))
-    return found
+        full.append((sublayer.block - min(alike)) / max(1, max(alike) - min(alike)))
+    return full
 
 
 def _dit_period(interval: int, count: int, steps: int) -> int:

@@ -71,10 +71,10 @@ def fetch(row: Checkpoint) -> Path:
     sentence when it cannot be had."""
     local = Path(row.hub)
     if local.is_dir():
-        found = local / row.file if row.file else local / "transformer"
-        if not found.exists():
-            raise ValueError(f"{found} is missing")
-        return found
+        path = local / row.file if row.file else local / "transformer"
+        if not path.exists():
+            raise ValueError(f"{path} is missing")
+        return path
     from huggingface_hub import hf_hub_download, snapshot_download
 
     from ditbench.models.weights import trouble
@@ -139,14 +139,14 @@ def put_in_place(row: Checkpoint, pipeline: Any, at: Attachment) -> None:
 def _updates(path: Path, pipeline: Any) -> list[tuple[Any, Any, Any]]:
     """(weight, and the two factors of what is added to it) of every layer; ValueError when no key,
     or not every shape, matches."""
-    told = pipeline.lora_state_dict(str(path.parent), weight_name=path.name)
+    state = pipeline.lora_state_dict(str(path.parent), weight_name=path.name)
     layers = dict(pipeline.transformer.named_modules())
-    found = []
-    for key, down in told.items():
+    updates = []
+    for key, down in state.items():
         if not key.endswith(".lora_A.weight"):
             continue
         name = key.removeprefix("transformer.").removesuffix(".lora_A.weight")
-        up = told.get(key.replace("lora_A", "lora_B"))
+        up = state.get(key.replace("lora_A", "lora_B"))
         if name not in layers or up is None:
             continue
         weight = layers[name].weight
@@ -155,9 +155,9 @@ def _updates(path: Path, pipeline: Any) -> list[tuple[Any, Any, Any]]:
                 f"{path.name}: {name} is {shape[0]} x {shape[1]}, and in this model "
                 f"{tuple(weight.shape)}"
             )
-        found.append((weight, up, down))
-    if not found:
+        updates.append((weight, up, down))
+    if not updates:
         raise ValueError(
-            f"{path.name}: none of its {len(told)} keys matches a layer of this transformer"
+            f"{path.name}: none of its {len(state)} keys matches a layer of this transformer"
         )
-    return found
+    return updates

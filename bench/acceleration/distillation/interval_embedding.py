@@ -51,8 +51,8 @@ class Intervals(nn.Module):
 
     def _adding(self, branch: nn.Module) -> Any:
         def add(_module: Any, _inputs: Any, out: Tensor) -> Tensor:
-            told = self.told(STRETCH * self.length.to(out.device)).to(out.dtype)
-            return out + branch(told)  # type: ignore[no-any-return]
+            embedding = self.told(STRETCH * self.length.to(out.device)).to(out.dtype)
+            return out + branch(embedding)  # type: ignore[no-any-return]
 
         return add
 

@@ -50,8 +50,8 @@ class Lesson:
         """States [B,...], levels [B] and timesteps [B] of recordings `which` at places [B]; the
         clean sample's timestep is 0."""
         r = self.recorded
-        told = torch.cat([r.timesteps, torch.zeros(1)])
-        return r.states[which, place].float(), r.levels[place], told[place]
+        timesteps = torch.cat([r.timesteps, torch.zeros(1)])
+        return r.states[which, place].float(), r.levels[place], timesteps[place]
 
 
 Objective = Callable[[Lesson, int], Tensor]
@@ -63,10 +63,14 @@ def trajectory(lesson: Lesson, step: int) -> Tensor:
     progressive distillation's target in a single stage)."""
     g, which = lesson.draw(step)
     k = torch.randint(len(lesson.grid) - 1, (lesson.batch,), generator=g)
-    x, s, told = lesson.at(which, lesson.grid[k])
+    x, s, timestep = lesson.at(which, lesson.grid[k])
     y, until, _ = lesson.at(which, lesson.grid[k + 1])
     target = (y - x) / wide(until - s, x)
-    return (lesson.student(x, s, told, rows(lesson.recorded.asked, which)) - target).square().mean()
+    return (
+        (lesson.student(x, s, timestep, rows(lesson.recorded.asked, which)) - target)
+        .square()
+        .mean()
+    )
 
 
 def lcm(lesson: Lesson, step: int, huber: float = 0.001) -> Tensor:
@@ -80,11 +84,11 @@ def lcm(lesson: Lesson, step: int, huber: float = 0.001) -> Tensor:
     g, which = lesson.draw(step)
     last = len(lesson.recorded.levels) - 1
     i = torch.randint(last, (lesson.batch,), generator=g)
-    asked = rows(lesson.recorded.asked, which)
+    conditioning = rows(lesson.recorded.asked, which)
 
     def clean(place: Tensor) -> Tensor:
-        x, s, told = lesson.at(which, place)
-        return x - wide(s, x) * lesson.student(x, s, told, asked)
+        x, s, timestep = lesson.at(which, place)
+        return x - wide(s, x) * lesson.student(x, s, timestep, conditioning)
 
     with torch.no_grad():
         end, _, _ = lesson.at(which, torch.full_like(i, last))
@@ -98,15 +102,15 @@ def progressive(lesson: Lesson, step: int) -> Tensor:
     points."""
     g, which = lesson.draw(step)
     k = torch.randint(len(lesson.grid) - 1, (lesson.batch,), generator=g)
-    asked = rows(lesson.recorded.asked, which)
-    x, s, told = lesson.at(which, lesson.grid[k])
+    conditioning = rows(lesson.recorded.asked, which)
+    x, s, timestep = lesson.at(which, lesson.grid[k])
     _, middle, then = lesson.at(which, (lesson.grid[k] + lesson.grid[k + 1]) // 2)
     _, until, _ = lesson.at(which, lesson.grid[k + 1])
     with torch.no_grad():
-        half = x + wide(middle - s, x) * lesson.teacher(x, s, told, asked)
-        y = half + wide(until - middle, x) * lesson.teacher(half, middle, then, asked)
+        half = x + wide(middle - s, x) * lesson.teacher(x, s, timestep, conditioning)
+        y = half + wide(until - middle, x) * lesson.teacher(half, middle, then, conditioning)
         target = (y - x) / wide(until - s, x)
-    return (lesson.student(x, s, told, asked) - target).square().mean()
+    return (lesson.student(x, s, timestep, conditioning) - target).square().mean()
 
 
 SCM_MEAN, SCM_STD, SCM_WARM_UP, SCM_DATA = 0.2, 1.6, 0.25, 0.5
@@ -128,7 +132,7 @@ def scm(lesson: Lesson, step: int) -> Tensor:
         .arctan()
         .clamp(0.02, 1.55)
     )
-    asked = rows(lesson.recorded.asked, which)
+    conditioning = rows(lesson.recorded.asked, which)
     data = lesson.recorded.states[which, -1].float()
     noise = torch.randn(data.shape, generator=g)
 
@@ -140,12 +144,12 @@ def scm(lesson: Lesson, step: int) -> Tensor:
         n, broad = wide(scale(s), y), wide(s, y)
         return trig_velocity(denoise(n * y, s, lesson.process.timestep(s)), n * y, broad)
 
-    def student(x: Tensor, s: Tensor, told: Tensor) -> Tensor:
-        return lesson.student(x, s, told, asked)
+    def student(x: Tensor, s: Tensor, timestep: Tensor) -> Tensor:
+        return lesson.student(x, s, timestep, conditioning)
 
-    def teacher(x: Tensor, s: Tensor, told: Tensor) -> Tensor:
+    def teacher(x: Tensor, s: Tensor, timestep: Tensor) -> Tensor:
         return lesson.teacher.guided(
-            x, s, told, tuple(rows(a, which) for a in lesson.recorded.guided), lesson.guidance
+            x, s, timestep, tuple(rows(a, which) for a in lesson.recorded.guided), lesson.guidance
         )
 
     sin, cos = wide(t.sin(), data), wide(t.cos(), data)
@@ -200,20 +204,20 @@ def meanflow(lesson: Lesson, step: int) -> Tensor:
     )
     r, s = draws[0], draws[1].clamp(max=0.985)
     r = torch.where(torch.rand(lesson.batch, generator=g) < SAME, s, r.minimum(s))
-    asked = rows(lesson.recorded.asked, which)
+    conditioning = rows(lesson.recorded.asked, which)
     data = lesson.recorded.states[which, -1].float()
     broad = wide(s, data)
     x = (1 - broad) * data + broad * torch.randn(data.shape, generator=g)
 
     def mean(x: Tensor, s: Tensor) -> Tensor:
         lesson.student.transformer.intervals.length = s - r
-        return lesson.student(x, s, lesson.process.timestep(s), asked)
+        return lesson.student(x, s, lesson.process.timestep(s), conditioning)
 
     u = mean(x, s)
     with torch.no_grad():
-        told = lesson.process.timestep(s)
+        timestep = lesson.process.timestep(s)
         guided = tuple(rows(a, which) for a in lesson.recorded.guided)
-        v = lesson.teacher.guided(x, s, told, guided, lesson.guidance)
+        v = lesson.teacher.guided(x, s, timestep, guided, lesson.guidance)
         h = torch.full_like(s, TANGENT)
         slope = (mean(x + wide(h, x) * v, s + h) - mean(x - wide(h, x) * v, s - h)) / (2 * TANGENT)
         target = meanflow_target(v, slope, s - r)

@@ -50,8 +50,8 @@ def finish(
         with torch.no_grad():
             target = paint(pipe, room.draw(SEED + step, batch, steps=teacher_steps))
         with _in_place(pipe, student, scheduler):
-            found = paint(pipe, room.draw(SEED + step, batch, steps=steps, guidance=1.0))
-        return distance(target, found).mean() + PIXELS * (found - target).square().mean()
+            samples = paint(pipe, room.draw(SEED + step, batch, steps=steps, guidance=1.0))
+        return distance(target, samples).mean() + PIXELS * (samples - target).square().mean()
 
     student.requires_grad_(True)
     with torch.enable_grad():

@@ -92,9 +92,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         else:
             noise = self._noise.flatten(1).roll(STRIDE * (i + 1), 1).view_as(sample)
             x = (1 - there) * clean + there * noise
-        found = self.process.own(x, there), clean
+        next_state = self.process.own(x, there), clean
         return (
-            SimpleNamespace(prev_sample=found[0], pred_original_sample=clean)
+            SimpleNamespace(prev_sample=next_state[0], pred_original_sample=clean)
             if return_dict
-            else found
+            else next_state
         )

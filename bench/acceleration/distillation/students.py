@@ -197,11 +197,11 @@ def _add_intervals(transformer: Any, levels: list[float], at: Attachment) -> Non
 def fingerprint(transformer: Any) -> str:
     """sha256 of every parameter's name, shape and first sixteen values: tells one checkpoint from
     another, in any number format."""
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in transformer.named_parameters():
         few = value.detach().flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16)
-        told.update(f"{name} {tuple(value.shape)} ".encode() + few.numpy().tobytes())
-    return told.hexdigest()
+        digest.update(f"{name} {tuple(value.shape)} ".encode() + few.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def unfit(folder: Path, transformer: Any, steps: int) -> str | None:
