@@ -6,7 +6,12 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ditbench.acceleration.caching.token_settings import DUCA, SelectorName, places
+from ditbench.acceleration.caching.token_settings import (
+    DUCA,
+    SelectorName,
+    places,
+    without_settings,
+)
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
@@ -50,14 +55,18 @@ class Duca:
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
+    def check(self, pipeline: Any) -> str | None:
+        """There must be settings for the family."""
+        return without_settings("duca", DUCA, pipeline)
+
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache, and every block round it."""
         from ditbench.acceleration.caching.token_cache import TokenCache
-        from ditbench.models.sublayers import family_of
+        from ditbench.models.family import family_of
 
         if self.interval == 1:
             return
-        rules = DUCA[family_of(pipeline.transformer)]
+        rules = DUCA[family_of(pipeline.transformer).name]
         interval = self.interval or rules.interval
         ratio = rules.ratio if self.ratio is None else self.ratio
         kept = TokenCache(at, self.selector, rules, interval, attend=self.attend)
