@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 from ditbench.analysis import aggregates as combined
 from ditbench.analysis.set_statistics import STATISTICS, Sets
 from ditbench.extractors.table import find
-from ditbench.metrics.table import Metric
+from ditbench.metrics.table import Metric, module_of
 from ditbench.records.record import MEASURED
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
@@ -204,5 +203,5 @@ def held(references: Mapping[str, Reference], world: str) -> Reference:
 def reference_of(world: str, family: str = "shapes_features") -> Reference:
     """The reference a metric family has for a world, read once; ValueError when it is missing or
     damaged."""
-    found: Reference = import_module(f"ditbench.metrics.{family}").reference(world)
+    found: Reference = module_of(family).reference(world)
     return found
