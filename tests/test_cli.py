@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ditbench import ZOO
 from ditbench.cli.commands import main
 from ditbench.method import METHODS
 from ditbench.method.stack import Stack
-from ditbench.models.table import ZOO
 from ditbench.records import files, record
 from ditbench.testing import tiny
 
@@ -265,7 +265,9 @@ def test_a_run_whose_baseline_was_refused_leaves_with_3(capsys, tmp_path, monkey
 
 def test_stack_loads_plugins_before_it_reads_the_stacks(capsys, plugin, monkeypatch):
     seen = []
-    monkeypatch.setattr("ditbench.cli.commands._carry_out", lambda cells: seen.extend(cells) or sys.exit(7))
+    monkeypatch.setattr(
+        "ditbench.cli.commands._carry_out", lambda cells: seen.extend(cells) or sys.exit(7)
+    )
     with pytest.raises(SystemExit) as stop:
         main(["stack", "mine_test", "int8", "--plugin", "mine.py", "--models", "dit-tiny"])
     assert stop.value.code == 7
@@ -297,9 +299,7 @@ def test_list_shows_in_json_what_the_table_shows(capsys, what):
 def test_a_model_without_weights_is_a_refused_row_of_check_and_not_its_end(
     capsys, tmp_path, monkeypatch
 ):
-    from ditbench.models import table as models
-
-    monkeypatch.setattr(models, "ZOO", tmp_path)
+    monkeypatch.setattr("ditbench.models.weights.ZOO", tmp_path)
     code, out, _ = told(capsys, "check", "fora", "--models", "dit-tiny,wan-tiny", "--json")
     rows = json.loads(out.splitlines()[-1])
     assert code == 0

@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import pytest
 
+from ditbench import ZOO
 from ditbench.cli.parser import parser
 from ditbench.method import METHODS, artifact
 from ditbench.method.stack import Stack
 from ditbench.models import table as models
 from ditbench.models import weights
 from ditbench.models.requests import fingerprint, make_requests
-from ditbench.models.table import ZOO, select
+from ditbench.models.table import select
 from ditbench.records.files import read_json, write_json
 from ditbench.records.record import SCHEMA
 from ditbench.runner import plan, resume
@@ -83,7 +84,7 @@ def test_a_key_is_the_same_wherever_the_package_lies(tmp_path, monkeypatch):
         keys("fora", model="flux-tiny"),
     )
     shutil.copytree(ZOO / "flux-tiny", tmp_path / "zoo" / "flux-tiny")
-    monkeypatch.setattr(models, "ZOO", tmp_path / "zoo")
+    monkeypatch.setattr("ditbench.models.weights.ZOO", tmp_path / "zoo")
     monkeypatch.setattr("ditbench.models.architecture.ZOO", tmp_path / "zoo")
     assert before == (
         weights.weights_sha256(models.models()["flux-tiny"], "random"),
@@ -189,7 +190,7 @@ def test_guidance_and_the_rest_of_the_sampling_are_in_the_keys_of_cells_and_arte
     make("diffsparse")
     before = keys("diffsparse", "fora")
     table = models.models() | {"dit-tiny": replace(models.models()["dit-tiny"], **change)}
-    monkeypatch.setattr(models, "_table", lambda: table)
+    monkeypatch.setattr(models, "models", lambda: table)
     assert (
         "python run_bench.py prepare 'diffsparse' --models dit-tiny does it"
         in refusals("diffsparse")["diffsparse"]

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from ditbench import ZOO
 from ditbench.analysis.quality import reference_of
 from ditbench.metrics import shapes_reference as reference
 from ditbench.metrics.shapes_features import reference_path
 from ditbench.models.loading import load
 from ditbench.models.requests import make_requests
-from ditbench.models.table import ZOO, models
+from ditbench.models.table import models
 from ditbench.shapes import scenes as shapes
 from ditbench.shapes.judge import agreement, load_judge
 from ditbench.statistics.frechet import frechet_delta
