@@ -88,7 +88,9 @@ def load_prompts(source: str = "") -> list[str]:
     prompts = read_prompts(path)
     expected = 0 if Path(source).is_file() else int(prompt_sets().get(source, {}).get("entries", 0))
     if expected and len(prompts) != expected:
-        raise ValueError(f"prompts: {path} holds {len(prompts)} entries, and {source} has {expected}")
+        raise ValueError(
+            f"prompts: {path} holds {len(prompts)} entries, and {source} has {expected}"
+        )
     return prompts
 
 
