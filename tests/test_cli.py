@@ -299,7 +299,6 @@ def test_list_shows_in_json_what_the_table_shows(capsys, what):
 def test_a_model_without_weights_is_a_refused_row_of_check_and_not_its_end(
     capsys, tmp_path, monkeypatch
 ):
-
     monkeypatch.setattr("ditbench.models.weights.ZOO", tmp_path)
     code, out, _ = told(capsys, "check", "fora", "--models", "dit-tiny,wan-tiny", "--json")
     rows = json.loads(out.splitlines()[-1])

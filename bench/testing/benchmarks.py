@@ -129,7 +129,7 @@ def page() -> list[tuple[str, float]]:
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
     )
     probe = "<script>document.body.append('opened-in-' + performance.now())</script></body>"
-    found = []
+    rows = []
     for path in sorted(ROOT.glob("reports/published/*/index.html")) if browser else ():
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "page.html"
@@ -142,15 +142,15 @@ def page() -> list[tuple[str, float]]:
                 "--dump-dom",
                 copy.as_uri(),
             ]
-            told = [
+            pages = [
                 subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 for _ in range(REPEATS)
             ]
         times = [
-            float(match[1]) for text in told if (match := re.search(r"opened-in-([\d.]+)", text))
+            float(match[1]) for text in pages if (match := re.search(r"opened-in-([\d.]+)", text))
         ]
-        found.append((f"page {path.parent.name} opens", min(times) / 1000))
-    return found
+        rows.append((f"page {path.parent.name} opens", min(times) / 1000))
+    return rows
 
 
 BENCHMARKS = {
