@@ -49,7 +49,7 @@ def _methods(verbose: bool, plugins: Sequence[str]) -> list[dict[str, Any]]:
             f"{f.name}={f.default!r}" for f in fields(cls) if f.default is not MISSING
         )
         row: dict[str, Any] = {"method": name, "family": traits.family, "knobs": knobs}
-        row["what it does"] = (cls.__doc__ or "").strip().splitlines()[0]
+        row["what it does"] = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
         if verbose:
             row |= {"stage": traits.stage.name.lower(), "claims": ", ".join(sorted(traits.claims))}
             row |= {"needs": ", ".join(sorted(traits.needs)), "paper": traits.paper}

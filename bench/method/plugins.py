@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,8 +43,12 @@ def load_plugin(path: str | Path) -> list[str]:
             SystemExit,
         ) as error:  # a plug-in that leaves with code 0 would look like success
             _forget(name)
-            told = next(iter(str(error).splitlines()), "")
-            raise ValueError(f"plug-in {path} failed: {type(error).__name__}: {told}") from error
+            first_line = next(iter(str(error).splitlines()), "")
+            line = _line_of(error, path)
+            raise ValueError(
+                f"plug-in {path}{f', line {line},' if line else ''} failed: "
+                f"{type(error).__name__}: {first_line}"
+            ) from error
     if not (found := [n for n, cls in METHODS.items() if cls.__module__ == name]):
         _forget(name)
         raise ValueError(f"plug-in {path} declares no method: put @method(...) on a class")
@@ -61,6 +66,29 @@ def source_sha256(method: Any) -> str:
         return str(sha256)
     file = Path(getattr(module, "__file__", None) or "")
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def line_in_plugin(error: BaseException) -> str:
+    """` (FILE.py, line N)`: the innermost line of a plug-in that an error passed through; "" when it
+    passed through none."""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if SHA256 in frame.f_globals:
+            place = f" ({Path(frame.f_code.co_filename).name}, line {line})"
+    return place
+
+
+def _line_of(error: BaseException, path: Path) -> int | None:
+    """The innermost line of the file at `path` in an error's traceback, or that of its syntax
+    error."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    lines = [
+        line
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == str(path)
+    ]
+    return lines[-1] if lines else None
 
 
 def _forget(module: str) -> None:
