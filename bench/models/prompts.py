@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench import IN_CHECKOUT, PACKAGE, ROOT
+from ditbench.suggest import suggest
 
 FOLDER = "DITBENCH_DATASETS"
 """Environment variable: the folder with files of prompt and reference sets."""
@@ -55,8 +56,7 @@ def find_prompts(source: str = "") -> Path:
     sets = prompt_sets()
     if source not in sets:
         raise ValueError(
-            f"prompts: there is no file {source!r}, nor a set of that name (there are "
-            f"{', '.join(sets)})"
+            f"prompts: there is no file {source!r}, nor a set of that name; {suggest(source, sets)}"
         )
     facts = sets[source]
     places = [Path(os.environ[FOLDER]) / facts["file"]] if os.environ.get(FOLDER) else []

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ditbench import ROOT
 from ditbench.records.environment import processor
+from ditbench.suggest import suggest
 
 REPEATS = 3
 
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     names = parser.parse_args().names or list(BENCHMARKS)
     if unknown := [name for name in names if name not in BENCHMARKS]:
-        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"no benchmark {unknown[0]!r}; {suggest(unknown[0], BENCHMARKS)}")
     sys.stdout.write(f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
     for name in names:
         for what, seconds in BENCHMARKS[name]():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from ditbench.reports.sections.section import (
     unmeasured,
     without_difference,
 )
-from ditbench.reports.terminal.table import console
+from ditbench.reports.terminal.table import broken, console
 
 DIM, BAD, WARN = "dim", "red", "yellow"
 MIN_STACK = 16
@@ -169,24 +168,10 @@ def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 def _stack(row: Row, room: int) -> Text:
     told = status(row)
-    text = Text("\n".join(_broken(row["stack"], room)), style="bold" if row["baseline"] else "")
+    text = Text("\n".join(broken(row["stack"], room)), style="bold" if row["baseline"] else "")
     if told != SHOWN:
         text.append(f"\n{told}", style=BAD if told in ("failed", "oom") else WARN)
     return text
-
-
-def _broken(stack: str, room: int) -> list[str]:
-    """A stack's text in lines of at most `room`, broken after a plus, before a bracket, or anywhere
-    at need."""
-    lines = [""]
-    for piece in re.split(r"(?<=\+)|(?=\()", stack):
-        if lines[-1] and len(lines[-1]) + len(piece) > room:
-            lines.append("")
-        for start in range(0, len(piece), room):
-            if start:
-                lines.append("")
-            lines[-1] += piece[start : start + room]
-    return lines
 
 
 def _two_lines(first: str, second: str, bad: bool) -> Text:
