@@ -10,12 +10,13 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+from ditbench import declarations
 from ditbench.cli import main
 from ditbench.method.dependencies import depends_on
 from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
 from ditbench.metrics import Metric, metrics, register_metric
-from ditbench.models import declarations, models, register_family, register_model, select
+from ditbench.models import models, register_family, register_model, select
 from ditbench.models.family import Family, families, family_named
 from ditbench.models.table import Model
 from ditbench.records.record import read_run
@@ -173,7 +174,7 @@ def test_families_of_installed_packages_are_found_by_their_entry_point(monkeypat
 
     from ditbench.models.family import REGISTRY
 
-    monkeypatch.setattr(declarations, "entry_points", entries)
+    monkeypatch.setattr("importlib.metadata.entry_points", entries)
     monkeypatch.setattr(REGISTRY, "_installed", False)
     try:
         assert families()["elsewhere"] is made

@@ -13,6 +13,7 @@ from ditbench.cli.commands import COMMANDS, main
 from ditbench.cli.parser import parsers
 from ditbench.method import METHODS
 from ditbench.models import models
+from ditbench.models.table import GROUPS
 from ditbench.runner.plan import plan
 from ditbench.runner.progress import Step, counting, plain, progress
 from ditbench.runner.spec import DTYPE_NAMES, Spec, from_table
@@ -76,7 +77,10 @@ VALUES = [
     ("--methods fora(interval=2", f"do not match; {QUOTES}"),
     ("stack fora(interval=2, int8", f"write it like fora(interval=3)+int8, or none; {QUOTES}"),
     ("count --models flux-9", "no model 'flux-9'; did you mean flux-"),
-    ("count --models zzzz", f"no model 'zzzz'; the nearest of {len(models())} names are "),
+    (
+        "count --models zzzz",
+        f"no model 'zzzz'; the nearest of {len(models()) + len(GROUPS)} names are ",
+    ),
 ]
 
 

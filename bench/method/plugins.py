@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ditbench.declarations import Registry
 from ditbench.method.registry import METHODS
-from ditbench.models.declarations import Registry
 
 SHA256 = "__source_sha256__"
 """Where the module of a plug-in keeps the hash of the source it was made of."""

@@ -19,8 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from ditbench.declarations import Registry, calling_module
 from ditbench.extractors.table import extractors, unnamed
-from ditbench.models.declarations import Registry, calling_module
 from ditbench.suggest import suggest
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ditbench.models.declarations import Registry, calling_module
+from ditbench.declarations import Registry, calling_module
 from ditbench.suggest import suggest
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ditbench.models.declarations import Registry, calling_module
+from ditbench.declarations import Registry, calling_module
 from ditbench.suggest import suggest
 
 HERE = Path(__file__).resolve().parent
