@@ -181,7 +181,7 @@ def test_families_of_installed_packages_are_found_by_their_entry_point(monkeypat
     finally:
         forget()
     broken = SimpleNamespace(name="gone", value="gone:X", load=lambda: __import__("gone_package"))
-    monkeypatch.setattr(declarations, "entry_points", lambda group: [broken])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [broken])
     monkeypatch.setattr(REGISTRY, "_installed", False)
     with pytest.raises(ValueError, match=r"entry point 'gone' of ditbench.families \(gone:X\)"):
         families()
