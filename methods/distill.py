@@ -76,8 +76,8 @@ class Distill:
         """What the prepared student depends on."""
         if self.student or self.checkpoint:
             return None
-        # another weight of its errors, `objectives.MEANFLOW_POWER`
-        version = 2 if self.objective == "meanflow" else 1
+        # 2: captions are held out; MeanFlow weighs its errors by `objectives.MEANFLOW_POWER` as well
+        version = 3 if self.objective == "meanflow" else 2
         return {"version": version, "objective": self.objective, "steps": self._steps}
 
     def unpreparable(self, sampling: Sampling) -> str | None:

@@ -50,7 +50,7 @@ class L2C:
         """What the scores depend on; at threshold 0 nothing is reused and nothing has to be
         prepared, nor at 1, nor with a router."""
         return (
-            None if self.router or self.threshold in (0, 1) else {"version": 1, "price": self.price}
+            None if self.router or self.threshold in (0, 1) else {"version": 2, "price": self.price}
         )
 
     def inputs(self) -> list[Path]:

@@ -43,7 +43,7 @@ class MagCache:
 
     def recipe(self) -> dict[str, Any] | None:
         """The ratios depend on the model alone; at threshold 0 none are needed."""
-        return None if self.threshold == 0 else {"version": 1}
+        return None if self.threshold == 0 else {"version": 2}
 
     def check(self, pipeline: Any) -> str | None:
         """Transformers with diffusers' cache mix-in."""
