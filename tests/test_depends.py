@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from ditbench import ZOO
-from ditbench.cli.parser import parser
+from ditbench.cli.parser import parsers
 from ditbench.method import METHODS, artifact
 from ditbench.method.stack import Stack
 from ditbench.models import table as models
