@@ -3,7 +3,6 @@ key, and in its record. No torch."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +14,7 @@ from ditbench.models.requests import takes_prompts
 from ditbench.models.sampling import sampling_of
 from ditbench.models.table import Model
 from ditbench.models.weights import weights_sha256
+from ditbench.records.files import file_sha256
 
 
 def depends_on(
@@ -32,7 +32,7 @@ def depends_on(
     if weights != "hub":
         found["weights"] = weights_sha256(model, weights)
     if takes_prompts(model):
-        found["prompts"] = hashlib.sha256(find_prompts(prompts).read_bytes()).hexdigest()
+        found["prompts"] = file_sha256(find_prompts(prompts))
     parts = {"inputs": inputs_of(stack), "sources": sources_of(stack)}
     parts["prepared"] = {need.method: [need.key, prepared_sha256(need)] for need in needs}
     return found | {name: told for name, told in parts.items() if told}

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from ditbench.method.registry import METHODS
+from ditbench.records.files import file_sha256
 
 SHA256 = "__source_sha256__"
 """Where the module of a plug-in keeps the hash of the source it was made of."""
@@ -65,7 +66,7 @@ def source_sha256(method: Any) -> str:
     if sha256 := getattr(module, SHA256, ""):
         return str(sha256)
     file = Path(getattr(module, "__file__", None) or "")
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    return file_sha256(file) if file.is_file() else ""
 
 
 def line_in_plugin(error: BaseException) -> str:
