@@ -162,11 +162,11 @@ def _put_together(cell: Cell, folder: RunFolder) -> str:
 
 def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     first = min(rounds, key=lambda r: r.get("round", 0))
-    settings = cell.spec.settings() | {
+    done = cell.spec.settings() | {
         "num_samples": cell.num_samples,
         "batch_size": cell.batch_size,
     }
-    settings |= {
+    done |= {
         "requests_sha256": first.get("requests_sha256", ""),
         "model_sha256": first.get("model_sha256", ""),
     }
@@ -181,7 +181,10 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "status": first["status"],
         "reason": first["reason"],
         "traceback": first.get("traceback", ""),
-        "run": settings,
+        "settings": cell.spec.requested(),
+        "samples": cell.num_samples,
+        "batch": cell.batch_size,
+        "run": done,
         "depends_on": cell.depends,
         "sampling": first.get("sampling", {}),
         "environment": first.get("environment", {}),

@@ -20,6 +20,7 @@ from ditbench.models.weights import weights_sha256
 from ditbench.records.files import read_json, set_aside, write_json
 from ditbench.records.record import MEASURED, SCHEMA, read_record, read_spec
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.settings import DEFAULTS
 from ditbench.runner.plan import Cell
 
 
@@ -36,7 +37,7 @@ def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
         "spec": asdict(spec) | {"margins": dict(spec.margins)},
         "cells": [cell.key for cell in cells],
         "labels": {cell.key: cell.label for cell in cells},
-        "settings": spec.settings() | ({"threads": spec.threads} if spec.threads else {}),
+        "settings": spec.requested(),
     }
     before: dict[str, Any] = {}
     if folder.spec.exists():
@@ -72,10 +73,9 @@ def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
 
 def _check_settings(before: dict[str, Any], cell: Cell, folder: Path) -> None:
     """ValueError when the run in the folder was made with other settings or margins."""
-    settings = cell.spec.settings() | {"threads": cell.spec.threads}
-    made_with = {"threads": 0} | before.get("settings", {})
-    for name, value in settings.items():
-        if (earlier := made_with.get(name, "")) != value:
+    made_with = DEFAULTS | before.get("settings", {})
+    for name, value in cell.spec.requested().items():
+        if (earlier := made_with[name]) != value:
             raise ValueError(
                 f"out: {folder} was made with {name} {earlier!r}, not {value!r}; choose another "
                 "folder with --out"
