@@ -287,7 +287,7 @@ def planned(tmp_path, monkeypatch):
         out="a run",
     )  # fmt: skip
     cells = plan(spec)
-    folder = open_folder(cells, "a command")
+    folder = open_folder(cells, "a command").path
     for cell in cells:
         at = folder / "cells" / cell.key
         at.mkdir(parents=True)

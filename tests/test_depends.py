@@ -19,10 +19,11 @@ from ditbench.models.requests import fingerprint, make_requests
 from ditbench.models.table import select
 from ditbench.records.files import read_json, write_json
 from ditbench.records.record import SCHEMA
+from ditbench.records.run_folder import RunFolder
 from ditbench.runner import plan, resume
 from ditbench.runner.plan import missing_device
 from ditbench.runner.spec import Spec
-from ditbench.runner.worker import ROUND, run_round
+from ditbench.runner.worker import run_round
 from ditbench.testing import tiny
 
 PLUGIN = """
@@ -255,7 +256,7 @@ def test_printed_prepare_commands_make_what_was_missing(nothing_shipped, tmp_pat
                     break
                 words = shlex.split(sentence.partition("; ")[2].removesuffix(" does it"))
                 assert words[:3] == ["python", "run_bench.py", "prepare"]
-                args = parser({name: None for name in COMMANDS}).parse_args(words[2:])
+                args = parsers({name: None for name in COMMANDS})[0].parse_args(words[2:])
                 needs = artifact.needs_of(
                     select(args.models)[0], Stack.parse(args.method), args.weights, args.plugin
                 )
@@ -331,7 +332,7 @@ def finished(cell, folder, model_sha256, requests_sha256, rounds=1):
         "requests_sha256": requests_sha256,
     }
     for i in range(rounds):
-        write_json(at / ROUND.format(i), facts | {"round": i, "seconds": 1.0})
+        write_json(at / f"round-{i}.json", facts | {"round": i, "seconds": 1.0})
     record = {
         "schema": SCHEMA, "key": cell.key, "model": cell.model.name, "family": "dit",
         "stack": str(cell.stack), "methods": [],
@@ -359,7 +360,7 @@ def run(tmp_path):
         out="run",
     )
     cells = plan.plan(spec)
-    folder = resume.open_folder(cells, "command")
+    folder = resume.open_folder(cells, "command").path
     model = models.models()["dit-tiny"]
     told = weights.weights_sha256(model, "bundled"), fingerprint(make_requests(model, 4, 0))
     for cell in cells:
@@ -376,7 +377,7 @@ def test_a_cell_of_an_edited_plugin_is_set_aside_and_the_baseline_stays(run, tmp
     cells = plan.plan(spec)
     resume.open_folder(cells, "command")
     for cell in cells:
-        resume.take_up(cell, folder / "cells" / cell.key, asked)
+        resume.take_up(cell, RunFolder(folder), asked)
     new = {str(cell.stack): cell.key for cell in cells}
     assert new["none"] == old["none"] and (folder / "cells" / new["none"] / "record.json").exists()
     assert not (folder / "cells" / old["edited_test"]).exists()
@@ -410,9 +411,9 @@ def test_a_model_that_is_asked_for_something_else_begins_anew(run):
     # the other one can no longer be paired
     assert read_json(folder / "spec.json")["cells"] == [baseline.key]
     at = folder / "cells" / baseline.key
-    resume.take_up(baseline, at, asked)
+    resume.take_up(baseline, RunFolder(folder), asked)
     assert (at / "record.json").exists()
-    resume.take_up(baseline, at, "of other requests")
+    resume.take_up(baseline, RunFolder(folder), "of other requests")
     assert not (at / "record.json").exists() and not list(at.glob("round-*"))
 
 
@@ -421,13 +422,13 @@ def test_rounds_of_other_weights_are_not_put_together_with_those_to_come(run):
     cell = plan.plan(spec)[0]
     at = folder / "cells" / cell.key
     (at / "record.json").unlink()
-    resume.take_up(cell, at, asked)
-    assert (at / ROUND.format(0)).exists()
+    resume.take_up(cell, RunFolder(folder), asked)
+    assert (at / "round-0.json").exists()
     write_json(
-        at / ROUND.format(0), read_json(at / ROUND.format(0)) | {"model_sha256": "other weights"}
+        at / "round-0.json", read_json(at / "round-0.json") | {"model_sha256": "other weights"}
     )
-    resume.take_up(cell, at, asked)
-    assert not (at / ROUND.format(0)).exists()
+    resume.take_up(cell, RunFolder(folder), asked)
+    assert not (at / "round-0.json").exists()
 
 
 def test_a_machine_without_the_device_neither_renames_a_cell_nor_takes_its_record_away(
@@ -440,7 +441,7 @@ def test_a_machine_without_the_device_neither_renames_a_cell_nor_takes_its_recor
     assert [cell.key for cell in cells] == [cell.key for cell in before]
     assert {cell.refusal for cell in cells} == {"no cpu here"}
     resume.open_folder(cells, "command")
-    resume.take_up(cells[1], folder / "cells" / cells[1].key, asked)
+    resume.take_up(cells[1], RunFolder(folder), asked)
     assert read_json(folder / "cells" / cells[1].key / "record.json")["status"] == "ok"
     assert missing_device("cpu") == ""
 
@@ -448,11 +449,12 @@ def test_a_machine_without_the_device_neither_renames_a_cell_nor_takes_its_recor
 def test_what_is_edited_while_the_run_is_going_fails_its_cell_by_name(tmp_path):
     spec = Spec(models=("dit-tiny",), methods=("fora",), num_samples=4)
     cell = plan.plan(spec)[1]
-    requests = tmp_path / "requests.json"
-    write_json(requests, [])
+    folder = RunFolder(tmp_path)
+    folder.requests("dit-tiny").parent.mkdir()
+    write_json(folder.requests("dit-tiny"), [])
     told = cell.depends | {"weights": "before", "sources": {"fora": "before"}}
-    run_round(spec, "dit-tiny", "fora", 0, tmp_path / cell.key, requests, told)
-    found = read_json(tmp_path / cell.key / ROUND.format(0))
+    run_round(spec, "dit-tiny", "fora", 0, folder, cell.key, told)
+    found = read_json(folder.round(cell.key, 0))
     assert (found["status"], found["reason"]) == (
         "failed",
         "sources and weights changed after the run was planned; the same command runs it again"

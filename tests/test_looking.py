@@ -18,11 +18,12 @@ from test_score import write_cell, write_requests
 from ditbench.analysis.summary import summarise
 from ditbench.extractors.build_reference import build
 from ditbench.extractors.networks import Network
-from ditbench.extractors.references import POINTERS, ReferenceSets, tell
+from ditbench.extractors.references import ReferenceSets, tell
 from ditbench.extractors.shelf import Shelf
 from ditbench.metrics.scoring import score_run
 from ditbench.metrics.table import metrics
 from ditbench.records.record import read_run
+from ditbench.records.run_folder import RunFolder
 from ditbench.records.scores import read_file, read_scores
 
 N = 5
@@ -258,7 +259,7 @@ def test_a_reference_of_another_extractor_or_another_file_is_refused(
     )
     with pytest.raises(ValueError, match="is no reference file, or damaged"):
         tell(run, [str(tmp_path / "half.safetensors")], shelf.table)
-    assert not (run / POINTERS).exists()
+    assert not RunFolder(run).references.exists()
     mine = tmp_path / "mine.safetensors"
     mine.write_bytes((references / "dinov2_l14.safetensors").read_bytes())
     tell(run, [str(mine)], shelf.table)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from ditbench.records.files import replacing
+from ditbench.records.run_folder import RunFolder
 from ditbench.statistics.frechet import Reference
 from ditbench.statistics.influence import Reading
-
-FILE = "readings.safetensors"
 
 
 def key_of(
@@ -48,7 +48,7 @@ class Kept:
     """The readings of a run folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE
+        self.path = RunFolder(folder).readings
         self._asked: dict[str, NDArray[np.float64]] = {}
         try:
             self._found = load_file(self.path) if self.path.is_file() else {}
@@ -84,12 +84,8 @@ class Kept:
         or where it cannot be written."""
         if self._asked.keys() == self._found.keys():
             return
-        partial = self.path.with_name(f".{FILE}.{os.getpid()}.partial")
-        try:
-            save_file(self._asked, partial)
-            partial.rename(self.path)
-        except (SafetensorError, OSError):
-            partial.unlink(missing_ok=True)
+        with suppress(SafetensorError, OSError), replacing(self.path) as partial_file:
+            save_file(self._asked, partial_file)
 
 
 def _statistic(read: Any) -> str:

@@ -108,6 +108,7 @@ from ditbench.metrics.table import Metric, metrics
 from ditbench.models import truncation
 from ditbench.records.record import MEASURED
 from ditbench.records.scores import Scores, read_scores
+from ditbench.records.settings import ROW_SETTINGS
 from ditbench.statistics import times
 from ditbench.statistics.frechet import Reference
 from ditbench.statistics.times import DRIFT_BOUND
@@ -178,10 +179,7 @@ def _row(
         "baseline": record["stack"] == "none",
         "baseline_key": none["key"] if none is not None else None,
     }
-    row |= {
-        name: run.get(name)
-        for name in ("num_samples", "batch_size", "rounds", "seed", "device", "dtype", "weights")
-    }
+    row |= {name: run.get(name) for name in ROW_SETTINGS}
     row |= {
         "sampling": dict(record["sampling"]),
         "quality": {

@@ -17,6 +17,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from ditbench.records.files import file_sha256
+
 CHUNK = 32
 ENDINGS = (".png", ".jpg", ".jpeg")
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
@@ -51,8 +53,7 @@ class Pictures:
             yield from self._from_folder()
         else:
             yield from _from_npz(self.source)
-            with self.source.open("rb") as f:
-                self.sha256[self.source.name] = hashlib.file_digest(f, "sha256").hexdigest()
+            self.sha256[self.source.name] = file_sha256(self.source)
 
     def _from_folder(self) -> Iterator[NDArray[np.uint8]]:
         waiting: list[NDArray[np.uint8]] = []

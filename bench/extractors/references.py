@@ -10,7 +10,6 @@ pictures, d features.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
@@ -24,8 +23,9 @@ from safetensors.numpy import save_file
 
 from ditbench.extractors.table import Extractor, Table, extractors, find
 from ditbench.models.table import models
-from ditbench.records.files import read_json, write_json
+from ditbench.records.files import file_sha256, read_json, replacing, write_json
 from ditbench.records.record import read_run
+from ditbench.records.run_folder import RunFolder
 from ditbench.statistics.frechet import Reference, factor
 from ditbench.suggest import suggest
 
@@ -34,7 +34,6 @@ ROWS = 10_000
 """Pictures whose features are kept, for statistics that need more than moments."""
 ADM = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 """Feature of `tf2015` -> arrays of ADM's reference batches."""
-POINTERS = "references.json"
 
 
 def write(
@@ -55,13 +54,12 @@ def write(
         "n": {f: r.n for f, r in references.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(
-        {name: np.ascontiguousarray(a) for name, a in arrays.items()},
-        partial,
-        {"reference": json.dumps(metadata)},
-    )
-    partial.rename(path)
+    with replacing(path) as partial:
+        save_file(
+            {name: np.ascontiguousarray(a) for name, a in arrays.items()},
+            partial,
+            {"reference": json.dumps(metadata)},
+        )
 
 
 def read(path: Path, extractor: Extractor, feature: str) -> Reference:
@@ -169,14 +167,13 @@ def tell(folder: Path, texts: Sequence[str], table: Table | None = None) -> None
     The run keeps absolute paths and sha256s in `references.json`; what it was told before of others
     stays.
     """
-    known: dict[str, Any] = read_json(folder / POINTERS) if (folder / POINTERS).is_file() else {}
+    pointers = RunFolder(folder).references
+    known: dict[str, Any] = read_json(pointers) if pointers.is_file() else {}
     of_run = {record["model"] for record in read_run(folder).records}
     for model, maker, path in examine(texts, {*models(), *of_run}, table):
-        with path.open("rb") as f:
-            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-        known.setdefault(model, {})[maker] = {"path": str(path), "sha256": sha256}
+        known.setdefault(model, {})[maker] = {"path": str(path), "sha256": file_sha256(path)}
     if texts:
-        write_json(folder / POINTERS, known)
+        write_json(pointers, known)
 
 
 class ReferenceSets:
@@ -189,7 +186,7 @@ class ReferenceSets:
     def pointer(self, extractor: str, model: str) -> dict[str, str]:
         """Path and sha256 of a model's reference for an extractor; ValueError when the run has
         none."""
-        path = self.folder / POINTERS if self.folder else None
+        path = RunFolder(self.folder).references if self.folder else None
         known: dict[str, Any] = read_json(path) if path and path.is_file() else {}
         for name in (model, ""):
             if extractor in known.get(name, {}):
@@ -216,12 +213,8 @@ class ReferenceSets:
 
     def _checked(self, pointer: dict[str, str], extractor: str, features: str) -> Reference:
         path = Path(pointer["path"])
-        if path.is_file():
-            with path.open("rb") as f:
-                if hashlib.file_digest(f, "sha256").hexdigest() != pointer["sha256"]:
-                    raise ValueError(
-                        f"{path} is not the file the run was told (its sha256 is another)"
-                    )
+        if path.is_file() and file_sha256(path) != pointer["sha256"]:
+            raise ValueError(f"{path} is not the file the run was told (its sha256 is another)")
         return read(
             path, find(extractor, self.table), features.removeprefix(f"feature.{extractor}.")
         )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench import ZOO
+from ditbench.records.files import file_sha256
 from ditbench.suggest import suggest
 
 FOLDER = "DITBENCH_EXTRACTORS"
@@ -175,8 +176,7 @@ def digest(path: Path) -> str:
 
 @cache
 def _sha256(path: Path, size: int, changed_ns: int) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def unnamed(metric: str, extractor: Extractor | None) -> str:

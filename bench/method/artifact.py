@@ -26,7 +26,7 @@ from ditbench.models.requests import has_training_requests
 from ditbench.models.sampling import sampling_of
 from ditbench.models.weights import weights_sha256
 from ditbench.records.facts import plain
-from ditbench.records.files import read_json, write_json
+from ditbench.records.files import file_sha256, read_json, write_json
 
 if TYPE_CHECKING:
     from ditbench.models.table import Model
@@ -207,7 +207,7 @@ def sources_of(stack: Stack) -> dict[str, str]:
 
 def _sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -261,7 +261,7 @@ def _read(folder: Path) -> Artifact | None:
         raise ValueError(f"{folder / MANIFEST} is damaged (it names no files)")
     for name, sha in files.items():
         path = folder / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha:
+        if not path.is_file() or file_sha256(path) != sha:
             raise ValueError(f"{path} is damaged or missing")
     return Artifact(folder, manifest)
 
@@ -295,9 +295,7 @@ def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN)
             name: plain(f"the note {name} of {need.method}'s preparation", value)
             for name, value in make(partial).items()
         }
-        files = {
-            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(partial.iterdir())
-        }
+        files = {p.name: file_sha256(p) for p in sorted(partial.iterdir())}
         need_fields = {k: v for k, v in asdict(need).items() if k != "hopeless"}
         manifest = need_fields | {
             "seconds": round(time.monotonic() - started, 1),

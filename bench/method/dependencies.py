@@ -3,7 +3,6 @@ key, and in its record. No torch."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +17,7 @@ from ditbench.models.sampling import sampling_of
 from ditbench.models.table import REGISTRY as MODELS
 from ditbench.models.table import Model
 from ditbench.models.weights import weights_sha256
+from ditbench.records.files import file_sha256
 
 
 def depends_on(
@@ -35,7 +35,7 @@ def depends_on(
     if weights != "hub":
         parts_of_key["weights"] = weights_sha256(model, weights)
     if takes_prompts(model):
-        parts_of_key["prompts"] = hashlib.sha256(find_prompts(prompts).read_bytes()).hexdigest()
+        parts_of_key["prompts"] = file_sha256(find_prompts(prompts))
     parts = {"inputs": inputs_of(stack), "sources": sources_of(stack) | _declarations_of(model)}
     parts["prepared"] = {need.method: [need.key, prepared_sha256(need)] for need in needs}
     return parts_of_key | {name: content for name, content in parts.items() if content}

@@ -12,6 +12,7 @@ from typing import Any
 
 from ditbench.declarations import Registry
 from ditbench.method.registry import METHODS
+from ditbench.records.files import file_sha256
 
 SHA256 = "__source_sha256__"
 """Where the module of a plug-in keeps the hash of the source it was made of."""
@@ -86,7 +87,7 @@ def module_sha256(name: str) -> str:
     if sha256 := getattr(module, SHA256, ""):
         return str(sha256)
     file = Path(getattr(module, "__file__", None) or "")
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    return file_sha256(file) if file.is_file() else ""
 
 
 def line_in_plugin(error: BaseException) -> str:

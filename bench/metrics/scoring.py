@@ -9,7 +9,6 @@ where it is there) and what it was computed from, so that a second run does only
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,11 +20,10 @@ from ditbench.extractors.shelf import Shelf
 from ditbench.metrics import features
 from ditbench.metrics.samples import Sampled, Samples
 from ditbench.metrics.table import Metric, select
-from ditbench.records.files import read_json, set_aside
+from ditbench.records.files import file_sha256, read_json, set_aside
 from ditbench.records.record import MEASURED, read_run
+from ditbench.records.run_folder import RunFolder
 from ditbench.records.scores import Scores, read_file, write_file
-
-SAMPLES = "samples.safetensors"
 
 Tell = Callable[[str, int, int], None]
 """Told (cell's key, cells done, cells in all) before each cell, and once at the end with an empty
@@ -58,11 +56,12 @@ def score_run(
     Raises ValueError for an unknown metric or no run folder.
     """
     wanted, run, done = select(metrics), read_run(folder), Scoring()
+    files = RunFolder(folder)
     opened: dict[str, Samples] = {}
     shelf = shelf or Shelf()
     cells = [r for r in run.records if r["status"] in MEASURED]
     for record in cells:
-        path = folder / "cells" / record["key"] / SAMPLES
+        path = files.samples(record["key"])
         if not path.is_file():
             done.damaged.append(f"{path} is missing")
             continue
@@ -77,16 +76,14 @@ def score_run(
         if progress:
             progress(key, i, len(cells))
         if key not in opened:
-            (folder / "scores" / f"{key}.safetensors").unlink(missing_ok=True)
+            files.scores(key).unlink(missing_ok=True)
             continue
         requests = _requests(folder, record["model"], len(opened[key]))
         cell = _sampled(
             record, baselines.get(record["model"]), opened, requests, judge_folder, shelf
         )
         chosen = [m for m in wanted if metrics is not None or not (cell.world and m.extractor)]
-        new = _score_cell(
-            folder / "scores" / f"{key}.safetensors", cell, features.before(chosen), requests, done
-        )
+        new = _score_cell(files.scores(key), cell, features.before(chosen), requests, done)
         (done.written if new else done.kept).append(key)
     if progress:
         progress("", len(cells), len(cells))
@@ -94,7 +91,7 @@ def score_run(
 
 
 def _requests(folder: Path, model: str, num: int) -> list[dict[str, Any]]:
-    requests: list[dict[str, Any]] = read_json(folder / "requests" / f"{model}.json")
+    requests: list[dict[str, Any]] = read_json(RunFolder(folder).requests(model))
     if len(requests) != num:
         raise ValueError(f"{folder}: {model} has {num} samples for {len(requests)} requests")
     return requests
@@ -133,8 +130,7 @@ def _score_cell(
     path: Path, cell: Sampled, wanted: list[Metric], requests: list[dict[str, Any]], done: Scoring
 ) -> bool:
     """Write what is missing of a cell's scores; False when nothing was."""
-    with cell.samples.path.open("rb") as f:
-        samples_sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    samples_sha256 = file_sha256(cell.samples.path)
     scores = _before(path, done)
     if scores is None or scores.samples_sha256 != samples_sha256:
         scores = Scores(samples_sha256=samples_sha256)

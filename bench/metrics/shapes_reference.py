@@ -10,7 +10,6 @@ weights change.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from safetensors.numpy import save_file
 
 from ditbench.metrics.shapes_features import reference_path
+from ditbench.records.files import file_sha256, replacing
 from ditbench.shapes import judge as judges
 from ditbench.shapes import scenes as shapes
 from ditbench.shapes import second_judge as check
@@ -63,17 +63,16 @@ def write(
     and return its path."""
     path = out / f"{name}-{world}.safetensors"
     weights = JUDGES[name][1](world, judge_folder)
-    partial = path.with_suffix(".partial")
-    save_file({"feature": features(world, num, judge_folder, name)}, partial)
-    partial.rename(path)
+    with replacing(path) as partial:
+        save_file({"feature": features(world, num, judge_folder, name)}, partial)
     enter(
         out / "manifest.toml",
         path.name,
         source="rendered by ditbench.shapes.scenes",
         licence="Apache-2.0",
         made=f"python -m ditbench.metrics.shapes_reference: {num} scenes of the {world} world, split reference",
-        judge_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        judge_sha256=file_sha256(weights),
+        sha256=file_sha256(path),
     )
     return path
 

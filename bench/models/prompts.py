@@ -8,7 +8,6 @@ downloaded.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench import IN_CHECKOUT, PACKAGE, ROOT
+from ditbench.records.files import file_sha256
 from ditbench.suggest import suggest
 
 FOLDER = "DITBENCH_DATASETS"
@@ -72,7 +72,7 @@ def find_prompts(source: str = "") -> Path:
             f"licence {facts['licence']}); "
             f"published at {facts['source']}; put it into the folder that {FOLDER} names"
         )
-    got = hashlib.sha256(path.read_bytes()).hexdigest()
+    got = file_sha256(path)
     if facts["sha256"] and got != facts["sha256"]:
         raise ValueError(
             f"prompts: {path} is not the file of {source}: its sha256 is {got}, expected "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ditbench import ZOO
 from ditbench.models.table import Model
+from ditbench.records.files import file_sha256
 
 WEIGHTLESS = ("Scheduler", "Tokenizer", "TokenizerFast", "Backend")
 """How the names of classes end whose parts of a pipeline have no weights."""
@@ -186,11 +187,7 @@ def _folder_sha256(folder: Path) -> str:
     ):
         stat = file.stat()
         large = file.suffix == ".safetensors"
-        sha256 = (
-            _hash(file, stat.st_size, stat.st_mtime_ns)
-            if large
-            else hashlib.sha256(file.read_bytes()).hexdigest()
-        )
+        sha256 = _hash(file, stat.st_size, stat.st_mtime_ns) if large else file_sha256(file)
         total.update(f"{file.relative_to(folder).as_posix()} {sha256}\n".encode())
     return total.hexdigest()
 
@@ -202,8 +199,7 @@ def _hash(file: Path, size: int, modified_ns: int) -> str:
     blob = file.resolve().name
     if file.is_symlink() and len(blob) == 64 and set(blob) <= set("0123456789abcdef"):
         return blob
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return file_sha256(file)
 
 
 def _first_line(error: BaseException) -> str:

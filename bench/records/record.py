@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.records.files import read_json
+from ditbench.records.run_folder import RunFolder
 
 SCHEMA = 1
 """Version of record.json and spec.json. A reader refuses any other."""
@@ -57,7 +58,7 @@ def read_record(path: Path) -> dict[str, Any]:
 def read_spec(folder: Path) -> dict[str, Any]:
     """The spec a run folder was made with; ValueError when it is no run folder or of another schema
     version."""
-    path = folder / "spec.json"
+    path = RunFolder(folder).spec
     if not path.is_file():
         raise ValueError(f"{folder} is no run folder (it has no spec.json)")
     spec = read_json(path)
@@ -73,7 +74,7 @@ def read_run(folder: Path) -> Run:
     spec, records, damaged = read_spec(folder), [], []
     order = {key: i for i, key in enumerate(spec.get("cells", []))}
     paths = sorted(
-        folder.glob("cells/*/record.json"),
+        RunFolder(folder).records(),
         key=lambda p: (order.get(p.parent.name, len(order)), p.parent.name),
     )
     for path in paths:

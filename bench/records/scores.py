@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from ditbench.records.files import replacing
+from ditbench.records.run_folder import RunFolder
 
 SCHEMA = 1
 
@@ -87,23 +89,23 @@ def read_file(path: Path) -> Scores:
 
 
 def write_file(path: Path, scores: Scores) -> None:
-    """Write a scores file whole or not at all."""
+    """Write a scores file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = {
+    settled = {
         name: getattr(scores, name)
         for name in ("samples_sha256", "reasons", "fingerprints", "owned")
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     arrays = {name: np.ascontiguousarray(a) for name, a in scores.arrays.items()}
-    save_file(arrays, partial, {"scores": json.dumps(told | {"schema": SCHEMA}, sort_keys=True)})
-    partial.rename(path)
+    metadata = {"scores": json.dumps(settled | {"schema": SCHEMA}, sort_keys=True)}
+    with replacing(path) as partial:
+        save_file(arrays, partial, metadata)
 
 
 def read_scores(folder: Path) -> dict[str, Scores]:
     """Scores of a run by cell key; a cell without scores, or with a damaged file of them, is not
     among them."""
     found = {}
-    for path in sorted((folder / "scores").glob("*.safetensors")):
+    for path in RunFolder(folder).all_scores():
         try:
             found[path.stem] = read_file(path)
         except ValueError:

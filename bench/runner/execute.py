@@ -21,10 +21,11 @@ from ditbench import IN_CHECKOUT, ROOT
 from ditbench.models.requests import fingerprint
 from ditbench.records.files import read_json, write_json
 from ditbench.records.record import MEASURED, SCHEMA
+from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
 from ditbench.runner.progress import Step
 from ditbench.runner.resume import open_folder, take_up
-from ditbench.runner.worker import ROUND, SAMPLES, read_requests, run_round
+from ditbench.runner.worker import read_requests, run_round
 
 CELL_TIMEOUT_S = 6 * 3600.0
 Tell = Callable[[Step], None]
@@ -39,22 +40,18 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
     spec = cells[0].spec
     folder = open_folder(cells, command)
     for cell in cells:
-        at = folder / "cells" / cell.key
-        take_up(
-            cell, at, fingerprint(read_requests(folder / "requests" / f"{cell.model.name}.json"))
-        )
-        if not (at / "record.json").exists() and cell.refusal:
-            write_json(
-                at / "record.json",
-                _record(cell, [{"status": "refused", "reason": cell.refusal, "seconds": 0.0}]),
-            )
-        elif not (at / "record.json").exists():
+        record = folder.record(cell.key)
+        take_up(cell, folder, fingerprint(read_requests(folder.requests(cell.model.name))))
+        if not record.exists() and cell.refusal:
+            refused = {"status": "refused", "reason": cell.refusal, "seconds": 0.0}
+            write_json(record, _record(cell, [refused]))
+        elif not record.exists():
             _put_together(cell, folder)  # all its rounds may be there
     units = _units(cells, folder)
     context = _forkserver() if units else None
     rates = _Rates(units)
     for i, (cell, round_) in enumerate(units):
-        if (folder / "cells" / cell.key / "record.json").exists():
+        if folder.record(cell.key).exists():
             continue  # an earlier round of it failed
         tell(
             Step(
@@ -68,7 +65,7 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
             left = rates.remaining(i + 1)
             tell(Step(cell.label, i + 1, len(units), left, f"{cell.label}: {status}"))
     tell(Step("", len(units), len(units), 0.0))
-    return folder
+    return folder.path
 
 
 def _forkserver() -> Any:
@@ -96,26 +93,29 @@ def _forkserver() -> Any:
     return context
 
 
-def _units(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, int]]:
+def _units(cells: Sequence[Cell], folder: RunFolder) -> list[tuple[Cell, int]]:
     """What is still to do: per model, round after round, shuffled inside a round the same way every
     time."""
-    spec, found = cells[0].spec, []
+    spec, units = cells[0].spec, []
     for name in dict.fromkeys(cell.model.name for cell in cells):
         for round_ in range(spec.rounds):
             order = [c for c in cells if c.model.name == name]
             random.Random(f"{spec.seed}/{name}/{round_}").shuffle(order)
             for cell in order:
-                at = folder / "cells" / cell.key
-                if not (at / "record.json").exists() and not (at / ROUND.format(round_)).exists():
-                    found.append((cell, round_))
-    return found
+                if (
+                    not folder.record(cell.key).exists()
+                    and not folder.round(cell.key, round_).exists()
+                ):
+                    units.append((cell, round_))
+    return units
 
 
-def _run_unit(context: Any, cell: Cell, round_: int, folder: Path) -> None:
-    at = folder / "cells" / cell.key
-    requests = folder / "requests" / f"{cell.model.name}.json"
-    told = (cell.spec, cell.model.name, str(cell.stack), round_, at, requests, cell.depends)
-    process = context.Process(target=run_round, args=told, daemon=True)
+def _run_unit(context: Any, cell: Cell, round_: int, folder: RunFolder) -> None:
+    path = folder.round(cell.key, round_)
+    arguments = (
+        cell.spec, cell.model.name, str(cell.stack), round_, folder, cell.key, cell.depends,
+    )  # fmt: skip
+    process = context.Process(target=run_round, args=arguments, daemon=True)
     process.start()
     try:
         process.join(CELL_TIMEOUT_S)
@@ -123,7 +123,7 @@ def _run_unit(context: Any, cell: Cell, round_: int, folder: Path) -> None:
         if process.is_alive():
             process.kill()
             process.join()
-    if not (at / ROUND.format(round_)).exists():
+    if not path.exists():
         code = process.exitcode or 0
         reason = (
             f"its process was killed by {_signal(-code)}"
@@ -131,7 +131,7 @@ def _run_unit(context: Any, cell: Cell, round_: int, folder: Path) -> None:
             else f"its process ended with exit code {code} and no word"
         )
         write_json(
-            at / ROUND.format(round_),
+            path,
             {"status": "failed", "reason": reason, "round": round_, "seconds": 0.0},
         )
 
@@ -144,28 +144,27 @@ def _signal(number: int) -> str:
     return name + (" (out of memory, most often)" if name == "SIGKILL" else "")
 
 
-def _put_together(cell: Cell, folder: Path) -> str:
+def _put_together(cell: Cell, folder: RunFolder) -> str:
     """Write the record when the cell has all its rounds, or as soon as one of them went wrong; its
     status, "" while rounds are missing."""
-    at = folder / "cells" / cell.key
-    rounds = [read_json(path) for path in sorted(at.glob("round-*.json"))]
+    rounds = [read_json(path) for path in folder.rounds(cell.key)]
     wrong = [r for r in rounds if r["status"] not in MEASURED]
     if not wrong and len(rounds) < cell.spec.rounds:
         return ""
     record = _record(cell, wrong[:1] or rounds)
-    write_json(at / "record.json", record)
+    write_json(folder.record(cell.key), record)
     if wrong:
-        (at / SAMPLES).unlink(missing_ok=True)
+        folder.samples(cell.key).unlink(missing_ok=True)
     return str(record["status"])
 
 
 def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     first = min(rounds, key=lambda r: r.get("round", 0))
-    settings = cell.spec.settings() | {
+    done = cell.spec.settings() | {
         "num_samples": cell.num_samples,
         "batch_size": cell.batch_size,
     }
-    settings |= {
+    done |= {
         "requests_sha256": first.get("requests_sha256", ""),
         "model_sha256": first.get("model_sha256", ""),
     }
@@ -180,7 +179,10 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "status": first["status"],
         "reason": first["reason"],
         "traceback": first.get("traceback", ""),
-        "run": settings,
+        "settings": cell.spec.requested(),
+        "samples": cell.num_samples,
+        "batch": cell.batch_size,
+        "run": done,
         "depends_on": cell.depends,
         "sampling": first.get("sampling", {}),
         "environment": first.get("environment", {}),

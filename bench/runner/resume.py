@@ -19,32 +19,30 @@ from ditbench.models.sampling import count_for
 from ditbench.models.weights import weights_sha256
 from ditbench.records.files import read_json, set_aside, write_json
 from ditbench.records.record import MEASURED, SCHEMA, read_record, read_spec
+from ditbench.records.run_folder import RunFolder
+from ditbench.records.settings import DEFAULTS
 from ditbench.runner.plan import Cell
-from ditbench.runner.worker import ROUND, SAMPLES
-
-SUPERSEDED = "superseded"
-"""Where folders of cells go that were planned under another key; they are in no report."""
 
 
-def open_folder(cells: Sequence[Cell], command: str) -> Path:
+def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
     """Make the run folder, or take up the one that is there; spec and requests are written, what is
     out of date or damaged set aside.
 
     Raises ValueError when the folder holds a run with other settings or of another schema
     version.
     """
-    spec, folder = cells[0].spec, cells[0].spec.folder
+    spec, folder = cells[0].spec, RunFolder(cells[0].spec.folder)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "spec": asdict(spec) | {"margins": dict(spec.margins)},
         "cells": [cell.key for cell in cells],
         "labels": {cell.key: cell.label for cell in cells},
-        "settings": spec.settings() | ({"threads": spec.threads} if spec.threads else {}),
+        "settings": spec.requested(),
     }
     before: dict[str, Any] = {}
-    if (folder / "spec.json").exists():
-        before = read_spec(folder)
-        _check_settings(before, cells[0], folder)
+    if folder.spec.exists():
+        before = read_spec(folder.path)
+        _check_settings(before, cells[0], folder.path)
         if before.get("spec", {}).get("margins") is None:
             del document["spec"]["margins"]  # stated after the fact, they would be none
         # rows of earlier commands need theirs to be made again
@@ -54,11 +52,10 @@ def open_folder(cells: Sequence[Cell], command: str) -> Path:
         ):
             told, mine = before.get("spec", {}).get(name, ()), list(getattr(spec, name))
             document["spec"][name] = [*(text for text in told if text not in mine), *mine]
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.path.exists() and any(folder.path.iterdir()):
         raise ValueError(
-            f"out: {folder} is not empty and is no run folder; choose another with --out"
+            f"out: {folder.path} is not empty and is no run folder; choose another with --out"
         )
-    (folder / "requests").mkdir(parents=True, exist_ok=True)
     old = _out_of_date(before, cells, folder, _write_requests(cells, folder))
     for key in old:
         _supersede(folder, key)
@@ -69,17 +66,16 @@ def open_folder(cells: Sequence[Cell], command: str) -> Path:
             if name == "cells"
             else {key: told[key] for key in rest} | document[name]
         )
-    write_json(folder / "spec.json", document)
-    (folder / "command.txt").write_text(command + "\n")
+    write_json(folder.spec, document)
+    folder.command.write_text(command + "\n")
     return folder
 
 
 def _check_settings(before: dict[str, Any], cell: Cell, folder: Path) -> None:
     """ValueError when the run in the folder was made with other settings or margins."""
-    settings = cell.spec.settings() | {"threads": cell.spec.threads}
-    made_with = {"threads": 0} | before.get("settings", {})
-    for name, value in settings.items():
-        if (earlier := made_with.get(name, "")) != value:
+    made_with = DEFAULTS | before.get("settings", {})
+    for name, value in cell.spec.requested().items():
+        if (earlier := made_with[name]) != value:
             raise ValueError(
                 f"out: {folder} was made with {name} {earlier!r}, not {value!r}; choose another "
                 "folder with --out"
@@ -92,12 +88,13 @@ def _check_settings(before: dict[str, Any], cell: Cell, folder: Path) -> None:
         )
 
 
-def _write_requests(cells: Sequence[Cell], folder: Path) -> list[str]:
+def _write_requests(cells: Sequence[Cell], folder: RunFolder) -> list[str]:
     """Write what each model is asked for; the models whose requests are no longer those that were
     there."""
     spec, found = cells[0].spec, []
     for model in {cell.model.name: cell.model for cell in cells}.values():
-        path = folder / "requests" / f"{model.name}.json"
+        path = folder.requests(model.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         requests = make_requests(model, count_for(model, spec.num_samples), spec.seed, spec.prompts)
         wanted = json.loads(json.dumps([asdict(request) for request in requests]))
         try:
@@ -113,7 +110,7 @@ def _write_requests(cells: Sequence[Cell], folder: Path) -> list[str]:
 
 
 def _out_of_date(
-    before: dict[str, Any], cells: Sequence[Cell], folder: Path, asked_anew: Sequence[str]
+    before: dict[str, Any], cells: Sequence[Cell], folder: RunFolder, asked_anew: Sequence[str]
 ) -> list[str]:
     """Keys of cells that are there and are planned under another key now, or whose model is asked
     for something else."""
@@ -121,7 +118,7 @@ def _out_of_date(
     labels = {cell.label for cell in cells}
     found = []
     for key in before.get("cells", []):
-        label = before.get("labels", {}).get(key) or _label(folder / "cells" / key / "record.json")
+        label = before.get("labels", {}).get(key) or _label(folder.record(key))
         if key not in planned and (label in labels or label.partition(" ")[0] in asked_anew):
             found.append(key)
     return found
@@ -136,11 +133,10 @@ def _label(path: Path) -> str:
     return f"{record['model']} {record['stack']}"
 
 
-def _supersede(folder: Path, key: str) -> None:
-    at = folder / "cells" / key
-    scores = folder / "scores" / f"{key}.safetensors"
+def _supersede(folder: RunFolder, key: str) -> None:
+    at, scores = folder.cell(key), folder.scores(key)
     if at.is_dir() and any(at.iterdir()):
-        target = folder / SUPERSEDED / key
+        target = folder.superseded(key)
         target.parent.mkdir(exist_ok=True)
         if target.exists():
             set_aside(target)
@@ -151,15 +147,16 @@ def _supersede(folder: Path, key: str) -> None:
     scores.unlink(missing_ok=True)
 
 
-def take_up(cell: Cell, at: Path, requests_sha256: str) -> None:
+def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> None:
     """Keep what is whole of a cell's earlier work, set aside what is damaged, forget what failed,
     and what was made with other weights or asked for something else."""
+    at = folder.cell(cell.key)
     at.mkdir(parents=True, exist_ok=True)
     for partial in at.glob(".*.partial"):
         partial.unlink()
-    path, samples = at / "record.json", at / SAMPLES
+    path, samples = folder.record(cell.key), folder.samples(cell.key)
     unfinished = damaged = stale = False
-    for document in sorted(at.glob("round-*.json")) + ([path] if path.exists() else []):
+    for document in folder.rounds(cell.key) + ([path] if path.exists() else []):
         try:
             told = read_record(document) if document == path else read_json(document)
             unfinished |= document == path and told["status"] not in MEASURED
@@ -175,11 +172,11 @@ def take_up(cell: Cell, at: Path, requests_sha256: str) -> None:
     if unfinished or stale or damaged:
         path.unlink(missing_ok=True)
     if stale or (unfinished and not damaged):
-        for old in at.glob("round-*.json"):
+        for old in folder.rounds(cell.key):
             old.unlink()
     if not samples.exists():
         path.unlink(missing_ok=True)
-        (at / ROUND.format(0)).unlink(missing_ok=True)
+        folder.round(cell.key, 0).unlink(missing_ok=True)
 
 
 def _made_otherwise(cell: Cell, told: dict[str, Any], requests_sha256: str) -> bool:

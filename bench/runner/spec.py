@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.metrics.margins import MARGINS, read_margins
+from ditbench.records.settings import Settings
 from ditbench.suggest import suggest
 
 SPECS = Path(__file__).parent / "specs"
@@ -23,29 +24,13 @@ DTYPE_NAMES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What is run. The baseline `none` is always run beside the methods asked for."""
+class Spec(Settings):
+    """What is run: settings, models, stacks and where to. The baseline `none` is always run beside the methods asked for."""
 
     models: tuple[str, ...] = ("tiny",)
     """Names or groups (`tiny`, `full`)."""
     methods: tuple[str, ...] = ()
     """Stacks: `fora(interval=3)+int8`."""
-    num_samples: int = 80
-    """Samples a cell; a video counts as four."""
-    batch_size: int = 16
-    """Samples a pipeline call; a video counts as four."""
-    rounds: int = 3
-    """How often every cell is timed, in shuffled order, each time in a fresh process."""
-    seed: int = 0
-    """Chooses the requests and their noise, and the order within rounds."""
-    threads: int = 0
-    """CPU threads of torch in every cell; 0: torch's own number. Changes times, no sample."""
-    device: str = "cpu"
-    """`cpu` or `cuda`, `cuda:1`."""
-    dtype: str = "float32"
-    """Of weights and activations."""
-    weights: str = "bundled"
-    """bundled, hub, random, or a local folder."""
     out: str = ""
     """Run folder; a name of its own under runs/ when empty."""
     plugins: tuple[str, ...] = ()
@@ -54,9 +39,6 @@ class Spec:
     """Metric -> how small a difference counts as none, in the metric's unit; in TOML a table
     `[margins]`, whose keys replace those of these or are added. Stated before the run, and fixed
     with its folder: by them a stack is called equivalent."""
-    prompts: str = ""
-    """Prompt file, or a set of `datasets/manifest.toml`, for full-size text models; those that come
-    along when empty."""
     references: tuple[str, ...] = ()
     """Reference files for metrics that look through an extractor: FILE for all models, or
     MODEL=FILE."""
@@ -117,20 +99,6 @@ class Spec:
         }
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"
-
-    def settings(self) -> dict[str, Any]:
-        """What all cells of one run folder share: changing any of these needs another folder."""
-        names = (
-            "num_samples",
-            "batch_size",
-            "rounds",
-            "seed",
-            "device",
-            "dtype",
-            "weights",
-            "prompts",
-        )
-        return {name: getattr(self, name) for name in names}
 
 
 def read_toml(name: str) -> Spec:

@@ -3,7 +3,6 @@ what it finds it writes to files."""
 
 from __future__ import annotations
 
-import os
 import time
 import traceback
 from collections.abc import Sequence
@@ -17,12 +16,11 @@ from ditbench.method.plugins import line_in_plugin
 from ditbench.models.requests import Request, batches, fingerprint
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.truncation import cut_prompts
-from ditbench.records.files import read_json, write_json
+from ditbench.records.files import read_json, replacing, write_json
+from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell, missing_device, rebuild
 from ditbench.runner.spec import Spec
 
-ROUND = "round-{}.json"
-SAMPLES = "samples.safetensors"
 LONGEST = 500
 """Characters of a reason."""
 
@@ -37,18 +35,19 @@ def run_round(
     model: str,
     stack: str,
     round_: int,
-    folder: Path,
-    requests_file: Path,
+    folder: RunFolder,
+    key: str,
     depends: dict[str, Any],
 ) -> None:
-    """Measure one round of the cell (model, stack) and leave `round-N.json` in `folder`; the first
-    round also leaves the samples.
+    """Measure one round of the cell (model, stack) and leave it in the run folder under `key`; the
+    first round also leaves the samples.
 
     `depends`: what the cell depended on when it was planned; a file that was edited since is a
     failure, for the folder is named after it. Whatever goes wrong is written down as the round's
     status and reason; only a killed process leaves nothing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.round(key, round_)
+    path.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     try:
         cell = rebuild(spec, model, stack)
@@ -57,26 +56,26 @@ def run_round(
                 f"{' and '.join(names)} changed after the run was planned; the same command runs "
                 "it again"
             )
-        found = _measure(cell, round_, folder, read_requests(requests_file))
+        found = _measure(cell, round_, folder.samples(key), read_requests(folder.requests(model)))
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
         found = _failure(error)
     spent = {"round": round_, "seconds": time.monotonic() - started}
     try:
-        write_json(folder / ROUND.format(round_), found | spent)
+        write_json(path, found | spent)
     except (
         TypeError,
         ValueError,
         OverflowError,
     ) as error:  # what a library measured is no JSON: said, not swallowed
         write_json(
-            folder / ROUND.format(round_),
+            path,
             _failure(error, "what was measured cannot be written down: ") | spent,
         )
 
 
-def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> dict[str, Any]:
+def _measure(cell: Cell, round_: int, samples: Path, requests: list[Request]) -> dict[str, Any]:
     import torch
 
     from ditbench.models.loading import load
@@ -137,7 +136,7 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
                 "model_sha256": weights_sha256(cell.model, cell.spec.weights),
             }
             if round_ == 0:
-                _save_samples(folder / SAMPLES, [made[i] for i in sorted(made)])
+                _save_samples(samples, [made[i] for i in sorted(made)])
                 found["memory"] = memory
                 if cell.spec.weights != "random":  # their tokenizer is a stand-in
                     found["prompts_cut"] = cut_prompts(pipe, cell.model, sampling, requests)
@@ -168,11 +167,10 @@ def _save_samples(path: Path, pixels: list[Any]) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     # safetensors writes memory as it lies: a video that is a transposed view would come back
     # scrambled.
-    save_file({"samples": np.ascontiguousarray(np.concatenate(pixels))}, partial)
-    partial.rename(path)
+    with replacing(path) as partial:
+        save_file({"samples": np.ascontiguousarray(np.concatenate(pixels))}, partial)
 
 
 def _shown(text: str) -> str:

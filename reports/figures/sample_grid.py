@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors import SafetensorError, safe_open
 
 from ditbench.records.record import SHOWN
+from ditbench.records.run_folder import RunFolder
 from ditbench.reports.figures.style import INK, PALE, PAPER, QUIET, font_path
 from ditbench.reports.sections.format import places_of, short, times, value
 from ditbench.reports.sections.frontier import Row
@@ -85,7 +86,7 @@ def read_samples(
     """
     if row["status"] != SHOWN:
         return Tiles([], row["reason"] or "no samples")
-    path = section.home(row).folder / "cells" / row["key"] / "samples.safetensors"
+    path = RunFolder(section.home(row).folder).samples(row["key"])
     if not path.is_file():
         return Tiles([], "its samples file is missing")
     try:

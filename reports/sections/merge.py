@@ -15,10 +15,10 @@ from typing import Any
 from ditbench.analysis import verdict
 from ditbench.analysis.interaction import judged
 from ditbench.analysis.summary import DRIFT_BOUND
-from ditbench.extractors.references import POINTERS
 from ditbench.method.dependencies import changed
 from ditbench.records.files import read_json
 from ditbench.records.record import MEASURED, SHOWN
+from ditbench.records.run_folder import RunFolder
 from ditbench.reports.sections.format import number, share
 from ditbench.reports.sections.frontier import Row
 from ditbench.reports.sections.reproduce import elsewhere
@@ -95,7 +95,7 @@ def _environments(one: Section, other: Section) -> list[str]:
 
 def _references(section: Section) -> Any:
     """sha256 of the references a run was told, by model and extractor."""
-    path = section.folder / POINTERS
+    path = RunFolder(section.folder).references
     told = read_json(path) if path.is_file() else {}
     return {
         model: {name: held["sha256"] for name, held in of.items()} for model, of in told.items()

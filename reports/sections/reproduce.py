@@ -11,6 +11,7 @@ from ditbench.metrics.margins import MARGINS
 from ditbench.models.family import families
 from ditbench.models.sampling import PER_VIDEO
 from ditbench.records.record import MEASURED
+from ditbench.records.settings import DEFAULTS
 from ditbench.reports.sections.section import Section, differing
 from ditbench.suggest import suggest
 
@@ -43,21 +44,17 @@ def _canonical(stack: str) -> str:
 
 
 def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The run that makes a cell, and the baseline it is held against, again: keys of a spec. `spec`
-    is the run's.
-
-    Sample counts are as they were asked for; a record counts what was done, and a video stands for
-    four samples.
-    """
-    run, each = record["run"], PER_VIDEO if record["sampling"].get("frames", 1) > 1 else 1
-    done = {name: run[name] for name in ("rounds", "seed", "device", "dtype", "weights")}
-    done |= {name: each * run[name] for name in ("num_samples", "batch_size")}
-    told = {name: spec.get(name, done[name]) for name in ("num_samples", "batch_size", *done)}
-    told |= {"threads": spec["threads"]} if spec.get("threads") else {}
-    told |= {"models": [record["model"]], "methods": [record["stack"]]}
+    """The run that makes a cell, and the baseline it is compared with, again: keys of a spec. `spec`
+    is the run's."""
+    settings = _requested(record, spec)
     family = families().get(record["family"])
     reads_prompts = not record.get("world") and not (family and family.class_labels)
-    told |= {"prompts": spec["prompts"]} if spec.get("prompts") and reads_prompts else {}
+    told = {
+        name: value
+        for name, value in settings.items()
+        if (name != "threads" or value) and (name != "prompts" or (value and reads_prompts))
+    }
+    told |= {"models": [record["model"]], "methods": [record["stack"]]}
     told |= {"references": list(spec.get("references", ()))}
     foreign = (
         "depends_on" not in record
@@ -65,6 +62,23 @@ def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, An
         or record["depends_on"].get("sources")
     )
     return told | {"plugins": list(spec.get("plugins", ())) if foreign else []}
+
+
+def _requested(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a record's run as they were requested, less those that are not on record.
+
+    Records of older versions have sample counts as made, where a video stands for four samples.
+    """
+    if "settings" in record:
+        return dict(record["settings"])
+    made, each = record["run"], PER_VIDEO if record["sampling"].get("frames", 1) > 1 else 1
+    settings: dict[str, Any] = {}
+    for name in DEFAULTS:
+        if name in ("num_samples", "batch_size"):
+            settings[name] = spec.get(name, each * made[name])
+        elif name in spec or name in made:
+            settings[name] = spec.get(name, made.get(name))
+    return settings
 
 
 def command_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
@@ -80,17 +94,7 @@ def command_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
         "--methods",
         *told["methods"],
     ]
-    for name in (
-        "num_samples",
-        "batch_size",
-        "rounds",
-        "seed",
-        "threads",
-        "device",
-        "dtype",
-        "weights",
-        "prompts",
-    ):
+    for name in DEFAULTS:
         words += [f"--{name.replace('_', '-')}", str(told[name])] if name in told else []
     for flag, name in (("--reference", "references"), ("--plugin", "plugins")):
         words += [word for text in told[name] for word in (flag, text)]

@@ -16,6 +16,7 @@ from ditbench.analysis.summary import own_timing, read_scores, summarise
 from ditbench.extractors.references import ReferenceSets
 from ditbench.records.files import read_json
 from ditbench.records.record import SHOWN, read_run
+from ditbench.records.run_folder import RunFolder
 from ditbench.reports.sections.format import count, share
 from ditbench.reports.sections.frontier import Row, probabilities
 
@@ -126,9 +127,8 @@ class Section:
         """What the model was asked for, in sample order; empty when the file is missing or
         damaged."""
         try:
-            found = read_json(
-                self.home(self.models[model][0]).folder / "requests" / f"{model}.json"
-            )
+            folder = RunFolder(self.home(self.models[model][0]).folder)
+            found = read_json(folder.requests(model))
         except (OSError, ValueError):
             return []
         return found if isinstance(found, list) else []
@@ -166,9 +166,8 @@ def _section(folder: Path, name: str) -> Section:
     records = {r["key"]: r for r in run.records}
     scores = read_scores(folder)
     left_out = [sentence.replace(f"{folder}/", "") for sentence in run.damaged]
-    unread = sorted(
-        p.stem for p in (folder / "scores").glob("*.safetensors") if p.stem not in scores
-    )
+    files = RunFolder(folder)
+    unread = [path.stem for path in files.all_scores() if path.stem not in scores]
     left_out += [
         f"scores/{key}.safetensors is damaged or of another version; scoring again makes it anew"
         for key in unread
@@ -176,7 +175,7 @@ def _section(folder: Path, name: str) -> Section:
     missing = [
         key
         for key in run.spec.get("cells", [])
-        if key not in records and not (folder / "cells" / key / "record.json").exists()
+        if key not in records and not files.record(key).exists()
     ]
     left_out += [
         f"{key} has no record: the run has not come to it, or stopped while it was in flight"
@@ -187,7 +186,7 @@ def _section(folder: Path, name: str) -> Section:
         run.records, scores, margins=spec.get("margins"), sets_of_run=ReferenceSets(folder)
     )
     rows = ranked([_presentable(row, records) | {"run": name} for row in summed])
-    command = folder / "command.txt"
+    command = files.command
     told = command.read_text(errors="replace").strip() if command.is_file() else ""
     comparable = _comparable(rows, records)
     return Section(

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ditbench.records.settings import ROW_SETTINGS
 from ditbench.reports.sections.format import DASH
 
 KEY = "key"
@@ -180,10 +181,7 @@ def spread(name: str, estimate: Mapping[str, Any] | None, counted: bool = False)
 
 def circumstances(row: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
     """What the numbers of a row depend on, as columns of a CSV."""
-    told = {
-        name: row[name]
-        for name in ("num_samples", "batch_size", "rounds", "seed", "dtype", "weights")
-    }
+    told = {name: row[name] for name in ROW_SETTINGS if name != "device"}
     told |= {
         name: row["sampling"].get(name)
         for name in ("steps", "calls", "guidance", "height", "width", "frames")

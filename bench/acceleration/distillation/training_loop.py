@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ditbench.records.files import replacing
+
 
 def fit(
     model: nn.Module,
@@ -80,9 +82,8 @@ def _save(
 ) -> None:
     tensors = {f"now.{k}": v.detach().contiguous().clone() for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v.contiguous().clone() for k, v in averaged.items()}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"step": str(step), "spent": str(spent)})
-    partial.rename(path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, {"step": str(step), "spent": str(spent)})
 
 
 def _resume(model: nn.Module, averaged: dict[str, Tensor], path: Path) -> tuple[int, float]:

@@ -1,0 +1,84 @@
+"""The layout of a run folder: where its spec, requests, records, samples and scores lie. No torch.
+
+spec.json, command.txt           what was run, and by which command
+requests/MODEL.json              what a model was asked for, in sample order
+cells/KEY/record.json            a finished cell (`ditbench.records.record`)
+cells/KEY/round-N.json           what round N of a cell measured
+cells/KEY/samples.safetensors    uint8 [n, H, W, 3] or [n, T, H, W, 3]
+scores/KEY.safetensors           per-sample values and features (`ditbench.records.scores`)
+references.json                  reference files by model and extractor
+readings.safetensors             cached statistics of the report
+superseded/KEY/                  cells that were planned again under another key
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run folder; none of them need exist."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        """What the run was made with; a folder without it is no run folder."""
+        return self.path / "spec.json"
+
+    @property
+    def command(self) -> Path:
+        """The latest command, as text."""
+        return self.path / "command.txt"
+
+    @property
+    def references(self) -> Path:
+        """Reference files of the run's metrics, with their hashes."""
+        return self.path / "references.json"
+
+    @property
+    def readings(self) -> Path:
+        """Statistics that a report worked out, by what they were made of."""
+        return self.path / "readings.safetensors"
+
+    def requests(self, model: str) -> Path:
+        """What a model was asked for."""
+        return self.path / "requests" / f"{model}.json"
+
+    def cell(self, key: str) -> Path:
+        """Folder of a cell."""
+        return self.path / "cells" / key
+
+    def record(self, key: str) -> Path:
+        """A cell's record; there once all its rounds are."""
+        return self.cell(key) / "record.json"
+
+    def round(self, key: str, number: int) -> Path:
+        """What one round of a cell measured."""
+        return self.cell(key) / f"round-{number}.json"
+
+    def samples(self, key: str) -> Path:
+        """A cell's samples."""
+        return self.cell(key) / "samples.safetensors"
+
+    def scores(self, key: str) -> Path:
+        """A cell's scores."""
+        return self.path / "scores" / f"{key}.safetensors"
+
+    def superseded(self, key: str) -> Path:
+        """Where the folder of a cell goes that was planned again under another key."""
+        return self.path / "superseded" / key
+
+    def rounds(self, key: str) -> list[Path]:
+        """The rounds of a cell that are there, in the order of their names."""
+        return sorted(self.cell(key).glob("round-*.json"))
+
+    def records(self) -> list[Path]:
+        """The records that are there, in no particular order."""
+        return list(self.path.glob("cells/*/record.json"))
+
+    def all_scores(self) -> list[Path]:
+        """The scores files that are there, by key."""
+        return sorted(self.path.glob("scores/*.safetensors"))

@@ -1,0 +1,60 @@
+"""The settings that all cells of a run share: one list of their names for specs, keys, records,
+reports and printed commands. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
+
+
+def _setting(
+    default: Any,
+    changes: Literal["samples", "times"],
+    *,
+    in_key: bool = True,
+    in_rows: bool = True,
+) -> Any:
+    """`changes`: what another value makes other; `in_key`: whether it is part of a cell's key;
+    `in_rows`: whether rows of reports have it."""
+    return field(
+        default=default, metadata={"changes": changes, "in_key": in_key, "in_rows": in_rows}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings as they were requested. A run folder has one value of each."""
+
+    num_samples: int = _setting(80, "samples")
+    """Samples a cell; a video counts as four."""
+    batch_size: int = _setting(16, "samples")
+    """Samples a pipeline call; a video counts as four."""
+    rounds: int = _setting(3, "times")
+    """How often every cell is timed, in shuffled order, each time in a fresh process."""
+    seed: int = _setting(0, "samples")
+    """Chooses the requests and their noise, and the order within rounds."""
+    threads: int = _setting(0, "times", in_key=False, in_rows=False)
+    """CPU threads of torch in every cell; 0: torch's own number."""
+    device: str = _setting("cpu", "samples")
+    """`cpu` or `cuda`, `cuda:1`."""
+    dtype: str = _setting("float32", "samples")
+    """Of weights and activations."""
+    weights: str = _setting("bundled", "samples")
+    """bundled, hub, random, or a local folder."""
+    prompts: str = _setting("", "samples", in_rows=False)
+    """Prompt file, or a set of `datasets/manifest.toml`, for full-size text models; the bundled
+    prompts when empty."""
+
+    def requested(self) -> dict[str, Any]:
+        """Every setting by name."""
+        return {name: getattr(self, name) for name in DEFAULTS}
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that are part of a cell's key."""
+        return {f.name: getattr(self, f.name) for f in fields(Settings) if f.metadata["in_key"]}
+
+
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
+"""Every setting, in order, with its default."""
+ROW_SETTINGS = tuple(f.name for f in fields(Settings) if f.metadata["in_rows"])
+"""Settings that rows of reports have."""
