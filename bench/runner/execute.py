@@ -15,12 +15,12 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ditbench import IN_CHECKOUT, ROOT
 from ditbench.models.requests import fingerprint
 from ditbench.records.files import read_json, write_json
-from ditbench.records.record import MEASURED, SCHEMA
+from ditbench.records.record import MEASURED, SCHEMA, Done, Record
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
 from ditbench.runner.progress import Step
@@ -160,7 +160,7 @@ def _put_together(cell: Cell, folder: RunFolder) -> str:
     return str(record["status"])
 
 
-def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
     first = min(rounds, key=lambda r: r.get("round", 0))
     done = cell.spec.settings() | {
         "num_samples": cell.num_samples,
@@ -184,7 +184,7 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "settings": cell.spec.requested(),
         "samples": cell.num_samples,
         "batch": cell.batch_size,
-        "run": done,
+        "run": cast(Done, done),
         "depends_on": cell.depends,
         "sampling": first.get("sampling", {}),
         "environment": first.get("environment", {}),

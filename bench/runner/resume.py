@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -179,12 +179,12 @@ def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> None:
         folder.round(cell.key, 0).unlink(missing_ok=True)
 
 
-def _made_otherwise(cell: Cell, told: dict[str, Any], requests_sha256: str) -> bool:
+def _made_otherwise(cell: Cell, made: Mapping[str, Any], requests_sha256: str) -> bool:
     """Whether a record's `run`, or a round, is of other weights or other requests than the cell's
     by now."""
-    if not (before := told.get("model_sha256")):
+    if not (before := made.get("model_sha256")):
         return False  # it failed before it knew
-    if told.get("requests_sha256") != requests_sha256:
+    if made.get("requests_sha256") != requests_sha256:
         return True
     try:
         return bool(before != weights_sha256(cell.model, cell.spec.weights))

@@ -9,13 +9,13 @@ from typing import Any
 from ditbench.method.stack import Stack
 from ditbench.metrics.margins import MARGINS
 from ditbench.models.sampling import PER_VIDEO
-from ditbench.records.record import MEASURED
+from ditbench.records.record import MEASURED, Record
 from ditbench.records.settings import DEFAULTS
 from ditbench.reports.sections.section import Section, differing
 from ditbench.suggest import suggest
 
 
-def find_row(section: Section, wanted: str) -> dict[str, Any]:
+def find_row(section: Section, wanted: str) -> Record:
     """The record `MODEL/STACK`, with a key, or with a stack where one model alone has it; ValueError
     gives the nearest rows."""
     if wanted in section.records:
