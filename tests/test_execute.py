@@ -363,7 +363,7 @@ def test_every_failure_is_a_record_with_its_reason_and_the_rest_runs(tmp_path):
     assert told["exits"] == ("failed", f"SystemExit: 0{at('raise error')}")
     assert told["unprintable"] == (
         "failed",
-        f"Unprintable: its text cannot be had{at('raise error')}",
+        f"Unprintable: its text is not available{at('raise error')}",
     )
     assert told["endless"] == ("failed", "x" * cell.LONGEST) and told["surrogate"] == (
         "failed",

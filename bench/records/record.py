@@ -1,4 +1,4 @@
-"""Records: one JSON document per cell, written whole or not at all, and a run folder read back from
+"""Records: one JSON document per cell, written atomically, and a run folder read back from
 them. No torch."""
 
 from __future__ import annotations
@@ -160,9 +160,9 @@ def read_run(folder: Path) -> Run:
 
 
 def _check_schema(document: dict[str, Any], path: Path) -> None:
-    found = document.get("schema")
-    if found != SCHEMA:
+    version = document.get("schema")
+    if version != SCHEMA:
         raise ValueError(
-            f"{path} has schema version {found!r} and this ditbench reads {SCHEMA}; use the "
+            f"{path} has schema version {version!r} and this ditbench reads {SCHEMA}; use the "
             "version that wrote it, or run again"
         )

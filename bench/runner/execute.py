@@ -73,8 +73,8 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
 def _forkserver() -> Any:
     """A context whose processes are forked from one that has imported everything already.
 
-    In a bare checkout that process finds the package through `run_bench`, as we did; it is told
-    where by PYTHONPATH, since the forkserver is handed no import path of ours.
+    In a bare checkout that process finds the package through `run_bench`, as we did; PYTHONPATH
+    says where, since the forkserver inherits no import path of ours.
     """
     from multiprocessing import forkserver
 
