@@ -323,8 +323,14 @@ def test_every_failure_is_a_record_with_its_reason_and_the_rest_runs(tmp_path):
     assert done.returncode == 3, done.stderr[-2000:]
     records = {r["stack"]: r for r in read_run(tmp_path / "run").records}
     told = {stack: (r["status"], r["reason"]) for stack, r in records.items()}
+
+    def at(text):
+        """Where the plug-in's line with this text is, as a reason has it."""
+        (line,) = [i for i, code in enumerate(BROKEN.splitlines(), 1) if text in code]
+        return f" (plugin.py, line {line})"
+
     assert (
-        told["broken"] == ("failed", "RuntimeError: planted")
+        told["broken"] == ("failed", "RuntimeError: planted" + at('RuntimeError("planted")'))
         and "planted" in records["broken"]["traceback"]
     )
     assert told["idle"] == ("inert", "idle changed nothing and counted no event")
@@ -357,8 +363,11 @@ def test_every_failure_is_a_record_with_its_reason_and_the_rest_runs(tmp_path):
     assert told["leaves_scalars"][0] == "ok" and records["leaves_scalars"]["notes"] == {
         "leaves_scalars.error": 0.5
     }
-    assert told["exits"] == ("failed", "SystemExit: 0")
-    assert told["unprintable"] == ("failed", "Unprintable: its text cannot be had")
+    assert told["exits"] == ("failed", f"SystemExit: 0{at('raise error')}")
+    assert told["unprintable"] == (
+        "failed",
+        f"Unprintable: its text is not available{at('raise error')}",
+    )
     assert told["endless"] == ("failed", "x" * cell.LONGEST) and told["surrogate"] == (
         "failed",
         "?",

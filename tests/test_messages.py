@@ -200,7 +200,7 @@ def test_reproduce_takes_model_and_stack(capsys, tmp_path):
 )
 def test_plan_leaves_as_run_would_when_a_baseline_is_refused(capsys, words, code):
     assert main(words.split()) == code
-    assert "cells, to be kept in" in capsys.readouterr().out
+    assert "cells, to be written to" in capsys.readouterr().out
 
 
 def progress_lines(monkeypatch, steps):

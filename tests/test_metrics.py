@@ -80,7 +80,9 @@ def test_the_table_answers_without_torch():
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest_names():
-    with pytest.raises(ValueError, match=r"unknown metric 'psnr.vs_nun'; nearest: psnr.vs_none"):
+    with pytest.raises(
+        ValueError, match=r"unknown metric 'psnr.vs_nun'; did you mean psnr.vs_none"
+    ):
         select("align.shapes_v1,psnr.vs_nun")
     assert [m.name for m in select("ssim.vs_none, align.shapes_v1")] == [
         "ssim.vs_none",

@@ -319,7 +319,7 @@ def test_samples_and_requests_that_do_not_match_are_an_error(run, judge_folder):
 
 
 def test_an_unknown_metric_is_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown metric 'fd.shape'; nearest: fd\.shapes_v1"):
+    with pytest.raises(ValueError, match=r"unknown metric 'fd.shape'; did you mean fd\.shapes_v1"):
         score_run(tmp_path / "nowhere", "fd.shape")
 
 

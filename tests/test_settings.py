@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from ditbench.records.record import read_run
+from ditbench.records.record import Done, Record, TimedCall, read_run
 from ditbench.records.settings import DEFAULTS, ROW_SETTINGS, Settings
 from ditbench.reports.sections.reproduce import asked_of
 from ditbench.runner.execute import execute
@@ -37,6 +37,8 @@ def test_a_record_has_settings_as_requested_and_what_was_made(tmp_path, model, s
     spec = from_table(table, Spec())
     run = read_run(execute(plan(spec), "a command"))
     (record,) = run.records
+    assert record.keys() == Record.__annotations__.keys()
+    assert record["run"].keys() == Done.__annotations__.keys()
     assert record["settings"] == spec.requested()
     assert (record["samples"], record["batch"]) == (samples, batch)
     again = from_table(asked_of(record, run.spec["spec"]), Spec())
@@ -46,3 +48,10 @@ def test_a_record_has_settings_as_requested_and_what_was_made(tmp_path, model, s
     older["sampling"] = {"frames": 2 if model == "wan-tiny" else 1}
     again = from_table(asked_of(older, {}), Spec())
     assert [cell.key for cell in plan(again)] == [record["key"]]
+
+
+def test_timed_calls_of_a_record_are_those_of_the_sampler():
+    from ditbench.profiling.latency import Timing
+
+    sampler = {f.name for f in fields(Timing)}
+    assert TimedCall.__annotations__.keys() == sampler | {"round", "batch"}

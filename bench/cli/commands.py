@@ -90,7 +90,7 @@ def _plan(args: argparse.Namespace) -> int:
     _show(
         describe(cells),
         args.json,
-        f"{len(cells)} cells, to be kept in {cells[0].spec.folder}",
+        f"{len(cells)} cells, to be written to {cells[0].spec.folder}",
         hide=["key"],
     )
     refused = [cell for cell in cells if cell.refusal]
@@ -114,7 +114,7 @@ def _carry_out(cells: list[Any]) -> Path:
     command = "python run_bench.py " + shlex.join(sys.argv[1:])
     with progress() as tell:
         folder = execute(cells, command.strip(), tell)
-    _tell_references(folder, cells[0].spec.references)
+    _add_references(folder, cells[0].spec.references)
     with progress() as tell:
         scoring = score_run(folder, progress=plain(tell))
     _complain(scoring.damaged)
@@ -157,7 +157,7 @@ def _score(args: argparse.Namespace) -> int:
     from ditbench.runner.progress import plain, progress
 
     metrics = args.metrics.split(",") if args.metrics is not None else None
-    _tell_references(args.run, args.reference)
+    _add_references(args.run, args.reference)
     with progress() as tell:
         scoring = score_run(args.run, metrics, progress=plain(tell))
     _complain(scoring.damaged)
@@ -166,10 +166,10 @@ def _score(args: argparse.Namespace) -> int:
     )
 
 
-def _tell_references(folder: Path, told: Sequence[str]) -> None:
+def _add_references(folder: Path, references: Sequence[str]) -> None:
     from ditbench.extractors.references import tell
 
-    tell(folder, told)
+    tell(folder, references)
 
 
 def _reference(args: argparse.Namespace) -> int:

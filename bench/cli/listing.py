@@ -23,7 +23,7 @@ def rows(what: str, verbose: bool = False, plugins: Sequence[str] = ()) -> list[
 def _models(verbose: bool) -> list[dict[str, Any]]:
     from ditbench.models.table import models
 
-    found = []
+    lines = []
     for model in models().values():
         size = f"{model.height}x{model.width}" + (f"x{model.frames}" if model.frames > 1 else "")
         row: dict[str, Any] = {
@@ -35,15 +35,15 @@ def _models(verbose: bool) -> list[dict[str, Any]]:
         row |= {"steps": model.steps, "guidance": model.guidance}
         if verbose:
             row |= {"text_tokens": model.text_tokens, "weights": model.hub or "bundled"}
-        found.append(row)
-    return found
+        lines.append(row)
+    return lines
 
 
 def _methods(verbose: bool) -> list[dict[str, Any]]:
     from ditbench.method.registry import find, names
 
     classes = {name: find(name) for name in names()}
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for name, cls in sorted(classes.items(), key=lambda item: (item[1].traits.stage, item[0])):
         traits = cls.traits
         knobs = ", ".join(
@@ -55,8 +55,8 @@ def _methods(verbose: bool) -> list[dict[str, Any]]:
             row |= {"stage": traits.stage.name.lower(), "claims": ", ".join(sorted(traits.claims))}
             row |= {"needs": ", ".join(sorted(traits.needs)), "paper": traits.paper}
             row["more"] = cls.more() if hasattr(cls, "more") else ""
-        found.append(row)
-    return found
+        lines.append(row)
+    return lines
 
 
 def _metrics() -> list[dict[str, Any]]:

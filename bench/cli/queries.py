@@ -76,7 +76,7 @@ def reproduce(args: argparse.Namespace) -> int:
     return GATE if rows else OK
 
 
-def _edited(record: Mapping[str, Any], asked: dict[str, Any]) -> list[dict[str, Any]]:
+def _edited(record: Mapping[str, Any], requested: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each file, or artefact, that the record's samples depend on and that is another one
     here by its hash, or why the command would not run here; none for a record that does not say
     what it depends on."""
@@ -87,7 +87,7 @@ def _edited(record: Mapping[str, Any], asked: dict[str, Any]) -> list[dict[str, 
     if not (before := record.get("depends_on")):
         return []
     try:
-        cell = plan(from_table(asked, Spec()))[-1]
+        cell = plan(from_table(requested, Spec()))[-1]
     except ValueError as error:
         return [{"field": "command", "record": "", "here": str(error)}]
     if cell.refusal:

@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser with `UsageError` in place of printing and leaving."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong as one sentence."""
+        """Raise the complaint of argparse as one sentence."""
         sentence = re.sub(r"^argument (\S+): ", lambda m: f"{m[1].split('/')[-1]}: ", message)
         if choice := re.fullmatch(r"(.*)invalid choice: '(.*)' \(choose from (.*)\)", sentence):
             names = re.findall(r"[\w-]+", choice[3])

@@ -21,7 +21,7 @@ from ditbench.metrics import features
 from ditbench.metrics.samples import Sampled, Samples
 from ditbench.metrics.table import Metric, select
 from ditbench.records.files import file_sha256, read_json, set_aside
-from ditbench.records.record import MEASURED, read_run
+from ditbench.records.record import MEASURED, Record, read_run
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.scores import Scores, read_file, write_file
 
@@ -98,7 +98,7 @@ def _requests(folder: Path, model: str, num: int) -> list[dict[str, Any]]:
 
 
 def _sampled(
-    record: dict[str, Any], none: dict[str, Any] | None, opened: dict[str, Samples],
+    record: Record, none: Record | None, opened: dict[str, Samples],
     requests: list[dict[str, Any]],
     judge_folder: Path | None, shelf: Shelf,
 ) -> Sampled:  # fmt: skip

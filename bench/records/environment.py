@@ -46,7 +46,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     """The environment a cell runs in, as plain JSON. Imports torch."""
     import torch
 
-    found: dict[str, Any] = {
+    environment: dict[str, Any] = {
         "ditbench": _version("ditbench") or _own_version(),
         "revision": _revision(),
         "python": platform.python_version(),
@@ -63,7 +63,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     }
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
-        found |= {
+        environment |= {
             "device": properties.name,
             "device_memory_bytes": properties.total_memory,
             "capability": f"{properties.major}.{properties.minor}",
@@ -71,11 +71,11 @@ def describe(device: str = "cpu") -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
             "tf32": torch.backends.cuda.matmul.allow_tf32,
         }
-    return found
+    return environment
 
 
 def processor() -> str:
-    """Name of the processor as the system tells it."""
+    """Name of the processor as the system gives it."""
     try:
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:

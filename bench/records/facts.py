@@ -26,6 +26,6 @@ def plain(what: str, value: Any) -> Any:
             f"{what} is a {type(value).__name__}, and a record holds numbers and texts"
         )
     if not -sys.float_info.max <= value <= sys.float_info.max:
-        told = value if isinstance(value, float) else f"an integer of {value.bit_length()} bits"
-        raise ValueError(f"{what} is {told}, and a record holds finite numbers")
+        shown = value if isinstance(value, float) else f"an integer of {value.bit_length()} bits"
+        raise ValueError(f"{what} is {shown}, and a record holds finite numbers")
     return value

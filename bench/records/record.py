@@ -1,11 +1,11 @@
-"""Records: one JSON document per cell, written whole or not at all, and a run folder read back from
+"""Records: one JSON document per cell, written atomically, and a run folder read back from
 them. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from ditbench.records.files import read_json
 from ditbench.records.run_folder import RunFolder
@@ -26,19 +26,85 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
+class TimedCall(TypedDict):
+    """One timed pipeline call, seconds; the three stages add up to the call."""
+
+    round: int
+    batch: int  # which batch of requests
+    size: int  # samples in the batch
+    call_s: float
+    text_s: float  # from the call to the first transformer run
+    denoise_s: float  # from the first transformer run to the decoder
+    decode_s: float  # latents to pixels
+
+
+class Done(TypedDict, total=False):
+    """`run`: the settings a cell was made with, its own sample counts among them, and hashes of what
+    went in."""
+
+    num_samples: int  # samples made: a video counts once
+    batch_size: int  # samples a pipeline call
+    rounds: int
+    seed: int
+    device: str
+    dtype: str
+    weights: str
+    prompts: str
+    requests_sha256: str  # of the model's requests; "" where the cell failed before it knew
+    model_sha256: str  # of the weights; "" where the cell failed before it knew
+
+
+class Record(TypedDict):
+    """The document record.json, one per cell. Where a cell did not run to the end, what it did not
+    measure is empty."""
+
+    schema: int  # SCHEMA
+    key: str  # the cell's folder name: model, stack and a hash of all that changes its samples
+    model: str  # name in models.toml
+    family: str  # dit, pixart, flux or wan
+    world: str  # class, scene or video for models of the shapes world; else ""
+    stack: str  # canonical text; "none" for the baseline
+    methods: list[dict[str, Any]]  # per method: name, knobs and traits (Stack.describe)
+    status: str  # one of STATUSES
+    reason: str  # why it is not ok, in one sentence; "" for ok
+    traceback: str  # of the error that ended it; ""
+    settings: NotRequired[dict[str, Any]]  # Settings as requested; missing in older records
+    samples: NotRequired[int]  # samples made; missing in older records
+    batch: NotRequired[int]  # samples a pipeline call; missing in older records
+    run: Done
+    depends_on: NotRequired[
+        dict[str, Any]
+    ]  # by content, what its samples depend on besides settings
+    sampling: dict[
+        str, Any
+    ]  # Sampling as adapted; `calls` where the scheduler makes another number
+    environment: dict[str, Any]  # ditbench.records.environment.describe
+    load_s: float | None  # seconds to load the pipeline
+    first_call_s: float | None  # seconds of the warm-up call
+    timing: list[TimedCall]
+    memory: dict[str, Any]  # bytes: peak, weights, caches (ditbench.profiling.memory)
+    flops: dict[str, Any]  # a sample's, by part (ditbench.profiling.flops)
+    counters: dict[str, Any]  # events by method.name, over all calls of the first round
+    notes: dict[str, Any]  # facts that methods left
+    schedule: Any  # what was computed at each step, where a method says so
+    prompts_cut: dict[str, Any]  # prompts longer than the text encoders read
+    artifacts: dict[str, Any]  # method -> what its preparation cost
+    seconds: float  # wall-clock seconds of all rounds, loading included
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run folder holds."""
 
     folder: Path
     spec: dict[str, Any]
-    records: list[dict[str, Any]]
+    records: list[Record]
     """In the order the cells were planned."""
     damaged: list[str] = field(default_factory=list)
     """One sentence for each record that could not be read."""
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> Record:
     """A cell's record; ValueError says what is wrong with the file, and never half of it is
     returned."""
     record = read_json(path)
@@ -52,7 +118,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is damaged (status {record['status']!r} is none of {', '.join(STATUSES)})"
         )
-    return record
+    return cast(Record, record)
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
@@ -86,9 +152,9 @@ def read_run(folder: Path) -> Run:
 
 
 def _check_schema(document: dict[str, Any], path: Path) -> None:
-    found = document.get("schema")
-    if found != SCHEMA:
+    version = document.get("schema")
+    if version != SCHEMA:
         raise ValueError(
-            f"{path} has schema version {found!r} and this ditbench reads {SCHEMA}; use the "
+            f"{path} has schema version {version!r} and this ditbench reads {SCHEMA}; use the "
             "version that wrote it, or run again"
         )

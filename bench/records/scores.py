@@ -38,21 +38,21 @@ class Scores:
     def having(
         self, metric: str, reason: str, fingerprint: str, arrays: Mapping[str, NDArray[Any]]
     ) -> Scores:
-        """These scores with a metric's arrays, or the reason it has none, in place of what they
-        held of it."""
+        """These scores with a metric's arrays, or the reason it has none, in place of its earlier
+        ones."""
         shared = {name for other, names in self.owned.items() if other != metric for name in names}
         gone = set(self.owned.get(metric, [])) - shared
-        kept = {name: a for name, a in self.arrays.items() if name not in gone}
+        others = {name: a for name, a in self.arrays.items() if name not in gone}
         return Scores(
             samples_sha256=self.samples_sha256,
-            arrays=kept | dict(arrays),
+            arrays=others | dict(arrays),
             reasons={**self.reasons, metric: reason},
             fingerprints={**self.fingerprints, metric: fingerprint},
             owned={**self.owned, metric: sorted(arrays)},
         )
 
 
-class _Kept(Mapping[str, NDArray[Any]]):
+class _StoredArrays(Mapping[str, NDArray[Any]]):
     """Arrays of an open file, each read when it is asked for: a cell's network features may be a
     gigabyte.
 
@@ -66,8 +66,8 @@ class _Kept(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._names:
             raise KeyError(name)
-        found: NDArray[Any] = self._file.get_tensor(name)
-        return found
+        array: NDArray[Any] = self._file.get_tensor(name)
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -80,10 +80,10 @@ def read_file(path: Path) -> Scores:
     """A scores file; ValueError when it is damaged or of another schema version."""
     try:
         with safe_open(path, "np") as f:
-            told = json.loads(f.metadata()["scores"])
-        if told.pop("schema") != SCHEMA:
+            metadata = json.loads(f.metadata()["scores"])
+        if metadata.pop("schema") != SCHEMA:
             raise ValueError(f"{path} was written by another version of ditbench")
-        return Scores(arrays=_Kept(path), **told)
+        return Scores(arrays=_StoredArrays(path), **metadata)
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
 
@@ -104,10 +104,10 @@ def write_file(path: Path, scores: Scores) -> None:
 def read_scores(folder: Path) -> dict[str, Scores]:
     """Scores of a run by cell key; a cell without scores, or with a damaged file of them, is not
     among them."""
-    found = {}
+    scores = {}
     for path in RunFolder(folder).all_scores():
         try:
-            found[path.stem] = read_file(path)
+            scores[path.stem] = read_file(path)
         except ValueError:
             continue  # `score` names it and makes it again
-    return found
+    return scores

@@ -15,12 +15,12 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ditbench import IN_CHECKOUT, ROOT
 from ditbench.models.requests import fingerprint
 from ditbench.records.files import read_json, write_json
-from ditbench.records.record import MEASURED, SCHEMA
+from ditbench.records.record import MEASURED, SCHEMA, Done, Record
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
 from ditbench.runner.progress import Step
@@ -71,8 +71,8 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
 def _forkserver() -> Any:
     """A context whose processes are forked from one that has imported everything already.
 
-    In a bare checkout that process finds the package through `run_bench`, as we did; it is told
-    where by PYTHONPATH, since the forkserver is handed no import path of ours.
+    In a bare checkout that process finds the package through `run_bench`, as we did; PYTHONPATH
+    says where, since the forkserver inherits no import path of ours.
     """
     from multiprocessing import forkserver
 
@@ -158,7 +158,7 @@ def _put_together(cell: Cell, folder: RunFolder) -> str:
     return str(record["status"])
 
 
-def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
     first = min(rounds, key=lambda r: r.get("round", 0))
     done = cell.spec.settings() | {
         "num_samples": cell.num_samples,
@@ -182,7 +182,7 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "settings": cell.spec.requested(),
         "samples": cell.num_samples,
         "batch": cell.batch_size,
-        "run": done,
+        "run": cast(Done, done),
         "depends_on": cell.depends,
         "sampling": first.get("sampling", {}),
         "environment": first.get("environment", {}),

@@ -42,13 +42,13 @@ class Cell:
     def key(self) -> str:
         """Folder name: readable, and different whenever anything that changes the samples or their
         timing differs."""
-        told = {
+        identity = {
             "model": self.model.name,
             "stack": str(self.stack),
             **self.spec.settings(),
             "depends": self.depends,
         }
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         slug = re.sub(r"[^a-z0-9]+", "-", str(self.stack).lower()).strip("-")[:60]
         return f"{self.model.name}--{slug}-{digest}"
 
@@ -77,16 +77,16 @@ def plan(spec: Spec) -> list[Cell]:
     """Every cell of a run in table order, the baseline of each model first.
 
     Raises ValueError for an unknown model, method or knob, for a stack that does not parse, and for
-    prompts that cannot be had or that a model would not read. A stack that parses but cannot run is
+    prompts that are not available or that a model would not read. A stack that parses but cannot run is
     a cell with a refusal.
     """
     _load_plugins(spec)
     models = [model for text in spec.models for model in select(text)]
     if spec.prompts:
         load_prompts(spec.prompts)
-        if deaf := [model.name for model in models if not takes_prompts(model)]:
+        if not_reading := [model.name for model in models if not takes_prompts(model)]:
             raise ValueError(
-                f"prompts: {', '.join(deaf)} would not read them: a world's models are asked for "
+                f"prompts: {', '.join(not_reading)} would not read them: a world's models are asked for "
                 "its scenes, DiT for classes"
             )
     stacks = [Stack.parse("none"), *(Stack.parse(text) for text in spec.methods)]
@@ -95,7 +95,7 @@ def plan(spec: Spec) -> list[Cell]:
 
 
 def rebuild(spec: Spec, model: str, stack: str) -> Cell:
-    """A cell from its names, as a process of its own is told it."""
+    """A cell from its names, for the process that runs it."""
     _load_plugins(spec)
     return _cell(select(model)[0], Stack.parse(stack), spec)
 
@@ -126,7 +126,7 @@ def _load_plugins(spec: Spec) -> None:
 
 
 def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
-    """What can be told without loading the model, and is so on every machine."""
+    """What is known without loading the model, and holds on every machine."""
     if problems := stack.problems():
         return "; ".join(problems)
     for method in stack.methods:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
             "plugins",
             "references",
         ):
-            told, mine = before.get("spec", {}).get(name, ()), list(getattr(spec, name))
-            document["spec"][name] = [*(text for text in told if text not in mine), *mine]
+            earlier, mine = before.get("spec", {}).get(name, ()), list(getattr(spec, name))
+            document["spec"][name] = [*(text for text in earlier if text not in mine), *mine]
     elif folder.path.exists() and any(folder.path.iterdir()):
         raise ValueError(
             f"out: {folder.path} is not empty and is no run folder; choose another with --out"
@@ -59,12 +59,12 @@ def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
     old = _out_of_date(before, cells, folder, _write_requests(cells, folder))
     for key in old:
         _supersede(folder, key)
-    for name, told in (("cells", before.get("cells", [])), ("labels", before.get("labels", {}))):
-        rest = [key for key in told if key not in old]
+    for name, earlier in (("cells", before.get("cells", [])), ("labels", before.get("labels", {}))):
+        rest = [key for key in earlier if key not in old]
         document[name] = (
             list(dict.fromkeys([*rest, *document[name]]))
             if name == "cells"
-            else {key: told[key] for key in rest} | document[name]
+            else {key: earlier[key] for key in rest} | document[name]
         )
     write_json(folder.spec, document)
     folder.command.write_text(command + "\n")
@@ -91,7 +91,7 @@ def _check_settings(before: dict[str, Any], cell: Cell, folder: Path) -> None:
 def _write_requests(cells: Sequence[Cell], folder: RunFolder) -> list[str]:
     """Write what each model is asked for; the models whose requests are no longer those that were
     there."""
-    spec, found = cells[0].spec, []
+    spec, changed = cells[0].spec, []
     for model in {cell.model.name: cell.model for cell in cells}.values():
         path = folder.requests(model.name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,25 +103,25 @@ def _write_requests(cells: Sequence[Cell], folder: RunFolder) -> list[str]:
             set_aside(path)
             there = wanted  # each record has a hash of its own requests
         if there != wanted:
-            found.append(model.name)
+            changed.append(model.name)
         if there != wanted or not path.exists():
             write_json(path, wanted)
-    return found
+    return changed
 
 
 def _out_of_date(
-    before: dict[str, Any], cells: Sequence[Cell], folder: RunFolder, asked_anew: Sequence[str]
+    before: dict[str, Any], cells: Sequence[Cell], folder: RunFolder, changed_models: Sequence[str]
 ) -> list[str]:
     """Keys of cells that are there and are planned under another key now, or whose model is asked
     for something else."""
     planned = {cell.key for cell in cells}
     labels = {cell.label for cell in cells}
-    found = []
+    keys = []
     for key in before.get("cells", []):
         label = before.get("labels", {}).get(key) or _label(folder.record(key))
-        if key not in planned and (label in labels or label.partition(" ")[0] in asked_anew):
-            found.append(key)
-    return found
+        if key not in planned and (label in labels or label.partition(" ")[0] in changed_models):
+            keys.append(key)
+    return keys
 
 
 def _label(path: Path) -> str:
@@ -158,10 +158,10 @@ def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> None:
     unfinished = damaged = stale = False
     for document in folder.rounds(cell.key) + ([path] if path.exists() else []):
         try:
-            told = read_record(document) if document == path else read_json(document)
-            unfinished |= document == path and told["status"] not in MEASURED
+            content = read_record(document) if document == path else read_json(document)
+            unfinished |= document == path and content["status"] not in MEASURED
             stale |= _made_otherwise(
-                cell, told["run"] if document == path else told, requests_sha256
+                cell, content["run"] if document == path else content, requests_sha256
             )
         except (ValueError, TypeError, AttributeError):
             set_aside(document)
@@ -179,12 +179,12 @@ def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> None:
         folder.round(cell.key, 0).unlink(missing_ok=True)
 
 
-def _made_otherwise(cell: Cell, told: dict[str, Any], requests_sha256: str) -> bool:
+def _made_otherwise(cell: Cell, made: Mapping[str, Any], requests_sha256: str) -> bool:
     """Whether a record's `run`, or a round, is of other weights or other requests than the cell's
     by now."""
-    if not (before := told.get("model_sha256")):
+    if not (before := made.get("model_sha256")):
         return False  # it failed before it knew
-    if told.get("requests_sha256") != requests_sha256:
+    if made.get("requests_sha256") != requests_sha256:
         return True
     try:
         return bool(before != weights_sha256(cell.model, cell.spec.weights))

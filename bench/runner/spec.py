@@ -25,7 +25,8 @@ DTYPE_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Spec(Settings):
-    """What is run: settings, models, stacks and where to. The baseline `none` is always run beside the methods asked for."""
+    """What is run: settings, models, stacks and the run folder. The baseline `none` is always
+    run too."""
 
     models: tuple[str, ...] = ("tiny",)
     """Names or groups (`tiny`, `full`)."""
@@ -76,9 +77,10 @@ class Spec(Settings):
         for metric, margin in self.margins:
             if not 0 < margin < float("inf"):
                 raise ValueError(f"margins.{metric}: {margin} is not above 0")
-        for told in self.references:
-            if not Path(told).is_file() and not Path(told.rpartition("=")[2]).is_file():
-                raise ValueError(f"references: there is no file {told.rpartition('=')[2]!r}")
+        for reference in self.references:
+            file = reference.rpartition("=")[2]
+            if not Path(reference).is_file() and not Path(file).is_file():
+                raise ValueError(f"references: there is no file {file!r}")
         for plugin in self.plugins:
             if not Path(plugin).is_file():
                 raise ValueError(f"plugins: there is no file {plugin!r}")
@@ -91,13 +93,13 @@ class Spec(Settings):
             return Path(self.out)
         if replace(self, out="", references=()) == read_toml("default"):
             return Path("runs/default")
-        told = {
+        named_after = {
             k: v
             for k, v in asdict(self).items()
             if k not in ("out", "references")
             and (k, v) not in (("margins", MARGINS), ("prompts", ""), ("threads", 0))
         }
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(named_after, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"
 
 
@@ -124,7 +126,7 @@ def from_table(table: dict[str, Any], start: Spec) -> Spec:
     """`start` with the keys of `table` in place of its own; ValueError for an unknown key or a
     value of the wrong type."""
     types = {f.name: type(f.default) for f in fields(Spec)}
-    told: dict[str, Any] = {}
+    replaced: dict[str, Any] = {}
     for key, value in table.items():
         if key not in types:
             raise ValueError(f"{key}: no such key; {suggest(key, types)}")
@@ -142,8 +144,8 @@ def from_table(table: dict[str, Any], start: Spec) -> Spec:
             raise ValueError(
                 f"{key}: expected {'a whole number' if kind is int else 'a string'}, got {value!r}"
             )
-        told[key] = DTYPE_NAMES.get(value, value) if key == "dtype" else value
-    return replace(start, **told)
+        replaced[key] = DTYPE_NAMES.get(value, value) if key == "dtype" else value
+    return replace(start, **replaced)
 
 
 def check_writable(folder: Path) -> None:

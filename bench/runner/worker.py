@@ -1,5 +1,5 @@
 """One cell in one fresh process: load, attach, warm up, time, save. Runs in a child of `execute`;
-what it finds it writes to files."""
+what it measures it writes to files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONGEST = 500
 
 def read_requests(path: Path) -> list[Request]:
     """The requests of a model as a run folder keeps them."""
-    return [Request(**told) for told in read_json(path)]
+    return [Request(**fields) for fields in read_json(path)]
 
 
 def run_round(
@@ -56,14 +56,14 @@ def run_round(
                 f"{' and '.join(names)} changed after the run was planned; the same command runs "
                 "it again"
             )
-        found = _measure(cell, round_, folder.samples(key), read_requests(folder.requests(model)))
+        result = _measure(cell, round_, folder.samples(key), read_requests(folder.requests(model)))
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        found = _failure(error)
+        result = _failure(error)
     spent = {"round": round_, "seconds": time.monotonic() - started}
     try:
-        write_json(path, found | spent)
+        write_json(path, result | spent)
     except (
         TypeError,
         ValueError,
@@ -119,7 +119,7 @@ def _measure(cell: Cell, round_: int, samples: Path, requests: list[Request]) ->
                 made[i], took = sampler(parts[i])
                 timing.append({"round": round_, "batch": i, **asdict(took)})
             idle = cell.stack.idle(sampling_of(cell.model), attached)
-            found: dict[str, Any] = {
+            result: dict[str, Any] = {
                 "status": "inert" if idle else "ok",
                 "reason": f"{' and '.join(idle)} changed nothing and counted no event"
                 if idle
@@ -137,16 +137,16 @@ def _measure(cell: Cell, round_: int, samples: Path, requests: list[Request]) ->
             }
             if round_ == 0:
                 _save_samples(samples, [made[i] for i in sorted(made)])
-                found["memory"] = memory
+                result["memory"] = memory
                 if cell.spec.weights != "random":  # their tokenizer is a stand-in
-                    found["prompts_cut"] = cut_prompts(pipe, cell.model, sampling, requests)
+                    result["prompts_cut"] = cut_prompts(pipe, cell.model, sampling, requests)
                 part = parts[0] if flops.decides_per_batch(cell.stack) else parts[0][:1]
                 alike = flops.alike_every_call(cell.stack)
                 with attached.inspected():
                     counted = counting.count_generation(pipe, lambda: sampler(part), alike=alike)
-                found["flops"] = asdict(counted.divided(len(part)))
-            found["notes"] = attached.notes()
-    return found
+                result["flops"] = asdict(counted.divided(len(part)))
+            result["notes"] = attached.notes()
+    return result
 
 
 def _calls(pipe: Any, sampling: Sampling) -> dict[str, int]:
@@ -197,7 +197,7 @@ def _sentence(error: BaseException) -> str:
     try:
         text = str(error).strip().splitlines()
     except Exception:
-        text = ["its text cannot be had"]
+        text = ["its text is not available"]
     line = _shown(text[0][:LONGEST]) if text else ""
     if isinstance(error, ValueError) and line:
         return line

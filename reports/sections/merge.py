@@ -150,11 +150,8 @@ def _model(one: Section, other: Section, model: str) -> list[str]:
 def _values(section: Section, model: str, field: str) -> set[str]:
     """What a model's measured cells have in a field of `run`; of a hash, its beginning."""
     told = (section.records[row["key"]] for row in section.models[model])
-    return {
-        str(r["run"][field])[:12]
-        for r in told
-        if r["status"] in MEASURED and r["run"].get(field) is not None
-    }
+    runs: list[Mapping[str, Any]] = [r["run"] for r in told if r["status"] in MEASURED]
+    return {str(run[field])[:12] for run in runs if run.get(field) is not None}
 
 
 def _joined(group: Sequence[Section]) -> Section:

@@ -10,13 +10,13 @@ from ditbench.method.stack import Stack
 from ditbench.metrics.margins import MARGINS
 from ditbench.models.family import families
 from ditbench.models.sampling import PER_VIDEO
-from ditbench.records.record import MEASURED
+from ditbench.records.record import MEASURED, Record
 from ditbench.records.settings import DEFAULTS
 from ditbench.reports.sections.section import Section, differing
 from ditbench.suggest import suggest
 
 
-def find_row(section: Section, wanted: str) -> dict[str, Any]:
+def find_row(section: Section, wanted: str) -> Record:
     """The record `MODEL/STACK`, with a key, or with a stack where one model alone has it; ValueError
     gives the nearest rows."""
     if wanted in section.records:
@@ -49,19 +49,19 @@ def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, An
     settings = _requested(record, spec)
     family = families().get(record["family"])
     reads_prompts = not record.get("world") and not (family and family.class_labels)
-    told = {
+    table = {
         name: value
         for name, value in settings.items()
         if (name != "threads" or value) and (name != "prompts" or (value and reads_prompts))
     }
-    told |= {"models": [record["model"]], "methods": [record["stack"]]}
-    told |= {"references": list(spec.get("references", ()))}
+    table |= {"models": [record["model"]], "methods": [record["stack"]]}
+    table |= {"references": list(spec.get("references", ()))}
     foreign = (
         "depends_on" not in record
         or record["status"] not in MEASURED
         or record["depends_on"].get("sources")
     )
-    return told | {"plugins": list(spec.get("plugins", ())) if foreign else []}
+    return table | {"plugins": list(spec.get("plugins", ())) if foreign else []}
 
 
 def _requested(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,22 +82,22 @@ def _requested(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, 
 
 
 def command_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
-    """The command that makes a cell, and the baseline it is held against, again in a folder of its
+    """The command that makes a cell, and the baseline it is compared with, again in a folder of its
     own; `spec` is the run's."""
-    told = asked_of(record, spec)
+    table = asked_of(record, spec)
     words = [
         "python",
         "run_bench.py",
         "run",
         "--models",
-        *told["models"],
+        *table["models"],
         "--methods",
-        *told["methods"],
+        *table["methods"],
     ]
     for name in DEFAULTS:
-        words += [f"--{name.replace('_', '-')}", str(told[name])] if name in told else []
+        words += [f"--{name.replace('_', '-')}", str(table[name])] if name in table else []
     for flag, name in (("--reference", "references"), ("--plugin", "plugins")):
-        words += [word for text in told[name] for word in (flag, text)]
+        words += [word for text in table[name] for word in (flag, text)]
     return shlex.join([*words, "--out", f"runs/again-{record['key']}"])
 
 

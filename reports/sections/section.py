@@ -15,7 +15,7 @@ from ditbench.analysis.step_sweep import over_steps
 from ditbench.analysis.summary import own_timing, read_scores, summarise
 from ditbench.extractors.references import ReferenceSets
 from ditbench.records.files import read_json
-from ditbench.records.record import SHOWN, read_run
+from ditbench.records.record import SHOWN, Record, read_run
 from ditbench.records.run_folder import RunFolder
 from ditbench.reports.sections.format import count, share
 from ditbench.reports.sections.frontier import Row, probabilities
@@ -58,7 +58,7 @@ class Section:
     """Of merged runs the first one's, as `spec` is."""
     command: str
     rows: list[Row]
-    records: dict[str, dict[str, Any]]
+    records: dict[str, Record]
     """By cell key."""
     left_out: list[str]
     """One sentence for each file that could not be read."""
@@ -209,17 +209,20 @@ def ranked(rows: list[Row]) -> list[Row]:
     return found
 
 
-def _comparable(rows: Sequence[Row], records: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _comparable(rows: Sequence[Row], records: Mapping[str, Record]) -> list[Mapping[str, Any]]:
     """The records that may be set against their baseline: asked the same, and without the times
     that another environment gave."""
     return [
-        records[row["key"]] | ({} if row["baseline"] or row["speedup_call"] else {"timing": []})
+        {
+            **records[row["key"]],
+            **({} if row["baseline"] or row["speedup_call"] else {"timing": []}),
+        }
         for row in rows
         if row["baseline_key"]
     ]
 
 
-def _presentable(row: Row, records: Mapping[str, dict[str, Any]]) -> Row:
+def _presentable(row: Row, records: Mapping[str, Record]) -> Row:
     """The row without the numbers that would mislead, and with `notes`: sentences that belong
     beside it."""
     notes = (
