@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ditbench.analysis.rows import Record
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
@@ -47,8 +48,6 @@ RULE = (
     f"{DRIFT_BOUND:.0%}) FLOPs stand in for "
     f"them: see the column basis."
 )
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,8 @@ from ditbench.analysis.controls import (
     student_controls,
     teacher_controls,
 )
-from ditbench.analysis.quality import held, reference_of
+from ditbench.analysis.quality import given, reference_of
+from ditbench.analysis.rows import Record
 from ditbench.method.artifact import below_of
 from ditbench.method.stack import Stack
 from ditbench.metrics.shapes_features import FEATURE
@@ -143,7 +144,7 @@ def _words(value: Any) -> Any:
 
 
 def interactions(
-    records: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores], parts: Sequence[Stack],
+    records: Sequence[Record], scores: Mapping[str, Scores], parts: Sequence[Stack],
     references: Mapping[str, Reference] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row per model and combination of `parts`: stack, gamma_flops, gamma_clock, alignment and
@@ -163,7 +164,7 @@ def interactions(
 
 
 def together(
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Record],
     scores: Mapping[str, Scores],
     references: Mapping[str, Reference] | None = None,
 ) -> list[dict[str, Any]]:
@@ -203,12 +204,12 @@ class _Distances:
         self.scores, self.references = scores, references
         self._readings: dict[str, tuple[Reading, Reading]] = {}
 
-    def contrast(self, cells: Sequence[Mapping[str, Any]], signs: Sequence[int]) -> Estimate | None:
+    def contrast(self, cells: Sequence[Record], signs: Sequence[int]) -> Estimate | None:
         """None where there is none: the distance's own column has the reason."""
         world, n = cells[0]["world"], len(self.scores[cells[0]["key"]].arrays[FEATURE])
         try:
             reference = (
-                reference_of(world) if self.references is None else held(self.references, world)
+                reference_of(world) if self.references is None else given(self.references, world)
             )
             d = len(reference.mean)
             if too_few(n, d):
@@ -250,7 +251,7 @@ def _identity(method: Mapping[str, Any]) -> str:
 
 
 def _row(
-    parts: Sequence[str], stack: str, cells: Mapping[str, Mapping[str, Any]],
+    parts: Sequence[str], stack: str, cells: Mapping[str, Record],
     scores: Mapping[str, Scores],
     distances: _Distances,
 ) -> dict[str, Any]:  # fmt: skip

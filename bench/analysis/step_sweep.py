@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ditbench.analysis.controls import ALIGNMENT
+from ditbench.analysis.rows import Record
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
@@ -17,9 +18,7 @@ from ditbench.statistics.estimates import Estimate
 PERCEPTUAL = "perceptual.shapes_v1"
 
 
-def over_steps(
-    records: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]
-) -> list[dict[str, Any]]:
+def over_steps(records: Sequence[Record], scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
     """What methods still give when fewer steps are taken, of those that a model was run with at
     several numbers of steps.
 
@@ -31,7 +30,7 @@ def over_steps(
     found = []
     for model in dict.fromkeys(r["model"] for r in records):
         cells = {r["stack"]: r for r in records if r["model"] == model and r["status"] == SHOWN}
-        pairs: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+        pairs: dict[str, list[tuple[Record, Record]]] = {}
         for text, r in cells.items():
             fewer = [part for part in text.split("+") if part.startswith("fewer_steps")]
             method = "+".join(part for part in text.split("+") if part not in fewer)
@@ -47,8 +46,8 @@ def over_steps(
 def _gain(
     model: str,
     method: str,
-    cell: Mapping[str, Any],
-    under: Mapping[str, Any],
+    cell: Record,
+    under: Record,
     scores: Mapping[str, Scores],
 ) -> dict[str, Any]:
     speed = times.speedup(under["timing"], cell["timing"])

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from ditbench.analysis.quality import reference_of, statistic_delta
+from ditbench.analysis.rows import Row
 from ditbench.analysis.set_statistics import Sets
 from ditbench.extractors.references import ReferenceSets
 from ditbench.metrics.table import Metric, metrics
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores, read_scores
 from ditbench.reports.sections.format import DASH, fixed, number, places_of, spoken
-from ditbench.reports.sections.frontier import Row
-from ditbench.reports.sections.section import Section, differing
+from ditbench.reports.sections.rows import differing
+from ditbench.reports.sections.section import Section
 from ditbench.statistics import estimates as statistics
 from ditbench.statistics import times
 from ditbench.statistics.estimates import Estimate

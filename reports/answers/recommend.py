@@ -3,14 +3,16 @@ again. Never imports torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ditbench.analysis.rows import Row
 from ditbench.records.record import SHOWN
 from ditbench.reports.sections.format import fixed, interval, number, places_of, size, spoken, times
-from ditbench.reports.sections.frontier import Row
-from ditbench.reports.sections.section import Section, status
+from ditbench.reports.sections.rows import status
+from ditbench.reports.sections.section import Section
 
 ALIGNMENT, FRECHET = "align.shapes_v1", "fd.shapes_v1"
 
@@ -104,14 +106,20 @@ def _sentence(qualified: Sequence[Row], num: int) -> str:
         told += f", alignment {spoken(change, 3, signed=True)}"
     if best["memory"].get("peak_bytes"):
         told += f", peak {size(best['memory']['peak_bytes'])}"
-    close = [
-        row["stack"] for row in others if row["speedup_call"]["high"] >= best["speedup_call"]["low"]
-    ]
+    close = [row["stack"] for row in others if _reach(row)[1] >= _reach(best)[0]]
     if close:
         told += f"; not told apart in speed: {', '.join(close)}"
     if best["suspect"]:
         told += "; the baseline drifted, so its times are suspect"
     return told
+
+
+def _reach(row: Row) -> tuple[float, float]:
+    """The interval of a speed-up; without end where there is none."""
+    speed = row["speedup_call"]
+    if speed is None or speed["low"] is None or speed["high"] is None:
+        return -math.inf, math.inf
+    return speed["low"], speed["high"]
 
 
 def _factor(row: Row) -> float:

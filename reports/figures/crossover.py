@@ -14,10 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from ditbench.analysis.rows import Row
 from ditbench.reports.figures.quality_time import far_apart, reach, scale_time, time_axis
 from ditbench.reports.figures.scatter import NAMED, Point, finish, numbers, plate
 from ditbench.reports.figures.style import DPI, INK, PALE, QUIET, in_style
-from ditbench.reports.sections.frontier import Row, placed
+from ditbench.reports.sections.frontier import placed
 from ditbench.reports.sections.section import Section, file_name
 
 PANELS = {
@@ -90,7 +91,7 @@ def _point(row: Row, metric: str) -> Point | None:
         return None
     if row["baseline"]:
         return (seconds["value"], 0.0, *reach(seconds), 0.0, 0.0)
-    told = entry[PANELS[metric][0]]
+    told = entry["value"] if PANELS[metric][0] == "value" else entry["delta"]
     if told is None or not placed(row, metric):
         return None
     return (seconds["value"], told["value"], *reach(seconds), *reach(told))

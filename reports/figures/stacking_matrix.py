@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ditbench.analysis.interaction import RULE
+from ditbench.analysis.rows import Interval, Row
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.scatter import finish
 from ditbench.reports.figures.style import DPI, INK, PALE, PAPER, QUIET, in_style
 from ditbench.reports.sections.format import count, fixed, interval, times, value
-from ditbench.reports.sections.frontier import Row
 from ditbench.reports.sections.section import Section, file_name
 from ditbench.reports.tables.stacking import CONTROLS
+from ditbench.statistics.estimates import Estimate
 
 MARKS = {
     "stacks": ("\u2713", "#cfe9dd"), "clashes": ("\u2717", "#f8d3bd"),
@@ -235,8 +236,8 @@ def _cell(
     return _write(axis, f"{mark} {verdict}".strip(), lines, x, y)
 
 
-def _plain(estimate: Any) -> dict[str, Any] | None:
-    return None if estimate is None else dict(estimate.as_dict())
+def _plain(estimate: Estimate | None) -> Interval | None:
+    return None if estimate is None else estimate.as_dict()
 
 
 def _write(axis: Axes, head: str, lines: Sequence[str], x: float, y: float) -> None:

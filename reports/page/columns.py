@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ditbench.analysis.rows import Row
 from ditbench.reports.sections.format import (
     DASH,
     fixed,
@@ -19,7 +20,6 @@ from ditbench.reports.sections.format import (
     times,
     value,
 )
-from ditbench.reports.sections.frontier import Row
 
 Cell = tuple[str, str] | tuple[str, str, str]
 DIRECTION = {"higher": "higher is better", "lower": "lower is better"}
@@ -118,7 +118,7 @@ def quality(row: Row) -> dict[str, Cell]:
                     interval(told["delta"], places, True),
                 )
         if entry["mde"] is not None:
-            found[f"{short(metric)}\ndetectable"] = value({"value": entry["mde"]}, places), ""
+            found[f"{short(metric)}\ndetectable"] = fixed(entry["mde"], places), ""
             found[f"{short(metric)}\nmargin"] = fixed(entry["margin"], places), ""
             found[f"{short(metric)}\nverdict"] = entry["verdict"] or DASH, ""
         if entry["primary"]:
@@ -140,7 +140,7 @@ def _made(entry: Mapping[str, Any], name: str) -> str:
     return f"{made}; p = {number(chance, 2)}" if name == "delta" and chance is not None else made
 
 
-def _ratio(row: Row, name: str) -> Cell:
+def _ratio(row: Any, name: str) -> Cell:
     told = row[name]
     if told is None:
         return DASH, ""

@@ -21,18 +21,16 @@ from ditbench.reports.page.columns import Cell, glance, quality, speed, video
 from ditbench.reports.page.viewer import data_uri, draw_viewer
 from ditbench.reports.sections.findings import findings
 from ditbench.reports.sections.format import DASH, count
-from ditbench.reports.sections.frontier import Row
 from ditbench.reports.sections.parallel import abreast
 from ditbench.reports.sections.reproduce import command_of
-from ditbench.reports.sections.section import (
-    Section,
-    file_name,
-    hardware,
+from ditbench.reports.sections.rows import (
+    ReportRow,
     labelled,
     status,
     unmeasured,
     without_difference,
 )
+from ditbench.reports.sections.section import Section, file_name, hardware
 from ditbench.reports.tables.imported import imported_sheet
 from ditbench.reports.tables.sheet import KEY, Sheet
 from ditbench.reports.tables.speed_quality import CONVENTION, FIDELITY, MOTION, RULES
@@ -133,9 +131,9 @@ def _section(
 TABLES = ("speed", "quality", "stacking", "training", "video", "imported")
 
 
-def _environments(section: Section) -> dict[str, list[Row]]:
+def _environments(section: Section) -> dict[str, list[ReportRow]]:
     """Each distinct environment once, with the rows measured in it."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[ReportRow]] = {}
     for row in section.rows:
         if environment := section.records[row["key"]]["environment"]:
             found.setdefault(json.dumps(environment, indent=1, sort_keys=True), []).append(row)
@@ -233,7 +231,7 @@ def _apart(text: str) -> Cell:
     return number, f"[{interval}" if bracket else ""
 
 
-def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
+def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
     """Notes that the table does not show itself, each once, with the stacks it is about."""
     found: dict[str, list[str]] = {}
     for row in rows:
@@ -281,7 +279,7 @@ def _figure(path: Path, model: str, out: Path) -> str:
     return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'
 
 
-def _table(rows: Sequence[Row], cells: object, label: str) -> str:
+def _table(rows: Sequence[ReportRow], cells: object, label: str) -> str:
     assert callable(cells)
     shown: list[dict[str, Cell]] = [cells(row) if row["status"] == SHOWN else {} for row in rows]
     heads = list(dict.fromkeys(head for line in shown for head in line))

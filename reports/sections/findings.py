@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ditbench.analysis.judges import Agreement, agreement
+from ditbench.analysis.rows import Interval, Row
 from ditbench.analysis.trainings import over_trainings, recipes
 from ditbench.records.record import SHOWN
 from ditbench.reports.sections.format import count, fixed, places_of, spoken
@@ -49,18 +50,19 @@ def trained_once(trained: Sequence[Mapping[str, Any]]) -> list[str]:
 def judges(section: Section, model: str) -> dict[str, Any] | None:
     """How the second judge compares with the first, as plain JSON; None where it has not looked at
     a stack and its baseline."""
-    rows = [row for row in section.models[model] if row["second_judge"] is not None]
-    if not rows:
+    judged = [(row, row["second_judge"]) for row in section.models[model]]
+    changes = [(row, change) for row, change in judged if change is not None]
+    if not changes:
         return None
     learned = {row["key"] for row, _, _ in section.trained}
-    changes = {row["stack"]: row["second_judge"] for row in rows}
+    verdicts = agreement([row for row, _ in changes])
     return {
         "verdicts": {
-            name: [list(pair) for pair in pairs] for name, pairs in vars(agreement(rows)).items()
+            name: [list(pair) for pair in pairs] for name, pairs in vars(verdicts).items()
         },
-        "alignment_minus_first": changes,
-        "mean_prepared": _mean([row["second_judge"] for row in rows if row["key"] in learned]),
-        "mean_others": _mean([row["second_judge"] for row in rows if row["key"] not in learned]),
+        "alignment_minus_first": {row["stack"]: change for row, change in changes},
+        "mean_prepared": _mean([change for row, change in changes if row["key"] in learned]),
+        "mean_others": _mean([change for row, change in changes if row["key"] not in learned]),
     }
 
 
@@ -90,9 +92,11 @@ def trainings(section: Section, model: str) -> list[dict[str, Any]]:
     return found
 
 
-def _estimate(row: Mapping[str, Any], metric: str) -> Estimate | None:
-    entry = row["quality"].get(metric, {}).get(METRICS[metric][1])
-    return None if entry is None else Estimate(**entry)
+def _estimate(row: Row, metric: str) -> Estimate | None:
+    if (entry := row["quality"].get(metric)) is None:
+        return None
+    estimate = entry["value"] if METRICS[metric][1] == "value" else entry["delta"]
+    return None if estimate is None else Estimate(**estimate)
 
 
 def _complete(each: Sequence[Estimate | None]) -> bool:
@@ -104,7 +108,7 @@ def _spread(each: Sequence[Any]) -> dict[str, Any]:
     return {"recipe": spread.recipe.as_dict(), "sd": spread.sd}
 
 
-def _mean(changes: Sequence[Mapping[str, Any]]) -> float | None:
+def _mean(changes: Sequence[Interval]) -> float | None:
     return float(np.mean([change["value"] for change in changes])) if changes else None
 
 

@@ -3,12 +3,9 @@ none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from ditbench.analysis.rows import Interval
 
 DASH = "-"
-Estimate = Mapping[str, Any]
-"""value, low, high, n, se, as `ditbench.analysis.summary` gives it."""
 
 
 def number(value: float | None, figures: int = 3) -> str:
@@ -36,19 +33,19 @@ def fixed(value: float | None, places: int = 3, signed: bool = False) -> str:
     return f"{value:+.{places}f}" if signed else f"{value:.{places}f}"
 
 
-def interval(estimate: Estimate | None, places: int = 3, signed: bool = False) -> str:
+def interval(estimate: Interval | None, places: int = 3, signed: bool = False) -> str:
     """`[low, high]`, or "" where the estimate carries no interval."""
     if estimate is None or estimate["low"] is None or estimate["high"] is None:
         return ""
     return f"[{fixed(estimate['low'], places, signed)}, {fixed(estimate['high'], places, signed)}]"
 
 
-def value(estimate: Estimate | None, places: int = 3, signed: bool = False) -> str:
+def value(estimate: Interval | None, places: int = 3, signed: bool = False) -> str:
     """The value alone."""
     return fixed(None if estimate is None else estimate["value"], places, signed)
 
 
-def spoken(estimate: Estimate | None, places: int = 3, signed: bool = False) -> str:
+def spoken(estimate: Interval | None, places: int = 3, signed: bool = False) -> str:
     """Value and interval on one line."""
     return f"{value(estimate, places, signed)} {interval(estimate, places, signed)}".strip()
 

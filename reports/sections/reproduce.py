@@ -9,7 +9,8 @@ from typing import Any
 from ditbench.metrics.margins import MARGINS
 from ditbench.models.sampling import PER_VIDEO
 from ditbench.records.record import MEASURED
-from ditbench.reports.sections.section import Section, differing
+from ditbench.reports.sections.rows import differing
+from ditbench.reports.sections.section import Section
 
 
 def find_row(section: Section, wanted: str) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from ditbench.reports.sections.format import (
     spoken,
     times,
 )
-from ditbench.reports.sections.frontier import Row
-from ditbench.reports.sections.section import Report, Section, labelled, status, without_difference
+from ditbench.reports.sections.rows import ReportRow, labelled, status, without_difference
+from ditbench.reports.sections.section import Report, Section
 from ditbench.reports.tables.imported import imported_frame, imported_sheet
 from ditbench.reports.tables.sheet import (
     KEY,
@@ -170,7 +170,7 @@ def speed(section: Section) -> pd.DataFrame:
     return pd.DataFrame([_speed_line(section, row) for row in section.rows])
 
 
-def _speed_line(section: Section, row: Row) -> dict[str, Any]:
+def _speed_line(section: Section, row: Any) -> dict[str, Any]:
     environment = section.records[row["key"]]["environment"]
     line: dict[str, Any] = {"run": row["run"]} | {
         name: row[name] for name in ("model", "stack", "status", "reason", "suspect")
@@ -212,10 +212,13 @@ def quality(section: Section) -> pd.DataFrame:
         for metric, entry in row["quality"].items():
             if metric in unasked:
                 continue
-            parts = {"": entry} | entry["parts"]
+            parts: dict[str, Any] = {"": entry, **entry["parts"]}
             for part, told in parts.items():
-                line = {"run": row["run"]} | {
-                    name: row[name] for name in ("model", "stack", "status")
+                line: dict[str, Any] = {
+                    "run": row["run"],
+                    "model": row["model"],
+                    "stack": row["stack"],
+                    "status": row["status"],
                 }
                 line |= {"metric": metric, "part": part} | spread(
                     "value", told["value"], counted=True
@@ -246,7 +249,7 @@ def quality(section: Section) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _speed_cells(row: Row) -> dict[str, str]:
+def _speed_cells(row: ReportRow) -> dict[str, str]:
     return {
         "s/sample": spoken_time(row["timing"]["call_s"]),
         "speedup_flops": times(row["speedup_flops"]),
@@ -263,15 +266,15 @@ def _speed_cells(row: Row) -> dict[str, str]:
     }
 
 
-def _quality_cells(row: Row) -> dict[str, str]:
+def _quality_cells(row: ReportRow) -> dict[str, str]:
     return _metric_cells(row, ("", "more"))
 
 
-def _video_cells(row: Row) -> dict[str, str]:
+def _video_cells(row: ReportRow) -> dict[str, str]:
     return _metric_cells(row, ("video",))
 
 
-def _metric_cells(row: Row, tables: Sequence[str]) -> dict[str, str]:
+def _metric_cells(row: ReportRow, tables: Sequence[str]) -> dict[str, str]:
     found = {}
     for name, entry in row["quality"].items():
         if entry["table"] not in tables:

@@ -11,7 +11,8 @@ import pandas as pd
 from ditbench.analysis.interaction import RULE, VERDICTS
 from ditbench.reports.sections.findings import trained_once, trainings
 from ditbench.reports.sections.format import DASH, fixed, spoken
-from ditbench.reports.sections.section import Section, status
+from ditbench.reports.sections.rows import status
+from ditbench.reports.sections.section import Section
 from ditbench.reports.tables.sheet import KEY, Block, Sheet, circumstances, spread, without_empty
 
 STACKING = (

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from ditbench.reports.sections.format import DASH, number, places_of, spoken, times
-from ditbench.reports.sections.frontier import Row
-from ditbench.reports.sections.section import Section, labelled, status
+from ditbench.reports.sections.rows import ReportRow, labelled, status
+from ditbench.reports.sections.section import Section
 from ditbench.reports.tables.sheet import KEY, Block, Sheet, circumstances, spread, without_empty
 
 TRAINING = (
@@ -66,7 +66,7 @@ def training_frame(section: Section) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _words(row: Row, method: str, cost: Mapping[str, Any]) -> dict[str, str]:
+def _words(row: ReportRow, method: str, cost: Mapping[str, Any]) -> dict[str, str]:
     line = {
         "stack": labelled(row), "status": status(row), "learned for": method,
         "artefact": cost["key"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,14 +17,8 @@ from ditbench.metrics.table import metrics
 from ditbench.records.record import SHOWN
 from ditbench.reports.sections.findings import findings
 from ditbench.reports.sections.format import DASH, interval, number, places_of, size, times, value
-from ditbench.reports.sections.frontier import Row
-from ditbench.reports.sections.section import (
-    Report,
-    Section,
-    status,
-    unmeasured,
-    without_difference,
-)
+from ditbench.reports.sections.rows import ReportRow, status, unmeasured, without_difference
+from ditbench.reports.sections.section import Report, Section
 from ditbench.reports.terminal.table import console
 
 DIM, BAD, WARN = "dim", "red", "yellow"
@@ -36,13 +31,13 @@ class Column:
     """A column of the report's table; cells have two lines, the number and its interval."""
 
     head: str
-    cell: Callable[[Row], tuple[str, str]]
+    cell: Callable[[ReportRow], tuple[str, str]]
     rank: int
     """The highest ranks go first when the terminal is narrow."""
 
 
-def _estimate(name: str) -> Callable[[Row], tuple[str, str]]:
-    def cell(row: Row) -> tuple[str, str]:
+def _estimate(name: str) -> Callable[[ReportRow], tuple[str, str]]:
+    def cell(row: Any) -> tuple[str, str]:
         return (
             (times(row[name]["value"]), "" if row["baseline"] else interval(row[name], 2))
             if row[name]
@@ -52,16 +47,16 @@ def _estimate(name: str) -> Callable[[Row], tuple[str, str]]:
     return cell
 
 
-def _time(row: Row) -> tuple[str, str]:
+def _time(row: ReportRow) -> tuple[str, str]:
     told = row["timing"]["call_s"]
     return number(told["value"] if told else None), ""
 
 
-def _judged(metric: str) -> Callable[[Row], tuple[str, str]]:
+def _judged(metric: str) -> Callable[[ReportRow], tuple[str, str]]:
     """Value and paired change on one line, the change's interval on the next."""
     places = places_of(metric)
 
-    def cell(row: Row) -> tuple[str, str]:
+    def cell(row: ReportRow) -> tuple[str, str]:
         entry = row["quality"].get(metric)
         if entry is None or entry["value"] is None:
             return DASH, ""
@@ -71,9 +66,14 @@ def _judged(metric: str) -> Callable[[Row], tuple[str, str]]:
     return cell
 
 
-def _alone(metric: str) -> Callable[[Row], tuple[str, str]]:
+def _alone(metric: str) -> Callable[[ReportRow], tuple[str, str]]:
     places = places_of(metric)
-    return lambda row: (value(row["quality"].get(metric, {}).get("value"), places), "")
+
+    def cell(row: ReportRow) -> tuple[str, str]:
+        entry = row["quality"].get(metric)
+        return value(entry["value"] if entry else None, places), ""
+
+    return cell
 
 
 COLUMNS = (
@@ -145,7 +145,7 @@ def _show_model(out: Console, section: Section, model: str, title: str) -> None:
         out.print(Text(f"{', '.join(stacks)}: {note}", style=WARN))
 
 
-def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
+def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
     """Each note once, with the stacks it is about."""
     found: dict[str, list[str]] = {}
     for row in rows:
@@ -167,7 +167,7 @@ def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
     return found
 
 
-def _stack(row: Row, room: int) -> Text:
+def _stack(row: ReportRow, room: int) -> Text:
     told = status(row)
     text = Text("\n".join(_broken(row["stack"], room)), style="bold" if row["baseline"] else "")
     if told != SHOWN:
@@ -194,7 +194,7 @@ def _two_lines(first: str, second: str, bad: bool) -> Text:
     return text.append(f"\n{second}", style=DIM) if second else text
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Column]:
+def _fitting(columns: Sequence[Column], rows: Sequence[ReportRow], width: int) -> list[Column]:
     """The columns that leave the stack's name `MIN_STACK` characters."""
     kept = list(columns)
     while kept and MIN_STACK + 1 + sum(_needed(column, rows) for column in kept) > width:
@@ -202,6 +202,6 @@ def _fitting(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list
     return kept
 
 
-def _needed(column: Column, rows: Sequence[Row]) -> int:
+def _needed(column: Column, rows: Sequence[ReportRow]) -> int:
     lines = column.head.split("\n") + [line for row in rows for line in column.cell(row)]
     return max(len(line) for line in lines) + 1
