@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from importlib.resources import files
@@ -17,7 +17,6 @@ from PIL import Image
 
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.style import DPI
-from ditbench.reports.page.columns import Cell, glance, quality, speed, video
 from ditbench.reports.page.viewer import data_uri, draw_viewer
 from ditbench.reports.sections.findings import findings
 from ditbench.reports.sections.format import DASH, count
@@ -31,6 +30,8 @@ from ditbench.reports.sections.rows import (
     without_difference,
 )
 from ditbench.reports.sections.section import Section, file_name, hardware
+from ditbench.reports.tables import columns, metric_columns
+from ditbench.reports.tables.columns import TableCell
 from ditbench.reports.tables.imported import imported_sheet
 from ditbench.reports.tables.sheet import KEY, Sheet
 from ditbench.reports.tables.speed_quality import CONVENTION, FIDELITY, MOTION, RULES
@@ -158,7 +159,7 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
     parts = [
         f'<section class="model" id="{_anchor(section, model)}"><h2>{escape(model)}</h2>',
         f'<p class="quiet">{escape(section.caption(model))}</p>',
-        _table(rows, glance, f"{model}: speed and quality"),
+        _table(rows, _glance, f"{model}: speed and quality"),
         _list(notes) if notes else "",
     ]
     for path in pictures:
@@ -167,9 +168,10 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         if path.suffix == ".png":
             parts.append(_figure(path, model, out))
     parts += [
-        "<details><summary>All speed-ups, stages and memory</summary>" + _table(rows, speed, f"{model}: speed") + "</details>",
+        "<details><summary>All speed-ups, stages and memory</summary>"
+        + _table(rows, partial(columns.cells, "page"), f"{model}: speed") + "</details>",
         "<details><summary>Quality in parts, smallest detectable changes, record keys</summary>"
-        + _table(rows, quality, f"{model}: quality") + "</details>",
+        + _table(rows, metric_columns.details, f"{model}: quality") + "</details>",
     ]  # fmt: skip
     if any(
         entry["value"]
@@ -178,7 +180,9 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         if entry["table"] == "video"
     ):
         parts.append(
-            f"<details><summary>Videos</summary><p>{escape(MOTION)}</p>{_table(rows, video, f'{model}: videos')}</details>"
+            f"<details><summary>Videos</summary><p>{escape(MOTION)}</p>"
+            + _table(rows, partial(metric_columns.glance, table="video"), f"{model}: videos")
+            + "</details>"
         )
     parts += [
         _sheet(make(section), model) for make in (stacking_sheet, training_sheet, imported_sheet)
@@ -225,7 +229,7 @@ def _sheet(sheet: Sheet, model: str) -> str:
     )
 
 
-def _apart(text: str) -> Cell:
+def _apart(text: str) -> TableCell:
     """A number and its interval."""
     number, bracket, interval = text.partition(" [")
     return number, f"[{interval}" if bracket else ""
@@ -279,9 +283,15 @@ def _figure(path: Path, model: str, out: Path) -> str:
     return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'
 
 
-def _table(rows: Sequence[ReportRow], cells: object, label: str) -> str:
-    assert callable(cells)
-    shown: list[dict[str, Cell]] = [cells(row) if row["status"] == SHOWN else {} for row in rows]
+def _glance(row: ReportRow) -> dict[str, TableCell]:
+    """The columns for a first look."""
+    return columns.cells("glance", row) | metric_columns.glance(row, "")
+
+
+def _table(
+    rows: Sequence[ReportRow], cells: Callable[[ReportRow], dict[str, TableCell]], label: str
+) -> str:
+    shown = [cells(row) if row["status"] == SHOWN else {} for row in rows]
     heads = list(dict.fromkeys(head for line in shown for head in line))
     heads = [head for head in heads if any(line.get(head, (DASH, ""))[0] != DASH for line in shown)]
     parts = [

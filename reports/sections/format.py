@@ -50,6 +50,11 @@ def spoken(estimate: Interval | None, places: int = 3, signed: bool = False) -> 
     return f"{value(estimate, places, signed)} {interval(estimate, places, signed)}".strip()
 
 
+def text(value: object) -> str:
+    """Anything without units; a dash where there is nothing."""
+    return DASH if value in (None, "") else str(value)
+
+
 def size(num_bytes: float | None) -> str:
     """Bytes in MB or GB (powers of ten)."""
     if num_bytes is None:

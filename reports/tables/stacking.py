@@ -13,7 +13,15 @@ from ditbench.reports.sections.findings import trained_once, trainings
 from ditbench.reports.sections.format import DASH, fixed, spoken
 from ditbench.reports.sections.rows import status
 from ditbench.reports.sections.section import Section
-from ditbench.reports.tables.sheet import KEY, Block, Sheet, circumstances, spread, without_empty
+from ditbench.reports.tables.sheet import (
+    KEY,
+    Block,
+    Sheet,
+    circumstances,
+    frame,
+    spread,
+    without_empty,
+)
 
 STACKING = (
     "gamma: the stack's speed-up over the product of those of its methods alone, 1 where speed-ups "
@@ -100,7 +108,7 @@ def stacking_frame(section: Section) -> pd.DataFrame:
             "keys": _keys(section, told)
         }
         lines.append(line)
-    return pd.DataFrame(lines)
+    return frame(lines)
 
 
 ESTIMATES = {

@@ -11,7 +11,15 @@ import pandas as pd
 from ditbench.reports.sections.format import DASH, number, places_of, spoken, times
 from ditbench.reports.sections.rows import ReportRow, labelled, status
 from ditbench.reports.sections.section import Section
-from ditbench.reports.tables.sheet import KEY, Block, Sheet, circumstances, spread, without_empty
+from ditbench.reports.tables.sheet import (
+    KEY,
+    Block,
+    Sheet,
+    circumstances,
+    frame,
+    spread,
+    without_empty,
+)
 
 TRAINING = (
     "A line for each artefact that a stack uses. seconds: wall time of making it, on the machine "
@@ -63,7 +71,7 @@ def training_frame(section: Section) -> pd.DataFrame:
                     f"{metric}_verdict": entry["verdict"]
                 }
         lines.append(line | circumstances(row, section.records[row["key"]]["environment"]))
-    return pd.DataFrame(lines)
+    return frame(lines)
 
 
 def _words(row: ReportRow, method: str, cost: Mapping[str, Any]) -> dict[str, str]:
