@@ -6,7 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ditbench.acceleration.caching.token_settings import SELECTORS, selector_files
+from ditbench.acceleration.caching.token_settings import (
+    DIFFSPARSE,
+    SELECTORS,
+    selector_files,
+    without_settings,
+)
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
@@ -94,7 +99,10 @@ class DiffSparse:
         return [*([Path(self.schedule)] if self.schedule else []), *selector_files(self.selector)]
 
     def check(self, pipeline: Any) -> str | None:
-        """A schedule given as a file must be readable and fit."""
+        """There must be settings for the family, and a schedule given as a file must be readable and
+        fit."""
+        if reason := without_settings("diffsparse", DIFFSPARSE, pipeline):
+            return reason
         if not self.schedule:
             return None
         from ditbench.acceleration.caching.schedule import Schedule
@@ -126,12 +134,11 @@ class DiffSparse:
         from ditbench.acceleration.caching.budget import kept_rows
         from ditbench.acceleration.caching.schedule import looked_at
         from ditbench.acceleration.caching.token_cache import TokenCache
-        from ditbench.acceleration.caching.token_settings import DIFFSPARSE
-        from ditbench.models.sublayers import family_of
+        from ditbench.models.family import family_of
 
         if self.keep == 1:
             return
-        cache = TokenCache(at, self.selector, DIFFSPARSE[family_of(pipeline.transformer)])
+        cache = TokenCache(at, self.selector, DIFFSPARSE[family_of(pipeline.transformer).name])
         schedules: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
         def now(sublayer: Sublayer) -> tuple[float, bool]:

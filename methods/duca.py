@@ -7,7 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ditbench.acceleration.caching.token_settings import DUCA, SELECTORS, places, selector_files
+from ditbench.acceleration.caching.token_settings import (
+    DUCA,
+    SELECTORS,
+    places,
+    selector_files,
+    without_settings,
+)
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
@@ -55,14 +61,18 @@ class Duca:
         """The file of a selector from outside."""
         return selector_files(self.selector)
 
+    def check(self, pipeline: Any) -> str | None:
+        """There must be settings for the family."""
+        return without_settings("duca", DUCA, pipeline)
+
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache, and every block round it."""
         from ditbench.acceleration.caching.token_cache import TokenCache
-        from ditbench.models.sublayers import family_of
+        from ditbench.models.family import family_of
 
         if self.interval == 1:
             return
-        rules = DUCA[family_of(pipeline.transformer)]
+        rules = DUCA[family_of(pipeline.transformer).name]
         interval = self.interval or rules.interval
         ratio = rules.ratio if self.ratio is None else self.ratio
         token_cache = TokenCache(at, self.selector, rules, interval, attend=self.attend)

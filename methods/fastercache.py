@@ -20,8 +20,8 @@ class FasterCache:
     last two outputs.
 
     The paper's other half, guessing the unconditional pass, needs a batch of unconditional before
-    conditional halves handed over by keyword, which none of our pipelines does; so what can be
-    measured is FLUX, whose guidance is one pass.
+    conditional halves handed over by keyword, which of our pipelines SD3's alone does, and it is not
+    built here; so what can be measured is FLUX, whose guidance is one pass.
     """
 
     interval: int = knob(2, low=1)
@@ -36,10 +36,16 @@ class FasterCache:
     off: ClassVar[dict[str, object]] = {"interval": 1}
 
     def check(self, pipeline: Any) -> str | None:
-        """FLUX only."""
-        from ditbench.models.sublayers import family_of
+        """Guidance in one pass only."""
+        from ditbench.models.family import family_of
 
-        if family_of(pipeline.transformer) != "flux":
+        family = family_of(pipeline.transformer)
+        if family.guidance == "batched, conditional last" and family.hidden_by_keyword:
+            return (
+                "fastercache would guess the unconditional half of a batch, which is not built here: "
+                f"it runs where guidance is one pass, and {family.title}'s is two"
+            )
+        if family.guidance != "embedded":
             return (
                 "diffusers' fastercache needs unconditional and conditional halves of a batch, in "
                 "this order and by keyword, or "

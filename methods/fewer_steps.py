@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ditbench.method import Attachment, Stage, knob, method
-from ditbench.models.sampling import Sampling, no_single_step
+from ditbench.models.family import no_single_step
+from ditbench.models.sampling import Sampling
 
 
 @method("fewer_steps", family="control", stage=Stage.SCHEDULE, claims={"num-steps"})

@@ -39,11 +39,11 @@ class Fora:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the cache."""
-        from ditbench.models.sublayers import family_of
+        from ditbench.models.family import family_of
 
         if self.interval == 1:
             return
-        downward = family_of(pipeline.transformer) == "dit"
+        downward = family_of(pipeline.transformer).name == "dit"
 
         def reuses(step: int, _: Sublayer) -> bool:
             count = at.now.num_steps - 1 - step if downward else step

@@ -31,11 +31,15 @@ class Pab:
     off: ClassVar[dict[str, object]] = {"interval": 1, "cross_interval": 1}
 
     def check(self, pipeline: Any) -> str | None:
-        """Not Wan: its second guidance pass would be given the first one's attention."""
-        from ditbench.models.sublayers import family_of
+        """Not where each guidance pass is a call: the second would be given the first one's
+        attention."""
+        from ditbench.models.family import family_of
 
-        if family_of(pipeline.transformer) == "wan":
-            return "diffusers' pab keeps one output per module, and Wan's guidance passes, run one after the other, would share it"
+        if (family := family_of(pipeline.transformer)).guidance == "two calls":
+            return (
+                f"diffusers' pab keeps one output per module, and {family.title}'s guidance passes, "
+                "run one after the other, would share it"
+            )
         return None
 
     def attach(self, pipeline: Any, at: Attachment) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ditbench.acceleration.caching.token_settings import without_settings
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
@@ -16,9 +17,11 @@ AUTHORS: dict[str, tuple[int, int, int]] = {
     "flux": (6, 1, 3),
     "wan": (5, 1, 1),
     "pixart": (4, 1, 1),
+    "sd3": (6, 1, 3),
 }
 """By family the authors' interval, order and first steps: those recommended for DiT, and those
-their code for FLUX and Wan2.1 is released with. They published none for PixArt; those are ours."""
+their code for FLUX and Wan2.1 is released with. They published none for PixArt and SD3;
+those are ours, SD3's as FLUX's."""
 
 
 @method(
@@ -53,11 +56,17 @@ class TaylorSeer:
     """The authors extrapolate what attention gives after its output projection, where ToCa's code
     keeps what goes into it: what the convention `toca` of `count` wants to know."""
 
+    def check(self, pipeline: Any) -> str | None:
+        """A family without settings of the authors needs all three knobs."""
+        if None in (self.interval, self.order, self.first):
+            return without_settings("taylorseer", AUTHORS, pipeline)
+        return None
+
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through its differences."""
-        from ditbench.models.sublayers import family_of
+        from ditbench.models.family import family_of
 
-        theirs = AUTHORS[family_of(pipeline.transformer)]
+        theirs = AUTHORS.get(family_of(pipeline.transformer).name, (1, 0, 1))
         interval = self.interval or theirs[0]
         order = theirs[1] if self.order is None else self.order
         first = self.first or theirs[2]

@@ -94,14 +94,14 @@ class TeaCache:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every block; the first one decides for all."""
-        from ditbench.models.sublayers import family_of
+        from ditbench.models.family import family_of
 
         threshold = self.threshold
         if self.saved:
             if at.artifact is None:
                 raise unprepared(self)
             threshold = json.loads((at.artifact / FOUND).read_text())["threshold"]
-        family, width = family_of(pipeline.transformer), at.sublayers[0].linears[0].in_features
+        family, width = family_of(pipeline.transformer).name, at.sublayers[0].linears[0].in_features
         terms = self.polynomial or PUBLISHED.get((family, width), (1.0, 0.0))
         before: dict[int, Any] = {}
         residual: dict[int, Streams] = {}

@@ -14,6 +14,7 @@ from ditbench.acceleration.caching.token_settings import (
     Rules,
     places,
     selector_files,
+    without_settings,
 )
 from ditbench.method import Attachment, Stage, knob, method
 
@@ -60,18 +61,20 @@ class Toca:
     dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
     def check(self, pipeline: Any) -> str | None:
-        """Only DiT has a choice of rules."""
-        from ditbench.models.sublayers import family_of
+        """There must be settings for the family, and only DiT has a choice of them."""
+        if reason := without_settings("toca", TOCA, pipeline):
+            return reason
+        from ditbench.models.family import family_of
 
-        if self.sampler is None or (family := family_of(pipeline.transformer)) == "dit":
+        if self.sampler is None or (family := family_of(pipeline.transformer).name) == "dit":
             return None
         return f"sampler chooses between the rules for DiT, and this is {family}"
 
     def rules(self, pipeline: Any) -> Rules:
         """The authors' for the pipeline's family and sampler."""
-        from ditbench.models.sublayers import family_of
+        from ditbench.models.family import family_of
 
-        family = family_of(pipeline.transformer)
+        family = family_of(pipeline.transformer).name
         by_ddpm = type(pipeline.scheduler).__name__.startswith("DDPM")
         sampler = self.sampler or ("ddpm250" if by_ddpm else "ddim50")
         return TOCA_DDPM250 if family == "dit" and sampler == "ddpm250" else TOCA[family]

@@ -12,3 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import run_bench  # noqa: F401
+
+LONG = ("zoo", "flops", "execute", "reports", "method_contract", "distill", "learning", "methods")
+"""Files that take longest, first: with files side by side, one of them left for the end would run
+alone."""
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

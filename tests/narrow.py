@@ -1,4 +1,4 @@
-"""Narrow copies of the four full-size pipelines: every part of the real classes, a few thousand
+"""Narrow copies of full-size pipelines of every family: every part of the real classes, a few thousand
 parameters."""
 
 from dataclasses import replace
@@ -46,6 +46,16 @@ PARTS = {
             "text_dim": 32, "freq_dim": 32,
         },
         "text_encoder": T5, "vae": WAN_VAE,
+    },
+    "sd3-medium": {
+        "transformer": {
+            "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_attention_heads": 2,
+            "attention_head_dim": 16, "sample_size": 8, "caption_projection_dim": 32,
+            "joint_attention_dim": 32, "pooled_projection_dim": 32,
+        },
+        "text_encoder": {**CLIP, "hidden_size": 16, "projection_dim": 16},
+        "text_encoder_2": {**CLIP, "hidden_size": 16, "projection_dim": 16},
+        "text_encoder_3": T5, "vae": VAE,
     },
 }  # fmt: skip
 NAMES = tuple(PARTS)

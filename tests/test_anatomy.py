@@ -5,15 +5,17 @@ from functools import cache
 
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditbench.method import Attachment, Now
-from ditbench.models.sublayers import family_of, put, sublayers, take
+from ditbench.models.family import family_of
+from ditbench.models.sublayers import put, sublayers, take
 from ditbench.testing import KINDS, tiny
 
-TOKENS = {"dit": 16, "pixart": 24, "flux": 24, "wan": 48}
-TEXT = {"dit": 0, "pixart": 16, "flux": 16, "wan": 16}
+TOKENS = {"dit": 16, "pixart": 24, "flux": 24, "wan": 48, "sd3": 24}
+TEXT = {"dit": 0, "pixart": 16, "flux": 16, "wan": 16, "sd3": 32}
 
 
 @cache
@@ -150,6 +152,10 @@ def test_macs_are_what_a_flop_counter_counts(kind):
             for kept, call in ((None, run), (rows.shape[1], lambda: run(rows))):
                 macs = sublayer.macs(TOKENS[kind], kept, TEXT[kind])
                 flops = counted(call)
+                if (kind, sublayer.kind) == ("sd3", "joint"):
+                    # linear layers on slices of text and image run as batched products
+                    assert sum(flops) == 2 * len(hidden) * macs.total
+                    continue
                 assert flops == (2 * len(hidden) * macs.linear, 2 * len(hidden) * macs.attention), (
                     sublayer.name,
                     kept,
@@ -194,11 +200,33 @@ def test_sublayers_are_listed_in_the_order_they_run(kind, expected):
     found = sublayers(subject(kind).pipeline.transformer)
     assert [s.name for s in found] == expected
     assert [s.index for s in found] == list(range(len(expected)))
-    assert family_of(subject(kind).pipeline.transformer) == kind
+    assert family_of(subject(kind).pipeline.transformer).name == kind
     text = {s.kind: s.stream for s in found if s.stream != "image"}
     assert text == (
         {"joint": "both", "context_mlp": "text", "single": "both"} if kind == "flux" else {}
     )
+
+
+def test_the_last_block_of_sd3_has_no_mlp_of_the_text_and_sd35_a_second_attention():
+    names = [s.name for s in sublayers(subject("sd3").pipeline.transformer)]
+    assert names == ["0.joint", "0.mlp", "0.context_mlp", "1.joint", "1.mlp"]
+    double = SD3Transformer2DModel(
+        num_layers=2, num_attention_heads=2, attention_head_dim=8, caption_projection_dim=16,
+        joint_attention_dim=16, pooled_projection_dim=16, sample_size=8, in_channels=4,
+        dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+    parts = sublayers(double)
+    assert [s.kind for s in parts[:4]] == ["joint", "self", "mlp", "context_mlp"]
+    x, text, rows = torch.randn(2, 6, 16), torch.randn(2, 3, 16), torch.tensor([[4, 0], [1, 5]])
+    with torch.no_grad():
+        for part, context in ((parts[0], text), (parts[1], None), (parts[4], text)):
+            attn = part.module
+            dense = attn(hidden_states=x, encoder_hidden_states=context)
+            some = part.run_rows(attn, attn.forward, rows, x, encoder_hidden_states=context)
+            dense, some = (out if context is not None else (out, None) for out in (dense, some))
+            torch.testing.assert_close(some[0], take(dense[0], rows), rtol=1e-4, atol=1e-5)
+            if context is not None:
+                torch.testing.assert_close(some[1], dense[1], rtol=1e-4, atol=1e-5)
 
 
 def test_the_hidden_state_of_a_route_has_the_rows_of_its_stream():

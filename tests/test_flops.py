@@ -429,6 +429,21 @@ def test_a_real_run_counts_what_the_meta_device_and_pytorch_count(name):
     assert found.flops == sum(theirs)
 
 
+def test_sd3_has_its_published_parameters_and_the_products_its_sizes_say():
+    """2.03e9 (Stability AI 2024); per pass, the 24 blocks' linear layers by hand, and attention of
+    4096 image tokens with 77 + 256 of the text."""
+    model = select("sd3-medium")[0]
+    with quiet():
+        transformer = build(model, device="meta", parts=("transformer", "vae")).transformer
+    assert sum(p.numel() for p in transformer.parameters()) == pytest.approx(2.03e9, rel=2e-3)
+    row, d, image, text = counting.count_model(model, steps=2), 1536, 4096, 333
+    assert row["macs_attention"] == 4 * 24 * 2 * (image + text) ** 2 * d
+    blocks = 24 * 12 * image * d**2 + (23 * 12 + 3) * text * d**2
+    assert row["macs_linear"] / 4 == pytest.approx(blocks, rel=2e-3)
+    with pytest.raises(ValueError, match="height: sd3-medium makes at most 3072 pixels, not 4096"):
+        counting.count_model(model, height=4096)
+
+
 def test_two_samples_cost_twice_one():
     model, changes = narrow("flux-1-dev")
     with quiet():

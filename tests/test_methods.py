@@ -168,7 +168,13 @@ def test_foras_cache_is_counted_in_bytes():
 
 @pytest.mark.parametrize(
     ("kind", "full"),
-    [("dit", [0, 1, 5, 9]), ("pixart", [0, 4, 8]), ("flux", [0, 1, 2, 8]), ("wan", [0, 5, 10])],
+    [
+        ("dit", [0, 1, 5, 9]),
+        ("pixart", [0, 4, 8]),
+        ("flux", [0, 1, 2, 8]),
+        ("wan", [0, 5, 10]),
+        ("sd3", [0, 1, 2, 8]),
+    ],
 )
 def test_taylorseer_is_the_authors_for_the_family_by_default(kind, full):
     """Interval, first steps and order: DiT 4, 2, 4; FLUX 6, 3, 1; Wan 5, 1, 1; PixArt, ours, 4, 1,
@@ -181,7 +187,7 @@ def test_taylorseer_is_the_authors_for_the_family_by_default(kind, full):
         assert [step for step, shares in enumerate(keep) if shares[0] == 1] == full
         # Differences taken: one more at every full step from the last of the first steps on, up to
         # the order.
-        kept = 1 + {"dit": 3, "pixart": 1, "flux": 1, "wan": 1}[kind]
+        kept = 1 + {"dit": 3, "pixart": 1, "flux": 1, "wan": 1, "sd3": 1}[kind]
         assert cached == kept * (2 if kind == "wan" else 1) * sum(
             out for out, _ in outputs(attached).values()
         )
@@ -539,7 +545,7 @@ def test_the_memory_ledger_is_the_analytic_count(text, kind):
 # other caches of diffusers
 
 
-@pytest.mark.parametrize("kind", ["dit", "pixart", "flux"])
+@pytest.mark.parametrize("kind", ["dit", "pixart", "flux", "sd3"])
 def test_pab_runs_attention_at_every_second_step_of_the_middle(kind):
     """Of 8 steps those between timesteps 800 and 100, counted from the first call; cross-attention
     every fourth."""
@@ -706,7 +712,7 @@ def test_the_noise_floor_is_the_plain_sample_up_to_rounding(text, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_transformer_sees_the_parts_of_a_batch_and_a_lone_sample_twice(kind):
-    tried, seen, passes = subject(kind), [], 2 if kind in ("dit", "pixart") else 1
+    tried, seen, passes = subject(kind), [], 2 if kind in ("dit", "pixart", "sd3") else 1
     hook = tried.pipeline.transformer.register_forward_pre_hook(lambda *_: seen.append("whole"))
     first = sublayers(tried.pipeline.transformer)[0].modules[0]
     inner = first.register_forward_pre_hook(

@@ -18,6 +18,7 @@ from narrow import NAMES, generate, narrow
 from ditbench.models import loading, weights
 from ditbench.models import table as models
 from ditbench.models.architecture import build, describe
+from ditbench.models.family import families
 from ditbench.quiet import quiet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +43,7 @@ def test_groups_and_names_select_each_model_once_in_order():
         "pixart-tiny",
         "flux-tiny",
     ]
-    assert len(models.select("tiny,full")) == len(models.models()) == 13
+    assert len(models.select("tiny,full")) == len(models.models()) == 14
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_an_unknown_model_is_told_its_nearest_names(text, hint):
 
 def test_every_row_of_the_table_is_complete():
     for model in models.models().values():
-        assert model.family in models.PIPELINES and model.steps > 0
+        assert model.family in families() and model.steps > 0
         assert (
             bool(model.hub)
             == bool(model.architecture)
@@ -75,7 +76,7 @@ def test_every_row_of_the_table_is_complete():
         if model.architecture:
             assert (
                 describe(model)["pipeline"]["class"]
-                == f"diffusers.{models.PIPELINES[model.family]}"
+                == f"diffusers.{families()[model.family].pipeline}"
             )
 
 
@@ -103,7 +104,7 @@ def test_a_full_size_pipeline_loads_from_a_local_hub_cache(saved, name):
     cache, before = saved
     model, _ = narrow(name)
     pipe = loading.load(model, weights=str(cache), device="cpu", dtype="float32")
-    assert type(pipe).__name__ == models.PIPELINES[model.family]
+    assert type(pipe).__name__ == families()[model.family].pipeline
     samples = generate(pipe, model)
     frames = (model.frames,) if model.frames > 1 else ()
     assert samples.shape == (1, *frames, model.height, model.width, 3)

@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from importlib import import_module
 
 from ditbench.analysis import aggregates
 from ditbench.analysis.rows import Part, QualityEntry, Record, Scored, Verdict, unscored
 from ditbench.analysis.set_statistics import STATISTICS, Sets
 from ditbench.extractors.table import find
-from ditbench.metrics.table import Metric
+from ditbench.metrics.table import Metric, module_of
 from ditbench.records.record import MEASURED
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
@@ -220,5 +219,5 @@ def given(references: Mapping[str, Reference], world: str) -> Reference:
 def reference_of(world: str, family: str = "shapes_features") -> Reference:
     """The reference a metric family has for a world, read once; ValueError when it is missing or
     damaged."""
-    reference: Reference = import_module(f"ditbench.metrics.{family}").reference(world)
+    reference: Reference = module_of(family).reference(world)
     return reference

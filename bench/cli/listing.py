@@ -9,10 +9,14 @@ from typing import Any
 
 def rows(what: str, verbose: bool = False, plugins: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Rows of `list models|methods|metrics`."""
+    from ditbench.method.plugins import load_plugin
+
+    for plugin in plugins:
+        load_plugin(plugin)
     if what == "models":
         return _models(verbose)
     if what == "methods":
-        return _methods(verbose, plugins)
+        return _methods(verbose)
     return _metrics()
 
 
@@ -35,12 +39,9 @@ def _models(verbose: bool) -> list[dict[str, Any]]:
     return found
 
 
-def _methods(verbose: bool, plugins: Sequence[str]) -> list[dict[str, Any]]:
-    from ditbench.method.plugins import load_plugin
+def _methods(verbose: bool) -> list[dict[str, Any]]:
     from ditbench.method.registry import find, names
 
-    for plugin in plugins:
-        load_plugin(plugin)
     classes = {name: find(name) for name in names()}
     found: list[dict[str, Any]] = []
     for name, cls in sorted(classes.items(), key=lambda item: (item[1].traits.stage, item[0])):

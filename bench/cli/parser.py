@@ -231,6 +231,6 @@ def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
         action="append",
         default=[],
         metavar="FILE.py",
-        help="a file with methods of your own",
+        help="a file with methods, models, families or metrics of your own",
     )
     _reference_flag(command)

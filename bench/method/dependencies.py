@@ -9,10 +9,13 @@ from dataclasses import asdict
 from typing import Any
 
 from ditbench.method.artifact import Need, inputs_of, prepared_sha256, sources_of
+from ditbench.method.plugins import module_sha256
 from ditbench.method.stack import Stack
+from ditbench.models.family import REGISTRY as FAMILIES
 from ditbench.models.prompts import find_prompts
 from ditbench.models.requests import takes_prompts
 from ditbench.models.sampling import sampling_of
+from ditbench.models.table import REGISTRY as MODELS
 from ditbench.models.table import Model
 from ditbench.models.weights import weights_sha256
 
@@ -33,9 +36,19 @@ def depends_on(
         parts_of_key["weights"] = weights_sha256(model, weights)
     if takes_prompts(model):
         parts_of_key["prompts"] = hashlib.sha256(find_prompts(prompts).read_bytes()).hexdigest()
-    parts = {"inputs": inputs_of(stack), "sources": sources_of(stack)}
+    parts = {"inputs": inputs_of(stack), "sources": sources_of(stack) | _declarations_of(model)}
     parts["prepared"] = {need.method: [need.key, prepared_sha256(need)] for need in needs}
     return parts_of_key | {name: content for name, content in parts.items() if content}
+
+
+def _declarations_of(model: Model) -> dict[str, str]:
+    """sha256 of the files that a model and its family are declared in, of those that do not come
+    with ditbench."""
+    modules = {
+        f"model {model.name}": MODELS.module_of(model.name),
+        f"family {model.family}": FAMILIES.module_of(model.family),
+    }
+    return {name: sha256 for name, module in modules.items() if (sha256 := module_sha256(module))}
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

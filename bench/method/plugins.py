@@ -1,23 +1,25 @@
-"""Plug-ins: Python files with methods of people's own, and the source a method comes from. Never
-imports torch by itself."""
+"""Plug-ins: Python files that declare methods, families, models and metrics, and the source a
+method comes from. Never imports torch by itself."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ditbench.method.registry import METHODS
+from ditbench.models.declarations import Registry
 
 SHA256 = "__source_sha256__"
 """Where the module of a plug-in keeps the hash of the source it was made of."""
 
 
 def load_plugin(path: str | Path) -> list[str]:
-    """Run a Python file that declares methods, and return their names; ValueError when it cannot be
-    run or declares none.
+    """Run a Python file that declares methods, families, models or metrics, and return their names;
+    ValueError, with file and line, when it cannot be run, or declares nothing.
 
     A file that was run before is run again only when its text has changed. It is compiled from the
     bytes that are hashed, never read from a cache of bytecode, which a change within one second and
@@ -36,25 +38,49 @@ def load_plugin(path: str | Path) -> list[str]:
         setattr(module, SHA256, sha256)
         sys.modules[name] = module
         try:
-            exec(compile(source, path, "exec"), vars(module))
+            exec(compile(source, str(path), "exec"), vars(module))
         except (
             Exception,
             SystemExit,
         ) as error:  # a plug-in that leaves with code 0 would look like success
             forget(name)
-            told = next(iter(str(error).splitlines()), "")
-            raise ValueError(f"plug-in {path} failed: {type(error).__name__}: {told}") from error
-    if not (found := [n for n, cls in METHODS.items() if cls.__module__ == name]):
+            text = next(iter(str(error).splitlines()), "")
+            raise ValueError(
+                f"plug-in {path}{_line(error, path)} failed: {type(error).__name__}: {text}"
+            ) from error
+    declared = [n for n, cls in METHODS.items() if cls.__module__ == name]
+    declared += [row for registry in Registry.ALL for row in registry.declared_by(name)]
+    if not declared:
         forget(name)
-        raise ValueError(f"plug-in {path} declares no method: put @method(...) on a class")
-    return found
+        raise ValueError(
+            f"plug-in {path} declares no method, family, model or metric: put @method(...) on a "
+            "class, or call register_family, register_model or register_metric"
+        )
+    return declared
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """Where in a plug-in an error came from, as the end of "plug-in PATH"; "" where that cannot be
+    known."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f", line {error.lineno},"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
+    return f", line {lines[-1]}," if lines else ""
 
 
 def source_sha256(method: Any) -> str:
     """sha256 of the file a method is declared in; "" for those that come with ditbench, and where
     there is no file."""
-    name = type(method).__module__
-    if name.partition(".")[0] == "ditbench":
+    return module_sha256(type(method).__module__)
+
+
+def module_sha256(name: str) -> str:
+    """sha256 of the file of a module; "" for "", for ditbench's own, and where there is no file."""
+    if name.partition(".")[0] in ("", "ditbench"):
         return ""
     module = sys.modules.get(name)
     if sha256 := getattr(module, SHA256, ""):
@@ -66,5 +92,7 @@ def source_sha256(method: Any) -> str:
 def forget(module: str) -> None:
     """Take back a plug-in: its module and the methods it declared."""
     sys.modules.pop(module, None)
+    for registry in Registry.ALL:
+        registry.forget(module)
     for name in [n for n, cls in METHODS.items() if cls.__module__ == module]:
         del METHODS[name]

@@ -20,6 +20,7 @@ from ditbench.method.artifact import (
     training_of,
 )
 from ditbench.method.stack import Stack
+from ditbench.models.family import family_named
 from ditbench.models.loading import load
 from ditbench.models.requests import call_arguments, training_requests
 from ditbench.models.sampling import Sampling, sampling_of
@@ -85,8 +86,7 @@ class Workroom:
         with self.attached(trainee) as attached, torch.no_grad():
             attached.start(self.sampling.steps, num)
             self.pipe(
-                **self.draw(seed, num)
-                | {"output_type": "np" if self.model.family == "dit" else "latent"}
+                **self.draw(seed, num) | {"output_type": family_named(self.model.family).raw_output}
             )
         return attached  # type: ignore[no-any-return]
 

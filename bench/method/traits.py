@@ -103,11 +103,13 @@ def declared(
 
 def unmet(need: str, pipeline: Any) -> str | None:
     """What a loaded pipeline lacks of one need, in words; None when it is met."""
-    from ditbench.models.sublayers import family_of
+    from ditbench.models.family import family_of
 
     transformer = pipeline.transformer
     return lacking(
-        need, family_of(transformer) if need.startswith("model:") else "", str(transformer.device)
+        need,
+        family_of(transformer).name if need.startswith("model:") else "",
+        str(transformer.device),
     )
 
 

@@ -14,7 +14,6 @@ estimates.
 from __future__ import annotations
 
 import difflib
-import functools
 import tomllib
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ditbench.extractors.table import extractors, unnamed
+from ditbench.models.declarations import Registry, calling_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +73,45 @@ class Metric:
     @property
     def module(self) -> ModuleType:
         """The family's module."""
-        return import_module(f"ditbench.metrics.{self.family}")
+        return module_of(self.family)
 
 
-@functools.cache
-def metrics() -> dict[str, Metric]:
-    """Every metric by name, in the order of the tables: the rows of `metrics.toml`."""
+def _built_in() -> dict[str, Metric]:
     rows = tomllib.loads((Path(__file__).parent / "metrics.toml").read_text(encoding="utf-8"))
     return {name: Metric(name=name, **row) for name, row in rows.items()}
+
+
+REGISTRY: Registry[Metric] = Registry("metric", "ditbench.metrics", Metric, _built_in)
+_MODULES: dict[str, ModuleType] = {}
+"""Family -> module, of metrics from outside."""
+
+
+def metrics() -> dict[str, Metric]:
+    """Every metric by name, in the order of the tables: the rows of `metrics.toml`, then those of
+    installed packages and loaded plug-ins."""
+    return REGISTRY.rows()
+
+
+def register_metric(metric: Metric, module: ModuleType) -> Metric:
+    """Add a metric to the table, extracted by the functions `refuse`, `fingerprint` and `extract` of
+    a module (a plug-in passes `sys.modules[__name__]`); ValueError for a name that is there already,
+    for a family of ditbench, and for a function that is missing."""
+    if (Path(__file__).parent / f"{metric.family}.py").is_file():
+        raise ValueError(f"metric family {metric.family!r} is ditbench's; choose another name")
+    needed = ("refuse", "fingerprint", "extract") + (
+        ("reference",) if metric.statistic and not metric.extractor else ()
+    )
+    for function in needed:
+        if not callable(getattr(module, function, None)):
+            raise ValueError(f"metric {metric.name}: its module has no function {function!r}")
+    REGISTRY.add(metric.name, metric, calling_module())
+    _MODULES[metric.family] = module
+    return metric
+
+
+def module_of(family: str) -> ModuleType:
+    """The module that extracts a family of metrics."""
+    return _MODULES.get(family) or import_module(f"ditbench.metrics.{family}")
 
 
 def select(names: str | list[str] | None = None) -> list[Metric]:

@@ -1,6 +1,17 @@
 """The models: which there are, how they are loaded, sampled and taken apart."""
 
+from ditbench.models.family import Family, Kind, families, register_family
 from ditbench.models.loading import load
-from ditbench.models.table import Model, models, select
+from ditbench.models.table import Model, models, register_model, select
 
-__all__ = ["Model", "load", "models", "select"]
+__all__ = [
+    "Family",
+    "Kind",
+    "Model",
+    "families",
+    "load",
+    "models",
+    "register_family",
+    "register_model",
+    "select",
+]

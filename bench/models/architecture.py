@@ -6,13 +6,16 @@ The sizes are data, in `architectures/*.toml` (full-size models) or in a tiny mo
 
 from __future__ import annotations
 
+import copy
+import importlib
 import json
 import tomllib
 from collections.abc import Iterable
 from typing import Any
 
 from ditbench import ZOO
-from ditbench.models.table import HERE, PIPELINES, Model
+from ditbench.models.family import family_named
+from ditbench.models.table import HERE, Model
 
 SEED = 0
 """Of random weights."""
@@ -25,8 +28,14 @@ def describe(model: Model, changes: dict[str, Any] | None = None) -> dict[str, d
     ValueError for a change of a part the pipeline does not have, and for a tiny model whose folder
     is missing.
     """
-    file = HERE / "architectures" / f"{model.architecture}.toml"
-    parts = tomllib.loads(file.read_text()) if model.architecture else _bundled(model)
+    parts: dict[str, dict[str, Any]]
+    if model.parts:
+        parts = copy.deepcopy({name: dict(sizes) for name, sizes in model.parts.items()})
+    elif model.architecture:
+        file = HERE / "architectures" / f"{model.architecture}.toml"
+        parts = tomllib.loads(file.read_text())
+    else:
+        parts = _bundled(model)
     for where, value in {**model.changes, **(changes or {})}.items():
         part, _, key = where.partition(".")
         if part not in parts:
@@ -45,19 +54,19 @@ def _bundled(model: Model) -> dict[str, dict[str, Any]]:
         raise ValueError(
             f"{folder / 'model_index.json'} is missing; python -m ditbench.zoo.models makes it"
         )
-    found: dict[str, dict[str, Any]] = {
-        "pipeline": {"class": f"diffusers.{PIPELINES[model.family]}"}
+    parts: dict[str, dict[str, Any]] = {
+        "pipeline": {"class": f"diffusers.{family_named(model.family).pipeline}"}
     }
     for part, kind in json.loads((folder / "model_index.json").read_text()).items():
         if not isinstance(kind, list) or not kind[0]:
             continue
         if "tokenizer" in part:
-            found[part] = {"folder": str(folder / part)}
+            parts[part] = {"folder": str(folder / part)}
             continue
         file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
         sizes = {k: v for k, v in json.loads(file.read_text()).items() if not k.startswith("_")}
-        found[part] = {"class": ".".join(kind), **sizes}
-    return found
+        parts[part] = {"class": ".".join(kind), **sizes}
+    return parts
 
 
 def build(
@@ -74,12 +83,11 @@ def build(
     `parts` names those to make (default all); the rest of the pipeline is None. Parts that
     diffusers keeps in float32 when it loads weights are kept so here. ValueError as `describe`.
     """
-    import diffusers
     import torch
 
     described = describe(model, changes)
     wanted = set(described) if parts is None else set(parts)
-    pipeline = getattr(diffusers, described["pipeline"]["class"].rpartition(".")[2])
+    pipeline = _class(described["pipeline"]["class"])
     made: dict[str, Any] = {name: None for name in described if name != "pipeline"}
     before = torch.get_default_dtype()
     cuda = [torch.device(device)] if device.startswith("cuda") else []
@@ -97,20 +105,16 @@ def build(
     return pipe
 
 
-def _make(part: str, said: dict[str, Any]) -> Any:
+def _make(part: str, description: dict[str, Any]) -> Any:
     """One part of a pipeline, on the device and in the type that are the default now."""
-    import diffusers
     import torch
-    import transformers
 
     if "tokenizer" in part:
-        return _tokenizer(said)
-    library, _, name = said["class"].rpartition(".")
-    sizes = {k: v for k, v in said.items() if k != "class"}
-    if library == "transformers":
-        kind = getattr(transformers, name)
+        return _tokenizer(description)
+    kind = _class(description["class"])
+    sizes = {k: v for k, v in description.items() if k != "class"}
+    if description["class"].startswith("transformers."):
         return kind(kind.config_class(**sizes)).eval()
-    kind = getattr(diffusers, name)
     made = kind.from_config(sizes)
     if part == "scheduler":
         return made
@@ -120,14 +124,20 @@ def _make(part: str, said: dict[str, Any]) -> Any:
     return made.eval()
 
 
-def _tokenizer(said: dict[str, Any]) -> Any:
+def _class(path: str) -> Any:
+    """The class of `library.Class`."""
+    library, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(library), name)
+
+
+def _tokenizer(description: dict[str, Any]) -> Any:
     """A tiny model's own tokenizer, or one that needs no download: a token for every byte. The text
     encoder's work is the same."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if "folder" in said:
-        return AutoTokenizer.from_pretrained(said["folder"], local_files_only=True)
+    if "folder" in description:
+        return AutoTokenizer.from_pretrained(description["folder"], local_files_only=True)
     words = ["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     bytes_ = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
     bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -136,5 +146,5 @@ def _tokenizer(said: dict[str, Any]) -> Any:
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bytes_, pad_token="<pad>", eos_token="</s>", **said
+        tokenizer_object=bytes_, pad_token="<pad>", eos_token="</s>", **description
     )

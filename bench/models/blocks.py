@@ -1,8 +1,8 @@
 """A diffusion transformer seen as a list of blocks that can be rerouted whole: for methods that
 skip more than a sub-layer.
 
-Streams: the tuple of what a block changes. `(image,)` [B,N,D] in DiT, PixArt and Wan, `(image,
-text)` [B,N,D], [B,T,D] in FLUX.
+Streams: the tuple of what a block changes. `(image,)` [B,N,D], or `(image, text)` [B,N,D], [B,T,D]
+where blocks change the text too (FLUX, SD3).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ditbench.models.sublayers import ANATOMY, Patch, family_of
+from ditbench.models.family import family_of
+from ditbench.models.sublayers import Patch
 
 Streams = tuple[Tensor, ...]
 RunBlock = Callable[[Streams], Streams]
@@ -27,8 +28,13 @@ class Block:
 
     index: int
     module: nn.Module
-    pair: bool
-    """Whether it changes the text too (FLUX)."""
+    outputs: tuple[str, ...]
+    """The streams it returns, in its order (`Family.block_outputs`)."""
+
+    @property
+    def pair(self) -> bool:
+        """Whether it changes the text too."""
+        return "text" in self.outputs
 
     @property
     def name(self) -> str:
@@ -37,7 +43,9 @@ class Block:
 
     def reroute(self, route: BlockRoute, patch: Patch) -> None:
         """Send every call through `route(run, streams)`."""
-        original, pair = self.module.forward, self.pair
+        original, pair, text_at = self.module.forward, self.pair, 0
+        if pair:
+            text_at = self.outputs.index("text")
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             image, rest = (
@@ -50,18 +58,23 @@ class Block:
             text = kwargs.pop("encoder_hidden_states")
 
             def run(streams: Streams) -> Streams:
-                seen = {"hidden_states": streams[0], "encoder_hidden_states": streams[1]}
-                text, image = original(*rest, **seen, **kwargs)
-                return image, text
+                inputs = {"hidden_states": streams[0], "encoder_hidden_states": streams[1]}
+                out = original(*rest, **inputs, **kwargs)
+                text, image = out[text_at], out[1 - text_at]
+                # the last block of SD3 returns no text: nothing reads it any more
+                return image, streams[1] if text is None else text
 
             image, text = route(run, (image, text))
-            return text, image
+            return (image, text) if text_at else (text, image)
 
         patch(self.module, "forward", forward)
 
 
 def blocks(transformer: nn.Module) -> list[Block]:
-    """The transformer's blocks in the order they run; ValueError for a class without an anatomy."""
-    pair, (_, stacks) = family_of(transformer) == "flux", ANATOMY[type(transformer).__name__]
-    modules = [block for name, _ in stacks for block in getattr(transformer, name)]
-    return [Block(index=i, module=module, pair=pair) for i, module in enumerate(modules)]
+    """The transformer's blocks in the order they run; ValueError for a class of no family."""
+    family = family_of(transformer)
+    modules = [block for name, _ in family.stacks for block in getattr(transformer, name)]
+    return [
+        Block(index=i, module=module, outputs=family.block_outputs)
+        for i, module in enumerate(modules)
+    ]

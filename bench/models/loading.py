@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditbench.models.table import PIPELINES, Model
+from ditbench.models.family import family_named
+from ditbench.models.table import Model
 from ditbench.models.weights import _first_line, check_folder, locate
 
 
@@ -39,7 +40,7 @@ def load(
             pipe = build(model, device=device, dtype=kind, changes=changes)
         else:
             folder = locate(model, weights)
-            check_folder(folder, PIPELINES[model.family])
+            check_folder(folder, family_named(model.family).pipeline)
             try:
                 only = {"use_safetensors": True, "local_files_only": True}
                 pipe = DiffusionPipeline.from_pretrained(folder, dtype=kind, **only)

@@ -14,26 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ditbench.models.family import family_named
 from ditbench.models.prompts import load_prompts
+from ditbench.models.sampling import Request as Request
 from ditbench.models.sampling import Sampling
 
 if TYPE_CHECKING:
     from ditbench.models.table import Model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One sample asked of a model."""
-
-    id: str
-    seed: int
-    prompt: str | None = None
-    label: int | None = None
-    truth: dict[str, Any] | None = None
-    """What the picture should show, where that is known exactly (`shapes.Scenes`)."""
-    entry: int | None = None
-    """Line of the prompt file it is from, counted from 0: two lines with one text stay two
-    prompts."""
 
 
 def make_requests(model: Model, num: int, seed: int, prompts: str = "") -> list[Request]:
@@ -87,13 +74,13 @@ def training_requests(model: Model, num: int, seed: int, training: int = 0) -> l
 
 def has_training_requests(model: Model) -> bool:
     """Whether methods can be trained for a model here: it has a world, or is asked for classes."""
-    return bool(model.world) or model.family == "dit"
+    return bool(model.world) or family_named(model.family).class_labels
 
 
 def takes_prompts(model: Model) -> bool:
     """Whether a model is asked for the prompts of a file: neither for scenes of a world nor for
     classes."""
-    return not model.world and model.family != "dit"
+    return not model.world and not family_named(model.family).class_labels
 
 
 @dataclass(frozen=True)
@@ -175,21 +162,9 @@ def call_arguments(model: Model, sampling: Sampling, requests: Sequence[Request]
     """Keyword arguments that ask `model`'s pipeline for these requests, but for `output_type`."""
     import torch
 
-    asked: dict[str, Any] = {
+    common: dict[str, Any] = {
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance,
         "generator": [torch.Generator("cpu").manual_seed(r.seed) for r in requests],
     }
-    if model.family == "dit":
-        return asked | {"class_labels": [r.label for r in requests]}
-    asked |= {
-        "prompt": [r.prompt for r in requests],
-        "height": sampling.height,
-        "width": sampling.width,
-    }
-    asked["max_sequence_length"] = sampling.text_tokens
-    if model.family == "pixart":
-        asked |= {"use_resolution_binning": False, "clean_caption": False}
-    if model.family == "wan":
-        asked["num_frames"] = sampling.frames
-    return asked
+    return common | family_named(model.family).call(sampling, requests)

@@ -1,4 +1,4 @@
-"""How a sample is drawn from a model."""
+"""How a sample is drawn from a model, and what it is asked for."""
 
 from __future__ import annotations
 
@@ -31,6 +31,21 @@ class Sampling:
     """Prompt tokens, padding included; 0 for class-conditional models."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One sample asked of a model."""
+
+    id: str
+    seed: int
+    prompt: str | None = None
+    label: int | None = None
+    truth: dict[str, Any] | None = None
+    """What the picture should show, where that is known exactly (`shapes.Scenes`)."""
+    entry: int | None = None
+    """Line of the prompt file it is from, counted from 0: two lines with one text stay two
+    prompts."""
+
+
 def sampling_of(model: Model) -> Sampling:
     """A model's default sampling."""
     return Sampling(
@@ -46,19 +61,3 @@ def sampling_of(model: Model) -> Sampling:
 def count_for(model: Model, num: int) -> int:
     """How many samples of a model `num` stands for: videos count four."""
     return num if model.frames == 1 else max(1, num // PER_VIDEO)
-
-
-def no_single_step(pipeline: Any) -> str | None:
-    """Why a pipeline cannot take a single step with its scheduler, in one sentence; None when it
-    can.
-
-    diffusers' PixArt pipelines go a way of their own with one step: they take a second result of
-    the scheduler, which LCM's gives.
-    """
-    scheduler = type(pipeline.scheduler).__name__
-    if type(pipeline).__name__.startswith("PixArt") and scheduler not in (
-        "LCMScheduler",
-        "FewStepScheduler",
-    ):
-        return f"diffusers' {type(pipeline).__name__} cannot take a single step with {scheduler}"
-    return None

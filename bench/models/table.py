@@ -3,32 +3,26 @@
 
 from __future__ import annotations
 
-import functools
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ditbench.models.declarations import Registry, calling_module
 from ditbench.suggest import suggest
 
 HERE = Path(__file__).resolve().parent
 GROUPS = ("tiny", "full")
-PIPELINES = {
-    "dit": "DiTPipeline",
-    "pixart": "PixArtAlphaPipeline",
-    "flux": "FluxPipeline",
-    "wan": "WanPipeline",
-}
-"""Pipeline class of each family."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A row of `models.toml`."""
+    """A row of `models.toml`, or of a plug-in."""
 
     name: str
     family: str
-    """`dit`, `pixart`, `flux` or `wan`: decides the call's arguments and the anatomy."""
+    """A name of `families()`: what the transformer consists of and how the pipeline is called."""
     group: str
     """`tiny` (bundled with the package) or `full`."""
     hub: str = ""
@@ -46,36 +40,46 @@ class Model:
     """1 for pictures."""
     text_tokens: int = 0
     """Length prompts are padded to; 0 for class-conditional models."""
-    passes_batched: bool = False
-    """Whether the two guidance passes share one transformer call."""
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """In place of a file of `architectures/`, what it would hold: for models of plug-ins."""
     world: str = ""
     """The world a tiny model was trained in: `class`, `scene` or `video`."""
 
 
-@functools.cache
-def _table() -> dict[str, Model]:
+def _built_in() -> dict[str, Model]:
     rows = tomllib.loads((HERE / "models.toml").read_text())
     return {name: Model(name=name, **row) for name, row in rows.items()}
 
 
+REGISTRY: Registry[Model] = Registry("model", "ditbench.models", Model, _built_in)
+
+
 def models() -> dict[str, Model]:
-    """Every model of the table, by name."""
-    return dict(_table())
+    """Every model by name: ours, installed packages' and loaded plug-ins'."""
+    return REGISTRY.rows()
+
+
+def register_model(model: Model) -> Model:
+    """Add a model to the table; ValueError for a name that is there already, or is a group's."""
+    if model.name in GROUPS:
+        raise ValueError(f"{model.name!r} is a group of models; choose another name")
+    REGISTRY.add(model.name, model, calling_module())
+    return model
 
 
 def select(text: str) -> list[Model]:
     """The models of a comma-separated list of names and groups, each once; ValueError with the
     nearest names for anything else."""
-    table = _table()
-    found: dict[str, Model] = {}
+    table = models()
+    chosen: dict[str, Model] = {}
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
         raise ValueError(f"no model given; {suggest('', (*GROUPS, *table))}")
     for word in words:
         if word in GROUPS:
-            found |= {name: model for name, model in table.items() if model.group == word}
+            chosen |= {name: model for name, model in table.items() if model.group == word}
         elif word in table:
-            found[word] = table[word]
+            chosen[word] = table[word]
         else:
             raise ValueError(f"no model {word!r}; {suggest(word, (*GROUPS, *table))}")
-    return list(found.values())
+    return list(chosen.values())

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ditbench.models.family import family_named
 from ditbench.models.requests import Request
 from ditbench.models.sampling import Sampling
 
@@ -23,41 +24,36 @@ def cut_prompts(
     without prompts.
     """
     prompts = [request.prompt for request in requests if request.prompt is not None]
-    limits = {"tokenizer": sampling.text_tokens}
-    # CLIP reads the prompt for the pooled embedding, T5 for the sequence
-    if model.family == "flux":
-        limits = {"tokenizer": int(pipe.tokenizer_max_length), "tokenizer_2": sampling.text_tokens}
-    found = {}
-    for name, limit in limits.items() if prompts else ():
+    if not prompts:
+        return {}
+    counts = {}
+    for name, limit in family_named(model.family).tokenizers(pipe, sampling).items():
         texts = dict.fromkeys(prompts)
         lengths = {
             text: len(getattr(pipe, name)(as_encoded(pipe, model, text)).input_ids)
             for text in texts
         }
-        found[name] = {
+        counts[name] = {
             "reads": limit,
             "cut": sum(lengths[text] > limit for text in prompts),
             "of": len(prompts),
         }
-    return found
+    return counts
 
 
 def as_encoded(pipe: Any, model: Model, prompt: str) -> str:
     """A prompt as the pipeline cleans it before its tokenizer."""
-    if model.family == "pixart":
-        (text,) = pipe._text_preprocessing(prompt, clean_caption=False)
-        return str(text)
-    if model.family == "wan":
-        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-
-        return str(prompt_clean(prompt))
-    return prompt
+    return family_named(model.family).clean(pipe, prompt)
 
 
 def sentences(record: Mapping[str, Any]) -> list[str]:
     """What a report says of a record's prompts that were cut, a sentence for each text encoder;
     none where all were read whole."""
-    encoders = {"tokenizer": "text encoder", "tokenizer_2": "second text encoder"}
+    encoders = {
+        "tokenizer": "text encoder",
+        "tokenizer_2": "second text encoder",
+        "tokenizer_3": "third text encoder",
+    }
     return [
         f"{counts['cut']} of {counts['of']} prompts were cut: they are longer than the "
         f"{counts['reads']} tokens the {encoders[name]} reads"

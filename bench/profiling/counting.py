@@ -14,7 +14,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ditbench.models.sampling import Sampling, no_single_step, sampling_of
+from ditbench.models.family import family_named, no_single_step
+from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.profiling.flops import DECODER, ELSEWHERE, TEXT, Flops, alike_every_call
 
 if TYPE_CHECKING:
@@ -194,6 +195,9 @@ def _count_on_meta(
 
     grid, changes = _resized(model, sampling, changes)
     pipe = build(model, device="meta", parts=("transformer", "vae", "scheduler"), changes=changes)
+    if hasattr(pipe.scheduler, "index_for_timestep"):
+        # found by value, of which the meta device has none: sampling begins at the first
+        pipe.scheduler.index_for_timestep = lambda timestep, schedule_timesteps=None: 0
     if reason := stack.refusal(pipe):
         raise _CannotSay(reason)
     for m in stack.methods:
@@ -245,36 +249,16 @@ def _count_on_meta(
 def _resized(
     model: Model, sampling: Sampling, changes: dict[str, Any] | None
 ) -> tuple[tuple[int, int, int], dict[str, Any]]:
-    """(Frames, rows, columns) of image tokens; and `changes` with the sample size of a DiT, which
-    has no other way of being told.
+    """(Frames, rows, columns) of image tokens; and `changes` with those the family makes for a
+    size.
 
     ValueError for a size that cannot be made.
     """
     from ditbench.models.architecture import describe
 
-    described = describe(model, changes)
-    vae, patch = described["vae"], described["transformer"].get("patch_size", 1)
-    wan = model.family == "wan"
-    down = vae.get("scale_factor_spatial", 8) if wan else 2 ** (len(vae["block_out_channels"]) - 1)
-    cell = down * (
-        2 if model.family == "flux" else patch[-1] if isinstance(patch, (list, tuple)) else patch
-    )
-    for name, length in (("height", sampling.height), ("width", sampling.width)):
-        if length % cell:
-            raise ValueError(f"{name}: {model.name} makes multiples of {cell} pixels, not {length}")
-    period = vae.get("scale_factor_temporal", 4) if wan else 1
-    if (sampling.frames - 1) % period:
-        raise ValueError(
-            f"frames: {model.name} makes a multiple of {period} and one, not {sampling.frames}"
-        )
-    if model.family == "dit":
-        if sampling.height != sampling.width:
-            raise ValueError(
-                f"width: {model.name} makes square pictures, not {sampling.height}x{sampling.width}"
-            )
-        changes = {**(changes or {}), "transformer.sample_size": sampling.height // down}
-    frames = (sampling.frames - 1) // period + 1
-    return (frames, sampling.height // cell, sampling.width // cell), changes or {}
+    family, parts = family_named(model.family), describe(model, changes)
+    grid = family.grid(model.name, parts, sampling)
+    return grid, {**(changes or {}), **family.resize(model.name, parts, sampling)}
 
 
 def _call_on_meta(model: Model, sampling: Sampling, pipe: Any) -> dict[str, Any]:
@@ -284,29 +268,8 @@ def _call_on_meta(model: Model, sampling: Sampling, pipe: Any) -> dict[str, Any]
     def empty(*shape: int) -> Any:
         return torch.empty(1, *shape, device="meta")
 
-    call: dict[str, Any] = {
+    return {
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance,
-    }
-    sizes = pipe.transformer.config
-    if model.family == "dit":
-        return call | {"class_labels": [0], "output_type": "pt"}
-    call |= {"height": sampling.height, "width": sampling.width, "output_type": "latent"}
-    tokens = sampling.text_tokens
-    if model.family == "pixart":
-        for sign in ("", "negative_"):
-            call[f"{sign}prompt_embeds"] = empty(tokens, sizes.caption_channels)
-            call[f"{sign}prompt_attention_mask"] = empty(tokens)
-        return call | {"negative_prompt": None, "use_resolution_binning": False}
-    if model.family == "flux":
-        text = empty(tokens, sizes.joint_attention_dim)
-        return call | {
-            "prompt_embeds": text,
-            "pooled_prompt_embeds": empty(sizes.pooled_projection_dim),
-        }
-    text = empty(tokens, sizes.text_dim)
-    return call | {
-        "prompt_embeds": text,
-        "negative_prompt_embeds": text,
-        "num_frames": sampling.frames,
+        **family_named(model.family).meta_call(sampling, pipe.transformer.config, empty),
     }

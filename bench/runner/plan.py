@@ -14,10 +14,11 @@ from ditbench.method.dependencies import depends_on
 from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
 from ditbench.method.traits import lacking
+from ditbench.models.family import family_named
 from ditbench.models.prompts import load_prompts
 from ditbench.models.requests import takes_prompts
 from ditbench.models.sampling import Sampling, count_for, sampling_of
-from ditbench.models.table import PIPELINES, Model, select
+from ditbench.models.table import Model, select
 from ditbench.models.weights import check_folder, locate
 from ditbench.runner.spec import Spec
 
@@ -136,7 +137,7 @@ def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
         if spec.weights == "hub" and not model.hub:
             raise ValueError(f"{model.name} is not on the hub; it is bundled")
         if spec.weights not in ("hub", "random"):
-            check_folder(locate(model, spec.weights), PIPELINES[model.family])
+            check_folder(locate(model, spec.weights), family_named(model.family).pipeline)
         stack.adapt(sampling_of(model))
     except ValueError as error:
         return str(error)

@@ -1,6 +1,7 @@
 """Imported once by the process every cell's process is forked from, so that a fresh process costs
 milliseconds."""
 
+from ditbench.models.family import families
 from ditbench.quiet import quiet
 
 with quiet():
@@ -11,12 +12,7 @@ with quiet():
     import torchao.quantization
     import transformers
 
-    PIPELINES = (
-        diffusers.DiTPipeline,
-        diffusers.PixArtAlphaPipeline,
-        diffusers.FluxPipeline,
-        diffusers.WanPipeline,
-    )
+    PIPELINES = tuple(getattr(diffusers, family.pipeline, None) for family in families().values())
     ENCODERS = (
         transformers.T5EncoderModel,
         transformers.UMT5EncoderModel,

@@ -20,13 +20,14 @@ from ditbench.method.artifact import resolve
 from ditbench.method.attached import Attached
 from ditbench.method.knobs import build
 from ditbench.method.stack import Stack
+from ditbench.models.family import family_named
 from ditbench.models.requests import call_arguments, make_requests
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.sublayers import sublayers
 from ditbench.profiling import counting
 from ditbench.profiling.flops import alike_every_call
 from ditbench.quiet import quiet
-from ditbench.testing.subjects import KINDS, OUTPUT, Subject, tiny
+from ditbench.testing.subjects import KINDS, Subject, tiny
 from ditbench.testing.traces import changed_weights, difference, trace_of, weights_of
 
 if TYPE_CHECKING:
@@ -256,8 +257,8 @@ def _bundled(model: Model) -> Subject:
     requests = make_requests(model, 2, seed=0)
 
     def arguments(sampling: Sampling, which: Sequence[int]) -> dict[str, Any]:
-        asked: dict[str, Any] = call_arguments(model, sampling, [requests[i] for i in which])
-        return asked | {"output_type": OUTPUT[model.family]}
+        call: dict[str, Any] = call_arguments(model, sampling, [requests[i] for i in which])
+        return call | {"output_type": family_named(model.family).raw_output}
 
     pipeline = load(model, weights="bundled", device="cpu", dtype="float32")
     return Subject(pipeline=pipeline, sampling=sampling_of(model), arguments=arguments)

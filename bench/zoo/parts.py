@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -58,14 +59,17 @@ def t5(multilingual: bool = False) -> T5EncoderModel | UMT5EncoderModel:
     )
 
 
-def clip() -> CLIPTextModel:
-    """A one-layer CLIP text encoder, width 64, for FLUX's pooled prompt."""
-    return CLIPTextModel(
+def clip(
+    width: int = TEXT_WIDTH, *, projected: bool = False
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A one-layer CLIP text encoder for pooled prompts: FLUX's, or with a projection SD3's."""
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return kind(
         CLIPTextConfig(
-            vocab_size=len(VOCABULARY), hidden_size=TEXT_WIDTH, intermediate_size=128,
+            vocab_size=len(VOCABULARY), hidden_size=width, intermediate_size=128,
             num_hidden_layers=1, num_attention_heads=4,
             max_position_embeddings=TEXT_TOKENS, eos_token_id=1, bos_token_id=0, pad_token_id=0,
-            projection_dim=TEXT_WIDTH,
+            projection_dim=width,
         )
     )  # fmt: skip
 

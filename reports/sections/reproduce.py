@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ditbench.metrics.margins import MARGINS
+from ditbench.models.family import families
 from ditbench.models.sampling import PER_VIDEO
 from ditbench.records.record import MEASURED
 from ditbench.reports.sections.rows import differing
@@ -41,7 +42,8 @@ def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, An
     done |= {name: each * run[name] for name in ("num_samples", "batch_size")}
     told = {name: spec.get(name, done[name]) for name in ("num_samples", "batch_size", *done)}
     told |= {"models": [record["model"]], "methods": [record["stack"]]}
-    reads_prompts = not record.get("world") and record["family"] != "dit"
+    family = families().get(record["family"])
+    reads_prompts = not record.get("world") and not (family and family.class_labels)
     told |= {"prompts": spec["prompts"]} if spec.get("prompts") and reads_prompts else {}
     told |= {"references": list(spec.get("references", ()))}
     foreign = (

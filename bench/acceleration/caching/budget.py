@@ -42,7 +42,7 @@ def row_weights(
         return np.tile(np.arange(len(LEVELS)), (len(sublayers), 1))
     own = {"image": tokens, "text": text_tokens, "both": tokens + text_tokens}
     weights = [
-        [s.macs(tokens, kept_rows(level, own["image" if s.kind == "joint" else s.stream]), text_tokens).total for level in LEVELS]
+        [s.macs(tokens, kept_rows(level, own[s.spec.stream]), text_tokens).total for level in LEVELS]
         for s in sublayers
     ]  # fmt: skip
     return np.array(weights)

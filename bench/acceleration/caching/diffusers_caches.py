@@ -72,17 +72,17 @@ def count_attention(transformer: Any, at: Attachment) -> None:
 
 def timestep_of(transformer: Any, at: Attachment) -> Callable[[], float]:
     """The timestep of the transformer's current call in 0..1000, which diffusers' caches ask for;
-    not every pipeline tells it."""
-    from ditbench.models.sublayers import family_of
+    some pipelines scale it."""
+    from ditbench.models.family import family_of
 
-    told = [0.0]
-    scale = 1000.0 if family_of(transformer) == "flux" else 1.0
+    newest = [0.0]
+    scale = family_of(transformer).time_scale
 
     def before(_module: Any, _args: Any, kwargs: Any) -> None:
-        told[0] = float(kwargs["timestep"].reshape(-1)[0]) * scale
+        newest[0] = float(kwargs["timestep"].reshape(-1)[0]) * scale
 
     at.undo(transformer.register_forward_pre_hook(before, with_kwargs=True).remove)
-    return lambda: told[0]
+    return lambda: newest[0]
 
 
 def _blocks(transformer: Any) -> list[Any]:

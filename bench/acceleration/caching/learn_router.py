@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ditbench.acceleration.caching.output_cache import is_cache_step
 from ditbench.method.probe import Trainee
+from ditbench.models.family import family_named
 
 if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
@@ -110,9 +111,7 @@ def prepare_scores(folder: Path, room: Workroom, *, price: float) -> dict[str, A
             leaf = mixer.scores.detach().requires_grad_(True)
             mixer.scores = leaf
             attached.start(steps, BATCH)
-            room.pipe(
-                **room.draw(i, BATCH), output_type="np" if room.model.family == "dit" else "latent"
-            )
+            room.pipe(**room.draw(i, BATCH), output_type=family_named(room.model.family).raw_output)
             (
                 logits.sigmoid() * (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
             ).sum().backward()

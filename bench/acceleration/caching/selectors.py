@@ -95,7 +95,8 @@ class Attention(Selector):
             return out
         q, k, mask = watch.seen
         if every and rows is not None:  # what a run of these rows alone would have shown
-            q = _queries(q, rows, self.now.text_tokens if sublayer.kind == "joint" else 0)
+            text = self.now.text_tokens if sublayer.kind == "joint" else 0
+            q = _queries(q, rows, text, not text or sublayer.text_first)
         scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
         # [B,K,M]
         probability = (
@@ -270,11 +271,14 @@ class _Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _queries(q: Tensor, rows: Tensor, text: int) -> Tensor:
-    """Queries [B,H,T+K,d] of the `text` tokens that come first, all of them, and of the chosen
-    `rows` [B,K] of those that follow."""
-    first = torch.arange(text, device=rows.device).expand(len(rows), -1)
-    at = torch.cat([first, rows + text], 1)[:, None, :, None]
+def _queries(q: Tensor, rows: Tensor, text: int, text_first: bool) -> Tensor:
+    """Queries [B,H,T+K,d] of the `text` tokens, all of them, and of the chosen `rows` [B,K] of the
+    others, in the order of `q`."""
+    whole = torch.arange(text, device=rows.device).expand(len(rows), -1)
+    if text_first:
+        at = torch.cat([whole, rows + text], 1)[:, None, :, None]
+    else:
+        at = torch.cat([rows, whole + q.shape[2] - text], 1)[:, None, :, None]
     return q.gather(2, at.expand(-1, q.shape[1], -1, q.shape[3]))
 
 
@@ -290,4 +294,5 @@ def _own_rows(sublayer: Sublayer, signal: Tensor, n: int) -> Tensor:
     """The part [B,N] of a signal over text and image that belongs to this sub-layer's stream."""
     if signal.shape[1] == n:
         return signal
-    return signal[:, :n] if sublayer.stream == "text" else signal[:, signal.shape[1] - n :]
+    at_start = (sublayer.stream == "text") == sublayer.text_first
+    return signal[:, :n] if at_start else signal[:, signal.shape[1] - n :]

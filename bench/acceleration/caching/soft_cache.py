@@ -21,7 +21,7 @@ from ditbench.acceleration.caching.token_settings import DIFFSPARSE
 from ditbench.method.probe import Trainee
 from ditbench.method.stack import Stack
 from ditbench.models.differentiable import paint
-from ditbench.models.sublayers import family_of
+from ditbench.models.family import family_of
 
 
 class Student(Trainee):
@@ -56,7 +56,7 @@ class Student(Trainee):
     def attach(self, pipeline: Any, at: Any) -> None:
         """Reroute every sub-layer; checkpoint the transformer's runs."""
         self.at = at
-        cache = TokenCache(at, self.selector, DIFFSPARSE[family_of(pipeline.transformer)])
+        cache = TokenCache(at, self.selector, DIFFSPARSE[family_of(pipeline.transformer).name])
 
         def at_sublayer(sublayer: Any) -> Any:
             def route(run: Any, hidden: Tensor) -> Any:

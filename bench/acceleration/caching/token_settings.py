@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ditbench.models.sublayers import Sublayer
@@ -114,6 +114,19 @@ class Rules:
         return kinds
 
 
+def without_settings(method: str, settings: Mapping[str, Any], pipeline: Any) -> str | None:
+    """Why a method with settings by family cannot take a pipeline, in one sentence: it has none for
+    its family; None when it has."""
+    from ditbench.models.family import family_of
+
+    family = family_of(pipeline.transformer)
+    if family.name in settings:
+        return None
+    return (
+        f"{method} has no settings for the family {family.name}; it has for {', '.join(settings)}"
+    )
+
+
 def _single(x: float) -> float:
     """Rounded to single precision, in which the authors' code reckons."""
     rounded: float = struct.unpack("f", struct.pack("f", x))[0]
@@ -177,8 +190,9 @@ DUCA = TOCA | {
     "pixart": replace(TOCA["pixart"], ratio=0.75, period=lambda n, count, steps: n),
 }
 for rules in (TOCA, DUCA):
-    # ours: the authors published none for Wan, and its blocks have PixArt's parts
-    rules["wan"] = rules["pixart"]
+    # ours: the authors published none for Wan, whose blocks have PixArt's parts, nor for SD3, whose
+    # blocks are FLUX's double blocks
+    rules["wan"], rules["sd3"] = rules["pixart"], rules["flux"]
 DIFFSPARSE = {family: replace(rules, signals=SIGNALS) for family, rules in TOCA.items()}
 """How DiffSparse ranks, in training and in use alike: the paper adds up both signals, waiting and
 the bonus, with windows of 2 on DiT and 4 on PixArt. Weights, which it does not give, are ToCa's;

@@ -92,9 +92,9 @@ def fetch(row: Checkpoint) -> Path:
 def unfit(row: Checkpoint, pipeline: Any) -> str | None:
     """Why a pipeline cannot take a checkpoint, in one sentence; None when it can, its files then
     being there."""
-    from ditbench.models.sublayers import family_of
+    from ditbench.models.family import family_of
 
-    if (family := family_of(pipeline.transformer)) != row.family:
+    if (family := family_of(pipeline.transformer).name) != row.family:
         return f"{row.name} is for {row.family} models, not for {family}"
     try:
         path = fetch(row)

@@ -19,17 +19,13 @@ import torch
 from torch import Tensor
 
 from ditbench.acceleration.distillation.noise_process import Process, wide
-from ditbench.models.sublayers import family_of
+from ditbench.models.family import families, family_of
 
 if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
 
 CHUNK = 64
 """Requests recorded at once."""
-SHARED = ("txt_ids", "img_ids")
-"""Arguments of a transformer that are the same for every row."""
-_FIRST = {"dit": "text", "pixart": "none"}
-"""Which half of a batched guidance pass comes first: with the text or label, or without."""
 
 Conditioning = dict[str, Any]
 """Keyword arguments of the transformer, besides state and time."""
@@ -62,9 +58,11 @@ class Denoiser:
         """v at states x [B,...] of levels s [B] that the transformer is told are at `timestep`
         [B]."""
         s = wide(s, x)
-        told = timestep / 1000 if self.family == "flux" else timestep
         out = self.transformer(
-            hidden_states=self.process.own(x, s), timestep=told, return_dict=False, **asked
+            hidden_states=self.process.own(x, s),
+            timestep=self.family.transformer_time(timestep),
+            return_dict=False,
+            **asked,
         )[0]
         if out.dim() == 4 and out.shape[1] == 2 * x.shape[1]:
             out = out.chunk(2, dim=1)[0]  # the learned variance is left alone
@@ -83,7 +81,13 @@ class Denoiser:
 
 def rows(asked: Conditioning, which: Tensor) -> Conditioning:
     """The conditioning of some rows."""
-    return {k: _rows(v, which) if k not in SHARED else v for k, v in asked.items()}
+    shared = _shared()
+    return {k: _rows(v, which) if k not in shared else v for k, v in asked.items()}
+
+
+def _shared() -> set[str]:
+    """Arguments of transformers that are the same for every row."""
+    return {name for family in families().values() for name in family.shared_arguments}
 
 
 def _rows(value: Any, which: Tensor) -> Any:
@@ -179,21 +183,23 @@ def _calls(pipe: Any, told: dict[str, Any]) -> list[Conditioning]:
 
 def _passes(pipe: Any, calls: list[Conditioning]) -> tuple[Conditioning, ...]:
     """The guidance passes: with the text first, then without."""
-    first = _FIRST.get(family_of(pipe.transformer))
-    if first is None:
+    family = family_of(pipe.transformer)
+    if not family.batched:
         return tuple(calls)
     halves = [rows(calls[0], part) for part in torch.arange(_length(calls[0])).chunk(2)]
-    return tuple(halves if first == "text" else halves[::-1])
+    return tuple(halves if family.guidance == "batched, conditional first" else halves[::-1])
 
 
 def _length(asked: Conditioning) -> int:
-    return next(len(v) for k, v in asked.items() if isinstance(v, Tensor) and k not in SHARED)
+    shared = _shared()
+    return next(len(v) for k, v in asked.items() if isinstance(v, Tensor) and k not in shared)
 
 
 def _joined(parts: list[Any]) -> Any:
     first = parts[0]
     if isinstance(first, Mapping):
-        return {k: first[k] if k in SHARED else _joined([p[k] for p in parts]) for k in first}
+        shared = _shared()
+        return {k: first[k] if k in shared else _joined([p[k] for p in parts]) for k in first}
     return torch.cat(parts) if isinstance(first, Tensor) else first
 
 
