@@ -12,7 +12,6 @@ from command import command
 from ditbench.analysis import interaction
 from ditbench.analysis.controls import Control, Evidence, judge
 from ditbench.analysis.interaction import (
-    ALIGNMENT,
     describe,
     factorial,
     interactions,
@@ -34,6 +33,7 @@ from ditbench.statistics.moments import Moments
 ROOT = Path(__file__).resolve().parents[1]
 A, B, C = (Stack.parse(text) for text in ("fora", "int8", "distill"))
 N = 1000
+ALIGNMENT, MARGIN = "align.shapes_v1", 0.02
 
 
 def described(text):
@@ -180,7 +180,7 @@ def test_a_control_that_is_ahead_by_less_than_the_margin_does_not_beat():
     """The published case: ahead by .0039 [.0010, .0083], a fifth of the margin."""
     losses = SUM | dict.fromkeys(CONTROLS, 0.296)
     row = row_of(TIMES | CONTROLS, losses, steps=STEPS, noise=0.005)
-    assert row["over_control"].high < 0 and row["over_control"].value > -interaction.MARGIN
+    assert row["over_control"].high < 0 and row["over_control"].value > -MARGIN
     assert row["verdict"] == "stacks"
 
 
@@ -289,12 +289,12 @@ def test_a_kind_of_control_within_the_margin_does_not_pay_for_another():
     def control(value, error):
         low, high = student(value, error, 63)
         over = Estimate(value=value, low=low, high=high, n=64, se=error, bounds=(-1, 1))
-        return [Control(stack="c", steps=4, sure=True, over=over)]
+        return [Control(stack="c", steps=4, sure=True, over=over, margin=MARGIN)]
 
     nothing = constant(0.0, 1000, (-2, 2))
     near, far = control(-0.01, 0.001), control(-0.05, 0.0245)
     both, alone = (
-        Evidence(interaction=nothing, controls=kinds, speed={})
+        Evidence(interaction=nothing, margin=MARGIN, controls=kinds, speed={})
         for kinds in ([near, far], [[], far])
     )
     assert judge([both])[0]["p_beaten"] == pytest.approx(2 * judge([alone])[0]["p_beaten"])
@@ -326,7 +326,7 @@ def test_an_unresolved_interaction_says_how_many_samples_would_resolve_it():
         and row["alignment"].low < -0.02
         and row["alignment"].high > 0
     )
-    reach = max(-row["alignment"].value, row["alignment"].value + interaction.MARGIN)
+    reach = max(-row["alignment"].value, row["alignment"].value + MARGIN)
     assert row["samples_needed"] == pytest.approx(
         N * (2.8016 * row["alignment"].se / reach) ** 2, rel=1e-3
     )
@@ -349,7 +349,7 @@ def test_samples_that_are_all_alike_leave_open_what_none_of_them_shows():
     assert row["verdict"] == "unresolved" and needed > 299
 
     def proof(num):
-        return exceeds_p(constant(0.0, num, (-2, 2)), -interaction.MARGIN)
+        return exceeds_p(constant(0.0, num, (-2, 2)), -MARGIN)
 
     assert proof(needed) <= 0.025 < proof(int(needed / 1.02))
 

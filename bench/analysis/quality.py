@@ -10,6 +10,7 @@ from functools import cache
 from ditbench.analysis import aggregates
 from ditbench.analysis.rows import Part, QualityEntry, Record, Scored, Verdict, unscored
 from ditbench.analysis.set_statistics import STATISTICS, Sets
+from ditbench.extractors.references import ReferenceSets
 from ditbench.extractors.table import find
 from ditbench.metrics.table import Metric, module_of
 from ditbench.records.record import MEASURED
@@ -30,14 +31,14 @@ ASKED = "scored only when asked for: score RUN --metrics NAME"
 def quality(
     metric: Metric, record: Record, none: Record | None,
     scores: Mapping[str, Scores],
-    sets: Sets, margin: float | None,
+    sets: Sets, margin: float | None, primary: bool,
 ) -> QualityEntry:  # fmt: skip
     """The entry of a metric for a cell; `none` is the baseline it may be paired with, if any."""
     scored, delta = _scored(metric, record, none, scores, sets)
     return {
         **scored,
         **_tested(delta, margin),
-        "better": metric.better, "unit": metric.unit, "primary": metric.primary,
+        "better": metric.better, "unit": metric.unit, "primary": primary,
         "against_none": metric.against_none, "margin": margin, "table": metric.table,
         "extractor": find(metric.extractor, sets.references.table).key if metric.extractor else "",
     }  # fmt: skip
@@ -206,6 +207,17 @@ def statistic_delta(
             error,
         )
     return delta, f"{statistic.interval.format(n=delta.n)}, at n = {n}", None
+
+
+def sets_of(references: Mapping[str, Reference] | None, of_run: ReferenceSets | None) -> Sets:
+    """Statistics of sets against the references of the synthetic datasets, those given or those of
+    ditbench, and against the references of a run."""
+    return Sets(
+        lambda world, family: (
+            reference_of(world, family) if references is None else given(references, world)
+        ),
+        of_run,
+    )
 
 
 def given(references: Mapping[str, Reference], world: str) -> Reference:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ditbench.analysis import judges, verdict
-from ditbench.analysis.quality import given, quality, reference_of
+from ditbench.analysis.primary import Primary, by_model
+from ditbench.analysis.quality import quality, sets_of
 from ditbench.analysis.rows import Interval, Record, Row, Speedups
 from ditbench.analysis.set_statistics import Sets
 from ditbench.extractors.references import ReferenceSets
@@ -51,13 +52,12 @@ def summarise(
         for m in metrics().values()
         if not m.extractor or any(m.name in s.reasons for s in scores.values())
     ]
-    sets = Sets(
-        lambda world, family: (
-            reference_of(world, family) if references is None else given(references, world)
-        ),
-        sets_of_run,
-    )
-    rows = [_row(r, baselines.get(r["model"]), scores, sets, shown, margins or {}) for r in records]
+    sets = sets_of(references, sets_of_run)
+    primary = by_model(records, scores)
+    rows = [
+        _row(r, baselines.get(r["model"]), scores, sets, shown, margins or {}, primary[r["model"]])
+        for r in records
+    ]
     sets.save()
     return verdict.judge(rows)
 
@@ -69,11 +69,17 @@ def _row(
     sets: Sets,
     shown: Sequence[Metric],
     margins: Mapping[str, float],
+    primary: Primary,
 ) -> Row:
     run, measured = record["run"], record["status"] in MEASURED
     if none is not None and measured and any(none["run"].get(a) != run.get(a) for a in ALIKE):
         none = None  # other requests, or other weights: nothing may be paired
-    entries = {m.name: quality(m, record, none, scores, sets, margins.get(m.name)) for m in shown}
+    entries = {
+        m.name: quality(
+            m, record, none, scores, sets, margins.get(m.name), primary=m.name in primary.names
+        )
+        for m in shown
+    }
     psnr, ssim = (entries[f"{name}.vs_none"]["value"] for name in ("psnr", "ssim"))
     doubt = fidelity.doubtful(psnr and psnr["value"], ssim and ssim["value"])
     disagreement = None

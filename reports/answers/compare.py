@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ditbench.analysis.primary import primary_metrics
 from ditbench.analysis.quality import reference_of, statistic_delta
 from ditbench.analysis.rows import Row
 from ditbench.analysis.set_statistics import Sets
@@ -17,7 +18,7 @@ from ditbench.extractors.references import ReferenceSets
 from ditbench.metrics.table import Metric, metrics
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores, read_scores
-from ditbench.reports.sections.format import DASH, fixed, number, places_of, spoken
+from ditbench.reports.sections.format import DASH, fixed, number, spoken
 from ditbench.reports.sections.rows import differing
 from ditbench.reports.sections.section import Section
 from ditbench.statistics import estimates as statistics
@@ -34,7 +35,7 @@ class Gates:
     moved too."""
 
     alignment: float = 0.01
-    """Loss of `align.shapes_v1`."""
+    """Loss of the primary score (alignment; ImageReward or CLIP score), in its unit."""
     slowdown: float = 0.05
     """Share of the speed-up over `none` that is lost."""
     memory: float = 0.05
@@ -114,6 +115,7 @@ def _qualities(
     if mine is None or theirs is None:
         return [_line("quality", "", "", "", "not compared: one of them is not scored")]
     lines, sets = [], Sets(reference_of, ReferenceSets(folder))
+    score = primary_metrics([mine, theirs]).score.name
     for metric in metrics().values():
         try:
             change = _change(metric, mine, theirs, other, sets)
@@ -122,8 +124,8 @@ def _qualities(
             continue
         if change is not None:
             before, after, moved = change
-            gate = gates.alignment if metric.name == "align.shapes_v1" else None
-            places = places_of(metric.name)
+            gate = gates.alignment if metric.name == score else None
+            places = metric.decimals
             verdict = _verdict(moved, 1 if metric.better == "higher" else -1, gate)
             if metric.better == "neither" and verdict in ("better", "worse"):
                 verdict = "changed"

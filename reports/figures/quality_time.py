@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from ditbench.analysis.primary import primary_of
 from ditbench.analysis.rows import Row
+from ditbench.metrics.table import metrics
 from ditbench.reports.figures.scatter import Plate, Point, plate
 from ditbench.reports.figures.style import INK, PALE, QUIET, in_style
 from ditbench.reports.sections.format import number
@@ -22,10 +24,6 @@ from ditbench.reports.sections.section import Section, file_name
 Line = NDArray[Any]
 """Positions [k, 2] in a panel's units."""
 
-METRICS = {
-    "align.shapes_v1": ("alignment (align.shapes_v1)", "higher is better"),
-    "fd.shapes_v1": ("Fréchet distance (fd.shapes_v1)", "lower is better"),
-}
 SMALL_PRINT = (
     "Bars: 95 % intervals. Fréchet distance: that of none and the difference to it, which is "
     "without bias in n. Dashed: none. Line: the "
@@ -40,7 +38,7 @@ def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
     found = {}
     with in_style():
         for model, rows in section.models.items():
-            panels = [metric for metric in METRICS if any(placed(row, metric) for row in rows)]
+            panels = [m for m in primary_of(rows).names if any(placed(row, m) for row in rows)]
             if panels:
                 found[model] = _figure(section, model, panels, folder)
     return found
@@ -69,7 +67,8 @@ def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -
 
 def _panel(axis: Axes, drawn: Plate, rows: Sequence[Row], metric: str) -> Line:
     """Everything but the labels, which need final limits; returns the frontier."""
-    name, better = METRICS[metric]
+    name = f"{metrics()[metric].label} ({metric})"
+    better = f"{metrics()[metric].better} is better"
     drawn.mark(axis, _points(rows, metric))
     for row in rows:
         if row["baseline"] and placed(row, metric):

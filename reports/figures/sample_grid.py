@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.style import INK, PALE, PAPER, QUIET, font_path
-from ditbench.reports.sections.format import places_of, short, times, value
+from ditbench.reports.sections.format import decimals, short, times, value
 from ditbench.reports.sections.rows import ReportRow, status
 from ditbench.reports.sections.section import Section, file_name
 
@@ -250,13 +250,13 @@ def _row_label(row: ReportRow) -> list[tuple[str, str, bool]]:
     for metric, entry in row["quality"].items():
         if entry["value"] is not None and not metric.endswith(".vs_none"):
             change = (
-                f" ({value(entry['delta'], places_of(metric), signed=True)})"
+                f" ({value(entry['delta'], decimals(metric), signed=True)})"
                 if entry["delta"]
                 else ""
             )
             lines.append(
                 (
-                    f"{short(metric)} {value(entry['value'], places_of(metric))}{change}",
+                    f"{short(metric)} {value(entry['value'], decimals(metric))}{change}",
                     QUIET,
                     False,
                 )

@@ -4,6 +4,7 @@ none."""
 from __future__ import annotations
 
 from ditbench.analysis.rows import Interval
+from ditbench.metrics.table import metrics
 
 DASH = "-"
 
@@ -77,18 +78,9 @@ def count(number_: int, noun: str) -> str:
     return f"{number_} {noun}" + ("" if number_ == 1 else "s")
 
 
-def places_of(metric: str) -> int:
+def decimals(metric: str) -> int:
     """Decimal places a metric is shown with."""
-    return {
-        "fd": 2,
-        "fid": 2,
-        "sfid": 2,
-        "is": 2,
-        "clip100": 2,
-        "psnr": 1,
-        "tdiff_fidelity": 1,
-        "vstyle": 4,
-    }.get(metric.partition(".")[0], 3)
+    return metrics()[metric].decimals
 
 
 def short(metric: str) -> str:

@@ -167,7 +167,7 @@ def _section(folder: Path, name: str) -> Section:
     return Section(
         name=name, folder=folder, command=text, rows=rows, records=records, left_out=left_out,
         spec=spec,
-        stacking=together(paired, scores), over_steps=over_steps(paired, scores),
+        stacking=together(paired, scores, sets_of_run=ReferenceSets(folder)), over_steps=over_steps(paired, scores),
     )  # fmt: skip
 
 

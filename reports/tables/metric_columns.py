@@ -11,10 +11,10 @@ from typing import Any
 from ditbench.analysis.rows import Interval, Part, QualityEntry
 from ditbench.reports.sections.format import (
     DASH,
+    decimals,
     fixed,
     interval,
     number,
-    places_of,
     short,
     spoken,
     value,
@@ -168,7 +168,8 @@ def glance(row: ReportRow, table: str) -> dict[str, TableCell]:
     compare with none: the others are in the details."""
     line: dict[str, TableCell] = {}
     for metric, entry in row["quality"].items():
-        if entry["table"] == table and (table or entry["primary"] or entry["against_none"]):
+        first = entry["primary"] or (entry["against_none"] and not entry["table"])
+        if (entry["table"] == table) if table else first:
             measure = Measure(row=row, metric=metric)
             for column, head in _headed("glance", measure):
                 line[head] = (*_cell(column, measure), _rests_on(column, measure))
@@ -201,14 +202,14 @@ def _headed(face: str, measure: Measure) -> Iterator[tuple[Column[Measure], str]
 def _line(column: Column[Measure], measure: Measure) -> str:
     """On one line."""
     if column.is_estimate:
-        estimate, places = column.value(measure), places_of(measure.metric)
+        estimate, places = column.value(measure), decimals(measure.metric)
         return spoken(estimate, places, signed=column.name != "value")
     return _cell(column, measure)[0]
 
 
 def _cell(column: Column[Measure], measure: Measure) -> tuple[str, str]:
     """On two lines, an interval on the second."""
-    held, places = column.value(measure), places_of(measure.metric)
+    held, places = column.value(measure), decimals(measure.metric)
     if column.is_estimate:
         signed = column.name != "value"
         return value(held, places, signed), interval(held, places, signed)

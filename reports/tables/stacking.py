@@ -8,7 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from ditbench.analysis.interaction import RULE, VERDICTS
+from ditbench.analysis.interaction import VERDICTS, rules
+from ditbench.analysis.primary import primary_metrics
+from ditbench.metrics.table import Metric, metrics
 from ditbench.reports.sections.findings import trained_once, trainings
 from ditbench.reports.sections.format import DASH, fixed, spoken
 from ditbench.reports.sections.rows import status
@@ -68,7 +70,7 @@ def stacking_sheet(section: Section) -> Sheet:
         run=section.name,
         convention=STACKING,
         blocks=blocks,
-        rules=(RULE,),
+        rules=rules(section.stacking),
     )
 
 
@@ -103,6 +105,7 @@ def stacking_frame(section: Section) -> pd.DataFrame:
                 "samples_needed",
             )
         }
+        line |= {"metric": told.get("metric"), "distance": told.get("distance")}
         line |= {"controls": "; ".join(told.get("controls", []))}
         line |= circumstances(row, section.records[row["key"]]["environment"]) | {
             "keys": _keys(section, told)
@@ -126,22 +129,35 @@ def _words(section: Section, told: Mapping[str, Any]) -> dict[str, str]:
         told[k].as_dict() if told.get(k) else None for k in ESTIMATES.values()
     )
     needed = told.get("samples_needed")
+    score, distance = _primary(told)
     words = {
         "stack": told["stack"], "reading": told["reading"], "status": status(row),
         "verdict": told["verdict"] if told["verdict"] in VERDICTS else "not measured",
         "gamma FLOPs": fixed(told.get("gamma_flops"), 2), "gamma clock": spoken(clock, 2),
-        "alignment interaction": spoken(quality, 3, signed=True),
-        "Fréchet interaction": spoken(frechet, 2, signed=True),
+        f"{score.label} interaction": spoken(quality, score.decimals, signed=True),
+        f"{distance.label.removesuffix(' distance')} interaction": spoken(frechet, distance.decimals, signed=True),
         "basis": told.get("basis", DASH),
     }  # fmt: skip
     for name, ahead in zip(CONTROLS, over, strict=True):
         head = name.replace("_", " ").replace("flops", "FLOPs")
-        words |= {head: told.get(name) or DASH, f"over {head}": spoken(ahead, 3, signed=True)}
+        words |= {
+            head: told.get(name) or DASH,
+            f"over {head}": spoken(ahead, score.decimals, signed=True),
+        }
     return words | {
         "samples needed": DASH if needed is None else str(needed),
         "n": str(row["num_samples"]) if measured else DASH,
         KEY: _keys(section, told),
     }  # fmt: skip
+
+
+def _primary(told: Mapping[str, Any]) -> tuple[Metric, Metric]:
+    """What the interactions of a row are of."""
+    usual, table = primary_metrics(), metrics()
+    return (
+        table[told.get("metric", usual.score.name)],
+        table[told.get("distance", usual.distance.name)],
+    )
 
 
 def _keys(section: Section, told: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ditbench.reports.sections.format import DASH, number, places_of, spoken, times
+from ditbench.reports.sections.format import DASH, decimals, number, spoken, times
 from ditbench.reports.sections.rows import ReportRow, labelled, status
 from ditbench.reports.sections.section import Section
 from ditbench.reports.tables.sheet import (
@@ -85,7 +85,7 @@ def _words(row: ReportRow, method: str, cost: Mapping[str, Any]) -> dict[str, st
     }  # fmt: skip
     for metric, entry in row["quality"].items():
         if entry["primary"]:
-            line[f"{metric} minus none"] = spoken(entry["delta"], places_of(metric), signed=True)
+            line[f"{metric} minus none"] = spoken(entry["delta"], decimals(metric), signed=True)
             line[f"{metric} verdict"] = entry["verdict"] or DASH
     return line | {"n": str(row["num_samples"]), KEY: row["key"]}
 

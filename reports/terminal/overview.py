@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ditbench.analysis.primary import primary_of
 from ditbench.analysis.quality import ASKED
 from ditbench.analysis.rows import QualityEntry, Row
 from ditbench.metrics.table import metrics
 from ditbench.records.record import SHOWN
 from ditbench.reports.sections.findings import findings
-from ditbench.reports.sections.format import DASH, interval, places_of, short, value
+from ditbench.reports.sections.format import DASH, decimals, interval, value
 from ditbench.reports.sections.rows import ReportRow, status, unmeasured, without_difference
 from ditbench.reports.sections.section import Report, Section
 from ditbench.reports.tables import columns
@@ -35,23 +36,18 @@ def columns_of(rows: Sequence[ReportRow]) -> list[Shown]:
     in the first table."""
     chosen = in_order(columns.COLUMNS, "terminal")
     names = metrics()
-    for metric in PRIMARY:
-        chosen.append(
-            _metric(metric, f"{PRIMARY[metric]}\nand change", list(PRIMARY).index(metric))
-        )
+    for rank, metric in enumerate(primary_of(rows).names):
+        chosen.append(_metric(metric, f"{names[metric].label}\nand change", rank))
     alone = [name for name in names if name.endswith(".vs_none") and not names[name].table]
     for rank, metric in enumerate(alone, 6):
-        head = f"{short(metric).upper()}\n{names[metric].unit}".strip()
+        head = f"{names[metric].label}\n{names[metric].unit}".strip()
         chosen.append(_metric(metric, head, rank))
     return chosen
 
 
-PRIMARY = {"align.shapes_v1": "alignment", "fd.shapes_v1": "Frechet dist."}
-
-
 def _metric(metric: str, head: str, rank: int) -> Shown:
     """Value and paired change on one line, the change's interval on the next."""
-    places = places_of(metric)
+    places = decimals(metric)
 
     def cell(entry: QualityEntry | None, _: Row) -> TableCell:
         if entry is None or entry["value"] is None:
