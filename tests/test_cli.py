@@ -35,15 +35,15 @@ def told(capsys, *arguments):
         (["--methods", "fora(interval=2"], "fora(interval=2"),
         (["--methods", "fora*int8"], "fora*int8"),
         (["--methods", "fora+fora"], "fora appears 2 times"),
-        (["--num-samples", "0"], "num_samples: 0 is not between"),
+        (["--num-samples", "0"], "--num-samples: 0 is not between"),
         (["--spec", "no-such-spec.toml"], "no-such-spec.toml"),
-        (["--device", "tpu"], "device: 'tpu'"),
+        (["--device", "tpu"], "--device: 'tpu'"),
         (["--plugin", "no-such-file.py"], "no-such-file.py"),
-        (["--reference", "no-such-file"], "references: there is no file 'no-such-file'"),
+        (["--reference", "no-such-file"], "--reference: there is no file 'no-such-file'"),
         (["--reference", f"dit-tiny={__file__}"], "is no reference file, or damaged"),
         (
             ["--prompts", "no-such-set"],
-            "there is no file 'no-such-set', nor a set of that name (there are coco2014",
+            "--prompts: there is no file 'no-such-set', nor a set of that name; there are coco2014",
         ),
         (
             ["reference", "build", "no-such-folder", "--extractor", "tf2015", "--out", "x.npz"],
@@ -59,7 +59,7 @@ def told(capsys, *arguments):
         (["count", "--methods", ""], "--methods: nothing is given"),
         (["match", "--saved", "0.5", "--methods", ""], "--methods: nothing is given"),
         (["--models", ""], "--models: nothing is given"),
-        (["--models", ","], "models: none given"),
+        (["--models", ","], "--models: none given"),
         (["--weights", ""], "--weights: nothing is given"),
         (["--prompts", ""], "--prompts: nothing is given"),
         (["--spec", ""], "--spec: nothing is given"),
@@ -70,7 +70,7 @@ def told(capsys, *arguments):
         (["score", "no-such-run", "--metrics", ""], "--metrics: nothing is given"),
         (
             ["stack", "fora", "int8", "--reference", "no-such-file"],
-            "references: there is no file 'no-such-file'",
+            "--reference: there is no file 'no-such-file'",
         ),
         (
             ["stack", "fora", "int8", "--reference", f"dit-tiny={__file__}"],
@@ -185,8 +185,12 @@ def plugin(tmp_path, monkeypatch):
 
 def plans(capsys, *arguments):
     code, out, err = told(capsys, "plan", "--json", *arguments)
-    assert code == 0, err
-    return {(row["model"], row["stack"]): row["reason"] for row in json.loads(out.splitlines()[-1])}
+    reasons = {
+        (row["model"], row["stack"]): row["reason"] for row in json.loads(out.splitlines()[-1])
+    }
+    baseline_refused = any(why for (_, stack), why in reasons.items() if stack == "none")
+    assert code == (3 if baseline_refused else 0), err
+    return reasons
 
 
 @pytest.mark.parametrize(
@@ -299,7 +303,6 @@ def test_list_shows_in_json_what_the_table_shows(capsys, what):
 def test_a_model_without_weights_is_a_refused_row_of_check_and_not_its_end(
     capsys, tmp_path, monkeypatch
 ):
-
     monkeypatch.setattr("ditbench.models.weights.ZOO", tmp_path)
     code, out, _ = told(capsys, "check", "fora", "--models", "dit-tiny,wan-tiny", "--json")
     rows = json.loads(out.splitlines()[-1])

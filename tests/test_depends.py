@@ -190,7 +190,7 @@ def test_guidance_and_the_rest_of_the_sampling_are_in_the_keys_of_cells_and_arte
     make("diffsparse")
     before = keys("diffsparse", "fora")
     table = models.models() | {"dit-tiny": replace(models.models()["dit-tiny"], **change)}
-    monkeypatch.setattr(models, "_table", lambda: table)
+    monkeypatch.setattr(models, "models", lambda: table)
     assert (
         "python run_bench.py prepare 'diffsparse' --models dit-tiny does it"
         in refusals("diffsparse")["diffsparse"]

@@ -1,8 +1,6 @@
 """README, CONTRIBUTING and the folder READMEs say what the code does."""
 
-import contextlib
 import importlib.util
-import io
 import os
 import re
 import shlex
@@ -18,7 +16,8 @@ from test_house import LEVELS
 
 from ditbench.analysis.controls import VERDICTS
 from ditbench.cli.commands import COMMANDS
-from ditbench.cli.parser import parser
+from ditbench.cli.parser import parsers
+from ditbench.cli.usage import UsageError
 from ditbench.method import names
 from ditbench.metrics import metrics
 from ditbench.models import models
@@ -86,11 +85,10 @@ def commands_of(path):
 @pytest.mark.parametrize("path", [*GUIDES, *RESULTS], ids=name_of)
 def test_every_command_line_in_the_documents_parses(path):
     for words in commands_of(path):
-        with contextlib.redirect_stderr(io.StringIO()) as complaint:
-            try:
-                args = parser(COMMANDS).parse_args(words)
-            except SystemExit:
-                raise AssertionError(f"{words}: {complaint.getvalue()}") from None
+        try:
+            args = parsers(COMMANDS)[0].parse_args(words)
+        except UsageError as error:
+            raise AssertionError(f"{words}: {error}") from None
         stacks = f"{getattr(args, 'methods', '')} {getattr(args, 'method', '')}"
         known = {"none", "my_method", *names()}
         assert "<" in stacks or not set(re.findall(r"(?:^|[ ,+])([a-z]\w*)", stacks)) - known - {
@@ -114,7 +112,7 @@ def test_the_readmes_show_every_command():
 
 def test_every_flag_in_the_documents_is_one_of_a_command():
     known = {"--help", "--check"}  # of all commands, and of `ruff format`
-    for sub in parser(COMMANDS)._subparsers._group_actions[0].choices.values():
+    for sub in parsers(COMMANDS)[1].values():
         known |= {flag for action in sub._actions for flag in action.option_strings}
     for path in GUIDES:
         text = re.sub(r"<!--|-->", "", path.read_text())

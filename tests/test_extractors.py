@@ -114,7 +114,7 @@ def test_a_row_without_a_network_says_why():
         ValueError, match="videomae cannot be run: the architecture is not written here yet"
     ):
         verified(extractors()["videomae"])
-    with pytest.raises(ValueError, match="no extractor 'tf2016'; there are tf2015"):
+    with pytest.raises(ValueError, match="no extractor 'tf2016'; did you mean tf2015"):
         find("tf2016")
 
 

@@ -15,8 +15,8 @@ from ditbench.method.dependencies import depends_on
 from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
 from ditbench.metrics import Metric, metrics, register_metric
-from ditbench.models import declarations, families, models, register_family, register_model, select
-from ditbench.models.family import Family, family_named
+from ditbench.models import declarations, models, register_family, register_model, select
+from ditbench.models.family import Family, families, family_named
 from ditbench.models.table import Model
 from ditbench.records.record import read_run
 from ditbench.testing import KINDS
@@ -57,7 +57,7 @@ def test_families_and_plugins_with_them_are_read_without_torch():
     code = (
         "import sys, run_bench\n"
         "from ditbench.method.plugins import load_plugin\n"
-        "from ditbench.models import families, models\n"
+        "from ditbench.models import models\nfrom ditbench.models.family import families\n"
         f"load_plugin({str(PLUGIN)!r})\n"
         "assert 'ltx' in families() and 'ltx-small' in models()\n"
         "sys.exit('torch' in sys.modules)"

@@ -181,7 +181,7 @@ def test_a_set_that_is_not_there_is_named_with_its_licence_and_source(tmp_path, 
     ):
         find_prompts("drawbench")
     with pytest.raises(
-        ValueError, match=r"nor a set of that name \(there are coco2014, coco2017, drawbench"
+        ValueError, match=r"nor a set of that name; did you mean drawbench or vbench\?"
     ):
         find_prompts("drawbanch")
 

@@ -24,7 +24,6 @@ from ditbench.reports.figures import speed_memory as charts
 from ditbench.reports.sections import format as wording
 from ditbench.reports.sections import section as sections
 from ditbench.reports.sections.rows import TIMES
-from ditbench.reports.terminal import overview
 from ditbench.reports.terminal import table as terminal
 from ditbench.statistics.frechet import Reference
 
@@ -366,9 +365,9 @@ def test_rows_of_a_plain_table_keep_their_first_column_whole(capsys, monkeypatch
 
 
 def test_a_long_stack_breaks_after_a_plus_or_before_a_bracket():
-    assert overview._broken("int8+fora(interval=3)", 16) == ["int8+fora", "(interval=3)"]
-    assert overview._broken("int8", 16) == ["int8"]
-    lines = overview._broken("a" * 40 + "+b", 16)
+    assert terminal.broken("int8+fora(interval=3)", 16) == ["int8+fora", "(interval=3)"]
+    assert terminal.broken("int8", 16) == ["int8"]
+    lines = terminal.broken("a" * 40 + "+b", 16)
     assert "".join(lines) == "a" * 40 + "+b" and max(map(len, lines)) <= 16
 
 

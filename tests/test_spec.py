@@ -21,7 +21,7 @@ from ditbench.runner.spec import Spec, check_writable, from_table, read_toml
         ("margins = 0.1", "margins: expected a table of metrics, got 0.1"),
         (
             "[margins]\nfd.shape_v1 = 3",
-            r"margins.fd.shape_v1: unknown metric 'fd.shape_v1'; nearest: fd.shapes_v1",
+            r"margins.fd.shape_v1: unknown metric 'fd.shape_v1'; did you mean fd.shapes_v1",
         ),
         ("[margins]\nfd.shapes_v1 = 'wide'", "margins.fd.shapes_v1: expected a number, got 'wide'"),
         ("[margins]\npsnr.vs_none = 1", "margins.psnr.vs_none: its value is already against none"),
@@ -43,9 +43,11 @@ def test_flags_override_a_file_and_a_file_the_defaults(tmp_path):
     assert (spec.seed, spec.rounds, spec.num_samples) == (4, 5, Spec().num_samples)
 
 
-def test_an_unknown_named_spec_lists_the_known():
-    with pytest.raises(ValueError, match=r"nor a named spec of that name \(there are default"):
+def test_an_unknown_named_spec_names_the_nearest_or_lists_the_known():
+    with pytest.raises(ValueError, match=r"nor a named spec of that name; did you mean default\?"):
         read_toml("defalt")
+    with pytest.raises(ValueError, match=r"of that name; there are default, published$"):
+        read_toml("zzz")
 
 
 def test_the_same_command_has_the_same_folder_and_another_command_another():

@@ -5,67 +5,61 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ditbench.cli import queries as asking
-from ditbench.cli.parser import GATE, OK, SOME_FAILED, USAGE, parser
+from ditbench.cli.parser import GATE, OK, SOME_FAILED, USAGE, parsers
+from ditbench.cli.usage import (
+    UsageError,
+    check_command,
+    check_given,
+    check_left_over,
+    sentence_of,
+    usage_line,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    told = list(sys.argv[1:] if arguments is None else arguments)
-    if not told or (told[0] not in COMMANDS and told[0] not in ("-h", "--help", "--version")):
-        told.insert(0, "run")
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _check_given(told)
-        args = parser(COMMANDS).parse_args(told)
-        return int(args.do(args))
+        return _command(words)
     except BrokenPipeError:
         return OK
     except (ValueError, FileNotFoundError, PermissionError) as error:
-        print(f"ditbench: {error}", file=sys.stderr)
+        print(f"ditbench: {sentence_of(error, words)}", file=sys.stderr)
+        if isinstance(error, UsageError):
+            print(error.usage, file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("ditbench: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
 
 
-def _check_given(words: Sequence[str]) -> None:
-    """ValueError for an empty argument, as an unset variable of a shell leaves it: it is never
-    taken for a default."""
-    for flag, word in zip(["", *words], words, strict=False):
-        if word == "" or re.fullmatch(r"--[a-z-]+=", word):
-            about = word.removesuffix("=") or (
-                flag if flag.startswith("--") else f"the argument after {flag}"
-            )
-            hint = "; the un-accelerated model is called none" if about == "--methods" else ""
-            raise ValueError(f"{about}: nothing is given{hint}")
+def _command(words: list[str]) -> int:
+    parser, by_name = parsers(COMMANDS)
+    check_command(words, COMMANDS, usage_line(parser))
+    name = words[0] if words and words[0] in COMMANDS else "run"
+    if not words or words[0] not in (*COMMANDS, "-h", "--help", "--version"):
+        words = ["run", *words]
+    check_given(words)
+    args, left_over = parser.parse_known_args(words)
+    check_left_over(left_over, by_name[name])
+    return int(args.do(args))
 
 
 def _spec(args: argparse.Namespace) -> Any:
     from ditbench.method.stack import split_stacks
-    from ditbench.runner.spec import from_table, read_toml
+    from ditbench.runner.spec import Spec, from_table, read_toml
 
-    table: dict[str, Any] = {}
-    for name in (
-        "num_samples",
-        "batch_size",
-        "rounds",
-        "seed",
-        "device",
-        "dtype",
-        "weights",
-        "prompts",
-        "out",
-    ):
-        if (value := getattr(args, name)) is not None:
-            table[name] = value
+    of_own_kind = ("models", "methods", "plugins", "references", "margins")
+    names = [f.name for f in fields(Spec) if f.name not in of_own_kind]
+    table = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.models is not None:
         table["models"] = [part for part in args.models.split(",") if part]
     if getattr(args, "methods", None) is not None:
@@ -99,7 +93,9 @@ def _plan(args: argparse.Namespace) -> int:
         f"{len(cells)} cells, to be kept in {cells[0].spec.folder}",
         hide=["key"],
     )
-    return OK
+    refused = [cell for cell in cells if cell.refusal]
+    baseline_refused = any(not cell.stack.methods for cell in refused)
+    return SOME_FAILED if baseline_refused or len(refused) == len(cells) else OK
 
 
 def _run(args: argparse.Namespace) -> int:

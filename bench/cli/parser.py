@@ -7,6 +7,9 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ditbench.cli.usage import Parser, decimal_number, whole_number
+from ditbench.runner.spec import DTYPE_NAMES, DTYPES, read_toml
+
 OK, GATE, USAGE, SOME_FAILED = 0, 1, 2, 3
 """Exit codes: all well, a gate failed, wrong usage, some cells failed or were inert, or a model's
 baseline was refused."""
@@ -14,18 +17,23 @@ baseline was refused."""
 Do = Callable[[argparse.Namespace], int]
 
 
-def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
-    """The parser of all commands; the function of the one that was given is left as `do`."""
+def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the command line, and the parser of each command by name; the function of the
+    command that was given is left as `do`."""
     from ditbench import __version__
 
-    found = argparse.ArgumentParser(
+    top = Parser(
         prog="ditbench", description="Measure ways of accelerating diffusion transformers."
     )
-    found.add_argument("--version", action="version", version=__version__)
-    under = found.add_subparsers(metavar="COMMAND", required=True)
+    top.add_argument("--version", action="version", version=__version__)
+    subparsers = top.add_subparsers(metavar="COMMAND", required=True)
+    by_name: dict[str, Parser] = {}
 
-    def command(name: str, about: str) -> argparse.ArgumentParser:
-        sub = under.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+    def command(name: str, about: str) -> Parser:
+        sub: Parser = subparsers.add_parser(
+            name, help=about, description=about[0].upper() + about[1:] + "."
+        )
+        by_name[name] = sub
         sub.add_argument(
             "--json",
             action="store_true",
@@ -41,33 +49,37 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
 
     count = command("count", "count FLOPs over the real sampler loop, without weights")
     count.add_argument(
-        "--models", default="full", help="names or groups, comma separated (default: full)"
+        "--models", default="full", help="names or groups (tiny, full), comma separated"
     )
-    count.add_argument("--methods", help="stacks, comma separated")
+    count.add_argument("--methods", help="stacks beside none, comma separated")
     count.add_argument(
         "--convention",
         default="flops",
         help="flops, macs, linear-macs, linear-macs-one-pass or toca",
     )
     for flag in ("height", "width", "frames", "steps", "text-tokens"):
-        count.add_argument(f"--{flag}", type=int, help="instead of the model's own")
-    count.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+        count.add_argument(
+            f"--{flag}", type=whole_number, help="in place of the model's (default: the model's)"
+        )
+    _plugin_flag(count)
 
     prepare = command("prepare", "train or calibrate what a method needs beforehand")
     prepare.add_argument(
         "method", help="a method or stack, knobs included; what is below a method is prepared for"
     )
-    prepare.add_argument("--models", default="tiny")
+    prepare.add_argument(
+        "--models", default="tiny", help="names or groups (tiny, full), comma separated"
+    )
     prepare.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
     prepare.add_argument(
         "--out", type=Path, default=Path("artifacts"), help="folder for what is made"
     )
-    prepare.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+    _plugin_flag(prepare)
 
     match = command("match", "set methods so that they save the same share of FLOPs")
     match.add_argument(
         "--saved",
-        type=float,
+        type=decimal_number,
         required=True,
         metavar="SHARE",
         help="share of FLOPs to save, between 0 and 1",
@@ -75,9 +87,11 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
     match.add_argument(
         "--methods", required=True, help="stacks, comma separated; the last method's dial is turned"
     )
-    match.add_argument("--models", default="tiny")
+    match.add_argument(
+        "--models", default="tiny", help="names or groups (tiny, full), comma separated"
+    )
     match.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
-    match.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+    _plugin_flag(match)
 
     stack = command(
         "stack",
@@ -124,17 +138,20 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
     )
     recommend.add_argument("run", type=Path, metavar="RUN")
     recommend.add_argument(
-        "--max-memory-gb", type=float, metavar="GB", help="peak memory, in 10^9 bytes"
+        "--max-memory-gb", type=decimal_number, metavar="GB", help="peak memory, in 10^9 bytes"
     )
-    recommend.add_argument("--max-seconds", type=float, metavar="S", help="per sample")
+    recommend.add_argument("--max-seconds", type=decimal_number, metavar="S", help="per sample")
     recommend.add_argument(
         "--min-alignment",
-        type=float,
+        type=decimal_number,
         metavar="CHANGE",
         help="against none: the whole interval, e.g. -0.01",
     )
     recommend.add_argument(
-        "--max-frechet", type=float, metavar="CHANGE", help="against none: the whole interval"
+        "--max-frechet",
+        type=decimal_number,
+        metavar="CHANGE",
+        help="against none: the whole interval",
     )
 
     compare = command(
@@ -145,10 +162,10 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
     compare.add_argument("after", type=Path, metavar="RUN_B")
     compare.add_argument(
         "--max-alignment-loss",
-        type=float,
+        type=decimal_number,
         default=0.01,
         metavar="LOSS",
-        help="default: %(default)s",
+        help="alignment lost against the other run",
     )
     for name, what in (
         ("slowdown", "of the speed-up lost"),
@@ -158,10 +175,10 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
         default = 0.01 if name == "flops-growth" else 0.05
         compare.add_argument(
             f"--max-{name}",
-            type=float,
+            type=decimal_number,
             default=default,
             metavar="SHARE",
-            help=f"{what}; default: %(default)s",
+            help=what,
         )
 
     reproduce = command(
@@ -169,21 +186,38 @@ def parser(commands: Mapping[str, Do]) -> argparse.ArgumentParser:
     )
     reproduce.add_argument("run", type=Path, metavar="RUN")
     reproduce.add_argument(
-        "row", metavar="ROW", help="record key, or a stack where one model alone has it"
+        "row",
+        metavar="ROW",
+        help="MODEL/STACK, a record key, or a stack where one model alone has it",
     )
 
     listing = command("list", "list models, methods or metrics")
     listing.add_argument("what", choices=("models", "methods", "metrics"))
     listing.add_argument("-v", "--verbose", action="store_true", help="knobs, needs and claims too")
-    listing.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+    _plugin_flag(listing)
 
     check = command("check", "put a method through the contract on models")
     check.add_argument("method", help="a method or stack, knobs included")
-    check.add_argument("--models", default="tiny")
-    check.add_argument("--plugin", action="append", default=[], metavar="FILE.py")
+    check.add_argument(
+        "--models", default="tiny", help="names or groups (tiny, full), comma separated"
+    )
+    _plugin_flag(check)
 
     command("doctor", "say what works on this machine and what is missing")
-    return found
+    for sub in by_name.values():
+        _add_defaults(sub)
+    return top, by_name
+
+
+def _add_defaults(command: argparse.ArgumentParser) -> None:
+    """End the help of every optional flag with its default."""
+    for action in command._actions:
+        takes_value = action.option_strings and action.nargs != 0
+        if takes_value and not action.required and "default" not in (action.help or ""):
+            default = "none" if action.default in (None, []) else "%(default)s"
+            action.help = (
+                f"{action.help} (default: {default})" if action.help else f"default: {default}"
+            )
 
 
 def _reference_flag(command: argparse.ArgumentParser) -> None:
@@ -194,43 +228,63 @@ def _reference_flag(command: argparse.ArgumentParser) -> None:
 
 
 def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
+    """The flags of a run. Their defaults are the spec's, `default.toml` unless `--spec` is given."""
+    spec = read_toml("default")
+
+    def add(flag: str, about: str, metavar: str, default: object = None) -> None:
+        command.add_argument(
+            flag,
+            type=whole_number if isinstance(default, int) else str,
+            metavar=metavar,
+            help=f"{about} (default: {default})",
+        )
+
     command.add_argument(
         "--spec",
         metavar="FILE.toml",
-        help="read the run from a file or a named spec; flags override it",
+        help="a file or a named spec with these settings; flags override it (default: default)",
     )
-    command.add_argument("--models", help="names or groups (tiny, full), comma separated")
+    add(
+        "--models", "names or groups (tiny, full), comma separated", "MODELS", ",".join(spec.models)
+    )
     if methods:
-        command.add_argument(
-            "--methods", help="stacks, comma separated: fora,fora(interval=2)+int8"
-        )
+        about = "stacks beside none, comma separated, in quotes where they have knobs"
+        add("--methods", about, "STACKS", ",".join(spec.methods))
+    add("--num-samples", "samples a cell; a video counts as four", "N", spec.num_samples)
+    add("--batch-size", "samples a pipeline call; a video counts as four", "N", spec.batch_size)
+    add("--rounds", "how often every cell is timed", "N", spec.rounds)
+    add("--seed", "chooses the requests, their noise and the order in rounds", "N", spec.seed)
     command.add_argument(
-        "--num-samples", type=int, metavar="N", help="samples a cell; a video counts as four"
-    )
-    command.add_argument(
-        "--batch-size",
-        type=int,
+        "--threads",
+        type=whole_number,
         metavar="N",
-        help="samples a pipeline call; a video counts as four",
+        help="CPU threads of torch in every cell (default: torch's own number)",
     )
-    command.add_argument("--rounds", type=int, metavar="N", help="how often every cell is timed")
-    command.add_argument("--seed", type=int, metavar="N")
-    command.add_argument("--device", help="cpu, cuda or cuda:N")
-    command.add_argument("--dtype", help="float32, bfloat16 or float16")
-    command.add_argument("--weights", help="bundled, hub, random, or a local folder")
+    add("--device", "cpu, cuda or cuda:N", "DEVICE", spec.device)
+    dtypes = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; {', '.join(DTYPE_NAMES)} too"
+    add("--dtype", f"of weights and activations: {dtypes}", "DTYPE", spec.dtype)
+    add("--weights", "bundled, hub, random, or a local folder", "WEIGHTS", spec.weights)
     command.add_argument(
         "--prompts",
         metavar="FILE",
-        help="prompts of full-size text models: a file, or a set of datasets/manifest.toml",
+        help="prompts of full-size text models: a file, or a set of datasets/manifest.toml "
+        "(default: the bundled prompts)",
     )
     command.add_argument(
-        "--out", metavar="FOLDER", help="run folder; the same folder goes on with a run"
+        "--out",
+        metavar="FOLDER",
+        help="run folder; the same folder goes on with a run (default: a folder below runs/, "
+        "named after the settings)",
     )
+    _plugin_flag(command)
+    _reference_flag(command)
+
+
+def _plugin_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--plugin",
         action="append",
         default=[],
         metavar="FILE.py",
-        help="a file with methods, models, families or metrics of your own",
+        help="a file with methods, models, families or metrics of your own; may be given again",
     )
-    _reference_flag(command)

@@ -60,7 +60,10 @@ def reproduce(args: argparse.Namespace) -> int:
     record = find_row(section, args.row)
     command = command_of(record, section.spec)
     device = str(record["run"]["device"])
-    rows = elsewhere(record, section.spec, describe("cpu" if missing_device(device) else device))
+    here = describe("cpu" if missing_device(device) else device)
+    if section.spec.get("threads"):  # the command sets it
+        here["threads"] = section.spec["threads"]
+    rows = elsewhere(record, section.spec, here)
     rows += _edited(record, asked_of(record, section.spec))
     show_rows(
         rows,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench import ZOO
+from ditbench.suggest import suggest
 
 FOLDER = "DITBENCH_EXTRACTORS"
 """Environment variable: the folder with extractors' files."""
@@ -87,7 +88,7 @@ def find(name: str, table: Table | None = None) -> Extractor:
     """A row; ValueError lists the known names when there is none."""
     table = extractors() if table is None else table
     if name not in table:
-        raise ValueError(f"no extractor {name!r}; there are {', '.join(table)}")
+        raise ValueError(f"no extractor {name!r}; {suggest(name, table)}")
     return table[name]
 
 

@@ -89,6 +89,16 @@ def module_sha256(name: str) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
+def line_in_plugin(error: BaseException) -> str:
+    """` (FILE.py, line N)`: the innermost line of a plug-in that an error passed through; "" when it
+    passed through none."""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if SHA256 in frame.f_globals:
+            place = f" ({Path(frame.f_code.co_filename).name}, line {line})"
+    return place
+
+
 def forget(module: str) -> None:
     """Take back a plug-in: its module and the methods it declared."""
     sys.modules.pop(module, None)

@@ -8,7 +8,6 @@ import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
@@ -159,6 +158,8 @@ def _built_in() -> dict[str, str]:
 
 @cache
 def _installed() -> dict[str, str]:
+    from importlib.metadata import entry_points
+
     return {entry.name: entry.value for entry in entry_points(group="ditbench.methods")}
 
 

@@ -13,7 +13,6 @@ estimates.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,6 +21,7 @@ from types import ModuleType
 
 from ditbench.extractors.table import extractors, unnamed
 from ditbench.models.declarations import Registry, calling_module
+from ditbench.suggest import suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +138,5 @@ def select(names: str | list[str] | None = None) -> list[Metric]:
     ]
     for name in wanted:
         if name not in table:
-            near = difflib.get_close_matches(name, table, n=3, cutoff=0.4) or list(table)
-            raise ValueError(f"unknown metric {name!r}; nearest: {', '.join(near)}")
+            raise ValueError(f"unknown metric {name!r}; {suggest(name, table, 0.4)}")
     return [table[name] for name in dict.fromkeys(wanted)]

@@ -1,6 +1,6 @@
 """The models: which there are, how they are loaded, sampled and taken apart."""
 
-from ditbench.models.family import Family, Kind, families, register_family
+from ditbench.models.family import Family, Kind, register_family
 from ditbench.models.loading import load
 from ditbench.models.table import Model, models, register_model, select
 
@@ -8,7 +8,6 @@ __all__ = [
     "Family",
     "Kind",
     "Model",
-    "families",
     "load",
     "models",
     "register_family",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
 T = TypeVar("T")
@@ -69,6 +68,8 @@ class Registry(Generic[T]):
         if self._installed:
             return
         self._installed = True  # before loading: an entry point may read the table itself
+        from importlib.metadata import entry_points
+
         for entry in entry_points(group=self.group):
             try:
                 row = entry.load()

@@ -27,8 +27,8 @@ def paint(pipe: Any, arguments: dict[str, Any]) -> Tensor:
     pipe.vae.decode = decoded
     try:
         call(pipe, **arguments | {"output_type": "pt"})
-    except _Decoded as found:
-        pixels: Tensor = (found.args[0] / 2 + 0.5).clamp(0, 1)
+    except _Decoded as carrier:
+        pixels: Tensor = (carrier.args[0] / 2 + 0.5).clamp(0, 1)
         return pixels
     finally:
         del pipe.vae.decode

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench import IN_CHECKOUT, PACKAGE, ROOT
+from ditbench.suggest import suggest
 
 FOLDER = "DITBENCH_DATASETS"
 """Environment variable: the folder with files of prompt and reference sets."""
@@ -33,8 +34,8 @@ def datasets() -> Path:
 
 def manifest() -> dict[str, dict[str, str]]:
     """Every data file and set by name."""
-    found: dict[str, dict[str, str]] = tomllib.loads((datasets() / "manifest.toml").read_text())
-    return found
+    sets: dict[str, dict[str, str]] = tomllib.loads((datasets() / "manifest.toml").read_text())
+    return sets
 
 
 def prompt_sets() -> dict[str, dict[str, str]]:
@@ -42,23 +43,22 @@ def prompt_sets() -> dict[str, dict[str, str]]:
     return {name: facts for name, facts in manifest().items() if facts.get("kind") == "prompts"}
 
 
-def find_prompts(told: str = "") -> Path:
+def find_prompts(source: str = "") -> Path:
     """The file of a set by name, or of a path; "": the prompts that come along.
 
     ValueError in one sentence: no such file or set, a set whose file is not there, or a file with
     another sha256 than the pinned one.
     """
-    if not told:
+    if not source:
         return datasets() / "prompts.txt"
-    if Path(told).is_file():
-        return Path(told)
+    if Path(source).is_file():
+        return Path(source)
     sets = prompt_sets()
-    if told not in sets:
+    if source not in sets:
         raise ValueError(
-            f"prompts: there is no file {told!r}, nor a set of that name (there are "
-            f"{', '.join(sets)})"
+            f"prompts: there is no file {source!r}, nor a set of that name; {suggest(source, sets)}"
         )
-    facts = sets[told]
+    facts = sets[source]
     places = [Path(os.environ[FOLDER]) / facts["file"]] if os.environ.get(FOLDER) else []
     if facts.get("hub"):
         from huggingface_hub import try_to_load_from_cache
@@ -68,28 +68,30 @@ def find_prompts(told: str = "") -> Path:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise ValueError(
-            f"prompts: {told} lacks {facts['file']} (sha256 {facts['sha256'] or 'not known'}, "
+            f"prompts: {source} lacks {facts['file']} (sha256 {facts['sha256'] or 'not known'}, "
             f"licence {facts['licence']}); "
             f"published at {facts['source']}; put it into the folder that {FOLDER} names"
         )
     got = hashlib.sha256(path.read_bytes()).hexdigest()
     if facts["sha256"] and got != facts["sha256"]:
         raise ValueError(
-            f"prompts: {path} is not the file of {told}: its sha256 is {got}, expected "
+            f"prompts: {path} is not the file of {source}: its sha256 is {got}, expected "
             f"{facts['sha256']}"
         )
     return path
 
 
-def load_prompts(told: str = "") -> list[str]:
+def load_prompts(source: str = "") -> list[str]:
     """`find_prompts` and `read_prompts`; ValueError too when a set of the manifest has not as many
     entries as it should."""
-    path = find_prompts(told)
-    found = read_prompts(path)
-    expected = 0 if Path(told).is_file() else int(prompt_sets().get(told, {}).get("entries", 0))
-    if expected and len(found) != expected:
-        raise ValueError(f"prompts: {path} holds {len(found)} entries, and {told} has {expected}")
-    return found
+    path = find_prompts(source)
+    prompts = read_prompts(path)
+    expected = 0 if Path(source).is_file() else int(prompt_sets().get(source, {}).get("entries", 0))
+    if expected and len(prompts) != expected:
+        raise ValueError(
+            f"prompts: {path} holds {len(prompts)} entries, and {source} has {expected}"
+        )
+    return prompts
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -112,14 +114,14 @@ def read_prompts(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
         if "\0" in text:
             raise ValueError(f"prompts: {path} is no text")
-        found = read(text, path)
+        prompts = read(text, path)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error, RecursionError) as error:
         raise ValueError(f"prompts: {path} is damaged ({error})") from error
-    if not found:
+    if not prompts:
         raise ValueError(f"prompts: {path} holds none")
-    if empty := [i for i, prompt in enumerate(found) if not prompt.strip()]:
+    if empty := [i for i, prompt in enumerate(prompts) if not prompt.strip()]:
         raise ValueError(f"prompts: entry {empty[0]} of {path} is empty")
-    return found
+    return prompts
 
 
 def _from_lines(text: str, path: Path) -> list[str]:
@@ -145,23 +147,23 @@ def _from_csv(text: str, path: Path) -> list[str]:
 def _from_tsv(text: str, path: Path) -> list[str]:
     """By the reading that fits, quotes being text or not; ValueError when none does, or when both
     do and are not the same."""
-    found, errors = [], []
+    readings, errors = [], []
     for rows in (
         lambda: [line.split("\t") for line in text.split("\n")],
         lambda: _quoted(text, "\t"),
     ):
         try:
-            found.append(_of_rows(rows(), path))
+            readings.append(_of_rows(rows(), path))
         except (ValueError, csv.Error) as error:
             errors.append(error)
-    if not found:
+    if not readings:
         raise errors[0]
-    if found[0] != found[-1]:
+    if readings[0] != readings[-1]:
         raise ValueError(
             f"prompts: quotes in {path} may be part of the prompts or not; write it as .csv or "
             ".json"
         )
-    return found[0]
+    return readings[0]
 
 
 def _quoted(text: str, mark: str) -> list[list[str]]:
@@ -212,10 +214,10 @@ def _parsed(text: str, path: Path) -> Any:
     """A JSON document in which no object names a key twice, of which one would be lost."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
+        if len(row := dict(pairs)) < len(pairs):
             twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
             raise ValueError(f"prompts: {path} has the key {twice[:40]!r} twice in one object")
-        return found
+        return row
 
     return json.loads(text, object_pairs_hook=once)
 
@@ -230,10 +232,10 @@ def _entry(entry: Any, path: Path) -> str:
 
 def _column(names: Iterable[str], path: Path) -> str:
     for wanted in COLUMNS:
-        if found := [name for name in names if name.lower() == wanted]:
-            if len(found) > 1:
-                raise ValueError(f"prompts: {path} has {len(found)} columns {', '.join(found)}")
-            return found[0]
+        if matches := [name for name in names if name.lower() == wanted]:
+            if len(matches) > 1:
+                raise ValueError(f"prompts: {path} has {len(matches)} columns {', '.join(matches)}")
+            return matches[0]
     raise ValueError(f"prompts: {path} has no column of prompts (it has {', '.join(names)[:80]})")
 
 

@@ -44,7 +44,7 @@ def locate(model: Model, weights: str, *, download: bool = True) -> Path:
         [root / model.hub, root / model.hub.rpartition("/")[2]] if model.hub else []
     )
     caches = [root, *([root / cache, root / "hub" / cache] if model.hub else [])]
-    for folder in (*plain, *(found for place in caches if (found := _snapshot(place)))):
+    for folder in (*plain, *(snapshot for place in caches if (snapshot := _snapshot(place)))):
         if (folder / "model_index.json").is_file():
             return folder
     where = (
@@ -62,8 +62,8 @@ def _snapshot(place: Path) -> Path | None:
     try:
         return place / "snapshots" / (place / "refs" / "main").read_text().strip()
     except OSError:
-        found = [p for p in (place / "snapshots").glob("*") if p.is_dir()]
-        return found[0] if len(found) == 1 else None
+        snapshots = [p for p in (place / "snapshots").glob("*") if p.is_dir()]
+        return snapshots[0] if len(snapshots) == 1 else None
 
 
 def _from_hub(model: Model, download: bool) -> Path:
@@ -120,8 +120,8 @@ def check_folder(folder: Path, pipeline: str | None = None) -> None:
         raise ValueError(f"{index} is missing: {folder} is no diffusers pipeline") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{index} cannot be read: {_first_line(error)}") from None
-    if pipeline and (found := parts.get("_class_name")) != pipeline:
-        raise ValueError(f"{folder} holds a {found}, not a {pipeline}")
+    if pipeline and (class_name := parts.get("_class_name")) != pipeline:
+        raise ValueError(f"{folder} holds a {class_name}, not a {pipeline}")
     for name, kind in parts.items():
         if isinstance(kind, list) and kind[0] and not str(kind[1]).endswith(WEIGHTLESS):
             _check_part(folder / name)

@@ -114,8 +114,8 @@ def counted(row: Row, convention: str) -> int | None:
     """The row's cost in a convention; None for a row without numbers. KeyError for an unknown
     convention."""
     _, cost = CONVENTIONS[convention]
-    told = None if row["flops"] is None else cost(row)
-    return None if told is None else round(told)
+    value = None if row["flops"] is None else cost(row)
+    return None if value is None else round(value)
 
 
 def count_in(

@@ -1,8 +1,8 @@
 """FLOPs of a pipeline's real sampler loop: measured while it runs, or counted on the meta device at
 any size without weights.
 
-FLOPs = 2 MACs. Attention and every guidance pass are included; text encoder and decoder are told
-beside, not in it. What is counted and how is in `flop_counter.py`. Imports torch only inside
+FLOPs = 2 MACs. Attention and every guidance pass are included; text encoder and decoder are counted
+separately. What is counted and how is in `flop_counter.py`. Imports torch only inside
 functions.
 """
 
@@ -41,21 +41,21 @@ def count_generation(
     once = run_once(pipe, counter) if alike else nullcontext()
     with counter.following(pipe), once, counter.counting():
         call()
-    found: Flops = counter.result()
+    total: Flops = counter.result()
     if not allow_uncounted:
-        refuse_uncounted(found)
-    return found
+        refuse_uncounted(total)
+    return total
 
 
-def refuse_uncounted(found: Flops) -> None:
+def refuse_uncounted(total: Flops) -> None:
     """Raise ValueError when the transformer ran a product that has no formula."""
     if mine := {
         name: n
-        for name, n in found.uncounted.items()
+        for name, n in total.uncounted.items()
         if not name.startswith((TEXT, DECODER, ELSEWHERE))
     }:
-        told = ", ".join(f"{name} ({n} times)" for name, n in mine.items())
-        raise ValueError(f"the FLOPs are not complete: no formula is known for {told}")
+        products = ", ".join(f"{name} ({n} times)" for name, n in mine.items())
+        raise ValueError(f"the FLOPs are not complete: no formula is known for {products}")
 
 
 def count_model(
@@ -82,19 +82,19 @@ def count_model(
     from ditbench.method.stack import Stack
 
     stack = stack or Stack()
-    asked = {
+    sizes = {
         "height": height,
         "width": width,
         "frames": frames if model.frames > 1 else None,
         "steps": steps,
     }
-    asked["text_tokens"] = text_tokens if model.text_tokens else None
-    sampling = replace(sampling_of(model), **{k: v for k, v in asked.items() if v is not None})
+    sizes["text_tokens"] = text_tokens if model.text_tokens else None
+    sampling = replace(sampling_of(model), **{k: v for k, v in sizes.items() if v is not None})
     # a size it cannot make is the caller's mistake, not the stack's
     _resized(model, sampling, changes)
     try:
         sampling = stack.adapt(sampling)
-        found, work = _count_on_meta(model, sampling, stack, changes)
+        total, work = _count_on_meta(model, sampling, stack, changes)
     except _CannotSay as reason:
         return _uncounted(model, sampling, stack, "refused", str(reason))
     except Exception as error:  # of a method or of the pipeline: the other rows are still wanted
@@ -102,17 +102,17 @@ def count_model(
             model, sampling, stack, "failed", f"{type(error).__name__}: {first_line(error)}"
         )
     row = _row(model, sampling, stack) | {
-        "forwards": found.forwards,
-        "passes": found.passes,
-        "flops": found.flops,
+        "forwards": total.forwards,
+        "passes": total.passes,
+        "flops": total.flops,
     }
     row |= {
-        f"macs_{kind}": getattr(found, f"{kind}_macs") for kind in ("linear", "attention", "conv")
+        f"macs_{kind}": getattr(total, f"{kind}_macs") for kind in ("linear", "attention", "conv")
     }
-    row["macs_per_pass"] = found.flops // 2 // found.passes
-    told = "; ".join(f"{name} x{n}" for name, n in found.uncounted.items())
+    row["macs_per_pass"] = total.flops // 2 // total.passes
+    products = "; ".join(f"{name} x{n}" for name, n in total.uncounted.items())
     return row | {
-        "not_counted": told or "text encoder, decoder",
+        "not_counted": products or "text encoder, decoder",
         "status": "ok",
         "note": "",
         "work": work,
@@ -229,21 +229,21 @@ def _count_on_meta(
             raise
         why = f"it goes by values, of which the meta device has none, or does what has no meta kernel ({first_line(error)})"
         raise _CannotSay(f"{why}: count it in a run") from error
-    found: Flops = counter.result()
-    refuse_uncounted(found)
+    total: Flops = counter.result()
+    refuse_uncounted(total)
     names = [s.name for s in sublayers(pipe.transformer)]
     whole = (
         {"sublayers": names, "keep": [[1.0] * len(names)] * sampling.steps} if calls.same else None
     )
     if (shares := attached.schedule() or whole) is None:
-        return found, None
+        return total, None
     first, (_, _, text) = sublayers(pipe.transformer)[0], seen[0]
     sizes = {
         "family": model.family, "width": first.linears[0].in_features,
         "heads": pipe.transformer.config.num_attention_heads,
-        "image": math.prod(grid), "text": text, "passes": found.passes // sampling.steps,
+        "image": math.prod(grid), "text": text, "passes": total.passes // sampling.steps,
     }  # fmt: skip
-    return found, shares | sizes
+    return total, shares | sizes
 
 
 def _resized(

@@ -73,10 +73,10 @@ def _matched(stack: Stack, saved: float, saves: Any, pipe: Any) -> dict[str, Any
         )
 
     try:
-        best, found = dialled(lambda value: saves(at(value)), saved, low, high)
+        best, reached = dialled(lambda value: saves(at(value)), saved, low, high)
     except ValueError as error:
         return {"stack": str(stack), "saved": None, "note": str(error)}
-    return {"stack": str(at(best)), "saved": round(found, 4), "note": ""}
+    return {"stack": str(at(best)), "saved": round(reached, 4), "note": ""}
 
 
 def _flops(model: Model, pipe: Any, stack: Stack, weights: str, plugins: Sequence[str]) -> float:

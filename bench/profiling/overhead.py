@@ -76,13 +76,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=8)
     args = parser.parse_args()
-    found = compare(args.model, args.pairs, args.batch)
+    comparison = compare(args.model, args.pairs, args.batch)
     sys.stdout.write(
         "{model}: speedup_call {speedup_call:.4f} [{low:.4f}, {high:.4f}], {pairs} pairs\n".format(
-            **found
+            **comparison
         )
     )
-    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.write(json.dumps(comparison) + "\n")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
         began = time.monotonic()
         _run_unit(context, cell, round_, folder)
         rates.saw(cell, round_, time.monotonic() - began)
-        _put_together(cell, folder)
+        if status := _put_together(cell, folder):
+            left = rates.remaining(i + 1)
+            tell(Step(cell.label, i + 1, len(units), left, f"{cell.label}: {status}"))
     tell(Step("", len(units), len(units), 0.0))
     return folder
 
@@ -142,15 +144,19 @@ def _signal(number: int) -> str:
     return name + (" (out of memory, most often)" if name == "SIGKILL" else "")
 
 
-def _put_together(cell: Cell, folder: Path) -> None:
-    """Write the record when the cell has all its rounds, or as soon as one of them went wrong."""
+def _put_together(cell: Cell, folder: Path) -> str:
+    """Write the record when the cell has all its rounds, or as soon as one of them went wrong; its
+    status, "" while rounds are missing."""
     at = folder / "cells" / cell.key
     rounds = [read_json(path) for path in sorted(at.glob("round-*.json"))]
     wrong = [r for r in rounds if r["status"] not in MEASURED]
-    if wrong or len(rounds) >= cell.spec.rounds:
-        write_json(at / "record.json", _record(cell, wrong[:1] or rounds))
-        if wrong:
-            (at / SAMPLES).unlink(missing_ok=True)
+    if not wrong and len(rounds) < cell.spec.rounds:
+        return ""
+    record = _record(cell, wrong[:1] or rounds)
+    write_json(at / "record.json", record)
+    if wrong:
+        (at / SAMPLES).unlink(missing_ok=True)
+    return str(record["status"])
 
 
 def _record(cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, Any]:

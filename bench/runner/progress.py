@@ -1,5 +1,5 @@
-"""A progress bar that tells the truth: what runs now, how much is done, and the time left by the
-rates seen so far."""
+"""Progress of a run: what runs now, how much is done, and the time left by the rates measured so
+far. A bar on a terminal, lines without control characters elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Step:
-    """Progress of a run, told before each unit of work and once at the end."""
+    """Progress of a run: one before each unit of work, one after each cell, one at the end."""
 
     label: str
     """What is about to run; empty at the end."""
@@ -21,13 +21,15 @@ class Step:
     """Units finished."""
     of: int
     remaining_s: float | None
-    """Time left by the rates seen so far; None while nothing has been seen."""
+    """Time left by the rates measured so far; None before the first unit has ended."""
+    finished: str = ""
+    """The cell that has just ended, and how; empty where none has since the last step."""
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[Any], None]]:
-    """Yields a function that is told each `Step`. A bar on a terminal's stderr; elsewhere a line at
-    most every ten seconds."""
+def progress() -> Iterator[Callable[[Step], None]]:
+    """Yields a function that takes each `Step`. A bar on a terminal's stderr; elsewhere a line for
+    each finished cell, and one for what runs at most every ten seconds."""
     if not sys.stderr.isatty():
         yield _lines()
         return
@@ -44,7 +46,9 @@ def progress() -> Iterator[Callable[[Any], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None, left="")
 
-        def tell(step: Any) -> None:
+        def tell(step: Step) -> None:
+            if step.finished:
+                bar.console.print(step.finished, highlight=False, markup=False)
             bar.update(
                 task,
                 description=step.label,
@@ -56,37 +60,46 @@ def progress() -> Iterator[Callable[[Any], None]]:
         yield tell
 
 
-def plain(tell: Callable[[Any], None]) -> Callable[[str, int, int], None]:
-    """`tell` for a stage that knows only what it works on and how far it is."""
-    return lambda label, done, of: tell(Step(label, done, of, None))
+def plain(tell: Callable[[Step], None]) -> Callable[[str, int, int], None]:
+    """`tell` for a stage that knows only what it works on and how far it is: time left by the mean
+    so far."""
+    began = time.monotonic()
+
+    def step(label: str, done: int, of: int) -> None:
+        spent = time.monotonic() - began
+        tell(Step(label, done, of, spent / done * (of - done) if done else None))
+
+    return step
 
 
-def counting(tell: Callable[[Any], None], label: str) -> Callable[[dict[str, Any]], None]:
+def counting(tell: Callable[[Step], None], label: str) -> Callable[[dict[str, Any]], None]:
     """`tell` for work that reports rows with `done` and `of`, all units alike: time left by the
     mean so far."""
     began = time.monotonic()
 
-    def row(told: dict[str, Any]) -> None:
-        done, of = told["done"], told["of"]
+    def step(row: dict[str, Any]) -> None:
+        done, of = row["done"], row["of"]
         left = (time.monotonic() - began) / done * (of - done)
         seen = [
-            f"{name} {told[name]:.5f}"
-            for name in ("loss", "held_out")
-            if told.get(name) is not None
+            f"{name} {row[name]:.5f}" for name in ("loss", "held_out") if row.get(name) is not None
         ]
         tell(Step(" ".join([label, *seen]), done, of, left))
 
-    return row
+    return step
 
 
-def _lines() -> Callable[[Any], None]:
+def _lines() -> Callable[[Step], None]:
     last = -10.0
 
-    def tell(step: Any) -> None:
+    def tell(step: Step) -> None:
         nonlocal last
-        if step.label and time.monotonic() - last >= 10:
-            last = time.monotonic()
-            sys.stderr.write(f"[{step.done}/{step.of}] {step.label}  {_left(step.remaining_s)}\n")
+        now = time.monotonic()
+        if step.finished or (step.label and now - last >= 10):
+            last = now
+            left = _left(step.remaining_s) if step.done < step.of else ""
+            what = step.finished or step.label
+            line = "  ".join(part for part in (f"[{step.done}/{step.of}] {what}", left) if part)
+            sys.stderr.write("".join(c if c.isprintable() else "?" for c in line) + "\n")
             sys.stderr.flush()
 
     return tell
@@ -94,6 +107,6 @@ def _lines() -> Callable[[Any], None]:
 
 def _left(seconds: float | None) -> str:
     if seconds is None:
-        return ""
+        return "no estimate yet"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d} left"

@@ -39,7 +39,7 @@ def open_folder(cells: Sequence[Cell], command: str) -> Path:
         "spec": asdict(spec) | {"margins": dict(spec.margins)},
         "cells": [cell.key for cell in cells],
         "labels": {cell.key: cell.label for cell in cells},
-        "settings": spec.settings(),
+        "settings": spec.settings() | ({"threads": spec.threads} if spec.threads else {}),
     }
     before: dict[str, Any] = {}
     if (folder / "spec.json").exists():
@@ -76,10 +76,12 @@ def open_folder(cells: Sequence[Cell], command: str) -> Path:
 
 def _check_settings(before: dict[str, Any], cell: Cell, folder: Path) -> None:
     """ValueError when the run in the folder was made with other settings or margins."""
-    for name, value in cell.spec.settings().items():
-        if (found := before.get("settings", {}).get(name, "")) != value:
+    settings = cell.spec.settings() | {"threads": cell.spec.threads}
+    made_with = {"threads": 0} | before.get("settings", {})
+    for name, value in settings.items():
+        if (earlier := made_with.get(name, "")) != value:
             raise ValueError(
-                f"out: {folder} was made with {name} {found!r}, not {value!r}; choose another "
+                f"out: {folder} was made with {name} {earlier!r}, not {value!r}; choose another "
                 "folder with --out"
             )
     stated = before.get("spec", {}).get("margins")

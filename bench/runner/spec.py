@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.metrics.margins import MARGINS, read_margins
+from ditbench.suggest import suggest
 
 SPECS = Path(__file__).parent / "specs"
 DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_NAMES = {
+    "fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float": "float32", "half": "float16",
+}  # fmt: skip
+"""Other names of the dtypes, as torch and papers have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,8 @@ class Spec:
     """How often every cell is timed, in shuffled order, each time in a fresh process."""
     seed: int = 0
     """Chooses the requests and their noise, and the order within rounds."""
+    threads: int = 0
+    """CPU threads of torch in every cell; 0: torch's own number. Changes times, no sample."""
     device: str = "cpu"
     """`cpu` or `cuda`, `cuda:1`."""
     dtype: str = "float32"
@@ -60,12 +67,15 @@ class Spec:
             ("batch_size", 1, 4096),
             ("rounds", 1, 100),
             ("seed", 0, 100_000),
+            ("threads", 0, 4096),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name}: {value} is not between {low} and {high}")
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: {self.dtype!r} is none of {', '.join(DTYPES)}")
+            raise ValueError(
+                f"dtype: {self.dtype!r} is none of {', '.join((*DTYPES, *DTYPE_NAMES))}"
+            )
         kind, _, index = self.device.partition(":")
         if (
             kind not in ("cpu", "cuda")
@@ -103,7 +113,7 @@ class Spec:
             k: v
             for k, v in asdict(self).items()
             if k not in ("out", "references")
-            and (k, v) not in (("margins", MARGINS), ("prompts", ""))
+            and (k, v) not in (("margins", MARGINS), ("prompts", ""), ("threads", 0))
         }
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"
@@ -130,10 +140,8 @@ def read_toml(name: str) -> Spec:
     if not path.is_file():
         path = SPECS / f"{name}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in SPECS.glob("*.toml")))
-        raise ValueError(
-            f"spec: there is no file {name!r}, nor a named spec of that name (there are {known})"
-        )
+        known = suggest(name, [p.stem for p in SPECS.glob("*.toml")])
+        raise ValueError(f"spec: there is no file {name!r}, nor a named spec of that name; {known}")
     try:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -147,17 +155,11 @@ def read_toml(name: str) -> Spec:
 def from_table(table: dict[str, Any], start: Spec) -> Spec:
     """`start` with the keys of `table` in place of its own; ValueError for an unknown key or a
     value of the wrong type."""
-    import difflib
-
     types = {f.name: type(f.default) for f in fields(Spec)}
     told: dict[str, Any] = {}
     for key, value in table.items():
         if key not in types:
-            near = difflib.get_close_matches(key, types, 1)
-            raise ValueError(
-                f"{key}: no such key"
-                + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(types)}")
-            )
+            raise ValueError(f"{key}: no such key; {suggest(key, types)}")
         kind = types[key]
         if key == "margins":
             value = tuple((dict(start.margins) | read_margins(value)).items())
@@ -172,7 +174,7 @@ def from_table(table: dict[str, Any], start: Spec) -> Spec:
             raise ValueError(
                 f"{key}: expected {'a whole number' if kind is int else 'a string'}, got {value!r}"
             )
-        told[key] = value
+        told[key] = DTYPE_NAMES.get(value, value) if key == "dtype" else value
     return replace(start, **told)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ditbench.method.artifact import resolve
 from ditbench.method.dependencies import changed
+from ditbench.method.plugins import line_in_plugin
 from ditbench.models.requests import Request, batches, fingerprint
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.truncation import cut_prompts
@@ -88,6 +89,8 @@ def _measure(cell: Cell, round_: int, folder: Path, requests: list[Request]) -> 
 
     if reason := missing_device(cell.spec.device):
         return {"status": "refused", "reason": reason}
+    if cell.spec.threads:
+        torch.set_num_threads(cell.spec.threads)
     with quiet(), torch.inference_mode():
         began = time.monotonic()
         pipe = load(
@@ -191,15 +194,13 @@ def _failure(error: BaseException, why: str = "") -> dict[str, Any]:
 
 
 def _sentence(error: BaseException) -> str:
-    """The first line of an error, with its type unless it was written for people; not longer than a
-    table bears."""
+    """The first line of an error, with its type unless it was written for people, and where in a
+    plug-in it was raised; not longer than a table bears."""
     try:
         text = str(error).strip().splitlines()
     except Exception:
         text = ["its text cannot be had"]
     line = _shown(text[0][:LONGEST]) if text else ""
-    return (
-        line
-        if isinstance(error, ValueError) and line
-        else f"{type(error).__name__}: {line}".rstrip(": ")
-    )
+    if isinstance(error, ValueError) and line:
+        return line
+    return f"{type(error).__name__}: {line}".rstrip(": ") + line_in_plugin(error)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ditbench import ROOT
 from ditbench.records.environment import processor
+from ditbench.suggest import suggest
 
 REPEATS = 3
 
@@ -129,7 +130,7 @@ def page() -> list[tuple[str, float]]:
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
     )
     probe = "<script>document.body.append('opened-in-' + performance.now())</script></body>"
-    found = []
+    rows = []
     for path in sorted(ROOT.glob("reports/published/*/index.html")) if browser else ():
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "page.html"
@@ -142,15 +143,15 @@ def page() -> list[tuple[str, float]]:
                 "--dump-dom",
                 copy.as_uri(),
             ]
-            told = [
+            pages = [
                 subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 for _ in range(REPEATS)
             ]
         times = [
-            float(match[1]) for text in told if (match := re.search(r"opened-in-([\d.]+)", text))
+            float(match[1]) for text in pages if (match := re.search(r"opened-in-([\d.]+)", text))
         ]
-        found.append((f"page {path.parent.name} opens", min(times) / 1000))
-    return found
+        rows.append((f"page {path.parent.name} opens", min(times) / 1000))
+    return rows
 
 
 BENCHMARKS = {
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     names = parser.parse_args().names or list(BENCHMARKS)
     if unknown := [name for name in names if name not in BENCHMARKS]:
-        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"no benchmark {unknown[0]!r}; {suggest(unknown[0], BENCHMARKS)}")
     sys.stdout.write(f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
     for name in names:
         for what, seconds in BENCHMARKS[name]():

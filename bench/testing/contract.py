@@ -109,10 +109,10 @@ class _Checks(list[Check]):
         try:
             yield
         except Exception as error:
-            self.append(Check(clause, False, _told(error)))
+            self.append(Check(clause, False, _error_text(error)))
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     """An error in a line, and the line of code outside libraries it came from."""
     text = next(iter(str(error).strip().splitlines()), "")
     said = (
@@ -230,13 +230,13 @@ def check_models(
             tell(model, "its files are there", "refused", str(error))
             continue
         except Exception as error:
-            tell(model, "its files are there", "failed", _told(error))
+            tell(model, "its files are there", "failed", _error_text(error))
             continue
         try:
             with quiet():
                 checks = check_method(str(stack), subject, prepared)
         except Exception as error:
-            tell(model, "the model itself runs", "failed", _told(error))
+            tell(model, "the model itself runs", "failed", _error_text(error))
             continue
         for check in checks:
             result = (

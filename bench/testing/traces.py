@@ -24,29 +24,29 @@ def weights_of(pipeline: Any) -> dict[str, Tensor]:
 def trace_of(pipeline: Any) -> dict[str, Any]:
     """What a method could leave behind: attributes, hooks and patched functions of every module and
     of the scheduler."""
-    found: dict[str, Any] = {}
+    trace: dict[str, Any] = {}
     for name, part in pipeline.components.items():
-        found[name] = id(part)
+        trace[name] = id(part)
         if isinstance(part, nn.Module):
             for path, module in part.named_modules():
                 own = vars(module)
-                found |= {
+                trace |= {
                     f"{name}.{path}.{key}": _identity(value)
                     for key, value in own.items()
                     if not _is_plain(value)
                 }
-                found |= {
+                trace |= {
                     f"{name}.{path}.{key}": id(value)
                     for key, value in own["_parameters"].items()
                     if value is not None
                 }
         else:
-            found |= {
+            trace |= {
                 f"{name}.{key}": _identity(value)
                 for key, value in getattr(part, "__dict__", {}).items()
                 if callable(value)
             }
-    return found
+    return trace
 
 
 def _is_plain(value: Any) -> bool:

@@ -24,6 +24,7 @@ from diffusers import (
 )
 
 from ditbench.shapes import scenes as shapes
+from ditbench.suggest import suggest
 from ditbench.zoo import parts
 
 WORLD = {"dit-tiny": "class", "pixart-tiny": "scene", "flux-tiny": "scene", "wan-tiny": "video"}
@@ -81,4 +82,4 @@ def build(name: str, parts_folder: Path) -> Any:
         return FluxPipeline(
             scheduler, vae, parts.clip(), tokenizer, parts.t5(), tokenizer, transformer
         )
-    raise ValueError(f"no tiny model {name!r}; there are {', '.join(WORLD)}")
+    raise ValueError(f"no tiny model {name!r}; {suggest(name, WORLD)}")

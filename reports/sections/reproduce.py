@@ -6,28 +6,41 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from ditbench.method.stack import Stack
 from ditbench.metrics.margins import MARGINS
 from ditbench.models.family import families
 from ditbench.models.sampling import PER_VIDEO
 from ditbench.records.record import MEASURED
 from ditbench.reports.sections.rows import differing
 from ditbench.reports.sections.section import Section
+from ditbench.suggest import suggest
 
 
 def find_row(section: Section, wanted: str) -> dict[str, Any]:
-    """The record with a key, or with a stack where one model alone has it; ValueError names what
-    there is."""
+    """The record `MODEL/STACK`, with a key, or with a stack where one model alone has it; ValueError
+    gives the nearest rows."""
     if wanted in section.records:
         return section.records[wanted]
-    found = [record for record in section.records.values() if record["stack"] == wanted]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    named = {f"{r['model']}/{_canonical(r['stack'])}": r for r in section.records.values()}
+    model, slash, stack = wanted.partition("/")
+    if slash and (record := named.get(f"{model}/{_canonical(stack)}")):
+        return record
+    matches = [name for name in named if name.partition("/")[2] == _canonical(wanted)]
+    if len(matches) == 1:
+        return named[matches[0]]
+    if matches:
         raise ValueError(
-            f"{wanted} was run on several models; say which by key: "
-            f"{', '.join(r['key'] for r in found)}"
+            f"{wanted} was run on several models; say which by key or as {', '.join(matches)}"
         )
-    raise ValueError(f"no row {wanted!r} in {section.name}; there are {', '.join(section.records)}")
+    raise ValueError(f"no row {wanted!r} in {section.name}; {suggest(wanted, named)}")
+
+
+def _canonical(stack: str) -> str:
+    """A stack's one spelling; the text as it is when it cannot be read here, as a plug-in's."""
+    try:
+        return str(Stack.parse(stack))
+    except ValueError:
+        return stack.strip()
 
 
 def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,6 +54,7 @@ def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, An
     done = {name: run[name] for name in ("rounds", "seed", "device", "dtype", "weights")}
     done |= {name: each * run[name] for name in ("num_samples", "batch_size")}
     told = {name: spec.get(name, done[name]) for name in ("num_samples", "batch_size", *done)}
+    told |= {"threads": spec["threads"]} if spec.get("threads") else {}
     told |= {"models": [record["model"]], "methods": [record["stack"]]}
     family = families().get(record["family"])
     reads_prompts = not record.get("world") and not (family and family.class_labels)
@@ -72,6 +86,7 @@ def command_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
         "batch_size",
         "rounds",
         "seed",
+        "threads",
         "device",
         "dtype",
         "weights",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -21,7 +20,7 @@ from ditbench.reports.sections.rows import ReportRow, status, unmeasured, withou
 from ditbench.reports.sections.section import Report, Section
 from ditbench.reports.tables import columns
 from ditbench.reports.tables.columns import Column, Show, TableCell, in_order
-from ditbench.reports.terminal.table import console
+from ditbench.reports.terminal.table import broken, console
 
 DIM, BAD, WARN = "dim", "red", "yellow"
 MIN_STACK = 16
@@ -151,24 +150,10 @@ def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
 
 def _stack(row: ReportRow, room: int) -> Text:
     told = status(row)
-    text = Text("\n".join(_broken(row["stack"], room)), style="bold" if row["baseline"] else "")
+    text = Text("\n".join(broken(row["stack"], room)), style="bold" if row["baseline"] else "")
     if told != SHOWN:
         text.append(f"\n{told}", style=BAD if told in ("failed", "oom") else WARN)
     return text
-
-
-def _broken(stack: str, room: int) -> list[str]:
-    """A stack's text in lines of at most `room`, broken after a plus, before a bracket, or anywhere
-    at need."""
-    lines = [""]
-    for piece in re.split(r"(?<=\+)|(?=\()", stack):
-        if lines[-1] and len(lines[-1]) + len(piece) > room:
-            lines.append("")
-        for start in range(0, len(piece), room):
-            if start:
-                lines.append("")
-            lines[-1] += piece[start : start + room]
-    return lines
 
 
 def _two_lines(first: str, second: str, bad: bool) -> Text:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -19,8 +21,15 @@ from ditbench.reports.sections.format import DASH, number
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal and COLUMNS says nothing."""
 WORD = 20
-"""Characters a column of text keeps at least, if it has as many; what is shorter is never
-broken."""
+"""Characters up to which a text is never broken."""
+TEXT = 16
+"""Characters a column of longer texts keeps at least."""
+NAME = 36
+"""Characters a piece of a name has at most before it is broken anywhere."""
+NAME_BREAK = r"(?<=\+)|(?=\()"
+HEAD_BREAK = r"(?<=[_ ])"
+SEPARATOR = "  "
+"""What lies between two columns."""
 
 
 def console() -> Console:
@@ -32,27 +41,118 @@ def console() -> Console:
 
 
 def print_rows(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
-    """Print rows of any plain table; the first column is never cut or broken."""
+    """Print rows of any plain table within the width there is: names wrap after a plus and before a
+    bracket, other texts between words. The widest columns that do not fit are printed below the
+    table, row by row."""
     out = console()
     if rows:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         heads = list(dict.fromkeys(head for row in rows for head in row))
-        for i, head in enumerate(heads):
-            numeric = all(isinstance(row.get(head), int | float | None) for row in rows)
-            widest = max(len(_plain(row.get(head))) for row in rows)
-            whole = i == 0 or numeric or widest <= WORD
+        columns = [_column(head, [row.get(head) for row in rows]) for head in heads]
+        names = _names(columns)
+        inside, rest = list(columns), [column for column in columns if column not in names]
+        while rest and _missing(inside, out.width) > 0:
+            widest = max(rest, key=lambda column: (not column.numeric, column.widest))
+            rest.remove(widest)
+            inside.remove(widest)
+        table = Table(
+            box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, len(SEPARATOR) - 1, 0, 0)
+        )
+        cells = []
+        for column, width in zip(inside, _widths(inside, out.width), strict=True):
             table.add_column(
-                head,
-                justify="right" if numeric else "left",
-                no_wrap=whole,
-                min_width=min(widest, WORD),
+                "\n".join(broken(column.head, width, HEAD_BREAK)),
+                justify="right" if column.numeric else "left",
+                width=width,
                 overflow="fold",
             )
-        for row in rows:
-            table.add_row(*(Text(_plain(row.get(head))) for head in heads))
+            cells.append([_lines(cell, width) for cell in column.cells])
+        for row in zip(*cells, strict=True):
+            table.add_row(*map(Text, row))
         out.print(table)
+        for line in _below(names, [column for column in columns if column not in inside]):
+            out.print(Text(line, overflow="fold"))
     if caption:
         out.print(Text(caption, style="dim"))
+
+
+@dataclass(frozen=True)
+class _Column:
+    head: str
+    cells: tuple[str, ...]
+    numeric: bool
+    least: int
+    """Characters it is never narrower than."""
+    widest: int
+    """Characters it needs to have each cell on one line."""
+
+
+def _column(head: str, values: Sequence[Any]) -> _Column:
+    cells = tuple(map(_plain, values))
+    numeric = all(isinstance(value, int | float | None) for value in values)
+    longest = max(map(len, cells))
+    if numeric or longest <= WORD:
+        least = longest
+    elif any(" " in cell for cell in cells):
+        least = TEXT
+    else:
+        pieces = (piece for cell in cells for piece in re.split(NAME_BREAK, cell))
+        least = min(max(map(len, pieces)), NAME)
+    least = max(least, *map(len, re.split(HEAD_BREAK, head)))
+    return _Column(head, cells, numeric, least, max(longest, len(head)))
+
+
+def _missing(columns: Sequence[_Column], width: int) -> int:
+    """Characters that the narrowest columns need beyond `width`."""
+    return sum(c.least for c in columns) + len(SEPARATOR) * (len(columns) - 1) - width
+
+
+def _widths(columns: Sequence[_Column], width: int) -> list[int]:
+    """Characters of each column: what is left over goes to names first, then evenly to the others,
+    those that need least first."""
+    spare = max(-_missing(columns, width), 0)
+    widths = [min(column.least, width) for column in columns]
+    order = sorted(
+        range(len(columns)), key=lambda i: (i != 0, columns[i].widest - columns[i].least)
+    )
+    for n, i in enumerate(order):
+        share = spare if i == 0 else spare // (len(order) - n)
+        more = min(columns[i].widest - columns[i].least, share)
+        widths[i] += more
+        spare -= more
+    return widths
+
+
+def _lines(cell: str, width: int) -> str:
+    return cell if " " in cell else "\n".join(broken(cell, width))
+
+
+def _names(columns: Sequence[_Column]) -> Sequence[_Column]:
+    """The columns that name a row: the first, and the second where the first names several."""
+    return columns[: 1 if len(set(columns[0].cells)) == len(columns[0].cells) else 2]
+
+
+def _below(names: Sequence[_Column], outside: Sequence[_Column]) -> list[str]:
+    """A line for each row with what it has in the columns `outside` the table."""
+    lines = []
+    for i in range(len(names[0].cells)):
+        facts = [f"{c.head} {c.cells[i]}" for c in outside if c.cells[i] not in ("", DASH)]
+        if facts:
+            lines.append(f"{' '.join(c.cells[i] for c in names)}: {'; '.join(facts)}")
+    return lines
+
+
+def broken(name: str, width: int, at: str = NAME_BREAK) -> list[str]:
+    """A name in lines of at most `width` characters: a stack's text is broken after a plus, before
+    a bracket, or anywhere at need."""
+    lines = [""]
+    for piece in re.split(at, name):
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines.append("")
+        for start in range(0, len(piece), width):
+            if start:
+                lines.append("")
+            lines[-1] += piece[start : start + width]
+    return lines
 
 
 def show_rows(
@@ -67,18 +167,18 @@ def show_rows(
         print(json.dumps(rows))  # noqa: T201
 
 
-def _plain(told: Any) -> str:
-    if told is None:
+def _plain(value: Any) -> str:
+    if value is None:
         return DASH
-    if isinstance(told, bool):
-        return "yes" if told else "no"
-    if isinstance(told, int) and abs(told) >= 1_000_000:
-        power = min((len(str(abs(told))) - 1) // 3, 5)
-        return f"{told / 1000**power:.5g} {' kMGTP'[power]}"
-    if isinstance(told, float):
-        return number(told, 5)
-    if isinstance(told, list | tuple):
-        return ", ".join(map(str, told))
-    if isinstance(told, dict):
-        return ", ".join(f"{name} {what}" for name, what in told.items())
-    return str(told)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and abs(value) >= 1_000_000:
+        power = min((len(str(abs(value))) - 1) // 3, 5)
+        return f"{value / 1000**power:.5g} {' kMGTP'[power]}"
+    if isinstance(value, float):
+        return number(value, 5)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {what}" for name, what in value.items())
+    return str(value)
