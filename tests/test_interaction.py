@@ -529,3 +529,27 @@ def test_the_table_of_verdicts_has_one_word_a_cell_and_nothing_that_was_prepared
         "| distill+diffsparse | clashes | - |",
         "| int8+fora | - | stacks |",
     ]
+
+
+def test_whatever_method_has_the_role_of_a_control_is_run_beside_a_combination():
+    from ditbench.method import METHODS, Stage, knob, method
+
+    @method("quarter", family="control", role="control", stage=Stage.SCHEDULE)
+    class Quarter:
+        part: float = knob(1.0, above=0, high=1)
+        dial = ("part", 0.1, 1)
+
+        def adapt(self, sampling):
+            return sampling
+
+    try:
+        stacks = factorial([A, B])
+    finally:
+        del METHODS["quarter"]
+    assert [s for s in stacks if "quarter" in s] == [
+        f"quarter(part={share})" for share in interaction.SHARES
+    ]
+    with pytest.raises(ValueError, match="its family is 'control'"):
+        method("half", family="cache", role="control", stage=Stage.SCHEDULE)
+    with pytest.raises(ValueError, match="neither 'control' nor ''"):
+        method("half", family="control", role="judge", stage=Stage.SCHEDULE)

@@ -96,11 +96,17 @@ class Control:
         return self.over.value <= -self.margin
 
 
+def is_control(method: Mapping[str, Any]) -> bool:
+    """Whether a record's method is the un-accelerated model at less compute: of the family of
+    controls, and no noise floor."""
+    return method.get("family") == "control" and not method.get("label")
+
+
 def teacher_controls(cells: Mapping[str, Record]) -> list[Record]:
     """The un-accelerated model in all numbers of steps it was run with: `none`, and stacks of
     controls that are no noise floor."""
     return [
-        r for r in cells.values() if all(m["family"] == "control" and not m.get("label") for m in r["methods"])
+        r for r in cells.values() if all(map(is_control, r["methods"]))
     ]  # fmt: skip
 
 

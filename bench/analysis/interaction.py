@@ -42,6 +42,8 @@ from ditbench.analysis.rows import Record
 from ditbench.analysis.set_statistics import STATISTICS, Sets
 from ditbench.extractors.references import ReferenceSets
 from ditbench.method.artifact import below_of
+from ditbench.method.knobs import build
+from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
 from ditbench.metrics.table import Metric, metrics
 from ditbench.records.record import SHOWN
@@ -62,7 +64,7 @@ __all__ = [
 ]
 
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
-"""Of the steps, that controls take."""
+"""Of the un-accelerated compute, that controls take."""
 COLUMNS = (
     "model", "stack", "reading", "verdict", "reason", "basis", "gamma_flops", "gamma_clock",
     "alignment", "frechet", "control",
@@ -106,8 +108,18 @@ def factorial(parts: Sequence[Stack]) -> list[str]:
     if problems := joined(parts).problems():
         raise ValueError(f"{joined(parts)}: {problems[0]}")
     together = [stack for c in subsets(parts) for stack in readings(c).values()]
-    controls = [f"fewer_steps(share={share})" for share in SHARES]
-    return list(dict.fromkeys([*map(str, parts), *map(str, together), *controls]))
+    return list(dict.fromkeys(map(str, [*parts, *together, *control_stacks()])))
+
+
+def control_stacks() -> list[Stack]:
+    """Every method whose role is control, at the values of its dial that `SHARES` gives."""
+    known = [find(name) for name in names()]
+    return [
+        Stack.of(build(cls, {cls.dial[0]: share}))
+        for cls in known
+        if cls.traits.role == "control" and cls.dial
+        for share in SHARES
+    ]
 
 
 def shorter_students(parts: Sequence[Stack]) -> list[str]:
@@ -125,8 +137,8 @@ def shorter_students(parts: Sequence[Stack]) -> list[str]:
 
 def rules(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """How the verdicts on these rows follow, for each primary score among them."""
-    names = dict.fromkeys(row["metric"] for row in rows if "metric" in row)
-    return [rule(metrics()[name]) for name in names] or [rule(primary_metrics().score)]
+    scores = dict.fromkeys(row["metric"] for row in rows if "metric" in row)
+    return [rule(metrics()[name]) for name in scores] or [rule(primary_metrics().score)]
 
 
 def describe(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -259,14 +271,14 @@ def _row(
     scores: Mapping[str, Scores],
     sets: Sets, primary: Primary,
 ) -> dict[str, Any]:  # fmt: skip
-    names = ["none", *parts, stack]
+    of_row = ["none", *parts, stack]
     row: dict[str, Any] = {}
-    for name in names:
+    for name in of_row:
         status = cells[name]["status"] if name in cells else "missing"
         if status != SHOWN:
             reason = f": {cells[name]['reason']}" if name in cells else ""
             return row | {"verdict": f"{name} is {status}{reason}"}
-    none, *alone, together = (cells[name] for name in names)
+    none, *alone, together = (cells[name] for name in of_row)
     flops = [(r["flops"] or {}).get("flops") for r in (none, *alone, together)]
     if all(flops):
         first, *middle, last = (float(f) for f in flops if f)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ditbench.analysis.controls import is_control
 from ditbench.analysis.primary import by_model
 from ditbench.analysis.rows import Record
 from ditbench.records.record import SHOWN
@@ -23,7 +24,7 @@ def over_steps(records: Sequence[Record], scores: Mapping[str, Scores]) -> list[
     several numbers of steps.
 
     A row for each of their cells, compared with the cell with as many steps and without the method.
-    Keys: model, `method` (the stack without its `fewer_steps`), stack, steps, and `speedup`,
+    Keys: model, `method` (the stack without its controls), stack, steps, and `speedup`,
     `alignment` and `perceptual`: estimates or None; the latter two are changes of the primary score
     and of the distance to the un-accelerated sample.
     """
@@ -32,7 +33,8 @@ def over_steps(records: Sequence[Record], scores: Mapping[str, Scores]) -> list[
         cells = {r["stack"]: r for r in records if r["model"] == model and r["status"] == SHOWN}
         pairs: dict[str, list[tuple[Record, Record]]] = {}
         for text, r in cells.items():
-            fewer = [part for part in text.split("+") if part.startswith("fewer_steps")]
+            controls = {m["name"] for m in r["methods"] if is_control(m)}
+            fewer = [part for part in text.split("+") if part.partition("(")[0] in controls]
             method = "+".join(part for part in text.split("+") if part not in fewer)
             under = cells.get(fewer[0] if fewer else "none")
             if text != "none" and method and under is not None:

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from ditbench.analysis.controls import is_control
 from ditbench.analysis.primary import primary_of
 from ditbench.analysis.rows import Row
 from ditbench.metrics.table import metrics
@@ -70,7 +71,7 @@ def draw_crossovers(section: Section, folder: Path) -> dict[str, list[Path]]:
             curve = [
                 row
                 for row in drawn
-                if row["baseline"] or (kinds[row["key"]] == {"control"} and not row["label"])
+                if row["baseline"] or all(map(is_control, section.records[row["key"]]["methods"]))
             ]
             others = [row for row in drawn if kinds[row["key"]] and kinds[row["key"]] <= SAVING]
             if len(curve) > 1 and curve[0]["baseline"] and others:
