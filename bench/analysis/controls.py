@@ -27,7 +27,9 @@ from ditbench.statistics.times import DRIFT_BOUND
 NOT_SLOWER = 1.02
 """A control within 2 % of a stack's time, or FLOPs, counts as no slower."""
 
-VERDICTS = ("stacks", "clashes", "beaten", "slower", "unresolved")
+VERDICTS = ("stacks", "clashes", "beaten", "slower", "inconclusive")
+FORMER = {"unresolved": "inconclusive"}
+"""What files written by earlier versions say, and the verdict it is."""
 
 
 def rule(metric: Metric) -> str:
@@ -39,7 +41,7 @@ def rule(metric: Metric) -> str:
         f"{metric.least} below zero; slower: the stack is slower than none or than one of its "
         f"methods alone; stacks: the interaction is above -{metric.least}{imagined}, and as "
         f"measured no control is ahead by {metric.least} and nothing it is made of is faster; "
-        f"unresolved: otherwise. Differences by tests at {ALPHA:.0%} (stacks one-sided at "
+        f"inconclusive: otherwise. Differences by tests at {ALPHA:.0%} (stacks one-sided at "
         f"{ALPHA / 2:.1%}), p-values adjusted by Holm over the combinations and models of the run. "
         "Equal-time control: of none, fewer steps, and students of fewer steps, the one with the "
         f"most steps that is no slower (within {NOT_SLOWER - 1:.0%}) by the interval of the times. "
@@ -290,7 +292,7 @@ class Evidence:
             *([f"it may be slower than {' and '.join(behind)}"] if behind else []),
             *([f"neither times nor FLOPs compare it with {' and '.join(unknown)}"] if unknown or not self.speed else []),
         ]  # fmt: skip
-        return ("unresolved", "; ".join(reasons)) if reasons else ("stacks", "")
+        return ("inconclusive", "; ".join(reasons)) if reasons else ("stacks", "")
 
 
 BELOW = "the interaction may be below the margin"

@@ -170,7 +170,7 @@ def interactions(
     interactions of the primary score (`alignment`, of the `metric` that the row names) and distance
     (`frechet`, of its `distance`) (estimates), the controls (at equal time, at equal FLOPs, a student of fewer
     steps) and what the stack has over each, the basis of the verdict, verdict with reason and
-    adjusted p-values, and samples_needed where it is unresolved. A cell that is missing or was not
+    adjusted p-values, and samples_needed where it is inconclusive. A cell that is missing or was not
     measured gives a row with the reason as verdict.
     """
     rows, sets = [], sets_of(references, sets_of_run)

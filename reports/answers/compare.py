@@ -49,9 +49,9 @@ def compare(a: Section, b: Section, gates: Gates) -> list[dict[str, Any]]:
     interval, verdict.
 
     Verdicts: `identical`, `changed` (where neither way is better), `better`, `worse` (the interval
-    of the change excludes nothing having changed), `regression` (worse, and past the gate), `not
-    told apart`, or `not compared` with the field that differs. A stack that only one of them has is
-    a row with the verdict `only before` or `only after`. ValueError when the runs share no cell.
+    of the change excludes zero), `regression` (worse, and past the gate), `inconclusive`, or `not
+    compared` with the field that differs. A stack that only one of them has is a row with the
+    verdict `only before` or `only after`. ValueError when the runs share no cell.
     """
     scores = read_scores(a.folder), read_scores(b.folder)
     before, after = (
@@ -167,9 +167,7 @@ def _speed(old: Row, new: Row, gates: Gates) -> list[dict[str, Any]]:
     before, after = (spoken(row["speedup_call"], 2) for row in (old, new))
     if ratio is None:
         return [
-            _line(
-                "speedup_call", before, after, DASH, "not told apart: one of them has no interval"
-            )
+            _line("speedup_call", before, after, DASH, "inconclusive: one of them has no interval")
         ]
     shifted = Estimate(
         value=ratio.value - 1, low=None if ratio.low is None else ratio.low - 1,
@@ -201,7 +199,7 @@ def _growth(
         if grown > gate
         else "better"
         if grown < -gate
-        else "not told apart"
+        else "inconclusive"
     )
     return [
         _line(
@@ -212,12 +210,12 @@ def _growth(
 
 def _verdict(change: Estimate, better: int, gate: float | None) -> str:
     if change.low is None or change.high is None:
-        return "not told apart: no interval at this n"
+        return "inconclusive: no interval at this n"
     low, high = (change.low, change.high) if better > 0 else (-change.high, -change.low)
     if low > 0:
         return "better"
     if high >= 0:
-        return "not told apart"
+        return "inconclusive"
     return "regression" if gate is not None and better * change.value < -gate else "worse"
 
 

@@ -114,7 +114,7 @@ def _sentence(qualified: Sequence[Row], num: int) -> str:
         told += f", peak {size(best['memory']['peak_bytes'])}"
     close = [row["stack"] for row in others if _reach(row)[1] >= _reach(best)[0]]
     if close:
-        told += f"; not told apart in speed: {', '.join(close)}"
+        told += f"; no significant difference in speed: {', '.join(close)}"
     if best["suspect"]:
         told += "; the baseline drifted, so its times are suspect"
     return told

@@ -27,7 +27,7 @@ from ditbench.statistics.estimates import Estimate
 MARKS = {
     "stacks": ("\u2713", "#cfe9dd"), "clashes": ("\u2717", "#f8d3bd"),
     "beaten": ("\u25bc", "#e2d2e8"), "slower": ("\u2212", "#f3e6c8"),
-    "unresolved": ("?", "#efefef"),
+    "inconclusive": ("?", "#efefef"),
 }  # fmt: skip
 """Sign and colour of each verdict; the word stands beside the sign."""
 UNSURE = "\u2248"

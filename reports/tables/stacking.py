@@ -35,7 +35,7 @@ STACKING = (
     "surely no slower than the stack; FLOPs control: the same by FLOPs; student control: the "
     "stack's student in fewer steps; over "
     "control: the stack's alignment minus the control's. Samples needed: to resolve what is "
-    "unresolved. Tuned: what was learned for a "
+    "inconclusive. Tuned: what was learned for a "
     "method was learned in the stack; frozen: for the plain model. Intervals are 95 %."
 )
 CONTROLS = ("control", "flops_control", "student_control")
