@@ -10,7 +10,13 @@ from ditbench.models.family import no_single_step
 from ditbench.models.sampling import Sampling
 
 
-@method("fewer_steps", family="control", stage=Stage.SCHEDULE, claims={"num-steps"})
+@method(
+    "fewer_steps",
+    family="control",
+    role="control",
+    stage=Stage.SCHEDULE,
+    claims={"num-steps"},
+)
 class FewerSteps:
     """Take fewer sampler steps with the un-accelerated model: any accelerator must be better at the
     same time."""

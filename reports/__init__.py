@@ -75,7 +75,7 @@ def print_report(report: Report) -> None:
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """What the tables show as one JSON document: rows as `ditbench.analysis.summary` describes
+    """What the tables show as one JSON document: rows as `ditbench.analysis.rows` describes
     them, with `notes` added."""
     from ditbench.reports.tables.speed_quality import document
 

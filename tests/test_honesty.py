@@ -8,7 +8,8 @@ from report_runs import ENVIRONMENT, REASONS, STACKS, edit, key_of, lines_of, wr
 
 from ditbench import reports
 from ditbench.reports.sections.frontier import frontier, placed
-from ditbench.reports.sections.section import TIMES, read_sections
+from ditbench.reports.sections.rows import TIMES
+from ditbench.reports.sections.section import read_sections
 from ditbench.reports.tables.stacking import stacking_frame
 
 TOGETHER = ("none", "fora(interval=3)", "int8", "int8+fora(interval=3)")

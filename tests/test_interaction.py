@@ -12,7 +12,6 @@ from command import command
 from ditbench.analysis import interaction
 from ditbench.analysis.controls import Control, Evidence, judge
 from ditbench.analysis.interaction import (
-    ALIGNMENT,
     describe,
     factorial,
     interactions,
@@ -34,6 +33,7 @@ from ditbench.statistics.moments import Moments
 ROOT = Path(__file__).resolve().parents[1]
 A, B, C = (Stack.parse(text) for text in ("fora", "int8", "distill"))
 N = 1000
+ALIGNMENT, MARGIN = "align.shapes_v1", 0.02
 
 
 def described(text):
@@ -180,7 +180,7 @@ def test_a_control_that_is_ahead_by_less_than_the_margin_does_not_beat():
     """The published case: ahead by .0039 [.0010, .0083], a fifth of the margin."""
     losses = SUM | dict.fromkeys(CONTROLS, 0.296)
     row = row_of(TIMES | CONTROLS, losses, steps=STEPS, noise=0.005)
-    assert row["over_control"].high < 0 and row["over_control"].value > -interaction.MARGIN
+    assert row["over_control"].high < 0 and row["over_control"].value > -MARGIN
     assert row["verdict"] == "stacks"
 
 
@@ -201,7 +201,7 @@ def test_controls_that_the_times_do_not_tell_apart_must_agree_before_a_stack_is_
     told_apart = row_of(times, losses, steps=steps, noise=0.01, jitter=0.002)
     assert told_apart["control"] == "fewer_steps(share=0.2)" and told_apart["verdict"] == "stacks"
     doubtful = [row for row in rows if "may be as fast and ahead" in row.get("reason", "")]
-    assert doubtful and all(row["verdict"] == "unresolved" for row in doubtful)
+    assert doubtful and all(row["verdict"] == "inconclusive" for row in doubtful)
 
 
 def test_a_stack_slower_than_none_or_than_one_of_its_methods_never_stacks():
@@ -209,7 +209,7 @@ def test_a_stack_slower_than_none_or_than_one_of_its_methods_never_stacks():
         row = row_of(TIMES | {"int8+fora": seconds}, dict.fromkeys(TIMES, 0.0), noise=0.01)
         assert (row["verdict"], row["reason"]) == ("slower", slower)
     row = row_of(TIMES | {"int8+fora": 2.1}, SUM, noise=0.01, jitter=0.1)
-    assert row["verdict"] == "unresolved" and "may be slower than int8" in row["reason"]
+    assert row["verdict"] == "inconclusive" and "may be slower than int8" in row["reason"]
 
 
 def test_none_is_a_control_too_and_is_the_one_where_the_stack_is_as_slow():
@@ -266,7 +266,7 @@ def test_nothing_known_of_its_speed_is_no_proof_that_it_is_not_slower():
         record |= {"flops": {}, "timing": []}
     row = interactions(records, scores, (A, B), REFERENCE)[-1]
     assert (row["verdict"], row["basis"]) == (
-        "unresolved",
+        "inconclusive",
         "FLOPs",
     ) and "neither times nor FLOPs" in row["reason"]
     assert row["samples_needed"] is None and row["p_beaten"] == 1
@@ -280,7 +280,7 @@ def test_a_control_that_was_timed_elsewhere_counts_by_its_flops():
         record["timing"] = [] if record["stack"].startswith("fewer") else record["timing"]
     row = interactions(records, scores, (A, B), REFERENCE)[-1]
     assert (row["verdict"], row["control"]) == (
-        "unresolved",
+        "inconclusive",
         None,
     ) and "may be as fast and ahead" in row["reason"]
 
@@ -289,16 +289,18 @@ def test_a_kind_of_control_within_the_margin_does_not_pay_for_another():
     def control(value, error):
         low, high = student(value, error, 63)
         over = Estimate(value=value, low=low, high=high, n=64, se=error, bounds=(-1, 1))
-        return [Control(stack="c", steps=4, sure=True, over=over)]
+        return [Control(stack="c", steps=4, sure=True, over=over, margin=MARGIN)]
 
     nothing = constant(0.0, 1000, (-2, 2))
     near, far = control(-0.01, 0.001), control(-0.05, 0.0245)
     both, alone = (
-        Evidence(interaction=nothing, controls=kinds, speed={})
+        Evidence(interaction=nothing, margin=MARGIN, controls=kinds, speed={})
         for kinds in ([near, far], [[], far])
     )
     assert judge([both])[0]["p_beaten"] == pytest.approx(2 * judge([alone])[0]["p_beaten"])
-    assert judge([both])[0]["verdict"] == "unresolved" and judge([alone])[0]["verdict"] == "beaten"
+    assert (
+        judge([both])[0]["verdict"] == "inconclusive" and judge([alone])[0]["verdict"] == "beaten"
+    )
 
 
 def test_verdicts_pay_for_every_combination_of_the_run():
@@ -314,19 +316,19 @@ def test_verdicts_pay_for_every_combination_of_the_run():
     first = interactions(records + many, scores | more, (A, B), REFERENCE)[0]
     assert alone["p_clash"] <= 0.05 < first["p_clash"] and (alone["verdict"], first["verdict"]) == (
         "clashes",
-        "unresolved",
+        "inconclusive",
     )
 
 
-def test_an_unresolved_interaction_says_how_many_samples_would_resolve_it():
+def test_an_inconclusive_interaction_says_how_many_samples_would_settle_it():
     losses = {"none": 0, "fora": 0.1, "int8": 0.1, "int8+fora": 0.21}
     row = row_of(TIMES, losses, noise=0.25)
     assert (
-        row["verdict"] == "unresolved"
+        row["verdict"] == "inconclusive"
         and row["alignment"].low < -0.02
         and row["alignment"].high > 0
     )
-    reach = max(-row["alignment"].value, row["alignment"].value + interaction.MARGIN)
+    reach = max(-row["alignment"].value, row["alignment"].value + MARGIN)
     assert row["samples_needed"] == pytest.approx(
         N * (2.8016 * row["alignment"].se / reach) ** 2, rel=1e-3
     )
@@ -346,10 +348,10 @@ def test_samples_that_are_all_alike_leave_open_what_none_of_them_shows():
     assert (row["alignment"].low, row["alignment"].high) == pytest.approx((-hidden, hidden))
     needed = row["samples_needed"]
     # as many as it takes by the rule of three alone
-    assert row["verdict"] == "unresolved" and needed > 299
+    assert row["verdict"] == "inconclusive" and needed > 299
 
     def proof(num):
-        return exceeds_p(constant(0.0, num, (-2, 2)), -interaction.MARGIN)
+        return exceeds_p(constant(0.0, num, (-2, 2)), -MARGIN)
 
     assert proof(needed) <= 0.025 < proof(int(needed / 1.02))
 
@@ -471,7 +473,7 @@ def test_stack_runs_the_factorial_and_prints_its_rule(tmp_path):
         "clashes",
         "beaten",
         "slower",
-        "unresolved",
+        "inconclusive",
     )
     assert (
         row["gamma_flops"] == pytest.approx(1, abs=0.01)
@@ -529,3 +531,38 @@ def test_the_table_of_verdicts_has_one_word_a_cell_and_nothing_that_was_prepared
         "| distill+diffsparse | clashes | - |",
         "| int8+fora | - | stacks |",
     ]
+
+
+def test_whatever_method_has_the_role_of_a_control_is_run_beside_a_combination():
+    from ditbench.method import METHODS, Stage, knob, method
+
+    @method("quarter", family="control", role="control", stage=Stage.SCHEDULE)
+    class Quarter:
+        part: float = knob(1.0, above=0, high=1)
+        dial = ("part", 0.1, 1)
+
+        def adapt(self, sampling):
+            return sampling
+
+    try:
+        stacks = factorial([A, B])
+    finally:
+        del METHODS["quarter"]
+    assert [s for s in stacks if "quarter" in s] == [
+        f"quarter(part={share})" for share in interaction.SHARES
+    ]
+    with pytest.raises(ValueError, match="its family is 'control'"):
+        method("half", family="cache", role="control", stage=Stage.SCHEDULE)
+    with pytest.raises(ValueError, match="neither 'control' nor ''"):
+        method("half", family="control", role="judge", stage=Stage.SCHEDULE)
+
+
+def test_verdicts_in_files_of_earlier_versions_are_read_in_todays_words():
+    row = {
+        "model": "m",
+        "stack": "a+b",
+        "reading": "tuned",
+        "verdict": "unresolved",
+        "alignment": None,
+    }
+    assert "| a+b | inconclusive |" in verdict_table([row])

@@ -23,6 +23,7 @@ from ditbench.reports.figures import schedule_heatmap as heatmaps
 from ditbench.reports.figures import speed_memory as charts
 from ditbench.reports.sections import format as wording
 from ditbench.reports.sections import section as sections
+from ditbench.reports.sections.rows import TIMES
 from ditbench.reports.terminal import table as terminal
 from ditbench.statistics.frechet import Reference
 
@@ -135,7 +136,7 @@ def test_an_inert_cell_has_times_in_its_record_yet_no_speed_up_anywhere(report, 
     key = key_of("dit-tiny", "noop")
     assert json.loads((run / "cells" / key / "record.json").read_text())["timing"]
     (row,) = [r for r in report.sections[0].rows if r["key"] == key]
-    assert all(row[name] is None for name in sections.TIMES)
+    assert all(row[name] is None for name in TIMES)
     assert (
         row["speedup_flops"] is None
         and row["timing"]["call_s"] is None
@@ -295,7 +296,7 @@ def test_times_from_two_machines_are_never_divided(tmp_path):
     path.write_text(json.dumps(record))
     rows = {row["stack"]: row for row in sections.read_sections([run])[0].rows}
     moved = rows["fora(interval=3)"]
-    assert all(moved[name] is None for name in sections.TIMES)
+    assert all(moved[name] is None for name in TIMES)
     assert moved["timing"]["call_s"] is not None and moved["speedup_flops"] is not None
     assert "differ in processor, cores" in moved["notes"][0]
     assert rows["fewer_steps(steps=10)"]["speedup_call"] is not None

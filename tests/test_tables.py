@@ -10,7 +10,7 @@ import report_runs
 from report_runs import REASONS, STACKS, key_of, write_run
 
 from ditbench import reports
-from ditbench.analysis.interaction import RULE, VERDICTS
+from ditbench.analysis.interaction import VERDICTS, rules
 from ditbench.method.artifact import BUNDLED, Artifact
 from ditbench.models.table import models
 from ditbench.records.files import read_json
@@ -185,7 +185,7 @@ def test_stacks_whose_methods_ran_alone_too_have_a_table_with_both_interactions_
     ]
     table = (run / "report/tables/stacking.md").read_text()
     assert (
-        RULE in table
+        rules(sections.read_sections([run])[0].stacking)[0] in table
         and stacking.STACKING in table
         and f"| {line['stack']} | tuned | ok | {line['verdict']} |" in table
     )

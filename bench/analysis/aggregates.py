@@ -3,16 +3,18 @@ pooled PSNR, distances between sets."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from ditbench.analysis.rows import Part, Scored, unscored
 from ditbench.metrics import cdfvd, fidelity, vbench
 from ditbench.metrics.external.vbench import SUMS, combine
 from ditbench.metrics.table import Metric
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
 from ditbench.statistics.estimates import Array, Estimate
+
+ALREADY = "the value is already against none"
+"""Why there is no change of a comparison with the baseline."""
 
 
 def own(name: str, scores: Scores) -> tuple[Array, Array]:
@@ -37,7 +39,7 @@ def both(name: str, mine: Scores, theirs: Scores) -> tuple[Array, Array, Array]:
     return mine.arrays[name][i], theirs.arrays[name][j], group[shared]
 
 
-def pooled(mine: Scores) -> dict[str, Any]:
+def pooled(mine: Scores) -> tuple[Part, int]:
     """What stands beside the mean PSNR: PSNR of the pooled error, and how many samples are
     identical to the un-accelerated ones."""
     errors = mine.arrays["mse.vs_none"]
@@ -47,55 +49,51 @@ def pooled(mine: Scores) -> dict[str, Any]:
         for x in (mean.low, mean.high)
     )
     value = Estimate(value=fidelity.pooled(errors), low=low, high=high, n=mean.n, se=None)
-    return {
-        "parts": {"pooled": {"value": value.as_dict(), "delta": None}},
-        "n_identical": int((errors == 0).sum()),
-    }
+    return {"value": value.as_dict(), "delta": None}, int((errors == 0).sum())
 
 
 def of_sets(metric: Metric) -> bool:
-    """Whether a metric is made of the scores of whole sets by `fill`."""
+    """Whether a metric is made of the scores of whole sets by `aggregate`."""
     return metric.family == "cdfvd" or (
         metric.family == "vbench" and metric.name.partition(".")[2] in SUMS
     )
 
 
-def fill(
-    entry: dict[str, Any], metric: Metric, mine: Scores, theirs: Scores | None, baseline: bool
-) -> Estimate | None:
-    """Put value and change of a metric `of_sets` into its entry, or the reason they are missing;
-    the change. `theirs`: scores to compare with.
-    """
+def aggregate(
+    metric: Metric, mine: Scores, theirs: Scores | None, baseline: bool
+) -> tuple[Scored, Estimate | None]:
+    """The numbers of a metric `of_sets`, or the reason they are missing, and its change. `theirs`:
+    scores to compare with."""
     if metric.family == "cdfvd":
-        _distance(entry, mine, theirs, baseline)
-        return None
-    what = metric.name.partition(".")[2]
+        return _distance(mine, theirs, baseline), None
+    name = metric.name.partition(".")[2]
     try:
-        entry["value"] = combine(vbench.scored(mine), what).as_dict()
-        entry["interval"] = f"Student's t over the influence of {entry['value']['n']} prompts"
-        if theirs is not None:
-            delta: Estimate = combine(vbench.apart(mine, theirs), what, difference=True)
-            entry["delta"] = delta.as_dict()
-            return delta
+        value = combine(vbench.scored(mine), name)
     except ValueError as error:
-        reason = "reason" if entry["value"] is None else "delta_reason"
-        entry[reason] = entry["delta_reason"] = str(error)
-    return None
+        return unscored(str(error)), None
+    scored: Scored = {
+        **unscored(),
+        "value": value.as_dict(),
+        "interval": f"Student's t over the influence of {value.n} prompts",
+    }
+    if theirs is None:
+        return scored, None
+    try:
+        delta = combine(vbench.apart(mine, theirs), name, difference=True)
+    except ValueError as error:
+        return {**scored, "delta_reason": str(error)}, None
+    return {**scored, "delta": delta.as_dict()}, delta
 
 
-def _distance(entry: dict[str, Any], mine: Scores, theirs: Scores | None, baseline: bool) -> None:
-    if baseline or theirs is None or cdfvd.FEATURE not in theirs.arrays:
-        entry["reason"] = (
-            "this is the baseline itself"
-            if baseline
-            else "the baseline `none` has no such features in this run"
-        )
-        return
+def _distance(mine: Scores, theirs: Scores | None, baseline: bool) -> Scored:
+    if baseline:
+        return unscored("this is the baseline itself", ALREADY)
+    if theirs is None or cdfvd.FEATURE not in theirs.arrays:
+        return unscored("the baseline `none` has no such features in this run", ALREADY)
     try:
-        value = cdfvd.distance(mine.arrays[cdfvd.FEATURE], theirs.arrays[cdfvd.FEATURE])
+        distance = cdfvd.distance(mine.arrays[cdfvd.FEATURE], theirs.arrays[cdfvd.FEATURE])
     except ValueError as error:
-        entry["reason"] = str(error)
-        return
-    entry["value"] = Estimate(
-        value=value, low=None, high=None, n=len(mine.arrays["group"]), se=None
-    ).as_dict()
+        return unscored(str(error), ALREADY)
+    n = len(mine.arrays["group"])
+    value = Estimate(value=distance, low=None, high=None, n=n, se=None)
+    return {**unscored(), "value": value.as_dict()}

@@ -14,53 +14,72 @@ from typing import Any
 
 import numpy as np
 
+from ditbench.analysis.rows import Record
+from ditbench.metrics.table import Metric
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
 from ditbench.statistics import times
-from ditbench.statistics.estimates import Estimate
+from ditbench.statistics.estimates import Array, Estimate
 from ditbench.statistics.hypothesis import ALPHA, exceeds_p, holm
 from ditbench.statistics.times import DRIFT_BOUND
 
-ALIGNMENT = "align.shapes_v1"
-MARGIN = 0.02
-"""Alignment that may be lost beyond the sum of what the methods lose alone, and still be said to
-stack; and the least that a control must be ahead by, or that a clash must cost."""
 NOT_SLOWER = 1.02
 """A control within 2 % of a stack's time, or FLOPs, counts as no slower."""
 
-VERDICTS = ("stacks", "clashes", "beaten", "slower", "unresolved")
-RULE = (
-    "beaten: every control that may be the equal-time control is ahead in alignment by at least "
-    f"{MARGIN}; clashes: the alignment "
-    f"interaction is at least {MARGIN} below zero; slower: the stack is slower than none or than "
-    "one of its methods alone; stacks: "
-    f"the interaction is above -{MARGIN} (counting one imagined prompt at the worst end), and as "
-    "measured no control is ahead by "
-    f"{MARGIN} and nothing it is made of is faster; unresolved: otherwise. Differences by tests at "
-    f"{ALPHA:.0%} (stacks one-sided at "
-    f"{ALPHA / 2:.1%}), p-values adjusted by Holm over the combinations and models of the run. "
-    "Equal-time control: of none, fewer "
-    "steps, and students of fewer steps, the one with the most steps that is no slower (within "
-    f"{NOT_SLOWER - 1:.0%}) by the interval "
-    "of the times. Where the times are unreliable (one round, or a baseline that drifted over "
-    f"{DRIFT_BOUND:.0%}) FLOPs stand in for "
-    f"them: see the column basis."
-)
+VERDICTS = ("stacks", "clashes", "beaten", "slower", "inconclusive")
+FORMER = {"unresolved": "inconclusive"}
+"""What files written by earlier versions say, and the verdict it is."""
 
-Record = Mapping[str, Any]
+
+def rule(metric: Metric) -> str:
+    """How the verdict on a combination follows, for models whose primary score is `metric`."""
+    imagined = " (counting one imagined prompt at the worst end)" if _range(metric) else ""
+    return (
+        f"beaten: every control that may be the equal-time control is ahead in {metric.label} by "
+        f"at least {metric.least}; clashes: the {metric.label} interaction is at least "
+        f"{metric.least} below zero; slower: the stack is slower than none or than one of its "
+        f"methods alone; stacks: the interaction is above -{metric.least}{imagined}, and as "
+        f"measured no control is ahead by {metric.least} and nothing it is made of is faster; "
+        f"inconclusive: otherwise. Differences by tests at {ALPHA:.0%} (stacks one-sided at "
+        f"{ALPHA / 2:.1%}), p-values adjusted by Holm over the combinations and models of the run. "
+        "Equal-time control: of none, fewer steps, and students of fewer steps, the one with the "
+        f"most steps that is no slower (within {NOT_SLOWER - 1:.0%}) by the interval of the times. "
+        "Where the times are unreliable (one round, or a baseline that drifted over "
+        f"{DRIFT_BOUND:.0%}) FLOPs stand in for them: see the column basis."
+    )
+
+
+def _range(metric: Metric) -> tuple[float, float] | None:
+    """The range of a score that samples do reach, as a fraction of attributes does; a cosine has
+    bounds too, but no sample comes near them."""
+    return metric.bounds if metric.bounds == (0.0, 1.0) else None
+
+
+def sum_range(metric: Metric, num: int) -> tuple[float, float] | None:
+    """The range of an interaction of so many methods."""
+    bounds = _range(metric)
+    return bounds and (-num * (bounds[1] - bounds[0]), num * (bounds[1] - bounds[0]))
+
+
+def goodness(metric: Metric, scores: Scores) -> Array:
+    """The values of a metric, higher for better."""
+    values: Array = scores.arrays[metric.name]
+    return -values if metric.better == "lower" else values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A cell that a stack is held against."""
+    """A cell that a stack is compared with."""
 
     stack: str
     steps: int
     sure: bool
     """Whether it is no slower than the stack wherever in its interval the ratio of times lies."""
     over: Estimate
-    """Alignment of the stack minus its own."""
+    """Primary score of the stack minus its own."""
+    margin: float
+    """Least difference that counts."""
 
     @property
     def p_ahead(self) -> float:
@@ -71,14 +90,25 @@ class Control:
     @property
     def ahead(self) -> bool:
         """Whether it is better by at least the margin, taken alone."""
-        return self.p_ahead <= ALPHA and self.over.value <= -MARGIN
+        return self.p_ahead <= ALPHA and self.far_ahead
+
+    @property
+    def far_ahead(self) -> bool:
+        """Whether it is better by at least the margin, as measured."""
+        return self.over.value <= -self.margin
+
+
+def is_control(method: Mapping[str, Any]) -> bool:
+    """Whether a record's method is the un-accelerated model at less compute: of the family of
+    controls, and no noise floor."""
+    return method.get("family") == "control" and not method.get("label")
 
 
 def teacher_controls(cells: Mapping[str, Record]) -> list[Record]:
     """The un-accelerated model in all numbers of steps it was run with: `none`, and stacks of
     controls that are no noise floor."""
     return [
-        r for r in cells.values() if all(m["family"] == "control" and not m.get("label") for m in r["methods"])
+        r for r in cells.values() if all(map(is_control, r["methods"]))
     ]  # fmt: skip
 
 
@@ -111,7 +141,7 @@ def reliable(records: Sequence[Record]) -> bool:
 
 
 def by_time(
-    together: Record, candidates: Sequence[Record], scores: Mapping[str, Scores]
+    together: Record, candidates: Sequence[Record], scores: Mapping[str, Scores], metric: Metric
 ) -> list[Control]:
     """The candidates that may be the one with the most steps of those no slower than the stack,
     surest first.
@@ -119,7 +149,7 @@ def by_time(
     All that may be no slower by the interval of the times (or by FLOPs, where there is no such
     interval), and have no fewer steps than the best of those that surely are.
     """
-    held = []
+    fitting = []
     for candidate in candidates:
         # the stack's time over the control's
         ratio = times.speedup(together["timing"], candidate["timing"])
@@ -129,18 +159,20 @@ def by_time(
             sure, may_be = (
                 bound * NOT_SLOWER >= 1 for bound in (ratio.estimate.low, ratio.estimate.high)
             )
-        if may_be and (control := _control(together, candidate, scores, sure)):
-            held.append(control)
-    return _best(held)
+        if may_be and (control := _control(together, candidate, scores, metric, sure)):
+            fitting.append(control)
+    return _best(fitting)
 
 
 def by_flops(
-    together: Record, candidates: Sequence[Record], scores: Mapping[str, Scores]
+    together: Record, candidates: Sequence[Record], scores: Mapping[str, Scores], metric: Metric
 ) -> list[Control]:
     """The candidate with the most steps of those that take no more FLOPs than the stack, as a list
     of at most one."""
     fitting = (
-        _control(together, c, scores, True) for c in candidates if _no_more_flops(c, together)
+        _control(together, c, scores, metric, True)
+        for c in candidates
+        if _no_more_flops(c, together)
     )
     return _best([control for control in fitting if control])[:1]
 
@@ -155,21 +187,28 @@ def _no_more_flops(candidate: Record, together: Record) -> bool:
 
 
 def _control(
-    together: Record, candidate: Record, scores: Mapping[str, Scores], sure: bool
+    together: Record, candidate: Record, scores: Mapping[str, Scores], metric: Metric, sure: bool
 ) -> Control | None:
     mine, theirs = scores.get(together["key"]), scores.get(candidate["key"])
     if (
         candidate["status"] != SHOWN
         or mine is None
         or theirs is None
-        or ALIGNMENT not in theirs.arrays
+        or metric.name not in theirs.arrays
     ):
         return None
     over = statistics.delta(
-        mine.arrays[ALIGNMENT], theirs.arrays[ALIGNMENT], mine.arrays["group"], bounds=(0.0, 1.0)
+        goodness(metric, mine),
+        goodness(metric, theirs),
+        mine.arrays["group"],
+        bounds=_range(metric),
     )
     return Control(
-        stack=candidate["stack"], steps=candidate["sampling"]["steps"], sure=sure, over=over
+        stack=candidate["stack"],
+        steps=candidate["sampling"]["steps"],
+        sure=sure,
+        over=over,
+        margin=metric.least,
     )
 
 
@@ -183,18 +222,18 @@ def speed_over(
 ) -> dict[str, Estimate | None]:
     """How many times as fast as each of `records` a stack is, by stack: with an interval by time,
     exactly by FLOPs; None where neither is known."""
-    found: dict[str, Estimate | None] = {}
+    faster: dict[str, Estimate | None] = {}
     for record in records:
         if timed:
             ratio = times.speedup(record["timing"], together["timing"])
-            found[record["stack"]] = None if ratio is None else ratio.estimate
+            faster[record["stack"]] = None if ratio is None else ratio.estimate
         else:
             theirs, mine = _flops(record), _flops(together)
             value = theirs / mine if theirs and mine else None
-            found[record["stack"]] = (
+            faster[record["stack"]] = (
                 None if value is None else Estimate(value=value, low=value, high=value, n=1, se=0.0)
             )
-    return found
+    return faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +241,9 @@ class Evidence:
     """What the verdict on one combination rests on."""
 
     interaction: Estimate
+    margin: float
+    """Of the primary score that may be lost beyond the sum of what the methods lose alone, where it
+    is still said to stack; and the least that a clash must cost."""
     controls: Sequence[Sequence[Control]]
     """Of each kind, those that may be the equal-time (or equal-FLOPs) control."""
     speed: Mapping[str, Estimate | None]
@@ -210,10 +252,10 @@ class Evidence:
 
     @property
     def p_values(self) -> tuple[float, float, float]:
-        """Of no clash, of no stacking (two-sided, to be held against ALPHA alike), and of no
+        """Of no clash, of no stacking (two-sided, to be compared with ALPHA alike), and of no
         control ahead; 1 where nothing can be said."""
         clash = statistics.two_sided_p(self.interaction) if self.interaction.value < 0 else None
-        stacks = exceeds_p(self.interaction, -MARGIN)
+        stacks = exceeds_p(self.interaction, -self.margin)
         return (
             1.0 if clash is None else clash,
             1.0 if stacks is None else min(1.0, 2 * stacks),
@@ -225,11 +267,7 @@ class Evidence:
         """Of no kind of control all of whose members, one of them surely no slower, are ahead by
         the margin: as many tests as kinds."""
         judged = [kind for kind in self.controls if any(c.sure for c in kind)]
-        ahead = [
-            max(c.p_ahead for c in kind)
-            for kind in judged
-            if all(c.over.value <= -MARGIN for c in kind)
-        ]
+        ahead = [max(c.p_ahead for c in kind) for kind in judged if all(c.far_ahead for c in kind)]
         return min(1.0, len(judged) * min(ahead)) if ahead else 1.0
 
     def verdict(self, p_clash: float, p_stacks: float, p_beaten: float) -> tuple[str, str]:
@@ -237,14 +275,14 @@ class Evidence:
         adjusted over the run."""
         if p_beaten <= ALPHA:
             return "beaten", ""
-        if p_clash <= ALPHA and self.interaction.value <= -MARGIN:
+        if p_clash <= ALPHA and self.interaction.value <= -self.margin:
             return "clashes", ""
         speed = {name: estimate for name, estimate in self.speed.items() if estimate is not None}
         if slower := [
             name for name, e in speed.items() if e.high is not None and e.high < 1 / NOT_SLOWER
         ]:
             return "slower", f"than {', '.join(slower)}"
-        ahead = [c for kind in self.controls for c in kind if c.over.value <= -MARGIN]
+        ahead = [c for kind in self.controls for c in kind if c.far_ahead]
         behind = [name for name, estimate in speed.items() if estimate.value < 1 / NOT_SLOWER]
         unknown = [name for name in self.speed if name not in speed]
         reasons = [
@@ -254,7 +292,7 @@ class Evidence:
             *([f"it may be slower than {' and '.join(behind)}"] if behind else []),
             *([f"neither times nor FLOPs compare it with {' and '.join(unknown)}"] if unknown or not self.speed else []),
         ]  # fmt: skip
-        return ("unresolved", "; ".join(reasons)) if reasons else ("stacks", "")
+        return ("inconclusive", "; ".join(reasons)) if reasons else ("stacks", "")
 
 
 BELOW = "the interaction may be below the margin"
@@ -280,7 +318,7 @@ def judge(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
     return judged
 
 
-def samples_needed(interaction: Estimate) -> int | None:
+def samples_needed(interaction: Estimate, margin: float) -> int | None:
     """Units that would resolve an interaction from zero or from the margin, what is farther away,
     in 80 % of runs; None without an error.
 
@@ -289,11 +327,11 @@ def samples_needed(interaction: Estimate) -> int | None:
     if interaction.se is None or interaction.bounds is None:
         return None
     enough = 2
-    while (exceeds_p(_alike(enough, interaction.bounds), -MARGIN) or 0.0) > ALPHA / 2:
+    while (exceeds_p(_alike(enough, interaction.bounds), -margin) or 0.0) > ALPHA / 2:
         enough += max(1, enough // 200)
     if interaction.se == 0:
         return enough
-    far = max(-interaction.value, interaction.value + MARGIN)
+    far = max(-interaction.value, interaction.value + margin)
     return max(
         enough, int(np.ceil(interaction.n * (statistics.detectable(interaction.se) / far) ** 2))
     )

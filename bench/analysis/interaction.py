@@ -21,47 +21,50 @@ from typing import Any
 import numpy as np
 
 from ditbench.analysis.controls import (
-    ALIGNMENT,
     BELOW,
-    MARGIN,
-    RULE,
     VERDICTS,
     Evidence,
     by_flops,
     by_time,
+    goodness,
     judge,
     reliable,
+    rule,
     samples_needed,
     speed_over,
     student_controls,
+    sum_range,
     teacher_controls,
 )
-from ditbench.analysis.quality import held, reference_of
+from ditbench.analysis.primary import Primary, by_model, primary_metrics
+from ditbench.analysis.quality import sets_of
+from ditbench.analysis.rows import Record
+from ditbench.analysis.set_statistics import STATISTICS, Sets
+from ditbench.extractors.references import ReferenceSets
 from ditbench.method.artifact import below_of
+from ditbench.method.knobs import build
+from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
-from ditbench.metrics.shapes_features import FEATURE
+from ditbench.metrics.table import Metric, metrics
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
 from ditbench.statistics import times
 from ditbench.statistics.estimates import Estimate
-from ditbench.statistics.frechet import Reference, read_frechet, read_jackknifed, settle, too_few
-from ditbench.statistics.influence import Reading
+from ditbench.statistics.frechet import Reference, settle, too_few
 
 __all__ = [
-    "ALIGNMENT",
-    "MARGIN",
-    "RULE",
     "VERDICTS",
     "factorial",
     "interactions",
     "judged",
+    "rules",
     "shorter_students",
     "together",
 ]
 
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
-"""Of the steps, that controls take."""
+"""Of the un-accelerated compute, that controls take."""
 COLUMNS = (
     "model", "stack", "reading", "verdict", "reason", "basis", "gamma_flops", "gamma_clock",
     "alignment", "frechet", "control",
@@ -105,8 +108,18 @@ def factorial(parts: Sequence[Stack]) -> list[str]:
     if problems := joined(parts).problems():
         raise ValueError(f"{joined(parts)}: {problems[0]}")
     together = [stack for c in subsets(parts) for stack in readings(c).values()]
-    controls = [f"fewer_steps(share={share})" for share in SHARES]
-    return list(dict.fromkeys([*map(str, parts), *map(str, together), *controls]))
+    return list(dict.fromkeys(map(str, [*parts, *together, *control_stacks()])))
+
+
+def control_stacks() -> list[Stack]:
+    """Every method whose role is control, at the values of its dial that `SHARES` gives."""
+    known = [find(name) for name in names()]
+    return [
+        Stack.of(build(cls, {cls.dial[0]: share}))
+        for cls in known
+        if cls.traits.role == "control" and cls.dial
+        for share in SHARES
+    ]
 
 
 def shorter_students(parts: Sequence[Stack]) -> list[str]:
@@ -120,6 +133,12 @@ def shorter_students(parts: Sequence[Stack]) -> list[str]:
                 while (steps := steps // 2) >= 1:
                     found.append(str(Stack.of(replace(m, steps=steps))))
     return found
+
+
+def rules(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How the verdicts on these rows follow, for each primary score among them."""
+    scores = dict.fromkeys(row["metric"] for row in rows if "metric" in row)
+    return [rule(metrics()[name]) for name in scores] or [rule(primary_metrics().score)]
 
 
 def describe(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -143,29 +162,35 @@ def _words(value: Any) -> Any:
 
 
 def interactions(
-    records: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores], parts: Sequence[Stack],
+    records: Sequence[Record], scores: Mapping[str, Scores], parts: Sequence[Stack],
     references: Mapping[str, Reference] | None = None,
+    sets_of_run: ReferenceSets | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A row per model and combination of `parts`: stack, gamma_flops, gamma_clock, alignment and
-    frechet interaction (estimates), the controls (at equal time, at equal FLOPs, a student of fewer
+    """A row per model and combination of `parts`: stack, gamma_flops, gamma_clock, the
+    interactions of the primary score (`alignment`, of the `metric` that the row names) and distance
+    (`frechet`, of its `distance`) (estimates), the controls (at equal time, at equal FLOPs, a student of fewer
     steps) and what the stack has over each, the basis of the verdict, verdict with reason and
-    adjusted p-values, and samples_needed where it is unresolved. A cell that is missing or was not
+    adjusted p-values, and samples_needed where it is inconclusive. A cell that is missing or was not
     measured gives a row with the reason as verdict.
     """
-    rows, distances = [], _Distances(scores, references)
+    rows, sets = [], sets_of(references, sets_of_run)
+    primary = by_model(records, scores)
     for model in dict.fromkeys(r["model"] for r in records):
         cells = {r["stack"]: r for r in records if r["model"] == model}
         for c in subsets(parts):
             for reading, stack in readings(c).items():
                 row = {"model": model, "stack": str(stack), "reading": reading}
-                rows.append(row | _row(list(map(str, c)), str(stack), cells, scores, distances))
+                rows.append(
+                    row | _row(list(map(str, c)), str(stack), cells, scores, sets, primary[model])
+                )
     return judged(rows)
 
 
 def together(
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Record],
     scores: Mapping[str, Scores],
     references: Mapping[str, Reference] | None = None,
+    sets_of_run: ReferenceSets | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of `interactions` for every stack of several methods that were each run alone too,
     and its `parts`: their stacks.
@@ -173,7 +198,8 @@ def together(
     Found from the records alone, so that no method need be installed. A method counts as run alone
     however it was tuned in the stack.
     """
-    rows, distances = [], _Distances(scores, references)
+    rows, sets = [], sets_of(references, sets_of_run)
+    primary = by_model(records, scores)
     for model in dict.fromkeys(r["model"] for r in records):
         cells = {r["stack"]: r for r in records if r["model"] == model}
         alone: dict[str, str] = {}
@@ -190,44 +216,33 @@ def together(
                     "reading": "frozen" if frozen else "tuned",
                     "parts": parts,
                 }
-                rows.append(row | _row(parts, text, cells, scores, distances))
+                rows.append(row | _row(parts, text, cells, scores, sets, primary[model]))
     return judged(rows)
 
 
-class _Distances:
-    """Fréchet interactions of cells, each cell's distance read once."""
-
-    def __init__(
-        self, scores: Mapping[str, Scores], references: Mapping[str, Reference] | None
-    ) -> None:
-        self.scores, self.references = scores, references
-        self._readings: dict[str, tuple[Reading, Reading]] = {}
-
-    def contrast(self, cells: Sequence[Mapping[str, Any]], signs: Sequence[int]) -> Estimate | None:
-        """None where there is none: the distance's own column has the reason."""
-        world, n = cells[0]["world"], len(self.scores[cells[0]["key"]].arrays[FEATURE])
-        try:
-            reference = (
-                reference_of(world) if self.references is None else held(self.references, world)
-            )
-            d = len(reference.mean)
-            if too_few(n, d):
-                return None
-            whole, jackknifed = zip(
-                *(self._read(cell["key"], reference) for cell in cells), strict=True
-            )
-            return settle(whole, jackknifed, signs, n, d)
-        except ValueError:
+def _distance(
+    metric: Metric,
+    cells: Sequence[Record],
+    signs: Sequence[int],
+    scores: Mapping[str, Scores],
+    sets: Sets,
+) -> Estimate | None:
+    """The interaction of a Fréchet distance; None where there is none: the distance's own column
+    has the reason."""
+    if not STATISTICS[metric.statistic].check:
+        return None
+    mine = [scores[cell["key"]] for cell in cells]
+    n, d = mine[0].arrays[metric.features].shape
+    try:
+        if too_few(n, d):
             return None
-
-    def _read(self, key: str, reference: Reference) -> tuple[Reading, Reading]:
-        if key not in self._readings:
-            features, group = self.scores[key].arrays[FEATURE], self.scores[key].arrays["group"]
-            self._readings[key] = (
-                read_frechet(features, reference, group),
-                read_jackknifed(features, reference, group),
-            )
-        return self._readings[key]
+        whole, jackknifed = (
+            [sets.read(metric, cell, s, check) for cell, s in zip(cells, mine, strict=True)]
+            for check in (False, True)
+        )
+        return settle(whole, jackknifed, signs, n, d)
+    except ValueError:
+        return None
 
 
 def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -237,7 +252,9 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for i, verdict in zip(measured, judge([rows[i]["evidence"] for i in measured]), strict=True):
         found[i] |= verdict
         found[i]["samples_needed"] = (
-            samples_needed(rows[i]["alignment"]) if BELOW in verdict["reason"] else None
+            samples_needed(rows[i]["alignment"], rows[i]["evidence"].margin)
+            if BELOW in verdict["reason"]
+            else None
         )
     return found
 
@@ -250,18 +267,18 @@ def _identity(method: Mapping[str, Any]) -> str:
 
 
 def _row(
-    parts: Sequence[str], stack: str, cells: Mapping[str, Mapping[str, Any]],
+    parts: Sequence[str], stack: str, cells: Mapping[str, Record],
     scores: Mapping[str, Scores],
-    distances: _Distances,
+    sets: Sets, primary: Primary,
 ) -> dict[str, Any]:  # fmt: skip
-    names = ["none", *parts, stack]
+    of_row = ["none", *parts, stack]
     row: dict[str, Any] = {}
-    for name in names:
+    for name in of_row:
         status = cells[name]["status"] if name in cells else "missing"
         if status != SHOWN:
             reason = f": {cells[name]['reason']}" if name in cells else ""
             return row | {"verdict": f"{name} is {status}{reason}"}
-    none, *alone, together = (cells[name] for name in names)
+    none, *alone, together = (cells[name] for name in of_row)
     flops = [(r["flops"] or {}).get("flops") for r in (none, *alone, together)]
     if all(flops):
         first, *middle, last = (float(f) for f in flops if f)
@@ -270,22 +287,27 @@ def _row(
     gamma = times.time_contrast([r["timing"] for r in (none, *alone, together)], signs)
     row["gamma_clock"] = gamma.estimate if gamma else None
     mine = [scores.get(r["key"]) for r in (none, *alone, together)]
-    if not all(s is not None and ALIGNMENT in s.arrays for s in mine):
+    metric = primary.score
+    if not all(s is not None and metric.name in s.arrays for s in mine):
         return row | {"verdict": "not scored"}
-    values = [s.arrays[ALIGNMENT] for s in mine if s is not None]
+    values = [goodness(metric, s) for s in mine if s is not None]
     group = mine[0].arrays["group"]  # type: ignore[union-attr]
     # thirds add up to zero again
     each = np.round(values[-1] - sum(values[1:-1]) + (len(alone) - 1) * values[0], 9)
-    interaction = statistics.mean(each, group, bounds=(-len(alone), len(alone)))
+    interaction = statistics.mean(each, group, bounds=sum_range(metric, len(alone)))
+    row |= {"metric": metric.name, "distance": primary.distance.name}
     row["alignment"] = interaction
-    if all(FEATURE in s.arrays for s in mine if s is not None):
-        row["frechet"] = distances.contrast([none, *alone, together], [-sign for sign in signs])
+    if all(primary.distance.features in s.arrays for s in mine if s is not None):
+        cells_of = [none, *alone, together]
+        row["frechet"] = _distance(
+            primary.distance, cells_of, [-sign for sign in signs], scores, sets
+        )
     timed = reliable([none, *alone, together])
     row["basis"] = "time" if timed else "FLOPs"
     teacher, students = teacher_controls(cells), student_controls(cells, together)
-    equal_time = by_time(together, teacher, scores) if timed else []
-    equal_flops = by_flops(together, teacher, scores)
-    shorter = (by_time if timed else by_flops)(together, students, scores)
+    equal_time = by_time(together, teacher, scores, metric) if timed else []
+    equal_flops = by_flops(together, teacher, scores, metric)
+    shorter = (by_time if timed else by_flops)(together, students, scores, metric)
     for name, controls in (
         ("control", equal_time),
         ("flops_control", equal_flops),
@@ -295,7 +317,7 @@ def _row(
         row |= {name: chief and chief.stack, f"over_{name}": chief and chief.over}
     row["controls"] = [c.stack for c in (*(equal_time if timed else equal_flops), *shorter)]
     row["evidence"] = Evidence(
-        interaction=interaction, controls=[equal_time if timed else equal_flops, shorter],
+        interaction=interaction, margin=metric.least, controls=[equal_time if timed else equal_flops, shorter],
         speed=speed_over([none, *alone], together, timed),
     )  # fmt: skip
     return row

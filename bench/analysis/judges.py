@@ -3,10 +3,10 @@ were learned by? No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from ditbench.analysis.rows import Row
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
 from ditbench.statistics.estimates import Estimate
@@ -54,8 +54,8 @@ class Agreement:
         return sum(map(len, (self.confirmed, self.same_sign, self.contradicted, self.other_sign)))
 
 
-def agreement(rows: Sequence[Mapping[str, Any]]) -> Agreement:
-    """Of the rows of one model, as `ditbench.analysis.summary` gives them."""
+def agreement(rows: Sequence[Row]) -> Agreement:
+    """Of the rows of one model, as `ditbench.analysis.summarise` gives them."""
     found = Agreement(confirmed=[], same_sign=[], contradicted=[], other_sign=[])
     for row in rows:
         for metric in JUDGED:
@@ -64,6 +64,7 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> Agreement:
                 not first
                 or not second
                 or first["verdict"] not in ("better", "worse")
+                or not first["delta"]
                 or not second["delta"]
             ):
                 continue

@@ -1,15 +1,16 @@
 """One metric of one cell as the report shows it: value, paired change, interval and what follows
-(see `ditbench.analysis.summary`). No torch."""
+(see `ditbench.analysis.rows`). No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
-from ditbench.analysis import aggregates as combined
+from ditbench.analysis import aggregates
+from ditbench.analysis.rows import Part, QualityEntry, Record, Scored, Verdict, unscored
 from ditbench.analysis.set_statistics import STATISTICS, Sets
+from ditbench.extractors.references import ReferenceSets
 from ditbench.extractors.table import find
 from ditbench.metrics.table import Metric, module_of
 from ditbench.records.record import MEASURED
@@ -28,57 +29,70 @@ ASKED = "scored only when asked for: score RUN --metrics NAME"
 
 
 def quality(
-    metric: Metric, record: Mapping[str, Any], none: Mapping[str, Any] | None,
+    metric: Metric, record: Record, none: Record | None,
     scores: Mapping[str, Scores],
-    sets: Sets, margin: float | None,
-) -> dict[str, Any]:  # fmt: skip
-    """The entry of `quality` for a cell; `none` is the baseline it may be paired with, if any."""
-    entry: dict[str, Any] = {
-        "value": None, "delta": None, "mde": None, "better": metric.better, "unit": metric.unit,
-        "interval": "", "level": None,
-        "reason": "", "delta_reason": "", "floor": None, "se_jackknife": None,
-        "primary": metric.primary,
-        "against_none": metric.against_none, "margin": margin,
-        "p": None, "p_equivalent": None, "p_holm": None, "p_equivalent_holm": None, "verdict": "",
-        "parts": {},
-        "table": metric.table, "n_identical": None, "extractor": "", "reference": "",
+    sets: Sets, margin: float | None, primary: bool,
+) -> QualityEntry:  # fmt: skip
+    """The entry of a metric for a cell; `none` is the baseline it may be paired with, if any."""
+    scored, delta = _scored(metric, record, none, scores, sets)
+    return {
+        **scored,
+        **_tested(delta, margin),
+        "better": metric.better, "unit": metric.unit, "primary": primary,
+        "against_none": metric.against_none, "margin": margin, "table": metric.table,
+        "extractor": find(metric.extractor, sets.references.table).key if metric.extractor else "",
     }  # fmt: skip
-    if metric.extractor:
-        entry["extractor"] = find(metric.extractor, sets.references.table).key
+
+
+def _scored(
+    metric: Metric,
+    record: Record,
+    none: Record | None,
+    scores: Mapping[str, Scores],
+    sets: Sets,
+) -> tuple[Scored, Estimate | None]:
+    """The numbers of a metric, and its change with all that a test needs."""
     mine = scores.get(record["key"])
-    entry["reason"] = entry["delta_reason"] = _missing(metric, record, mine)
-    if mine is None or entry["reason"]:
-        return entry
+    reason = _missing(metric, record, mine)
+    if mine is None or reason:
+        return unscored(reason), None
+    baseline = record["stack"] == "none"
     theirs = scores.get(none["key"]) if none is not None else None
     if metric.against_none:
-        entry["delta_reason"] = "the value is already against none"
-    elif record["stack"] == "none":
-        entry["delta_reason"] = "this is the baseline itself"
+        unpaired = aggregates.ALREADY
+    elif baseline:
+        unpaired = "this is the baseline itself"
     elif theirs is None or none is None or _missing(metric, none, theirs):
-        entry["delta_reason"] = "the baseline `none` has no scores in this run"
-    against = None if entry["delta_reason"] else theirs
-    if combined.of_sets(metric):
-        delta = combined.fill(
-            entry,
-            metric,
-            mine,
-            theirs if metric.against_none else against,
-            record["stack"] == "none",
-        )
-    elif metric.statistic:
-        delta = _statistic(entry, metric, record, mine, against, sets)
+        unpaired = "the baseline `none` has no scores in this run"
     else:
-        delta = _means(entry, metric, mine, against)
-    if entry["value"] is not None and entry["level"] is None:
-        entry["level"] = entry["value"]["value"]
+        unpaired = ""
+    against = None if unpaired else theirs
+    if aggregates.of_sets(metric):
+        other = theirs if metric.against_none else against
+        scored, delta = aggregates.aggregate(metric, mine, other, baseline)
+    elif metric.statistic:
+        scored, delta = _statistic(metric, record, mine, against, sets)
+    else:
+        scored, delta = _means(metric, mine, against)
+    if scored["level"] is None and scored["value"] is not None:
+        scored = {**scored, "level": scored["value"]["value"]}
+    return {**scored, "delta_reason": scored["delta_reason"] or unpaired}, delta
+
+
+def _tested(delta: Estimate | None, margin: float | None) -> Verdict:
+    """What a change detects and its p-values; the verdict is `ditbench.analysis.verdict.judge`'s,
+    which compares all stacks."""
+    mde = p = p_equivalent = None
     if delta is not None and delta.se is not None:
-        entry["mde"] = statistics.detectable(delta.se) or None
-        entry["p"] = hypothesis.difference_p(delta)
-        entry["p_equivalent"] = None if margin is None else hypothesis.equivalence_p(delta, margin)
-    return entry
+        mde, p = statistics.detectable(delta.se) or None, hypothesis.difference_p(delta)
+        p_equivalent = None if margin is None else hypothesis.equivalence_p(delta, margin)
+    return {
+        "mde": mde, "p": p, "p_equivalent": p_equivalent, "p_holm": None,
+        "p_equivalent_holm": None, "verdict": "", "frontier": None,
+    }  # fmt: skip
 
 
-def _missing(metric: Metric, record: Mapping[str, Any], scores: Scores | None) -> str:
+def _missing(metric: Metric, record: Record, scores: Scores | None) -> str:
     if record["status"] not in MEASURED:
         return f"the cell is {record['status']}"
     if scores is None:
@@ -86,82 +100,85 @@ def _missing(metric: Metric, record: Mapping[str, Any], scores: Scores | None) -
     return str(scores.reasons.get(metric.name, ASKED if metric.asked else "not scored yet"))
 
 
-def _means(
-    entry: dict[str, Any], metric: Metric, mine: Scores, against: Scores | None
-) -> Estimate | None:
-    """Fill in the means of a metric and its parts; the difference of the whole metric."""
-    names = [metric.name] + sorted(
-        name for name in mine.arrays if name.startswith(metric.name + ".")
-    )
-    whole = None
-    for name in names:
-        values, group = combined.own(name, mine)
-        into = (
-            entry
-            if name == metric.name
-            else entry["parts"].setdefault(name.removeprefix(metric.name + "."), {"delta": None})
-        )
-        value = statistics.mean(values, group, bounds=metric.bounds)
-        binary = value.n == len(values) and metric.bounds == (0, 1) and hypothesis.is_binary(values)
-        if binary:
-            low, high = statistics.wilson(int(values.sum()), len(values))
-            value = replace(value, low=low, high=high)
-        into["value"] = value.as_dict()
-        if against is not None:
-            values, others, group = combined.both(name, mine, against)
-            if not len(values):
-                continue
-            delta = statistics.delta(values, others, group, bounds=metric.bounds)
-            into["delta"] = delta.as_dict()
-            if name == metric.name:
-                whole = delta
-        if name == metric.name and value.n > 1:
-            entry["interval"] = f"{MEANS} over {value.n} prompts" + (
-                "; of the value Wilson's" if binary else ""
-            )
+def _means(metric: Metric, mine: Scores, against: Scores | None) -> tuple[Scored, Estimate | None]:
+    """The means of a metric and its parts, and the change of the whole metric."""
+    parts: dict[str, Part] = {}
+    start = f"{metric.name}."
+    for name in sorted(name for name in mine.arrays if name.startswith(start)):
+        value, change, _ = _mean(metric, name, mine, against)
+        parts[name.removeprefix(start)] = {
+            "value": value.as_dict(),
+            "delta": change.as_dict() if change else None,
+        }
+    value, delta, how = _mean(metric, metric.name, mine, against)
+    scored: Scored = {
+        **unscored(),
+        "value": value.as_dict(),
+        "delta": delta.as_dict() if delta else None,
+        "interval": f"{MEANS} over {value.n} prompts{how}" if value.n > 1 else "",
+        "parts": parts,
+    }
     if metric.name == "psnr.vs_none":
-        entry |= combined.pooled(mine)
-    return whole
+        pooled, identical = aggregates.pooled(mine)
+        scored = {**scored, "parts": {"pooled": pooled}, "n_identical": identical}
+    return scored, delta
+
+
+def _mean(
+    metric: Metric, name: str, mine: Scores, against: Scores | None
+) -> tuple[Estimate, Estimate | None, str]:
+    """Mean of one array of a metric, its paired change, and what else the interval of the mean
+    is."""
+    values, group = aggregates.own(name, mine)
+    value, how = statistics.mean(values, group, bounds=metric.bounds), ""
+    if value.n == len(values) and metric.bounds == (0, 1) and hypothesis.is_binary(values):
+        low, high = statistics.wilson(int(values.sum()), len(values))
+        value, how = replace(value, low=low, high=high), "; of the value Wilson's"
+    delta = None
+    if against is not None:
+        values, others, group = aggregates.both(name, mine, against)
+        if len(values):
+            delta = statistics.delta(values, others, group, bounds=metric.bounds)
+    return value, delta, how
 
 
 def _statistic(
-    entry: dict[str, Any],
     metric: Metric,
-    record: Mapping[str, Any],
+    record: Record,
     mine: Scores,
     against: Scores | None,
     sets: Sets,
-) -> Estimate | None:
-    """Fill in a statistic of the whole set; its difference."""
+) -> tuple[Scored, Estimate | None]:
+    """A statistic of the whole set, and its change."""
     statistic, features = STATISTICS[metric.statistic], mine.arrays[metric.features]
     try:
-        reading, held = sets.read(metric, record, mine), sets.reference(metric, record)
+        reading, reference = sets.read(metric, record, mine), sets.reference(metric, record)
     except ValueError as error:
-        entry["reason"] = entry["delta_reason"] = str(error)
-        return None
-    entry["value"] = Estimate(
-        value=reading.value, low=None, high=None, n=len(features), se=None
-    ).as_dict()
-    if held is not None and statistic.floor and features.shape[1] <= FLOORED:
-        entry["floor"] = statistic.floor(len(features), held)
-    if metric.extractor and held is not None:
-        entry["reference"] = sets.references.pointer(metric.extractor, record["model"])["sha256"]
+        return unscored(str(error)), None
+    value = Estimate(value=reading.value, low=None, high=None, n=len(features), se=None)
+    scored: Scored = {**unscored(), "value": value.as_dict()}
+    if reference is not None and statistic.floor and features.shape[1] <= FLOORED:
+        scored = {**scored, "floor": statistic.floor(len(features), reference)}
+    if metric.extractor and reference is not None:
+        pointer = sets.references.pointer(metric.extractor, record["model"])
+        scored = {**scored, "reference": pointer["sha256"]}
     if against is None:
-        return None
+        return scored, None
     try:
-        delta, entry["interval"], entry["se_jackknife"] = statistic_delta(
-            metric, record, mine, against, sets
-        )
+        delta, how, error_jackknife = statistic_delta(metric, record, mine, against, sets)
     except ValueError as error:
-        entry["delta_reason"] = str(error)
-        return None
-    entry["delta"] = delta.as_dict()
-    entry["level"] = sets.read(metric, record, against).value + delta.value
-    return delta
+        return {**scored, "delta_reason": str(error)}, None
+    return {
+        **scored,
+        "delta": delta.as_dict(),
+        "level": sets.read(metric, record, against).value + delta.value,
+        "interval": how,
+        "se_jackknife": error_jackknife,
+    }, delta
 
 
 def statistic_delta(
-    metric: Metric, record: Mapping[str, Any], mine: Scores, against: Scores, sets: Sets
+    metric: Metric, record: Record, mine: Scores, against: Scores, sets: Sets
 ) -> tuple[Estimate, str, float | None]:
     """The paired difference of a statistic of the whole set, what its interval rests on, and a
     second standard error where there is one.
@@ -192,7 +209,18 @@ def statistic_delta(
     return delta, f"{statistic.interval.format(n=delta.n)}, at n = {n}", None
 
 
-def held(references: Mapping[str, Reference], world: str) -> Reference:
+def sets_of(references: Mapping[str, Reference] | None, of_run: ReferenceSets | None) -> Sets:
+    """Statistics of sets against the references of the synthetic datasets, those given or those of
+    ditbench, and against the references of a run."""
+    return Sets(
+        lambda world, family: (
+            reference_of(world, family) if references is None else given(references, world)
+        ),
+        of_run,
+    )
+
+
+def given(references: Mapping[str, Reference], world: str) -> Reference:
     """A world's reference among those given; ValueError when it is not there."""
     if world not in references:
         raise ValueError(f"no reference for the world {world}")
@@ -203,5 +231,5 @@ def held(references: Mapping[str, Reference], world: str) -> Reference:
 def reference_of(world: str, family: str = "shapes_features") -> Reference:
     """The reference a metric family has for a world, read once; ValueError when it is missing or
     damaged."""
-    found: Reference = module_of(family).reference(world)
-    return found
+    reference: Reference = module_of(family).reference(world)
+    return reference

@@ -9,11 +9,12 @@ metrics' table, and nothing here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ditbench.analysis.rows import Record
 from ditbench.analysis.statistic_cache import Kept, key_of
 from ditbench.extractors.references import ReferenceSets
 from ditbench.statistics.estimates import Array
@@ -88,7 +89,7 @@ class Sets:
         if self._kept:
             self._kept.save()
 
-    def reference(self, metric: Metric, record: Mapping[str, Any]) -> Reference | None:
+    def reference(self, metric: Metric, record: Record) -> Reference | None:
         """What a metric of a cell is set against; None where its statistic knows no reference.
         ValueError says why there is none."""
         if STATISTICS[metric.statistic].alone:
@@ -97,7 +98,7 @@ class Sets:
             return self.references.reference(metric.extractor, metric.features, record["model"])
         return self.find(record["world"], metric.family)
 
-    def each(self, metric: Metric, record: Mapping[str, Any], scores: Scores) -> Array:
+    def each(self, metric: Metric, record: Record, scores: Scores) -> Array:
         """[n] values whose mean a cell's statistic is, where it is such a mean; ValueError says why
         there is none."""
         at = metric.name, id(scores)
@@ -107,9 +108,7 @@ class Sets:
             self._each[at] = make(scores.arrays[metric.features], self.reference(metric, record))
         return self._each[at]
 
-    def read(
-        self, metric: Metric, record: Mapping[str, Any], scores: Scores, check: bool = False
-    ) -> Reading:
+    def read(self, metric: Metric, record: Record, scores: Scores, check: bool = False) -> Reading:
         """A cell's statistic, or the check of it; ValueError says why there is none."""
         at = metric.name, id(scores), check
         if at not in self._known:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ditbench.analysis.controls import MARGIN
+from ditbench.analysis.primary import primary_metrics
 from ditbench.statistics.estimates import Array
 from ditbench.statistics.frechet import Reference
 
 Generator = np.random.Generator
 FEATURES = 64
+MARGIN = primary_metrics().score.least
+"""Of alignment."""
 DISCRETE, SKEWED = "discrete", "skewed, few prompts"
 Draw = Callable[[Generator, int], Array]
 SCORES: dict[str, tuple[Draw, float, str]] = {

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ditbench.analysis.controls import MARGIN, Control, Evidence, judge
+from ditbench.analysis.controls import Control, Evidence, judge
 from ditbench.analysis.simulated_data import (
     DISCRETE,
     LOSSES,
     MACHINES,
+    MARGIN,
     SCORES,
     SKEWED,
     World,
@@ -136,6 +137,7 @@ def _beaten(name: str, process: float, batch: float, repetitions: int) -> Outcom
                         steps=steps,
                         sure=ratio.estimate.low * 1.02 >= 1,
                         over=over,
+                        margin=MARGIN,
                     )
                 )
         least = max((c.steps for c in controls if c.sure), default=0)
@@ -144,6 +146,7 @@ def _beaten(name: str, process: float, batch: float, repetitions: int) -> Outcom
             [
                 Evidence(
                     interaction=interaction,
+                    margin=MARGIN,
                     controls=[[c for c in controls if c.steps >= least]],
                     speed={},
                 )
@@ -193,7 +196,9 @@ def levels(repetitions: int) -> Iterator[Outcome]:
                 statistics.mean(np.clip(0.1 * r.standard_normal(n), -2, 2), bounds=(-2, 2))
                 for _ in range(24)
             ]
-            rows = judge([Evidence(interaction=e, controls=[], speed={}) for e in cells])
+            rows = judge(
+                [Evidence(interaction=e, margin=MARGIN, controls=[], speed={}) for e in cells]
+            )
             runs.append(any(row["verdict"] == "clashes" for row in rows))
         share = float(np.mean(runs))
         yield Outcome(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 
+from ditbench.analysis.rows import Row
 from ditbench.statistics.estimates import Estimate, student
 
 
@@ -55,22 +56,23 @@ def over_trainings(each: Sequence[Estimate]) -> Spread:
     )
 
 
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Generic[AnyRow]):
     """A prepared stack of a model, whatever its trainings."""
 
     stack: str
     """Without the numbers of the trainings."""
-    rows: dict[int, Mapping[str, Any]]
+    rows: dict[int, AnyRow]
     """Row by training; those whose methods are of different trainings are not among them."""
 
 
-def recipes(
-    rows: Iterable[Mapping[str, Any]], prepared: Mapping[str, Sequence[str]]
-) -> list[Recipe]:
+def recipes(rows: Iterable[AnyRow], prepared: Mapping[str, Sequence[str]]) -> list[Recipe[AnyRow]]:
     """The prepared stacks among the rows of one model; `prepared` gives the methods that were
     prepared, by a row's key."""
-    found: dict[str, Recipe] = {}
+    by_stack: dict[str, Recipe[AnyRow]] = {}
     for row in rows:
         if methods := prepared.get(row["key"]):
             stack = without_training(row["stack"])
@@ -79,10 +81,10 @@ def recipes(
                 for part in row["stack"].split("+")
                 if part.partition("(")[0] in methods
             }
-            recipe = found.setdefault(stack, Recipe(stack=stack, rows={}))
+            recipe = by_stack.setdefault(stack, Recipe(stack=stack, rows={}))
             if len(numbers) == 1:
                 recipe.rows[numbers.pop()] = row
-    return list(found.values())
+    return list(by_stack.values())
 
 
 def without_training(stack: str) -> str:

@@ -7,8 +7,9 @@ unless it says so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
+from ditbench.analysis.rows import QualityEntry, Row
 from ditbench.statistics.hypothesis import ALPHA, holm
 
 WORDS = ("better", "worse", "equivalent", "inconclusive")
@@ -23,6 +24,10 @@ RULE = (
     "both metrics; the other metrics' are "
     "not. detectable: the difference that 80 % of such runs would find."
 )
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+Place = tuple[int, str]
+"""Number of a row, and a metric."""
 
 
 def decide(
@@ -44,27 +49,53 @@ def decide(
     return "better" if (value > 0) == (better == "higher") else "worse"
 
 
-def judge(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Give the entries of `quality` in the rows of one run their verdicts, in place: the one step
-    that looks at all stacks together.
+def judge(rows: Sequence[AnyRow]) -> list[AnyRow]:
+    """The rows of one run with verdicts on their changes: the one step that compares all stacks.
 
-    Uses each entry's delta, p and p_equivalent, and of primary metrics adjusts them (see
-    `ditbench.analysis.summary`). An inert row has nothing to be judged; a labelled one, such as a
-    noise floor, claims nothing, and so costs the others nothing.
+    The p-values of primary metrics are adjusted first (see `ditbench.analysis.rows`). An inert row
+    has nothing to be judged; a labelled one, such as a noise floor, claims nothing, and so costs
+    the others nothing.
     """
+    changes = [
+        (i, metric)
+        for i, row in enumerate(rows)
+        if row["status"] == "ok"
+        for metric, entry in row["quality"].items()
+        if entry["delta"] is not None
+    ]
+    adjusted = [at for at in changes if _entry(rows, at)["primary"] and not rows[at[0]]["label"]]
+    p: dict[Place, float] = {}
+    p_equivalent: dict[Place, float] = {}
     for model in dict.fromkeys(row["model"] for row in rows):
-        mine = [row for row in rows if row["model"] == model and row["status"] == "ok"]
-        entries = [
-            (e, e["primary"] and not row["label"])
-            for row in mine
-            for e in row["quality"].values()
-            if e["delta"] is not None
-        ]
-        for given in ("p", "p_equivalent"):
-            family = [e for e, adjusted in entries if adjusted and e[given] is not None]
-            for entry, p in zip(family, holm([e[given] for e in family]), strict=True):
-                entry[f"{given}_holm"] = p
-        for e, adjusted in entries:
-            which = ("p_holm", "p_equivalent_holm") if adjusted else ("p", "p_equivalent")
-            p, p_equivalent = (e[name] for name in which)
-            e["verdict"] = decide(e["delta"]["value"], e["better"], p, p_equivalent, e["margin"])
+        family = [at for at in adjusted if rows[at[0]]["model"] == model]
+        p |= _holm({at: _entry(rows, at)["p"] for at in family})
+        p_equivalent |= _holm({at: _entry(rows, at)["p_equivalent"] for at in family})
+    judged = [dict(row["quality"]) for row in rows]
+    for at in changes:
+        entry = _entry(rows, at)
+        entry = {**entry, "p_holm": p.get(at), "p_equivalent_holm": p_equivalent.get(at)}
+        decisive = (
+            (entry["p_holm"], entry["p_equivalent_holm"])
+            if at in adjusted
+            else (entry["p"], entry["p_equivalent"])
+        )
+        change = entry["delta"]["value"] if entry["delta"] else 0.0
+        word = decide(change, entry["better"], *decisive, entry["margin"])
+        judged[at[0]][at[1]] = {**entry, "verdict": word}
+    return [replaced(row, quality) for row, quality in zip(rows, judged, strict=True)]
+
+
+def _entry(rows: Sequence[Row], at: Place) -> QualityEntry:
+    return rows[at[0]]["quality"][at[1]]
+
+
+def _holm(p: Mapping[Place, float | None]) -> dict[Place, float]:
+    known = {at: value for at, value in p.items() if value is not None}
+    return dict(zip(known, holm(list(known.values())), strict=True))
+
+
+def replaced(row: AnyRow, quality: dict[str, QualityEntry]) -> AnyRow:
+    """The row with other entries of its metrics."""
+    other = row.copy()
+    other["quality"] = quality
+    return other

@@ -123,11 +123,11 @@ def _carry_out(cells: list[Any]) -> Path:
 
 def _stack(args: argparse.Namespace) -> int:
     from ditbench.analysis.interaction import (
-        RULE,
         describe,
         document,
         factorial,
         interactions,
+        rules,
         shorter_students,
     )
     from ditbench.method.stack import Stack
@@ -146,7 +146,7 @@ def _stack(args: argparse.Namespace) -> int:
     )
     code = _tell_report([folder], None, False, None)
     rows = interactions(read_run(folder).records, read_scores(folder), parts)
-    _show(describe(rows), False, RULE)
+    _show(describe(rows), False, " ".join(rules(rows)))
     if args.json:
         print(json.dumps(document(rows)))
     return code

@@ -38,7 +38,7 @@ def compare(args: argparse.Namespace) -> int:
     before, after = read_sections([args.before, args.after])
     rows = compare(before, after, gates)
     worse = sum(row["verdict"] == "regression" for row in rows)
-    moved = [row for row in rows if row["verdict"] not in ("identical", "not told apart")]
+    moved = [row for row in rows if row["verdict"] not in ("identical", "inconclusive")]
     alone = sum(row["verdict"] in ("only before", "only after") for row in rows)
     still = f"{len(rows) - len(moved)} of {len(rows) - alone} quantities did not move beyond noise"
     still += f"; rows that only one run has: {alone}" if alone else ""

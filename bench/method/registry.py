@@ -73,6 +73,7 @@ def method(
     reversible: bool = True,
     decides_per_batch: bool = False,
     paper: str = "",
+    role: str = "",
 ) -> Callable[[Cls], Cls]:
     """Declare a class of knobs as a method, under a lower-case name without hyphens.
 
@@ -85,7 +86,7 @@ def method(
         )
     traits = declared(
         name, family=family, stage=stage, claims=claims, needs=needs, conflicts=conflicts,
-        reversible=reversible, decides_per_batch=decides_per_batch, paper=paper,
+        reversible=reversible, decides_per_batch=decides_per_batch, paper=paper, role=role,
     )  # fmt: skip
 
     def register(cls: Cls) -> Cls:

@@ -61,6 +61,9 @@ class Traits:
     """True: one decision is taken for the whole batch, so that a sample depends on its
     companions."""
     paper: str
+    role: str = ""
+    """"control": the un-accelerated model at less compute, which combinations of methods are
+    compared with at the values of its `dial`; else ""."""
 
 
 NEED = re.compile(r"cuda|sm>=\d+|package:.+|model:.+")
@@ -98,6 +101,11 @@ def declared(
             raise ValueError(
                 f"method {name} needs {need!r}, which is not something that can be checked"
             )
+    if more.get("role"):
+        if more["role"] != "control":
+            raise ValueError(f"method {name}: role={more['role']!r} is neither 'control' nor ''")
+        if more["family"] != "control":
+            raise ValueError(f"method {name} is a control, so its family is 'control'")
     return Traits(stage=stage, **sets, **more)
 
 

@@ -50,7 +50,15 @@ class Metric:
     features: str = ""
     """Array of the scores file that the statistic reads, [n, d]."""
     primary: bool = False
-    """Whether verdicts on it are adjusted for how many stacks were tried."""
+    """Whether a model may be judged by it: of such metrics the first in the table that the model
+    was scored with, among means and among statistics of the set. Verdicts on it are adjusted for
+    how many stacks were tried."""
+    label: str = ""
+    """What heads and sentences call it; "" for its name."""
+    decimals: int = 3
+    """Decimal places it is shown with."""
+    least: float = 0.0
+    """Least difference that verdicts on combinations count (primary means only)."""
     extractor: str = ""
     """Row of `extractors.toml` whose features it is made of; such a metric is left out of a world's
     models unless asked for by name."""
@@ -64,6 +72,7 @@ class Metric:
     """Table of the report it stands in: "" the first, "more", or "video"."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name)
         if self.bounds is not None:
             object.__setattr__(self, "bounds", tuple(self.bounds))
         reason = unnamed(self.name, extractors().get(self.extractor))

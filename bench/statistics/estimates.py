@@ -8,6 +8,7 @@ nothing is random; every interval is two-sided 95 %. Distances between sets of s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,16 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 DECIMALS = 6
 """Of values with bounds: what differs by less is rounding, of float32 too."""
+
+
+class Interval(TypedDict):
+    """An estimate as plain JSON; fields as in `Estimate`."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    se: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +56,8 @@ class Estimate:
         low, high, se = (None if x is None else x / by for x in (self.low, self.high, self.se))
         return Estimate(value=self.value / by, low=low, high=high, n=self.n, se=se, skew=self.skew)
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Plain JSON: value, low, high, n, se."""
+    def as_dict(self) -> Interval:
+        """Plain JSON."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "se": self.se}
 
 

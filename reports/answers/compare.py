@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from ditbench.analysis.primary import primary_metrics
 from ditbench.analysis.quality import reference_of, statistic_delta
+from ditbench.analysis.rows import Row
 from ditbench.analysis.set_statistics import Sets
 from ditbench.extractors.references import ReferenceSets
 from ditbench.metrics.table import Metric, metrics
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores, read_scores
-from ditbench.reports.sections.format import DASH, fixed, number, places_of, spoken
-from ditbench.reports.sections.frontier import Row
-from ditbench.reports.sections.section import Section, differing
+from ditbench.reports.sections.format import DASH, fixed, number, spoken
+from ditbench.reports.sections.rows import differing
+from ditbench.reports.sections.section import Section
 from ditbench.statistics import estimates as statistics
 from ditbench.statistics import times
 from ditbench.statistics.estimates import Estimate
@@ -33,7 +35,7 @@ class Gates:
     moved too."""
 
     alignment: float = 0.01
-    """Loss of `align.shapes_v1`."""
+    """Loss of the primary score (alignment; ImageReward or CLIP score), in its unit."""
     slowdown: float = 0.05
     """Share of the speed-up over `none` that is lost."""
     memory: float = 0.05
@@ -47,9 +49,9 @@ def compare(a: Section, b: Section, gates: Gates) -> list[dict[str, Any]]:
     interval, verdict.
 
     Verdicts: `identical`, `changed` (where neither way is better), `better`, `worse` (the interval
-    of the change excludes nothing having changed), `regression` (worse, and past the gate), `not
-    told apart`, or `not compared` with the field that differs. A stack that only one of them has is
-    a row with the verdict `only before` or `only after`. ValueError when the runs share no cell.
+    of the change excludes zero), `regression` (worse, and past the gate), `inconclusive`, or `not
+    compared` with the field that differs. A stack that only one of them has is a row with the
+    verdict `only before` or `only after`. ValueError when the runs share no cell.
     """
     scores = read_scores(a.folder), read_scores(b.folder)
     before, after = (
@@ -113,6 +115,7 @@ def _qualities(
     if mine is None or theirs is None:
         return [_line("quality", "", "", "", "not compared: one of them is not scored")]
     lines, sets = [], Sets(reference_of, ReferenceSets(folder))
+    score = primary_metrics([mine, theirs]).score.name
     for metric in metrics().values():
         try:
             change = _change(metric, mine, theirs, other, sets)
@@ -121,8 +124,8 @@ def _qualities(
             continue
         if change is not None:
             before, after, moved = change
-            gate = gates.alignment if metric.name == "align.shapes_v1" else None
-            places = places_of(metric.name)
+            gate = gates.alignment if metric.name == score else None
+            places = metric.decimals
             verdict = _verdict(moved, 1 if metric.better == "higher" else -1, gate)
             if metric.better == "neither" and verdict in ("better", "worse"):
                 verdict = "changed"
@@ -164,9 +167,7 @@ def _speed(old: Row, new: Row, gates: Gates) -> list[dict[str, Any]]:
     before, after = (spoken(row["speedup_call"], 2) for row in (old, new))
     if ratio is None:
         return [
-            _line(
-                "speedup_call", before, after, DASH, "not told apart: one of them has no interval"
-            )
+            _line("speedup_call", before, after, DASH, "inconclusive: one of them has no interval")
         ]
     shifted = Estimate(
         value=ratio.value - 1, low=None if ratio.low is None else ratio.low - 1,
@@ -198,7 +199,7 @@ def _growth(
         if grown > gate
         else "better"
         if grown < -gate
-        else "not told apart"
+        else "inconclusive"
     )
     return [
         _line(
@@ -209,12 +210,12 @@ def _growth(
 
 def _verdict(change: Estimate, better: int, gate: float | None) -> str:
     if change.low is None or change.high is None:
-        return "not told apart: no interval at this n"
+        return "inconclusive: no interval at this n"
     low, high = (change.low, change.high) if better > 0 else (-change.high, -change.low)
     if low > 0:
         return "better"
     if high >= 0:
-        return "not told apart"
+        return "inconclusive"
     return "regression" if gate is not None and better * change.value < -gate else "worse"
 
 

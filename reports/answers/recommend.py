@@ -3,16 +3,18 @@ again. Never imports torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ditbench.analysis.primary import primary_of
+from ditbench.analysis.rows import Interval, QualityEntry, Row
+from ditbench.metrics.table import Metric
 from ditbench.records.record import SHOWN
-from ditbench.reports.sections.format import fixed, interval, number, places_of, size, spoken, times
-from ditbench.reports.sections.frontier import Row
-from ditbench.reports.sections.section import Section, status
-
-ALIGNMENT, FRECHET = "align.shapes_v1", "fd.shapes_v1"
+from ditbench.reports.sections.format import decimals, fixed, interval, number, size, spoken, times
+from ditbench.reports.sections.rows import status
+from ditbench.reports.sections.section import Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +27,10 @@ class Limits:
     max_seconds: float | None = None
     """Per sample, the median call."""
     min_alignment: float | None = None
-    """Alignment minus that of `none`."""
+    """Primary score minus that of `none`: alignment, or on a full-size model ImageReward or the CLIP
+    score."""
     max_frechet: float | None = None
-    """Fréchet distance minus that of `none`."""
+    """Primary distance minus that of `none`: Fréchet distance, or FID on a full-size model."""
 
 
 def recommend(section: Section, limits: Limits) -> tuple[list[dict[str, Any]], list[str]]:
@@ -63,12 +66,13 @@ def _obstacle(row: Row, limits: Limits) -> str:
         if taken is None or taken["value"] > limits.max_seconds:
             told = "not measured" if taken is None else f"{number(taken['value'])} s"
             return f"time per sample ({told}) is above {number(limits.max_seconds)} s"
+    primary = primary_of([row])
     for metric, limit, side in (
-        (ALIGNMENT, limits.min_alignment, "low"),
-        (FRECHET, limits.max_frechet, "high"),
+        (primary.score.name, limits.min_alignment, "low"),
+        (primary.distance.name, limits.max_frechet, "high"),
     ):
         if limit is not None and (
-            reason := _quality_obstacle(row["quality"][metric], metric, limit, side)
+            reason := _quality_obstacle(row["quality"].get(metric), metric, limit, side)
         ):
             return reason
     speed = row["speedup_call"]
@@ -79,10 +83,13 @@ def _obstacle(row: Row, limits: Limits) -> str:
     return ""
 
 
-def _quality_obstacle(entry: Mapping[str, Any], metric: str, limit: float, side: str) -> str:
+def _quality_obstacle(entry: QualityEntry | None, metric: str, limit: float, side: str) -> str:
+    if entry is None:
+        return f"no {metric} in this run"
     if entry["delta"] is None:
         return f"no change of {metric}: {entry['delta_reason'] or entry['reason']}"
-    bound, places = entry["delta"][side], places_of(metric)
+    bound = entry["delta"]["low"] if side == "low" else entry["delta"]["high"]
+    places = decimals(metric)
     if bound is None:
         return f"the change of {metric} carries no interval at this n"
     if (bound < limit) if side == "low" else (bound > limit):
@@ -100,18 +107,32 @@ def _sentence(qualified: Sequence[Row], num: int) -> str:
         )
     best, *others = qualified
     told = f"use {best['stack']}: {spoken(best['speedup_call'], 2)} times as fast"
-    if (change := best["quality"][ALIGNMENT]["delta"]) is not None:
-        told += f", alignment {spoken(change, 3, signed=True)}"
+    score, change = _score(best)
+    if change is not None:
+        told += f", {score.label} {spoken(change, score.decimals, signed=True)}"
     if best["memory"].get("peak_bytes"):
         told += f", peak {size(best['memory']['peak_bytes'])}"
-    close = [
-        row["stack"] for row in others if row["speedup_call"]["high"] >= best["speedup_call"]["low"]
-    ]
+    close = [row["stack"] for row in others if _reach(row)[1] >= _reach(best)[0]]
     if close:
-        told += f"; not told apart in speed: {', '.join(close)}"
+        told += f"; no significant difference in speed: {', '.join(close)}"
     if best["suspect"]:
         told += "; the baseline drifted, so its times are suspect"
     return told
+
+
+def _reach(row: Row) -> tuple[float, float]:
+    """The interval of a speed-up; without end where there is none."""
+    speed = row["speedup_call"]
+    if speed is None or speed["low"] is None or speed["high"] is None:
+        return -math.inf, math.inf
+    return speed["low"], speed["high"]
+
+
+def _score(row: Row) -> tuple[Metric, Interval | None]:
+    """The primary score of a row's model, and its change."""
+    score = primary_of([row]).score
+    entry = row["quality"].get(score.name)
+    return score, entry["delta"] if entry else None
 
 
 def _factor(row: Row) -> float:
@@ -120,11 +141,11 @@ def _factor(row: Row) -> float:
 
 def _line(model: str, row: Row, obstacle: str) -> dict[str, Any]:
     shown = row["status"] == SHOWN
-    change = row["quality"][ALIGNMENT]["delta"]
+    score, change = _score(row)
     return {
         "model": model, "stack": row["stack"], "qualifies": "no" if obstacle else "yes",
         "speedup_call": spoken(row["speedup_call"], 2) if row["speedup_call"] else "",
-        "alignment minus none": spoken(change, 3, signed=True) if change else "",
+        f"{score.label} minus none": spoken(change, score.decimals, signed=True) if change else "",
         "peak": size(row["memory"].get("peak_bytes")) if shown else "", "n": row["num_samples"],
         "why not": obstacle,
         "status": status(row),

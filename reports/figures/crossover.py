@@ -14,18 +14,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from ditbench.analysis.controls import is_control
+from ditbench.analysis.primary import primary_of
+from ditbench.analysis.rows import Row
+from ditbench.metrics.table import metrics
 from ditbench.reports.figures.quality_time import far_apart, reach, scale_time, time_axis
 from ditbench.reports.figures.scatter import NAMED, Point, finish, numbers, plate
 from ditbench.reports.figures.style import DPI, INK, PALE, QUIET, in_style
-from ditbench.reports.sections.frontier import Row, placed
+from ditbench.reports.sections.frontier import placed
 from ditbench.reports.sections.section import Section, file_name
 
-PANELS = {
-    "align.shapes_v1": ("delta", "alignment minus none"),
-    "fd.shapes_v1": ("delta", "Fr\u00e9chet distance minus none"),
-    "perceptual.shapes_v1": ("value", "perceptual distance to none"),
-}
-"""By metric what is drawn of it, and the panel's label."""
+FIDELITY = "perceptual.shapes_v1"
+"""Drawn below the primary metrics: how far samples are from the un-accelerated ones."""
 SAVING = {"cache", "sparsity"}
 """Families of the methods that skip work within steps, and so must beat taking fewer of them."""
 GAINS = {
@@ -64,14 +64,14 @@ def draw_crossovers(section: Section, folder: Path) -> dict[str, list[Path]]:
             }
             panels = [
                 metric
-                for metric in PANELS
+                for metric in (*primary_of(rows).names, FIDELITY)
                 if any(_point(row, metric) and not row["baseline"] for row in rows)
             ]
             drawn = [row for row in rows if any(_point(row, metric) for metric in panels)]
             curve = [
                 row
                 for row in drawn
-                if row["baseline"] or (kinds[row["key"]] == {"control"} and not row["label"])
+                if row["baseline"] or all(map(is_control, section.records[row["key"]]["methods"]))
             ]
             others = [row for row in drawn if kinds[row["key"]] and kinds[row["key"]] <= SAVING]
             if len(curve) > 1 and curve[0]["baseline"] and others:
@@ -90,7 +90,7 @@ def _point(row: Row, metric: str) -> Point | None:
         return None
     if row["baseline"]:
         return (seconds["value"], 0.0, *reach(seconds), 0.0, 0.0)
-    told = entry[PANELS[metric][0]]
+    told = entry["value"] if metrics()[metric].against_none else entry["delta"]
     if told is None or not placed(row, metric):
         return None
     return (seconds["value"], told["value"], *reach(seconds), *reach(told))
@@ -115,7 +115,7 @@ def _curves(
     scale_time(drawn.axes, rows)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         drawn.mark(axis, [_point(row, metric) for row in rows])
-        axis.set_ylabel(PANELS[metric][1])
+        axis.set_ylabel(_label(metric))
         axis.margins(x=0.08, y=0.14)
         _shade(axis, *_line(curve, metric), lower=_lower(rows, metric))
         better = "lower is better" if _lower(rows, metric) else "higher is better"
@@ -128,6 +128,11 @@ def _curves(
     return drawn.save(
         f"{model}: does it beat fewer steps?", folder, f"{file_name(model)}-crossover"
     )
+
+
+def _label(metric: str) -> str:
+    words = "to none" if metrics()[metric].against_none else "minus none"
+    return f"{metrics()[metric].label} {words}"
 
 
 def _lower(rows: Sequence[Row], metric: str) -> bool:

@@ -3,7 +3,7 @@ and SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,18 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from ditbench.analysis.primary import primary_of
+from ditbench.analysis.rows import Row
+from ditbench.metrics.table import metrics
 from ditbench.reports.figures.scatter import Plate, Point, plate
 from ditbench.reports.figures.style import INK, PALE, QUIET, in_style
 from ditbench.reports.sections.format import number
-from ditbench.reports.sections.frontier import Row, dominated, placed
+from ditbench.reports.sections.frontier import dominated, level, placed
 from ditbench.reports.sections.section import Section, file_name
 
 Line = NDArray[Any]
 """Positions [k, 2] in a panel's units."""
 
-METRICS = {
-    "align.shapes_v1": ("alignment (align.shapes_v1)", "higher is better"),
-    "fd.shapes_v1": ("Fréchet distance (fd.shapes_v1)", "lower is better"),
-}
 SMALL_PRINT = (
     "Bars: 95 % intervals. Fréchet distance: that of none and the difference to it, which is "
     "without bias in n. Dashed: none. Line: the "
@@ -39,7 +38,7 @@ def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
     found = {}
     with in_style():
         for model, rows in section.models.items():
-            panels = [metric for metric in METRICS if any(placed(row, metric) for row in rows)]
+            panels = [m for m in primary_of(rows).names if any(placed(row, m) for row in rows)]
             if panels:
                 found[model] = _figure(section, model, panels, folder)
     return found
@@ -50,13 +49,11 @@ def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -
     drawn = plate(section, model, rows, len(panels), SMALL_PRINT)
     scale_time(drawn.axes, rows)
     frontiers = [
-        _panel(axis, drawn, metric) for axis, metric in zip(drawn.axes, panels, strict=True)
+        _panel(axis, drawn, rows, metric) for axis, metric in zip(drawn.axes, panels, strict=True)
     ]
     time_axis(drawn.axes)
     for axis, metric, frontier in zip(drawn.axes, panels, frontiers, strict=True):
-        levels = [
-            r["quality"][metric]["level"] for r in rows if r["baseline"] and placed(r, metric)
-        ]
+        levels = [level(r, metric) for r in rows if r["baseline"] and placed(r, metric)]
         drawn.name(
             axis,
             _points(rows, metric),
@@ -68,20 +65,21 @@ def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -
     )
 
 
-def _panel(axis: Axes, drawn: Plate, metric: str) -> Line:
+def _panel(axis: Axes, drawn: Plate, rows: Sequence[Row], metric: str) -> Line:
     """Everything but the labels, which need final limits; returns the frontier."""
-    name, better = METRICS[metric]
-    drawn.mark(axis, _points(drawn.rows, metric))
-    for row in drawn.rows:
+    name = f"{metrics()[metric].label} ({metric})"
+    better = f"{metrics()[metric].better} is better"
+    drawn.mark(axis, _points(rows, metric))
+    for row in rows:
         if row["baseline"] and placed(row, metric):
-            level = row["quality"][metric]["level"]
+            height = level(row, metric)
             axis.axhline(
-                level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.5, zorder=1
+                height, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.5, zorder=1
             )
     axis.set_ylabel(name)
     axis.margins(x=0.08, y=0.16)
     axis.set_title(better, loc="right", fontsize=8.5, fontweight="normal", color=QUIET, pad=3)
-    return _shade(axis, drawn.rows, metric, better)
+    return _shade(axis, rows, metric, better)
 
 
 def _shade(axis: Axes, rows: Sequence[Row], metric: str, better: str) -> Line:
@@ -104,20 +102,23 @@ def _shade(axis: Axes, rows: Sequence[Row], metric: str, better: str) -> Line:
 
 
 def _points(rows: Sequence[Row], metric: str) -> list[Point | None]:
-    return [_point(row, metric) if placed(row, metric) else None for row in rows]
+    return [_point(row, metric) for row in rows]
 
 
-def _point(row: Row, metric: str) -> Point:
-    x, entry = row["timing"]["call_s"], row["quality"][metric]
+def _point(row: Row, metric: str) -> Point | None:
+    seconds, entry = row["timing"]["call_s"], row["quality"][metric]
+    if seconds is None or not placed(row, metric):
+        return None
     # The estimate whose interval is drawn: the value's, or where it has none (Fréchet) that of the
     # difference to none.
-    bar = entry["value"] if entry["value"]["low"] is not None else entry["delta"] or entry["value"]
-    return (x["value"], entry["level"], *reach(x), *reach(bar))
+    value, delta = entry["value"], entry["delta"]
+    bar = delta if delta and (value is None or value["low"] is None) else value
+    return (seconds["value"], level(row, metric), *reach(seconds), *reach(bar))
 
 
-def reach(estimate: dict[str, Any]) -> tuple[float, float]:
+def reach(estimate: Mapping[str, Any] | None) -> tuple[float, float]:
     """How far an interval goes below and above its value."""
-    if estimate["low"] is None or estimate["high"] is None:
+    if estimate is None or estimate["low"] is None or estimate["high"] is None:
         return 0.0, 0.0
     return max(0.0, estimate["value"] - estimate["low"]), max(
         0.0, estimate["high"] - estimate["value"]
@@ -133,7 +134,7 @@ def scale_time(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
 
 def far_apart(rows: Sequence[Row]) -> bool:
     """Whether times differ so much that their axis is logarithmic."""
-    seconds = [row["timing"]["call_s"]["value"] for row in rows]
+    seconds = [call["value"] for row in rows if (call := row["timing"]["call_s"])]
     return bool(max(seconds) > 4 * min(seconds))
 
 

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from ditbench.records.record import SHOWN
 from ditbench.records.run_folder import RunFolder
 from ditbench.reports.figures.style import INK, PALE, PAPER, QUIET, font_path
-from ditbench.reports.sections.format import places_of, short, times, value
-from ditbench.reports.sections.frontier import Row
-from ditbench.reports.sections.section import Section, file_name, status
+from ditbench.reports.sections.format import decimals, short, times, value
+from ditbench.reports.sections.rows import ReportRow, status
+from ditbench.reports.sections.section import Section, file_name
 
 Picture = NDArray[np.uint8]
 """[H, W, 3]."""
@@ -66,7 +66,7 @@ def draw_grids(section: Section, folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read_tiles(section: Section, row: Row) -> Tiles:
+def read_tiles(section: Section, row: ReportRow) -> Tiles:
     """The first samples of a row's cell at the size of tiles; none, with the reason, as
     `read_samples`."""
     found = read_samples(section, row, None, None, lambda frames: (0, frames // 2, frames - 1))
@@ -75,7 +75,7 @@ def read_tiles(section: Section, row: Row) -> Tiles:
 
 def read_samples(
     section: Section,
-    row: Row,
+    row: ReportRow,
     pictures: int | None,
     videos: int | None,
     frames: Callable[[int], Sequence[int]],
@@ -142,7 +142,7 @@ def asked_for(request: dict[str, Any], world: str) -> str:
 
 
 def _draw(
-    model: str, rows: Sequence[Row], tiles: Sequence[Tiles], heads: Sequence[str]
+    model: str, rows: Sequence[ReportRow], tiles: Sequence[Tiles], heads: Sequence[str]
 ) -> Image.Image:
     largest = max(tiles, key=lambda t: len(t.samples)).samples
     height = max(frame.shape[0] for t in tiles for sample in t.samples for frame in sample)
@@ -240,7 +240,7 @@ def _halved(difference: NDArray[np.int16]) -> Picture:
     return halved
 
 
-def _row_label(row: Row) -> list[tuple[str, str, bool]]:
+def _row_label(row: ReportRow) -> list[tuple[str, str, bool]]:
     """Lines of a row's label: text, colour, bold."""
     lines = [
         (line, INK, True)
@@ -251,13 +251,13 @@ def _row_label(row: Row) -> list[tuple[str, str, bool]]:
     for metric, entry in row["quality"].items():
         if entry["value"] is not None and not metric.endswith(".vs_none"):
             change = (
-                f" ({value(entry['delta'], places_of(metric), signed=True)})"
+                f" ({value(entry['delta'], decimals(metric), signed=True)})"
                 if entry["delta"]
                 else ""
             )
             lines.append(
                 (
-                    f"{short(metric)} {value(entry['value'], places_of(metric))}{change}",
+                    f"{short(metric)} {value(entry['value'], decimals(metric))}{change}",
                     QUIET,
                     False,
                 )

@@ -4,7 +4,7 @@ bars, names that do not collide."""
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from ditbench.analysis.rows import Row
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.labels import Box, place_labels
 from ditbench.reports.figures.style import DPI, PAPER, QUIET, Look, look
 from ditbench.reports.sections.format import share
-from ditbench.reports.sections.frontier import Row
 from ditbench.reports.sections.section import Section
 
 NAMED = 16
@@ -46,7 +46,7 @@ class Plate:
 
     figure: Figure
     axes: list[Axes]
-    rows: Sequence[Row]
+    rows: Sequence[Mapping[str, Any]]
     labels: list[str]
     """What each row's point is called."""
     looks: list[Look]

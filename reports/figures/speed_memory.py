@@ -4,6 +4,7 @@ each per model. PNG and SVG."""
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ditbench.analysis.rows import Row
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.quality_time import reach
 from ditbench.reports.figures.scatter import Point, finish, plate
 from ditbench.reports.figures.style import DPI, INK, PAPER, QUIET, in_style
 from ditbench.reports.sections.format import size
-from ditbench.reports.sections.frontier import Row
 from ditbench.reports.sections.section import Section, file_name
 
 REALISED = (
@@ -70,7 +71,7 @@ def _promise(row: Row) -> Point | None:
     )
 
 
-def _realised(section: Section, model: str, rows: list[Row], folder: Path) -> list[Path]:
+def _realised(section: Section, model: str, rows: Sequence[Row], folder: Path) -> list[Path]:
     drawn = plate(section, model, rows, 1, REALISED, inches=4.4)
     (axis,) = drawn.axes
     points = [_promise(row) for row in rows]
@@ -96,7 +97,7 @@ def _realised(section: Section, model: str, rows: list[Row], folder: Path) -> li
     )
 
 
-def _memory(section: Section, model: str, rows: list[Row], folder: Path) -> list[Path]:
+def _memory(section: Section, model: str, rows: Sequence[Row], folder: Path) -> list[Path]:
     foot = textwrap.wrap(section.caption(model), 142)
     foot += textwrap.wrap(
         "Peak while sampling. On the CPU it is the process's resident memory, Python and "

@@ -13,19 +13,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ditbench.analysis.interaction import RULE
+from ditbench.analysis.interaction import rules
+from ditbench.analysis.primary import primary_of
+from ditbench.analysis.rows import Interval, Row
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.scatter import finish
 from ditbench.reports.figures.style import DPI, INK, PALE, PAPER, QUIET, in_style
 from ditbench.reports.sections.format import count, fixed, interval, times, value
-from ditbench.reports.sections.frontier import Row
 from ditbench.reports.sections.section import Section, file_name
 from ditbench.reports.tables.stacking import CONTROLS
+from ditbench.statistics.estimates import Estimate
 
 MARKS = {
     "stacks": ("\u2713", "#cfe9dd"), "clashes": ("\u2717", "#f8d3bd"),
     "beaten": ("\u25bc", "#e2d2e8"), "slower": ("\u2212", "#f3e6c8"),
-    "unresolved": ("?", "#efefef"),
+    "inconclusive": ("?", "#efefef"),
 }  # fmt: skip
 """Sign and colour of each verdict; the word stands beside the sign."""
 UNSURE = "\u2248"
@@ -79,7 +81,7 @@ def _draw(
     foot = (
         textwrap.wrap(section.caption(model), letters)
         + textwrap.wrap(WORDS, letters)
-        + textwrap.wrap(RULE, letters)
+        + textwrap.wrap(" ".join(rules(told)), letters)
     )
     suspect = any(rows[t["stack"]]["suspect"] for t in told)
     foot += (
@@ -176,14 +178,18 @@ def _alone(axis: Axes, row: Row, x: float, y: float, wide: float) -> None:
     axis.add_patch(Rectangle((x, y), wide, HIGH, facecolor=PAPER, edgecolor=PALE, linewidth=0.7))
     if row["status"] != SHOWN:
         return _write(axis, "alone", [row["status"]], x, y)
-    entry = row["quality"].get("align.shapes_v1")
+    score = primary_of([row]).score
+    entry = row["quality"].get(score.name)
     delta = entry["delta"] if entry else None
     speed = row["speedup_call"]
     lines = [
         f"{UNSURE * row['suspect']}{times(speed['value'] if speed else None)}",
         interval(speed, 2),
     ]
-    lines += [f"alignment {value(delta, 3, signed=True)}", interval(delta, 3, signed=True)]
+    lines += [
+        f"{score.label} {value(delta, score.decimals, signed=True)}",
+        interval(delta, score.decimals, signed=True),
+    ]
     return _write(axis, "alone", lines, x, y)
 
 
@@ -235,8 +241,8 @@ def _cell(
     return _write(axis, f"{mark} {verdict}".strip(), lines, x, y)
 
 
-def _plain(estimate: Any) -> dict[str, Any] | None:
-    return None if estimate is None else dict(estimate.as_dict())
+def _plain(estimate: Estimate | None) -> Interval | None:
+    return None if estimate is None else estimate.as_dict()
 
 
 def _write(axis: Axes, head: str, lines: Sequence[str], x: float, y: float) -> None:

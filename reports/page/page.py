@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from importlib.resources import files
@@ -17,22 +17,21 @@ from PIL import Image
 
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.style import DPI
-from ditbench.reports.page.columns import Cell, glance, quality, speed, video
 from ditbench.reports.page.viewer import data_uri, draw_viewer
 from ditbench.reports.sections.findings import findings
 from ditbench.reports.sections.format import DASH, count
-from ditbench.reports.sections.frontier import Row
 from ditbench.reports.sections.parallel import abreast
 from ditbench.reports.sections.reproduce import command_of
-from ditbench.reports.sections.section import (
-    Section,
-    file_name,
-    hardware,
+from ditbench.reports.sections.rows import (
+    ReportRow,
     labelled,
     status,
     unmeasured,
     without_difference,
 )
+from ditbench.reports.sections.section import Section, file_name, hardware
+from ditbench.reports.tables import columns, metric_columns
+from ditbench.reports.tables.columns import TableCell
 from ditbench.reports.tables.imported import imported_sheet
 from ditbench.reports.tables.sheet import KEY, Sheet
 from ditbench.reports.tables.speed_quality import CONVENTION, FIDELITY, MOTION, RULES
@@ -133,9 +132,9 @@ def _section(
 TABLES = ("speed", "quality", "stacking", "training", "video", "imported")
 
 
-def _environments(section: Section) -> dict[str, list[Row]]:
+def _environments(section: Section) -> dict[str, list[ReportRow]]:
     """Each distinct environment once, with the rows measured in it."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[ReportRow]] = {}
     for row in section.rows:
         if environment := section.records[row["key"]]["environment"]:
             found.setdefault(json.dumps(environment, indent=1, sort_keys=True), []).append(row)
@@ -160,7 +159,7 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
     parts = [
         f'<section class="model" id="{_anchor(section, model)}"><h2>{escape(model)}</h2>',
         f'<p class="quiet">{escape(section.caption(model))}</p>',
-        _table(rows, glance, f"{model}: speed and quality"),
+        _table(rows, _glance, f"{model}: speed and quality"),
         _list(notes) if notes else "",
     ]
     for path in pictures:
@@ -169,9 +168,10 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         if path.suffix == ".png":
             parts.append(_figure(path, model, out))
     parts += [
-        "<details><summary>All speed-ups, stages and memory</summary>" + _table(rows, speed, f"{model}: speed") + "</details>",
+        "<details><summary>All speed-ups, stages and memory</summary>"
+        + _table(rows, partial(columns.cells, "page"), f"{model}: speed") + "</details>",
         "<details><summary>Quality in parts, smallest detectable changes, record keys</summary>"
-        + _table(rows, quality, f"{model}: quality") + "</details>",
+        + _table(rows, metric_columns.details, f"{model}: quality") + "</details>",
     ]  # fmt: skip
     if any(
         entry["value"]
@@ -180,7 +180,9 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         if entry["table"] == "video"
     ):
         parts.append(
-            f"<details><summary>Videos</summary><p>{escape(MOTION)}</p>{_table(rows, video, f'{model}: videos')}</details>"
+            f"<details><summary>Videos</summary><p>{escape(MOTION)}</p>"
+            + _table(rows, partial(metric_columns.glance, table="video"), f"{model}: videos")
+            + "</details>"
         )
     parts += [
         _sheet(make(section), model) for make in (stacking_sheet, training_sheet, imported_sheet)
@@ -227,13 +229,13 @@ def _sheet(sheet: Sheet, model: str) -> str:
     )
 
 
-def _apart(text: str) -> Cell:
+def _apart(text: str) -> TableCell:
     """A number and its interval."""
     number, bracket, interval = text.partition(" [")
     return number, f"[{interval}" if bracket else ""
 
 
-def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
+def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
     """Notes that the table does not show itself, each once, with the stacks it is about."""
     found: dict[str, list[str]] = {}
     for row in rows:
@@ -281,9 +283,15 @@ def _figure(path: Path, model: str, out: Path) -> str:
     return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'
 
 
-def _table(rows: Sequence[Row], cells: object, label: str) -> str:
-    assert callable(cells)
-    shown: list[dict[str, Cell]] = [cells(row) if row["status"] == SHOWN else {} for row in rows]
+def _glance(row: ReportRow) -> dict[str, TableCell]:
+    """The columns for a first look."""
+    return columns.cells("glance", row) | metric_columns.glance(row, "")
+
+
+def _table(
+    rows: Sequence[ReportRow], cells: Callable[[ReportRow], dict[str, TableCell]], label: str
+) -> str:
+    shown = [cells(row) if row["status"] == SHOWN else {} for row in rows]
     heads = list(dict.fromkeys(head for line in shown for head in line))
     heads = [head for head in heads if any(line.get(head, (DASH, ""))[0] != DASH for line in shown)]
     parts = [

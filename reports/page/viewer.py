@@ -19,8 +19,8 @@ from PIL import Image
 
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.sample_grid import asked_for, read_samples
-from ditbench.reports.sections.frontier import Row
-from ditbench.reports.sections.section import Section, labelled
+from ditbench.reports.sections.rows import ReportRow, labelled
+from ditbench.reports.sections.section import Section
 
 HEAVY = 400_000
 """Bytes from which a PNG goes into the page as WebP with small losses; the file beside the page has
@@ -107,11 +107,11 @@ def draw_viewer(section: Section, model: str) -> str:
     )
 
 
-def _accelerates(section: Section, row: Row) -> bool:
+def _accelerates(section: Section, row: ReportRow) -> bool:
     return all(m.get("family") != "control" for m in section.records[row["key"]]["methods"])
 
 
-def make_sprite(section: Section, row: Row, stacks: int) -> Sprite | None:
+def make_sprite(section: Section, row: ReportRow, stacks: int) -> Sprite | None:
     """The first samples of one of a model's so many stacks as one picture; None where there are
     none."""
     halved = 2 if stacks > MANY else 1

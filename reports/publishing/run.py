@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ditbench.analysis.interaction import ALIGNMENT
+from ditbench.analysis.primary import primary_metrics
 from ditbench.method.registry import find
 from ditbench.method.stack import Stack
 from ditbench.records.record import SHOWN
@@ -21,7 +21,7 @@ from ditbench.reports.figures.scatter import Plate, Point, finish, legend_marks
 from ditbench.reports.figures.style import DPI, QUIET, Look, in_style, look
 from ditbench.reports.sections.format import DASH, fixed, times
 
-FRECHET = "fd.shapes_v1"
+ALIGNMENT, FRECHET = primary_metrics().names
 MARKS = {"better": " ▲", "worse": " ▼", "equivalent": " ="}
 """After a change that has one of these verdicts."""
 PANEL = 2.75

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ditbench.analysis.controls import FORMER
 from ditbench.reports.sections.format import DASH, fixed, spoken
 
 Row = Mapping[str, Any]
@@ -15,7 +16,7 @@ def verdict_table(rows: Sequence[Row]) -> str:
     row per combination and a column per model, one word a cell. Combinations whose methods were
     prepared alone ("frozen") are left out."""
     shown = [row for row in rows if row["reading"] != "frozen"]
-    return _table(shown, lambda row: str(row["verdict"]) if "alignment" in row else DASH)
+    return _table(shown, lambda row: _verdict(row) if "alignment" in row else DASH)
 
 
 def answer_table(rows: Sequence[Row]) -> str:
@@ -36,6 +37,11 @@ def _table(rows: Sequence[Row], show: Callable[[Row], str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _verdict(row: Row) -> str:
+    """In today's words, whatever version wrote the file."""
+    return FORMER.get(row["verdict"], str(row["verdict"]))
+
+
 def _combination(row: Row) -> str:
     """The methods without their knobs, and whether they were prepared in the stack or alone."""
     methods = "+".join(part.partition("(")[0] for part in row["stack"].split("+"))
@@ -44,8 +50,8 @@ def _combination(row: Row) -> str:
 
 def _answer(row: Row) -> str:
     if "alignment" not in row:
-        return str(row["verdict"])
+        return _verdict(row)
     gamma = (
         f"gamma {fixed(row.get('gamma_flops'), 2)} (FLOPs), {spoken(row['gamma_clock'], 2)} (time)"
     )
-    return f"**{row['verdict']}** {spoken(row['alignment'], 3, signed=True)}; {gamma}"
+    return f"**{_verdict(row)}** {spoken(row['alignment'], 3, signed=True)}; {gamma}"

@@ -9,22 +9,39 @@ from typing import Any
 import numpy as np
 
 from ditbench.analysis.judges import Agreement, agreement
+from ditbench.analysis.primary import primary_of
+from ditbench.analysis.rows import Interval, Row
 from ditbench.analysis.trainings import over_trainings, recipes
+from ditbench.metrics.table import Metric, metrics
 from ditbench.records.record import SHOWN
-from ditbench.reports.sections.format import count, fixed, places_of, spoken
+from ditbench.reports.sections.format import count, fixed, spoken
 from ditbench.reports.sections.section import Section
 from ditbench.statistics.estimates import Estimate
 
-METRICS = {
-    "align.shapes_v1": ("alignment", "delta"),
-    "align.shapes_check_v1": ("alignment by the second judge", "delta"),
-    "fd.shapes_v1": ("Fréchet distance", "delta"),
-    "perceptual.shapes_v1": ("perceptual distance to none", "value"),
-}
-"""What is given over trainings: its words, and which of a metric's estimates."""
-INTERACTIONS = {"alignment interaction": "alignment", "Fréchet interaction": "frechet"}
-"""The same of stacks whose methods were run alone too, by what `ditbench.analysis.interaction`
-calls them."""
+INTERACTIONS = ("alignment", "frechet")
+"""Interactions of the primary score and of the primary distance, as
+`ditbench.analysis.interaction` names them: what is given over trainings of stacks whose methods
+were run alone too."""
+TWIN = "align.shapes_check_v1"
+"""The primary score by the second judge."""
+FIDELITY = "perceptual.shapes_v1"
+
+
+def _metrics(rows: Sequence[Row]) -> list[Metric]:
+    """What is given over trainings: the primary metrics of a model, the score by the second judge,
+    and the distance to the un-accelerated samples."""
+    score, distance = primary_of(rows).names
+    table = metrics()
+    return [table[name] for name in (score, TWIN, distance, FIDELITY)]
+
+
+def _interactions(rows: Sequence[Row]) -> dict[str, tuple[str, Metric]]:
+    """By their words the keys of the interactions, and of which metric they are."""
+    primary = primary_of(rows)
+    return {
+        f"{metric.label.removesuffix(' distance')} interaction": (key, metric)
+        for key, metric in zip(INTERACTIONS, (primary.score, primary.distance), strict=True)
+    }
 
 
 def findings(section: Section, model: str) -> list[str]:
@@ -33,7 +50,11 @@ def findings(section: Section, model: str) -> list[str]:
     told = judges(section, model)
     found = [_of_judges(told)] if told else []
     trained = trainings(section, model)
-    found += [_of_recipe(recipe) for recipe in trained if len(recipe["trainings"]) > 1]
+    found += [
+        _of_recipe(recipe, section.models[model])
+        for recipe in trained
+        if len(recipe["trainings"]) > 1
+    ]
     return found + trained_once(trained)
 
 
@@ -49,18 +70,19 @@ def trained_once(trained: Sequence[Mapping[str, Any]]) -> list[str]:
 def judges(section: Section, model: str) -> dict[str, Any] | None:
     """How the second judge compares with the first, as plain JSON; None where it has not looked at
     a stack and its baseline."""
-    rows = [row for row in section.models[model] if row["second_judge"] is not None]
-    if not rows:
+    judged = [(row, row["second_judge"]) for row in section.models[model]]
+    changes = [(row, change) for row, change in judged if change is not None]
+    if not changes:
         return None
     learned = {row["key"] for row, _, _ in section.trained}
-    changes = {row["stack"]: row["second_judge"] for row in rows}
+    verdicts = agreement([row for row, _ in changes])
     return {
         "verdicts": {
-            name: [list(pair) for pair in pairs] for name, pairs in vars(agreement(rows)).items()
+            name: [list(pair) for pair in pairs] for name, pairs in vars(verdicts).items()
         },
-        "alignment_minus_first": changes,
-        "mean_prepared": _mean([row["second_judge"] for row in rows if row["key"] in learned]),
-        "mean_others": _mean([row["second_judge"] for row in rows if row["key"] not in learned]),
+        "alignment_minus_first": {row["stack"]: change for row, change in changes},
+        "mean_prepared": _mean([change for row, change in changes if row["key"] in learned]),
+        "mean_others": _mean([change for row, change in changes if row["key"] not in learned]),
     }
 
 
@@ -77,22 +99,27 @@ def trainings(section: Section, model: str) -> list[dict[str, Any]]:
         if recipe.rows:
             each = [recipe.rows[number] for number in sorted(recipe.rows)]
             together = [interactions.get(row["stack"], {}) for row in each]
-            estimates = {metric: [_estimate(row, metric) for row in each] for metric in METRICS}
+            estimates = {m.name: [_estimate(row, m) for row in each] for m in _metrics(rows)}
             estimates |= {
-                name: [told.get(key) for told in together] for name, key in INTERACTIONS.items()
+                words: [of_stack.get(key) for of_stack in together]
+                for words, (key, _) in _interactions(rows).items()
             }
-            told = {
+            spreads = {
                 name: _spread(given)
                 for name, given in estimates.items()
                 if len(each) > 1 and _complete(given)
             }
-            found.append({"stack": recipe.stack, "trainings": sorted(recipe.rows), "metrics": told})
+            found.append(
+                {"stack": recipe.stack, "trainings": sorted(recipe.rows), "metrics": spreads}
+            )
     return found
 
 
-def _estimate(row: Mapping[str, Any], metric: str) -> Estimate | None:
-    entry = row["quality"].get(metric, {}).get(METRICS[metric][1])
-    return None if entry is None else Estimate(**entry)
+def _estimate(row: Row, metric: Metric) -> Estimate | None:
+    if (entry := row["quality"].get(metric.name)) is None:
+        return None
+    estimate = entry["value"] if metric.against_none else entry["delta"]
+    return None if estimate is None else Estimate(**estimate)
 
 
 def _complete(each: Sequence[Estimate | None]) -> bool:
@@ -104,7 +131,7 @@ def _spread(each: Sequence[Any]) -> dict[str, Any]:
     return {"recipe": spread.recipe.as_dict(), "sd": spread.sd}
 
 
-def _mean(changes: Sequence[Mapping[str, Any]]) -> float | None:
+def _mean(changes: Sequence[Interval]) -> float | None:
     return float(np.mean([change["value"] for change in changes])) if changes else None
 
 
@@ -140,20 +167,23 @@ def _of_judges(told: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _of_recipe(recipe: Mapping[str, Any]) -> str:
-    told = []
+def _of_recipe(recipe: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    parts, table, interactions = [], metrics(), _interactions(rows)
     for name, spread in recipe["metrics"].items():
-        words, which = METRICS.get(name, (name, "interaction"))
-        places = places_of("fd" if "Fréchet" in words else name)
+        if name in interactions:
+            words, signed, places = name, True, interactions[name][1].decimals
+        else:
+            metric = table[name]
+            signed, places = not metric.against_none, metric.decimals
+            words = f"{metric.label} {'to none' if metric.against_none else 'minus none'}"
         low, high = spread["recipe"]["low"], spread["recipe"]["high"]
-        of = {"delta": " minus none", "value": "", "interaction": ""}[which]
-        verdict = "" if which == "value" else ", not told from 0" if low <= 0 <= high else ", not 0"
-        told.append(
-            f"{words}{of} {spoken(spread['recipe'], places, signed=which != 'value')}{verdict} "
+        verdict = "" if not signed else ", inconclusive" if low <= 0 <= high else ", not 0"
+        parts.append(
+            f"{words} {spoken(spread['recipe'], places, signed=signed)}{verdict} "
             f"(standard deviation between trainings {fixed(spread['sd'], places)})"
         )
     numbers = ", ".join(map(str, recipe["trainings"]))
     return (
         f"{recipe['stack']} over {len(recipe['trainings'])} trainings ({numbers}), intervals over "
-        "trainings and requests: " + ("; ".join(told) or "no numbers with errors")
+        "trainings and requests: " + ("; ".join(parts) or "no numbers with errors")
     )

@@ -3,12 +3,10 @@ none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from ditbench.analysis.rows import Interval
+from ditbench.metrics.table import metrics
 
 DASH = "-"
-Estimate = Mapping[str, Any]
-"""value, low, high, n, se, as `ditbench.analysis.summary` gives it."""
 
 
 def number(value: float | None, figures: int = 3) -> str:
@@ -36,21 +34,26 @@ def fixed(value: float | None, places: int = 3, signed: bool = False) -> str:
     return f"{value:+.{places}f}" if signed else f"{value:.{places}f}"
 
 
-def interval(estimate: Estimate | None, places: int = 3, signed: bool = False) -> str:
+def interval(estimate: Interval | None, places: int = 3, signed: bool = False) -> str:
     """`[low, high]`, or "" where the estimate carries no interval."""
     if estimate is None or estimate["low"] is None or estimate["high"] is None:
         return ""
     return f"[{fixed(estimate['low'], places, signed)}, {fixed(estimate['high'], places, signed)}]"
 
 
-def value(estimate: Estimate | None, places: int = 3, signed: bool = False) -> str:
+def value(estimate: Interval | None, places: int = 3, signed: bool = False) -> str:
     """The value alone."""
     return fixed(None if estimate is None else estimate["value"], places, signed)
 
 
-def spoken(estimate: Estimate | None, places: int = 3, signed: bool = False) -> str:
+def spoken(estimate: Interval | None, places: int = 3, signed: bool = False) -> str:
     """Value and interval on one line."""
     return f"{value(estimate, places, signed)} {interval(estimate, places, signed)}".strip()
+
+
+def text(value: object) -> str:
+    """Anything without units; a dash where there is nothing."""
+    return DASH if value in (None, "") else str(value)
 
 
 def size(num_bytes: float | None) -> str:
@@ -75,18 +78,9 @@ def count(number_: int, noun: str) -> str:
     return f"{number_} {noun}" + ("" if number_ == 1 else "s")
 
 
-def places_of(metric: str) -> int:
+def decimals(metric: str) -> int:
     """Decimal places a metric is shown with."""
-    return {
-        "fd": 2,
-        "fid": 2,
-        "sfid": 2,
-        "is": 2,
-        "clip100": 2,
-        "psnr": 1,
-        "tdiff_fidelity": 1,
-        "vstyle": 4,
-    }.get(metric.partition(".")[0], 3)
+    return metrics()[metric].decimals
 
 
 def short(metric: str) -> str:

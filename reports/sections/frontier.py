@@ -4,12 +4,12 @@ numpy only."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ditbench.analysis.rows import Interval, Row
 from ditbench.records.record import SHOWN
 
 DRAWS = 4000
@@ -17,7 +17,6 @@ NORMAL = 1.959963984540054
 """Standard errors in half a 95 % interval, where the standard error itself is not given."""
 
 Array = NDArray[np.float64]
-Row = dict[str, Any]
 
 
 def placed(row: Row, metric: str) -> bool:
@@ -83,16 +82,24 @@ def dominated(rows: Sequence[Row], metric: str) -> tuple[Array, Array]:
     dominated by the frontier."""
     points = frontier(rows, metric)
     x = np.array([_seconds(row) for row in points])
-    y = np.array([row["quality"][metric]["level"] for row in points])
+    y = np.array([level(row, metric) for row in points])
     return np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]
 
 
+def level(row: Row, metric: str) -> float:
+    """Where a placed row is drawn on the axis of a metric."""
+    height = row["quality"][metric]["level"]
+    return math.nan if height is None else height
+
+
 def _seconds(row: Row) -> float:
-    return float(row["timing"]["call_s"]["value"])
+    call = row["timing"]["call_s"]
+    return call["value"] if call else math.inf
 
 
 def _factor(row: Row) -> float:
-    return 1.0 if row["baseline"] else float(row["speedup_call"]["value"])
+    speed = row["speedup_call"]
+    return 1.0 if row["baseline"] or not speed else speed["value"]
 
 
 def _sign(row: Row, metric: str) -> int:
@@ -100,7 +107,7 @@ def _sign(row: Row, metric: str) -> int:
 
 
 def _goodness(row: Row, metric: str) -> float:
-    return _sign(row, metric) * float(row["quality"][metric]["level"])
+    return _sign(row, metric) * level(row, metric)
 
 
 def _gain(row: Row, metric: str) -> float:
@@ -114,10 +121,12 @@ def _error(row: Row, metric: str) -> float:
 
 def _log_error(row: Row) -> float:
     speed = row["speedup_call"]
-    if row["baseline"] or not speed or speed["low"] is None or speed["low"] <= 0:
+    if row["baseline"] or not speed or speed["low"] is None or speed["high"] is None:
+        return 0.0
+    if speed["low"] <= 0:
         return 0.0
     return math.log(speed["high"] / speed["low"]) / (2 * NORMAL)
 
 
-def _width(estimate: Mapping[str, Any] | None) -> float:
+def _width(estimate: Interval | None) -> float:
     return float(estimate["se"]) if estimate and estimate["se"] is not None else 0.0

@@ -20,9 +20,9 @@ from ditbench.records.files import read_json
 from ditbench.records.record import MEASURED, SHOWN
 from ditbench.records.run_folder import RunFolder
 from ditbench.reports.sections.format import number, share
-from ditbench.reports.sections.frontier import Row
 from ditbench.reports.sections.reproduce import elsewhere
-from ditbench.reports.sections.section import MACHINE, Section, ranked
+from ditbench.reports.sections.rows import MACHINE, ReportRow, ranked
+from ditbench.reports.sections.section import Section
 
 RUN = {
     "model_sha256": "weights", "requests_sha256": "requests", "num_samples": "sample count",
@@ -156,7 +156,7 @@ def _values(section: Section, model: str, field: str) -> set[str]:
 
 def _joined(group: Sequence[Section]) -> Section:
     """One section of runs that agree: of a cell in several, the first that was measured is kept."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, ReportRow] = {}
     names: dict[str, list[str]] = {}
     for section in group:
         for row in section.rows:
@@ -165,13 +165,13 @@ def _joined(group: Sequence[Section]) -> Section:
                 row["status"] == SHOWN and rows[row["key"]]["status"] != SHOWN
             ):
                 rows[row["key"]] = row
-    verdict.judge(list(rows.values()))  # by as many stacks as there are now
+    judged_again = verdict.judge(list(rows.values()))  # by as many stacks as there are now
     homes = {section.name: section for section in group}
     return Section(
         name="+".join(homes) if len(homes) <= 3 else f"{group[0].name} and {len(homes) - 1} more",
         folder=group[0].folder,
         command="\n".join(section.command for section in group if section.command),
-        rows=ranked(list(rows.values())),
+        rows=ranked(judged_again),
         records={key: homes[row["run"]].records[key] for key, row in rows.items()},
         left_out=[f"{section.name}: {sentence}" for section in group for sentence in section.left_out], spec=group[0].spec,
         stacking=judged([told for s in group for told in s.stacking if _kept(rows.values(), told)["run"] == s.name]),
@@ -180,14 +180,14 @@ def _joined(group: Sequence[Section]) -> Section:
     )  # fmt: skip
 
 
-def _kept(rows: Any, told: Mapping[str, Any]) -> Row:
-    found: Row = next(
+def _kept(rows: Any, told: Mapping[str, Any]) -> ReportRow:
+    found: ReportRow = next(
         row for row in rows if (row["model"], row["stack"]) == (told["model"], told["stack"])
     )
     return found
 
 
-def _remarks(rows: Mapping[str, Row], names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def _remarks(rows: Mapping[str, ReportRow], names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     runs = list(dict.fromkeys(name for found in names.values() for name in found))
     told = [
         f"one table of the runs {', '.join(runs)}: environment, weights, requests and sample count "

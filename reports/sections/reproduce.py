@@ -12,7 +12,8 @@ from ditbench.models.family import families
 from ditbench.models.sampling import PER_VIDEO
 from ditbench.records.record import MEASURED, Record
 from ditbench.records.settings import DEFAULTS
-from ditbench.reports.sections.section import Section, differing
+from ditbench.reports.sections.rows import differing
+from ditbench.reports.sections.section import Section
 from ditbench.suggest import suggest
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ditbench.reports.sections.format import DASH
 from ditbench.reports.sections.section import Section
-from ditbench.reports.tables.sheet import Block, Sheet
+from ditbench.reports.tables.sheet import Block, Sheet, frame
 
 IMPORTED = (
     "Numbers of others, copied as they published them (source: imported). Other prompts, hardware, "
@@ -65,7 +65,7 @@ def imported_sheet(section: Section) -> Sheet:
 
 def imported_frame(section: Section) -> pd.DataFrame:
     """The same rows; the column `source` says of each that it is imported, and from where."""
-    return pd.DataFrame(
+    return frame(
         {"source": f"imported: {group['source']}", "model": group["model"], "setting": group["setting"], "unit": group.get("unit")} | row
         for group in published()
         if group["model"] in section.models

@@ -7,9 +7,11 @@ And what the lines of all CSVs have in common.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 from ditbench.records.settings import ROW_SETTINGS
 from ditbench.reports.sections.format import DASH
@@ -165,6 +167,24 @@ def _head(text: str) -> str:
 
 def _plain(text: str) -> str:
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def frame(lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The lines of a CSV; columns of whole numbers are written without a decimal point also where
+    some are missing."""
+    lines = list(lines)
+    content = pd.DataFrame(lines)
+    names = map(str, content.columns)
+    whole = [name for name in names if _whole([line.get(name) for line in lines])]
+    content[whole] = content[whole].astype("Int64")
+    return content
+
+
+def _whole(values: Sequence[Any]) -> bool:
+    return all(
+        value is None or (isinstance(value, int) and not isinstance(value, bool))
+        for value in values
+    )
 
 
 def spread(name: str, estimate: Mapping[str, Any] | None, counted: bool = False) -> dict[str, Any]:

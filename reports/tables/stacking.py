@@ -8,11 +8,22 @@ from typing import Any
 
 import pandas as pd
 
-from ditbench.analysis.interaction import RULE, VERDICTS
+from ditbench.analysis.interaction import VERDICTS, rules
+from ditbench.analysis.primary import primary_metrics
+from ditbench.metrics.table import Metric, metrics
 from ditbench.reports.sections.findings import trained_once, trainings
 from ditbench.reports.sections.format import DASH, fixed, spoken
-from ditbench.reports.sections.section import Section, status
-from ditbench.reports.tables.sheet import KEY, Block, Sheet, circumstances, spread, without_empty
+from ditbench.reports.sections.rows import status
+from ditbench.reports.sections.section import Section
+from ditbench.reports.tables.sheet import (
+    KEY,
+    Block,
+    Sheet,
+    circumstances,
+    frame,
+    spread,
+    without_empty,
+)
 
 STACKING = (
     "gamma: the stack's speed-up over the product of those of its methods alone, 1 where speed-ups "
@@ -24,7 +35,7 @@ STACKING = (
     "surely no slower than the stack; FLOPs control: the same by FLOPs; student control: the "
     "stack's student in fewer steps; over "
     "control: the stack's alignment minus the control's. Samples needed: to resolve what is "
-    "unresolved. Tuned: what was learned for a "
+    "inconclusive. Tuned: what was learned for a "
     "method was learned in the stack; frozen: for the plain model. Intervals are 95 %."
 )
 CONTROLS = ("control", "flops_control", "student_control")
@@ -59,7 +70,7 @@ def stacking_sheet(section: Section) -> Sheet:
         run=section.name,
         convention=STACKING,
         blocks=blocks,
-        rules=(RULE,),
+        rules=rules(section.stacking),
     )
 
 
@@ -94,12 +105,13 @@ def stacking_frame(section: Section) -> pd.DataFrame:
                 "samples_needed",
             )
         }
+        line |= {"metric": told.get("metric"), "distance": told.get("distance")}
         line |= {"controls": "; ".join(told.get("controls", []))}
         line |= circumstances(row, section.records[row["key"]]["environment"]) | {
             "keys": _keys(section, told)
         }
         lines.append(line)
-    return pd.DataFrame(lines)
+    return frame(lines)
 
 
 ESTIMATES = {
@@ -117,22 +129,35 @@ def _words(section: Section, told: Mapping[str, Any]) -> dict[str, str]:
         told[k].as_dict() if told.get(k) else None for k in ESTIMATES.values()
     )
     needed = told.get("samples_needed")
+    score, distance = _primary(told)
     words = {
         "stack": told["stack"], "reading": told["reading"], "status": status(row),
         "verdict": told["verdict"] if told["verdict"] in VERDICTS else "not measured",
         "gamma FLOPs": fixed(told.get("gamma_flops"), 2), "gamma clock": spoken(clock, 2),
-        "alignment interaction": spoken(quality, 3, signed=True),
-        "Fréchet interaction": spoken(frechet, 2, signed=True),
+        f"{score.label} interaction": spoken(quality, score.decimals, signed=True),
+        f"{distance.label.removesuffix(' distance')} interaction": spoken(frechet, distance.decimals, signed=True),
         "basis": told.get("basis", DASH),
     }  # fmt: skip
     for name, ahead in zip(CONTROLS, over, strict=True):
         head = name.replace("_", " ").replace("flops", "FLOPs")
-        words |= {head: told.get(name) or DASH, f"over {head}": spoken(ahead, 3, signed=True)}
+        words |= {
+            head: told.get(name) or DASH,
+            f"over {head}": spoken(ahead, score.decimals, signed=True),
+        }
     return words | {
         "samples needed": DASH if needed is None else str(needed),
         "n": str(row["num_samples"]) if measured else DASH,
         KEY: _keys(section, told),
     }  # fmt: skip
+
+
+def _primary(told: Mapping[str, Any]) -> tuple[Metric, Metric]:
+    """What the interactions of a row are of."""
+    usual, table = primary_metrics(), metrics()
+    return (
+        table[told.get("metric", usual.score.name)],
+        table[told.get("distance", usual.distance.name)],
+    )
 
 
 def _keys(section: Section, told: Mapping[str, Any]) -> str:

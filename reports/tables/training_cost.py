@@ -8,10 +8,18 @@ from typing import Any
 
 import pandas as pd
 
-from ditbench.reports.sections.format import DASH, number, places_of, spoken, times
-from ditbench.reports.sections.frontier import Row
-from ditbench.reports.sections.section import Section, labelled, status
-from ditbench.reports.tables.sheet import KEY, Block, Sheet, circumstances, spread, without_empty
+from ditbench.reports.sections.format import DASH, decimals, number, spoken, times
+from ditbench.reports.sections.rows import ReportRow, labelled, status
+from ditbench.reports.sections.section import Section
+from ditbench.reports.tables.sheet import (
+    KEY,
+    Block,
+    Sheet,
+    circumstances,
+    frame,
+    spread,
+    without_empty,
+)
 
 TRAINING = (
     "A line for each artefact that a stack uses. seconds: wall time of making it, on the machine "
@@ -63,10 +71,10 @@ def training_frame(section: Section) -> pd.DataFrame:
                     f"{metric}_verdict": entry["verdict"]
                 }
         lines.append(line | circumstances(row, section.records[row["key"]]["environment"]))
-    return pd.DataFrame(lines)
+    return frame(lines)
 
 
-def _words(row: Row, method: str, cost: Mapping[str, Any]) -> dict[str, str]:
+def _words(row: ReportRow, method: str, cost: Mapping[str, Any]) -> dict[str, str]:
     line = {
         "stack": labelled(row), "status": status(row), "learned for": method,
         "artefact": cost["key"],
@@ -77,7 +85,7 @@ def _words(row: Row, method: str, cost: Mapping[str, Any]) -> dict[str, str]:
     }  # fmt: skip
     for metric, entry in row["quality"].items():
         if entry["primary"]:
-            line[f"{metric} minus none"] = spoken(entry["delta"], places_of(metric), signed=True)
+            line[f"{metric} minus none"] = spoken(entry["delta"], decimals(metric), signed=True)
             line[f"{metric} verdict"] = entry["verdict"] or DASH
     return line | {"n": str(row["num_samples"]), KEY: row["key"]}
 

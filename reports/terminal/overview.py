@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ditbench.analysis.primary import primary_of
 from ditbench.analysis.quality import ASKED
+from ditbench.analysis.rows import QualityEntry, Row
 from ditbench.metrics.table import metrics
 from ditbench.records.record import SHOWN
 from ditbench.reports.sections.findings import findings
-from ditbench.reports.sections.format import DASH, interval, number, places_of, size, times, value
-from ditbench.reports.sections.frontier import Row
-from ditbench.reports.sections.section import (
-    Report,
-    Section,
-    status,
-    unmeasured,
-    without_difference,
-)
+from ditbench.reports.sections.format import DASH, decimals, interval, value
+from ditbench.reports.sections.rows import ReportRow, status, unmeasured, without_difference
+from ditbench.reports.sections.section import Report, Section
+from ditbench.reports.tables import columns
+from ditbench.reports.tables.columns import Column, Show, TableCell, in_order
 from ditbench.reports.terminal.table import broken, console
 
 DIM, BAD, WARN = "dim", "red", "yellow"
@@ -30,62 +27,47 @@ MIN_STACK = 16
 """Characters the stack's column keeps on a narrow terminal."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the report's table; cells have two lines, the number and its interval."""
-
-    head: str
-    cell: Callable[[Row], tuple[str, str]]
-    rank: int
-    """The highest ranks go first when the terminal is narrow."""
+Shown = Column[ReportRow]
 
 
-def _estimate(name: str) -> Callable[[Row], tuple[str, str]]:
-    def cell(row: Row) -> tuple[str, str]:
-        return (
-            (times(row[name]["value"]), "" if row["baseline"] else interval(row[name], 2))
-            if row[name]
-            else (DASH, "")
-        )
-
-    return cell
-
-
-def _time(row: Row) -> tuple[str, str]:
-    told = row["timing"]["call_s"]
-    return number(told["value"] if told else None), ""
+def columns_of(rows: Sequence[ReportRow]) -> list[Shown]:
+    """Speed and memory, then value and change of the primary metrics, then what compares with none
+    in the first table."""
+    chosen = in_order(columns.COLUMNS, "terminal")
+    names = metrics()
+    for rank, metric in enumerate(primary_of(rows).names):
+        chosen.append(_metric(metric, f"{names[metric].label}\nand change", rank))
+    alone = [name for name in names if name.endswith(".vs_none") and not names[name].table]
+    for rank, metric in enumerate(alone, 6):
+        head = f"{names[metric].label}\n{names[metric].unit}".strip()
+        chosen.append(_metric(metric, head, rank))
+    return chosen
 
 
-def _judged(metric: str) -> Callable[[Row], tuple[str, str]]:
+def _metric(metric: str, head: str, rank: int) -> Shown:
     """Value and paired change on one line, the change's interval on the next."""
-    places = places_of(metric)
+    places = decimals(metric)
 
-    def cell(row: Row) -> tuple[str, str]:
-        entry = row["quality"].get(metric)
+    def cell(entry: QualityEntry | None, _: Row) -> TableCell:
         if entry is None or entry["value"] is None:
             return DASH, ""
         change = f"  {value(entry['delta'], places, signed=True)}" if entry["delta"] else ""
         return value(entry["value"], places) + change, interval(entry["delta"], places, signed=True)
 
-    return cell
+    show = Show(line=lambda entry: value(entry and entry["value"], places), cell=cell)
+    return Column(
+        name=metric, value=lambda row: row["quality"].get(metric), show=show, rank=rank,
+        where={"terminal": rank}, heads={"terminal": head},
+    )  # fmt: skip
 
 
-def _alone(metric: str) -> Callable[[Row], tuple[str, str]]:
-    places = places_of(metric)
-    return lambda row: (value(row["quality"].get(metric, {}).get("value"), places), "")
+def _cell(column: Shown, row: ReportRow) -> tuple[str, str]:
+    first, second, *_ = column.show.cell(column.value(row), row)
+    return first, second if column.show.interval_in_terminal else ""
 
 
-COLUMNS = (
-    Column("speed-up\ncall", _estimate("speedup_call"), 0),
-    Column("speed-up\ndenoise", _estimate("speedup_denoise"), 5),
-    Column("speed-up\nFLOPs", lambda row: (times(row["speedup_flops"]), ""), 3),
-    Column("s/sample", _time, 2),
-    Column("peak\nmemory", lambda row: (size(row["memory"].get("peak_bytes")), ""), 4),
-    Column("alignment\nand change", _judged("align.shapes_v1"), 0),
-    Column("Frechet dist.\nand change", _judged("fd.shapes_v1"), 1),
-    Column("PSNR\ndB", _alone("psnr.vs_none"), 6),
-    Column("SSIM", _alone("ssim.vs_none"), 7),
-)
+def _head(column: Shown, rows: Sequence[ReportRow]) -> str:
+    return column.head("terminal", rows[0])
 
 
 def show(report: Report) -> None:
@@ -110,8 +92,8 @@ def show(report: Report) -> None:
 
 def _show_model(out: Console, section: Section, model: str, title: str) -> None:
     rows = section.models[model]
-    filled = [c for c in COLUMNS if any(c.cell(row)[0] != DASH for row in rows)]
-    columns = _fitting(filled, rows, out.width)
+    filled = [c for c in columns_of(rows) if any(_cell(c, row)[0] != DASH for row in rows)]
+    shown = _fitting(filled, rows, out.width)
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -120,11 +102,11 @@ def _show_model(out: Console, section: Section, model: str, title: str) -> None:
         title_justify="left",
     )
     table.add_column("stack", overflow="fold", min_width=8)
-    for column in columns:
-        table.add_column(column.head, justify="right", no_wrap=True)
-    room = max(MIN_STACK, out.width - sum(_needed(column, rows) for column in columns) - 1)
+    for column in shown:
+        table.add_column(_head(column, rows), justify="right", no_wrap=True)
+    room = max(MIN_STACK, out.width - sum(_needed(column, rows) for column in shown) - 1)
     for row in rows:
-        cells = [_two_lines(*column.cell(row), bad=row["status"] != SHOWN) for column in columns]
+        cells = [_two_lines(*_cell(column, row), bad=row["status"] != SHOWN) for column in shown]
         table.add_row(_stack(row, room), *cells)
     out.print()
     out.print(table)
@@ -136,7 +118,7 @@ def _show_model(out: Console, section: Section, model: str, title: str) -> None:
             style=DIM,
         )
     )
-    if hidden := [c.head.replace("\n", " ") for c in filled if c not in columns]:
+    if hidden := [_head(c, rows).replace("\n", " ") for c in filled if c not in shown]:
         out.print(Text(f"not shown for want of width: {', '.join(hidden)}", style=DIM))
     for finding in findings(section, model):
         out.print(Text(finding, style=DIM))
@@ -144,7 +126,7 @@ def _show_model(out: Console, section: Section, model: str, title: str) -> None:
         out.print(Text(f"{', '.join(stacks)}: {note}", style=WARN))
 
 
-def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
+def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
     """Each note once, with the stacks it is about."""
     found: dict[str, list[str]] = {}
     for row in rows:
@@ -166,7 +148,7 @@ def _notes(rows: Sequence[Row]) -> dict[str, list[str]]:
     return found
 
 
-def _stack(row: Row, room: int) -> Text:
+def _stack(row: ReportRow, room: int) -> Text:
     told = status(row)
     text = Text("\n".join(broken(row["stack"], room)), style="bold" if row["baseline"] else "")
     if told != SHOWN:
@@ -179,7 +161,7 @@ def _two_lines(first: str, second: str, bad: bool) -> Text:
     return text.append(f"\n{second}", style=DIM) if second else text
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Column]:
+def _fitting(columns: Sequence[Shown], rows: Sequence[ReportRow], width: int) -> list[Shown]:
     """The columns that leave the stack's name `MIN_STACK` characters."""
     kept = list(columns)
     while kept and MIN_STACK + 1 + sum(_needed(column, rows) for column in kept) > width:
@@ -187,6 +169,7 @@ def _fitting(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list
     return kept
 
 
-def _needed(column: Column, rows: Sequence[Row]) -> int:
-    lines = column.head.split("\n") + [line for row in rows for line in column.cell(row)]
+def _needed(column: Shown, rows: Sequence[ReportRow]) -> int:
+    lines = _head(column, rows).split("\n")
+    lines += [line for row in rows for line in _cell(column, row)]
     return max(len(line) for line in lines) + 1
