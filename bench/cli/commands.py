@@ -312,8 +312,12 @@ def _check(args: argparse.Namespace) -> int:
     _load(args.plugin)
     stack, models = Stack.parse(args.method), select(args.models)
     rows = check_models(stack, models, args.plugin)
-    _show(rows, args.json, "")
-    return GATE if any(row["result"] == "failed" for row in rows) else OK
+    failed = sum(row["result"] == "failed" for row in rows)
+    caption = f"{len(rows) - failed} of {len(rows)} clauses passed"
+    if failed:
+        caption += "; clauses that need what a failed one would have given were not tried"
+    _show(rows, args.json, caption)
+    return GATE if failed else OK
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditbench.metrics.table import select
-
 MARGINS = (
     ("align.shapes_v1", 0.02),
     ("fd.shapes_v1", 30.0),
@@ -23,6 +21,8 @@ def read_margins(table: Any, above: str = "") -> dict[str, float]:
 
     ValueError names the key that is no metric, or the value that is no number.
     """
+    from ditbench.metrics.table import select
+
     if not isinstance(table, dict):
         raise ValueError(f"margins: expected a table of metrics, got {table!r}")
     margins: dict[str, float] = {}

@@ -126,7 +126,12 @@ def read_spec(folder: Path) -> dict[str, Any]:
     version."""
     path = RunFolder(folder).spec
     if not path.is_file():
-        raise ValueError(f"{folder} is no run folder (it has no spec.json)")
+        beside = sorted(
+            (spec.parent for spec in folder.parent.glob("*/spec.json")),
+            key=lambda run: -run.stat().st_mtime,
+        )
+        runs = f"; beside it {', '.join(map(str, beside[:3]))}" if beside else ""
+        raise ValueError(f"{folder} is no run folder (it has no spec.json){runs}")
     spec = read_json(path)
     if not isinstance(spec, dict):
         raise ValueError(f"{path} is damaged (not a JSON object)")
