@@ -53,33 +53,33 @@ def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, An
     run, each = record["run"], PER_VIDEO if record["sampling"].get("frames", 1) > 1 else 1
     done = {name: run[name] for name in ("rounds", "seed", "device", "dtype", "weights")}
     done |= {name: each * run[name] for name in ("num_samples", "batch_size")}
-    told = {name: spec.get(name, done[name]) for name in ("num_samples", "batch_size", *done)}
-    told |= {"threads": spec["threads"]} if spec.get("threads") else {}
-    told |= {"models": [record["model"]], "methods": [record["stack"]]}
+    settings = {name: spec.get(name, done[name]) for name in ("num_samples", "batch_size", *done)}
+    settings |= {"threads": spec["threads"]} if spec.get("threads") else {}
+    settings |= {"models": [record["model"]], "methods": [record["stack"]]}
     family = families().get(record["family"])
     reads_prompts = not record.get("world") and not (family and family.class_labels)
-    told |= {"prompts": spec["prompts"]} if spec.get("prompts") and reads_prompts else {}
-    told |= {"references": list(spec.get("references", ()))}
+    settings |= {"prompts": spec["prompts"]} if spec.get("prompts") and reads_prompts else {}
+    settings |= {"references": list(spec.get("references", ()))}
     foreign = (
         "depends_on" not in record
         or record["status"] not in MEASURED
         or record["depends_on"].get("sources")
     )
-    return told | {"plugins": list(spec.get("plugins", ())) if foreign else []}
+    return settings | {"plugins": list(spec.get("plugins", ())) if foreign else []}
 
 
 def command_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     """The command that makes a cell, and the baseline it is held against, again in a folder of its
     own; `spec` is the run's."""
-    told = asked_of(record, spec)
+    settings = asked_of(record, spec)
     words = [
         "python",
         "run_bench.py",
         "run",
         "--models",
-        *told["models"],
+        *settings["models"],
         "--methods",
-        *told["methods"],
+        *settings["methods"],
     ]
     for name in (
         "num_samples",
@@ -92,9 +92,9 @@ def command_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
         "weights",
         "prompts",
     ):
-        words += [f"--{name.replace('_', '-')}", str(told[name])] if name in told else []
+        words += [f"--{name.replace('_', '-')}", str(settings[name])] if name in settings else []
     for flag, name in (("--reference", "references"), ("--plugin", "plugins")):
-        words += [word for text in told[name] for word in (flag, text)]
+        words += [word for text in settings[name] for word in (flag, text)]
     return shlex.join([*words, "--out", f"runs/again-{record['key']}"])
 
 
