@@ -43,7 +43,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     sections = merge(read_sections(folders))
     out = out or folders[0] / ("report" if len(folders) == 1 else f"report-of-{len(folders)}-runs")
     files: list[Path] = []
-    pictures: dict[str, dict[str, list[Path]]] = {}
+    images: dict[str, dict[str, list[Path]]] = {}
     for section in sections:
         at = out if len(sections) == 1 else out / section.name
         files += write_tables(section, at / "tables")
@@ -58,11 +58,11 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
             for model in alone
             for draw, kind in drawing.items()
         ]
-        pictures[section.name] = {model: [] for model in alone}
+        images[section.name] = {model: [] for model in alone}
         for (model, _), drawn in zip(jobs, abreast([job for _, job in jobs]), strict=True):
-            pictures[section.name][model] += drawn.get(model, [])
-        files += [path for paths in pictures[section.name].values() for path in paths]
-    page = write_page(sections, pictures, out)
+            images[section.name][model] += drawn.get(model, [])
+        files += [path for paths in images[section.name].values() for path in paths]
+    page = write_page(sections, images, out)
     return Report(sections=sections, out=out, page=page, files=[*files, page])
 
 

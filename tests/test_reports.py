@@ -13,7 +13,7 @@ from PIL import Image
 from report_runs import ENVIRONMENT, REASONS, SCHEDULE, STACKS, WORLDS, key_of, write_run
 
 from ditbench import reports
-from ditbench.analysis import summary, verdict
+from ditbench.analysis import quality, summary, verdict
 from ditbench.records.scores import read_file, write_file
 from ditbench.reports.figures import labels, style
 from ditbench.reports.figures import quality_time as figures
@@ -46,7 +46,7 @@ def normal_reference():
     """A Fréchet reference of our own, so that these tests need no data files."""
     patch = pytest.MonkeyPatch()
     held = Reference.through(np.random.default_rng(0).standard_normal((512, 64)))
-    patch.setattr(summary, "reference_of", lambda world, family: held)
+    patch.setattr(quality, "reference_of", lambda world, family: held)
     yield
     patch.undo()
 

@@ -125,14 +125,14 @@ def control_stacks() -> list[Stack]:
 def shorter_students(parts: Sequence[Stack]) -> list[str]:
     """The trained methods among `parts` that take few steps, in half as many, a quarter and so on:
     controls where they are trained."""
-    found = []
+    shorter = []
     for part in parts:
         for m in part.methods:
             if len(part.methods) == 1 and "num-steps" in m.traits.claims and m.recipe() is not None:
                 steps = m.recipe().get("steps", 1)
                 while (steps := steps // 2) >= 1:
-                    found.append(str(Stack.of(replace(m, steps=steps))))
-    return found
+                    shorter.append(str(Stack.of(replace(m, steps=steps))))
+    return shorter
 
 
 def rules(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -248,15 +248,15 @@ def _distance(
 def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows with their verdicts, which are adjusted over all of them."""
     measured = [i for i, row in enumerate(rows) if "evidence" in row]
-    found = [dict(row) for row in rows]
+    with_verdicts = [dict(row) for row in rows]
     for i, verdict in zip(measured, judge([rows[i]["evidence"] for i in measured]), strict=True):
-        found[i] |= verdict
-        found[i]["samples_needed"] = (
+        with_verdicts[i] |= verdict
+        with_verdicts[i]["samples_needed"] = (
             samples_needed(rows[i]["alignment"], rows[i]["evidence"].margin)
             if BELOW in verdict["reason"]
             else None
         )
-    return found
+    return with_verdicts
 
 
 def _identity(method: Mapping[str, Any]) -> str:

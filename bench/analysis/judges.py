@@ -56,7 +56,7 @@ class Agreement:
 
 def agreement(rows: Sequence[Row]) -> Agreement:
     """Of the rows of one model, as `ditbench.analysis.summarise` gives them."""
-    found = Agreement(confirmed=[], same_sign=[], contradicted=[], other_sign=[])
+    verdicts = Agreement(confirmed=[], same_sign=[], contradicted=[], other_sign=[])
     for row in rows:
         for metric in JUDGED:
             first, second = (row["quality"].get(f"{metric}.{judge}") for judge in (FIRST, SECOND))
@@ -71,9 +71,9 @@ def agreement(rows: Sequence[Row]) -> Agreement:
             same = (first["delta"]["value"] > 0) == (second["delta"]["value"] > 0)
             certain = second["p"] is not None and second["p"] <= ALPHA
             kinds = (
-                (found.confirmed, found.same_sign)
+                (verdicts.confirmed, verdicts.same_sign)
                 if same
-                else (found.contradicted, found.other_sign)
+                else (verdicts.contradicted, verdicts.other_sign)
             )
             kinds[0 if certain else 1].append((row["stack"], metric))
-    return found
+    return verdicts

@@ -113,14 +113,14 @@ class Sets:
         at = metric.name, id(scores), check
         if at not in self._known:
             features, group = scores.arrays[metric.features], scores.arrays["group"]
-            held = self.reference(metric, record)
+            reference = self.reference(metric, record)
             statistic = STATISTICS[metric.statistic]
             read = statistic.check if check and statistic.check else statistic.read
-            key = key_of(read, features, group, held) if self._kept else ""
-            found = self._kept.get(key) if self._kept else None
-            if found is None:
-                found = read(features, held, group)
+            key = key_of(read, features, group, reference) if self._kept else ""
+            reading = self._kept.get(key) if self._kept else None
+            if reading is None:
+                reading = read(features, reference, group)
                 if self._kept:
-                    self._kept.put(key, found)
-            self._known[at] = found
+                    self._kept.put(key, reading)
+            self._known[at] = reading
         return self._known[at]

@@ -37,11 +37,13 @@ def key_of(
     reference: Reference | None,
 ) -> str:
     """What a reading by `read` is kept under: sha256 of everything it depends on."""
-    told = hashlib.sha256(f"{_statistic(read)} {_digest(reference) if reference else ''}".encode())
+    digest = hashlib.sha256(
+        f"{_statistic(read)} {_digest(reference) if reference else ''}".encode()
+    )
     for array in (features, group):
-        told.update(f" {array.dtype} {array.shape} ".encode())
-        told.update(np.ascontiguousarray(array).data)
-    return told.hexdigest()
+        digest.update(f" {array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 class Kept:
@@ -57,13 +59,13 @@ class Kept:
 
     def get(self, key: str) -> Reading | None:
         """The reading under a key, if there is one."""
-        if (told := self._found.get(key)) is None:
+        if (stored := self._found.get(key)) is None:
             return None
-        self._asked[key] = told
-        value, unbiased, groups = told[:3].tolist()
+        self._asked[key] = stored
+        value, unbiased, groups = stored[:3].tolist()
         return Reading(
             value=value,
-            parts=told[3:],
+            parts=stored[3:],
             unbiased=None if np.isnan(unbiased) else unbiased,
             groups=int(groups) or None,
         )
@@ -103,19 +105,27 @@ def _statistic(read: Any) -> str:
 @cache
 def _source_sha256(module: str) -> str:
     """Of a module and all it imports, wherever in the file, of its own package and of ours."""
-    packages, found, waiting = {"ditbench", module.partition(".")[0]}, dict[str, bytes](), [module]
+    packages, sources, waiting = (
+        {"ditbench", module.partition(".")[0]},
+        dict[str, bytes](),
+        [module],
+    )
     while waiting:
         name = waiting.pop()
-        if name in found or name.partition(".")[0] not in packages or (file := _file(name)) is None:
+        if (
+            name in sources
+            or name.partition(".")[0] not in packages
+            or (file := _file(name)) is None
+        ):
             continue
-        found[name] = file.read_bytes()
+        sources[name] = file.read_bytes()
         waiting += _imported(
-            found[name], name if file.name == "__init__.py" else name.rpartition(".")[0]
+            sources[name], name if file.name == "__init__.py" else name.rpartition(".")[0]
         )
-    told = hashlib.sha256()
-    for name in sorted(found):
-        told.update(f"{name} {hashlib.sha256(found[name]).hexdigest()}\n".encode())
-    return told.hexdigest()
+    digest = hashlib.sha256()
+    for name in sorted(sources):
+        digest.update(f"{name} {hashlib.sha256(sources[name]).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _imported(source: bytes, package: str) -> Iterator[str]:
@@ -144,9 +154,9 @@ def _file(name: str) -> Path | None:
 
 @lru_cache(maxsize=32)
 def _digest(reference: Reference) -> str:
-    told = hashlib.sha256(f"{reference.n}".encode())
+    digest = hashlib.sha256(f"{reference.n}".encode())
     for array in (reference.mean, reference.root, reference.features):
         if array is not None:
-            told.update(f" {array.dtype} {array.shape} ".encode())
-            told.update(np.ascontiguousarray(array).data)
-    return told.hexdigest()
+            digest.update(f" {array.dtype} {array.shape} ".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -28,7 +28,7 @@ def over_steps(records: Sequence[Record], scores: Mapping[str, Scores]) -> list[
     `alignment` and `perceptual`: estimates or None; the latter two are changes of the primary score
     and of the distance to the un-accelerated sample.
     """
-    found, primary = [], by_model(records, scores)
+    gains, primary = [], by_model(records, scores)
     for model in dict.fromkeys(r["model"] for r in records):
         cells = {r["stack"]: r for r in records if r["model"] == model and r["status"] == SHOWN}
         pairs: dict[str, list[tuple[Record, Record]]] = {}
@@ -42,8 +42,8 @@ def over_steps(records: Sequence[Record], scores: Mapping[str, Scores]) -> list[
         for method, cells_of in pairs.items():
             if len({r["sampling"]["steps"] for r, _ in cells_of}) > 1:
                 score = primary[model].score.name
-                found += [_gain(model, method, r, under, scores, score) for r, under in cells_of]
-    return found
+                gains += [_gain(model, method, r, under, scores, score) for r, under in cells_of]
+    return gains
 
 
 def _gain(

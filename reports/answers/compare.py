@@ -59,7 +59,7 @@ def compare(a: Section, b: Section, gates: Gates) -> list[dict[str, Any]]:
     )
     if not before.keys() & after.keys():
         raise ValueError(f"{a.name} and {b.name} have no model and stack in common")
-    found = []
+    rows = []
     for model, stack in dict.fromkeys((*after, *before)):
         old, new = before.get((model, stack)), after.get((model, stack))
         if old is not None and new is not None:
@@ -67,8 +67,8 @@ def compare(a: Section, b: Section, gates: Gates) -> list[dict[str, Any]]:
         else:
             one, other = (row["status"] if row else "" for row in (old, new))
             lines = [_line("row", one, other, "", "only before" if old else "only after")]
-        found += [{"model": model, "stack": stack} | line for line in lines]
-    return found
+        rows += [{"model": model, "stack": stack} | line for line in lines]
+    return rows
 
 
 def _cells(
@@ -83,8 +83,10 @@ def _cells(
         if old["status"] == new["status"]:
             return []
         worse = old["status"] == SHOWN
-        told = f"{new['status']}: {new['reason']}" if new["reason"] else new["status"]
-        return [_line("status", old["status"], told, "", "regression" if worse else "better")]
+        status_after = f"{new['status']}: {new['reason']}" if new["reason"] else new["status"]
+        return [
+            _line("status", old["status"], status_after, "", "regression" if worse else "better")
+        ]
     one, other = a.records[old["key"]], b.records[new["key"]]
     lines = []
     if unlike := [name for name in PAIRED if one["run"].get(name) != other["run"].get(name)]:
@@ -129,13 +131,13 @@ def _qualities(
             verdict = _verdict(moved, 1 if metric.better == "higher" else -1, gate)
             if metric.better == "neither" and verdict in ("better", "worse"):
                 verdict = "changed"
-            told = spoken(moved.as_dict(), places, signed=True)
+            words = spoken(moved.as_dict(), places, signed=True)
             pair = [s.arrays.get(metric.name, s.arrays["group"]) for s in (mine, theirs)]
             # an interval would be about samples that were not drawn
             if moved.se == 0 and moved.value == 0 and np.array_equal(pair[0], pair[1]):
-                verdict, told = "identical", ""
+                verdict, words = "identical", ""
             lines.append(
-                _line(metric.name, fixed(before, places), fixed(after, places), told, verdict)
+                _line(metric.name, fixed(before, places), fixed(after, places), words, verdict)
             )
     return lines
 

@@ -40,15 +40,15 @@ def recommend(section: Section, limits: Limits) -> tuple[list[dict[str, Any]], l
     A stack qualifies when it keeps to the limits and its measured call is faster than that of
     `none` by a 95 % interval.
     """
-    found, sentences = [], []
+    lines, sentences = [], []
     for model, rows in section.models.items():
         judged = [(row, _obstacle(row, limits)) for row in rows if not row["baseline"]]
         judged.sort(key=lambda pair: (bool(pair[1]), -_factor(pair[0])))
-        found += [_line(model, row, obstacle) for row, obstacle in judged]
+        lines += [_line(model, row, obstacle) for row, obstacle in judged]
         sentences.append(
             f"{model}: {_sentence([row for row, obstacle in judged if not obstacle], len(judged))}"
         )
-    return found, sentences
+    return lines, sentences
 
 
 def _obstacle(row: Row, limits: Limits) -> str:
@@ -64,8 +64,8 @@ def _obstacle(row: Row, limits: Limits) -> str:
     if limits.max_seconds is not None:
         taken = row["timing"]["call_s"]
         if taken is None or taken["value"] > limits.max_seconds:
-            told = "not measured" if taken is None else f"{number(taken['value'])} s"
-            return f"time per sample ({told}) is above {number(limits.max_seconds)} s"
+            words = "not measured" if taken is None else f"{number(taken['value'])} s"
+            return f"time per sample ({words}) is above {number(limits.max_seconds)} s"
     primary = primary_of([row])
     for metric, limit, side in (
         (primary.score.name, limits.min_alignment, "low"),
@@ -93,8 +93,8 @@ def _quality_obstacle(entry: QualityEntry | None, metric: str, limit: float, sid
     if bound is None:
         return f"the change of {metric} carries no interval at this n"
     if (bound < limit) if side == "low" else (bound > limit):
-        told = spoken(entry["delta"], places, signed=True)
-        return f"change of {metric} {told}: it may be {'below' if side == 'low' else 'above'} {fixed(limit, places, signed=True)}"
+        change = spoken(entry["delta"], places, signed=True)
+        return f"change of {metric} {change}: it may be {'below' if side == 'low' else 'above'} {fixed(limit, places, signed=True)}"
     return ""
 
 
@@ -106,18 +106,18 @@ def _sentence(qualified: Sequence[Row], num: int) -> str:
             else "nothing but the un-accelerated model was run"
         )
     best, *others = qualified
-    told = f"use {best['stack']}: {spoken(best['speedup_call'], 2)} times as fast"
+    sentence = f"use {best['stack']}: {spoken(best['speedup_call'], 2)} times as fast"
     score, change = _score(best)
     if change is not None:
-        told += f", {score.label} {spoken(change, score.decimals, signed=True)}"
+        sentence += f", {score.label} {spoken(change, score.decimals, signed=True)}"
     if best["memory"].get("peak_bytes"):
-        told += f", peak {size(best['memory']['peak_bytes'])}"
+        sentence += f", peak {size(best['memory']['peak_bytes'])}"
     close = [row["stack"] for row in others if _reach(row)[1] >= _reach(best)[0]]
     if close:
-        told += f"; no significant difference in speed: {', '.join(close)}"
+        sentence += f"; no significant difference in speed: {', '.join(close)}"
     if best["suspect"]:
-        told += "; the baseline drifted, so its times are suspect"
-    return told
+        sentence += "; the baseline drifted, so its times are suspect"
+    return sentence
 
 
 def _reach(row: Row) -> tuple[float, float]:

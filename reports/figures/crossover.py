@@ -55,7 +55,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#8c3a7a")
 def draw_crossovers(section: Section, folder: Path) -> dict[str, list[Path]]:
     """Draw every model that was run with fewer steps and with what has to beat them; returns the
     PNG and SVG written, by model."""
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     with in_style():
         for model, rows in section.models.items():
             kinds = {
@@ -75,10 +75,10 @@ def draw_crossovers(section: Section, folder: Path) -> dict[str, list[Path]]:
             ]
             others = [row for row in drawn if kinds[row["key"]] and kinds[row["key"]] <= SAVING]
             if len(curve) > 1 and curve[0]["baseline"] and others:
-                found[model] = _curves(section, model, curve, others, panels, folder)
+                files[model] = _curves(section, model, curve, others, panels, folder)
             if gains := [row for row in section.over_steps if row["model"] == model]:
-                found.setdefault(model, []).extend(_gains(section, model, gains, folder))
-    return found
+                files.setdefault(model, []).extend(_gains(section, model, gains, folder))
+    return files
 
 
 def _point(row: Row, metric: str) -> Point | None:
@@ -90,10 +90,10 @@ def _point(row: Row, metric: str) -> Point | None:
         return None
     if row["baseline"]:
         return (seconds["value"], 0.0, *reach(seconds), 0.0, 0.0)
-    told = entry["value"] if metrics()[metric].against_none else entry["delta"]
-    if told is None or not placed(row, metric):
+    estimate = entry["value"] if metrics()[metric].against_none else entry["delta"]
+    if estimate is None or not placed(row, metric):
         return None
-    return (seconds["value"], told["value"], *reach(seconds), *reach(told))
+    return (seconds["value"], estimate["value"], *reach(seconds), *reach(estimate))
 
 
 def _curves(
@@ -206,9 +206,9 @@ def _gains(
             )
             marker, style = LINES[i % len(LINES)]
             beside = 0.1 * (i - (len(methods) - 1) / 2)
-            bars = np.array([reach(told.as_dict()) for _, told in mine]).reshape(-1, 2).T
+            bars = np.array([reach(estimate.as_dict()) for _, estimate in mine]).reshape(-1, 2).T
             axis.errorbar(
-                [steps + beside for steps, _ in mine], [told.value for _, told in mine], yerr=bars,
+                [steps + beside for steps, _ in mine], [estimate.value for _, estimate in mine], yerr=bars,
                 marker=marker, linestyle=style,
                 capsize=2, color=COLOURS[i % len(COLOURS)], linewidth=1.2, elinewidth=0.9,
                 label=method,

@@ -116,17 +116,17 @@ def _cheapest(
     own = np.concatenate([np.broadcast_to(at, centre.shape), centre], 1)
     cost += 12 * pixel * (radius + 3 * np.abs(way[:, 1]) + 2 * (way[:, 0] < 0))
     # What lines cost is dear to find and never negative: only places that could still be the
-    # cheapest are asked.
-    asked = np.zeros(len(cost), bool)
+    # cheapest are examined.
+    examined = np.zeros(len(cost), bool)
     ceiling = np.partition(cost, DIRECTIONS)[DIRECTIONS]
-    while (new := ~asked & (cost <= ceiling)).any():
-        asked |= new
+    while (new := ~examined & (cost <= ceiling)).any():
+        examined |= new
         cost[new] += 800 * pixel * _crosses(lines[None], boxes[new, None]).sum(1)
         cost[new] += (
             120 * pixel * _crosses(own[new, None], taken[None]).sum(1) * (radius[new] >= CLEAR)
         )
-        ceiling = cost[asked].min()
-    cost[~asked] = np.inf
+        ceiling = cost[examined].min()
+    cost[~examined] = np.inf
     best = int(np.argmin(np.round(cost, 6)))
     return boxes[best], float(radius[best])
 
@@ -137,8 +137,8 @@ def _overlap(a: Array, b: Array) -> Array:
         np.minimum(a[:, None, i + 2], b[:, i + 2]) - np.maximum(a[:, None, i], b[:, i])
         for i in (0, 1)
     )
-    found: Array = np.maximum(wide, 0) * np.maximum(high, 0)
-    return found
+    area: Array = np.maximum(wide, 0) * np.maximum(high, 0)
+    return area
 
 
 def _crosses(lines: Array, boxes: Array) -> Array:
@@ -151,5 +151,5 @@ def _crosses(lines: Array, boxes: Array) -> Array:
         np.nan_to_num(np.minimum(a, b), nan=-np.inf),
         np.nan_to_num(np.maximum(a, b), nan=np.inf),
     )
-    found: Array = np.maximum(near.max(-1), 0) < np.minimum(far.min(-1), 1)
-    return found
+    crossed: Array = np.maximum(near.max(-1), 0) < np.minimum(far.min(-1), 1)
+    return crossed

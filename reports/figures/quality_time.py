@@ -35,13 +35,13 @@ SMALL_PRINT = (
 
 def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
     """Draw every model that has times and a quality; returns the PNG and SVG written, by model."""
-    found = {}
+    files = {}
     with in_style():
         for model, rows in section.models.items():
             panels = [m for m in primary_of(rows).names if any(placed(row, m) for row in rows)]
             if panels:
-                found[model] = _figure(section, model, panels, folder)
-    return found
+                files[model] = _figure(section, model, panels, folder)
+    return files
 
 
 def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -> list[Path]:

@@ -1,5 +1,5 @@
 """Sample grids: a row per stack in table order, the same request and noise down each column, and
-below it the differences to `none`. Pictures, or three frames of a video.
+below it the differences to `none`. Images, or three frames of a video.
 
 n samples, T frames, H height, W width; pixels are uint8 RGB.
 """
@@ -25,7 +25,7 @@ from ditbench.reports.sections.format import decimals, short, times, value
 from ditbench.reports.sections.rows import ReportRow, status
 from ditbench.reports.sections.section import Section, file_name
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 """[H, W, 3]."""
 
 LEFT, GAP, EDGE = 190, 6, 12
@@ -46,41 +46,41 @@ import torch)."""
 
 @dataclass(frozen=True)
 class Tiles:
-    """The first samples of a cell: a list per sample, of one picture or of some frames."""
+    """The first samples of a cell: a list per sample, of one image or of some frames."""
 
-    samples: list[list[Picture]]
+    samples: list[list[Pixels]]
     trouble: str = ""
     """Why there are none."""
 
 
 def draw_grids(section: Section, folder: Path) -> dict[str, list[Path]]:
     """Draw a grid for every model with samples; returns the PNG written, by model."""
-    found = {}
+    files = {}
     for model, rows in section.models.items():
         tiles = [read_tiles(section, row) for row in rows]
         if any(t.samples for t in tiles):
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{file_name(model)}-samples.png"
             _draw(model, rows, tiles, _heads(section, model)).save(path, compress_level=1)
-            found[model] = [path]
-    return found
+            files[model] = [path]
+    return files
 
 
 def read_tiles(section: Section, row: ReportRow) -> Tiles:
     """The first samples of a row's cell at the size of tiles; none, with the reason, as
     `read_samples`."""
-    found = read_samples(section, row, None, None, lambda frames: (0, frames // 2, frames - 1))
-    return Tiles([[_fitted(frame) for frame in sample] for sample in found.samples], found.trouble)
+    read = read_samples(section, row, None, None, lambda frames: (0, frames // 2, frames - 1))
+    return Tiles([[_fitted(frame) for frame in sample] for sample in read.samples], read.trouble)
 
 
 def read_samples(
     section: Section,
     row: ReportRow,
-    pictures: int | None,
+    images: int | None,
     videos: int | None,
     frames: Callable[[int], Sequence[int]],
 ) -> Tiles:
-    """The first `pictures` or `videos` of a row's cell as they are (None: as many as a grid has
+    """The first `images` or `videos` of a row's cell as they are (None: as many as a grid has
     columns), and of a video of so many frames those that `frames` names; none, with the reason, for
     a cell that did not run or whose file cannot be read.
     """
@@ -96,9 +96,7 @@ def read_samples(
             if dtype != "U8" or len(shape) not in (4, 5) or shape[-1] != 3 or 0 in shape:
                 return Tiles([], f"its samples file holds {dtype} of shape {list(shape)}")
             video = len(shape) == 5
-            num = min(
-                shape[0], (videos if video else pictures) or _columns(video, max(shape[-3:-1]))
-            )
+            num = min(shape[0], (videos if video else images) or _columns(video, max(shape[-3:-1])))
             if not video:
                 return Tiles([[stored[i : i + 1][0]] for i in range(num)])
             shown = frames(shape[1])
@@ -111,16 +109,16 @@ def _columns(video: bool, side: int) -> int:
     return (4 if side <= SMALL else 2) if video else (8 if side <= SMALL else 6)
 
 
-def _fitted(picture: Picture) -> Picture:
+def _fitted(image: Pixels) -> Pixels:
     """Enlarged by a whole factor without smoothing, or reduced, to about the size of a tile."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = max(height, width)
     if side <= SMALL:
         factor = SMALL // side
-        return picture.repeat(factor, 0).repeat(factor, 1)
+        return image.repeat(factor, 0).repeat(factor, 1)
     target = min(side, LARGE)
     sizes = (max(1, round(width * target / side)), max(1, round(height * target / side)))
-    return np.asarray(Image.fromarray(picture).resize(sizes, Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(image).resize(sizes, Image.Resampling.LANCZOS))
 
 
 def _heads(section: Section, model: str) -> list[str]:
@@ -165,13 +163,13 @@ def _draw(
         _differences(t, tiles[0]) if rows[0]["baseline"] and t is not tiles[0] else []
         for t in tiles
     ]
-    told = [f"{', '.join(FRAMES)} frame of each video"] if video else []
-    told += (
+    subtitle = [f"{', '.join(FRAMES)} frame of each video"] if video else []
+    subtitle += (
         [f"below each, at half its size: the difference to none, {STRONGER} times as strong"]
         if any(away)
         else []
     )
-    title = 34 + (LINE if told else 0)
+    title = 34 + (LINE if subtitle else 0)
     top = title + max(map(len, words)) * LINE + 10
     heights = [
         max((height + bool(d) * (height // 2 + 2)) if t.samples else short, len(lines) * LINE + 6)
@@ -186,30 +184,30 @@ def _draw(
         INK,
         _font(bold=True, size=14),
     )
-    pen.text((EDGE, 8 + 20), "; ".join(told), QUIET, _font())
+    pen.text((EDGE, 8 + 20), "; ".join(subtitle), QUIET, _font())
     for i, lines in enumerate(words):
         x = EDGE + left + i * (inner + GAP)
         bottom = top - 6 - len(lines) * LINE
         pen.text((x, bottom), "\n".join(lines), INK, _font(), spacing=LINE - FONT - 1)
     y = top
-    for row, found, label, high, apart in zip(rows, tiles, labels, heights, away, strict=True):
+    for row, of_row, label, high, apart in zip(rows, tiles, labels, heights, away, strict=True):
         pen.line((EDGE, y - GAP // 2, size[0] - EDGE, y - GAP // 2), PALE)
         for k, (text, colour, bold) in enumerate(label):
             pen.text((EDGE, y + 2 + k * LINE), text, colour, _font(bold=bold))
-        for i, sample in enumerate(found.samples):
+        for i, sample in enumerate(of_row.samples):
             x = EDGE + left + i * (inner + GAP)
             for frame in sample:
                 canvas.paste(Image.fromarray(frame), (x, y))
                 x += frame.shape[1] + 2
         for i, sample in enumerate(apart):
             x = EDGE + left + i * (inner + GAP)
-            for frame, above in zip(sample, found.samples[i], strict=True):
+            for frame, above in zip(sample, of_row.samples[i], strict=True):
                 canvas.paste(Image.fromarray(frame), (x, y + height + 2))
                 x += above.shape[1] + 2
-        if not found.samples:
+        if not of_row.samples:
             wide = size[0] - EDGE - left - EDGE
             reason = wrap(
-                f"{status(row)}: {found.trouble}" if row["status"] != SHOWN else found.trouble,
+                f"{status(row)}: {of_row.trouble}" if row["status"] != SHOWN else of_row.trouble,
                 wide - 16,
                 2,
             )
@@ -221,7 +219,7 @@ def _draw(
     return canvas
 
 
-def _differences(tiles: Tiles, baseline: Tiles) -> list[list[Picture]]:
+def _differences(tiles: Tiles, baseline: Tiles) -> list[list[Pixels]]:
     """How far each tile is from the baseline's, at half its size; nothing where the two are not
     alike in number and size."""
     pairs = [
@@ -232,11 +230,11 @@ def _differences(tiles: Tiles, baseline: Tiles) -> list[list[Picture]]:
     return [[_halved(np.abs(a.astype(np.int16) - b)) for a, b in pair] for pair in pairs]
 
 
-def _halved(difference: NDArray[np.int16]) -> Picture:
+def _halved(difference: NDArray[np.int16]) -> Pixels:
     stronger = np.minimum(STRONGER * difference, 255)
     height, width = (side // 2 * 2 for side in difference.shape[:2])
     rows = stronger[0:height:2] + stronger[1:height:2]
-    halved: Picture = ((rows[:, 0:width:2] + rows[:, 1:width:2]) // 4).astype(np.uint8)
+    halved: Pixels = ((rows[:, 0:width:2] + rows[:, 1:width:2]) // 4).astype(np.uint8)
     return halved
 
 

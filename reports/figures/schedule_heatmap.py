@@ -28,15 +28,15 @@ WIDE, MOST = 3, 12
 
 def draw_heatmaps(section: Section, folder: Path) -> dict[str, list[Path]]:
     """Draw every model that has scheduled stacks; returns the PNG written, by model."""
-    found = {}
+    files = {}
     with in_style({"axes.grid": False}):
         for model, rows in section.models.items():
-            told = [
+            schedules = [
                 (row["stack"], section.records[row["key"]].get("schedule"))
                 for row in rows
                 if row["status"] == SHOWN
             ]
-            scheduled = [(stack, schedule) for stack, schedule in told if schedule]
+            scheduled = [(stack, schedule) for stack, schedule in schedules if schedule]
             if scheduled:
                 folder.mkdir(parents=True, exist_ok=True)
                 of = (
@@ -44,10 +44,10 @@ def draw_heatmaps(section: Section, folder: Path) -> dict[str, list[Path]]:
                     if len(scheduled) > MOST
                     else ""
                 )
-                found[model] = [
+                files[model] = [
                     _draw(model, scheduled[:MOST], of, folder / f"{file_name(model)}-schedules.png")
                 ]
-    return found
+    return files
 
 
 def grouped(schedule: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[tuple[str, int, int]]]:

@@ -42,18 +42,18 @@ BAR = 0.24
 def draw_charts(section: Section, folder: Path) -> dict[str, list[Path]]:
     """Draw the charts of every model that has what they show; returns the files written, by
     model."""
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     with in_style():
         for model, rows in section.models.items():
             timed = [row for row in rows if _promise(row) is not None]
             if any(not row["baseline"] for row in timed):
-                found.setdefault(model, []).extend(_realised(section, model, timed, folder))
-            held = [
+                files.setdefault(model, []).extend(_realised(section, model, timed, folder))
+            measured = [
                 row for row in rows if row["status"] == SHOWN and row["memory"].get("peak_bytes")
             ]
-            if held:
-                found.setdefault(model, []).extend(_memory(section, model, held, folder))
-    return found
+            if measured:
+                files.setdefault(model, []).extend(_memory(section, model, measured, folder))
+    return files
 
 
 def _promise(row: Row) -> Point | None:
@@ -76,10 +76,10 @@ def _realised(section: Section, model: str, rows: Sequence[Row], folder: Path) -
     (axis,) = drawn.axes
     points = [_promise(row) for row in rows]
     drawn.mark(axis, points)
-    told = np.array([p for p in points if p is not None])
-    least, most = min(told[:, :2].min(), 1.0), max(told[:, :2].max(), 1.0)
-    low = max(min(least, (told[:, 1] - told[:, 4]).min()), least / CUT) / 1.15
-    high = min(max(most, (told[:, 1] + told[:, 5]).max()), most * CUT) * 1.15
+    positions = np.array([p for p in points if p is not None])
+    least, most = min(positions[:, :2].min(), 1.0), max(positions[:, :2].max(), 1.0)
+    low = max(min(least, (positions[:, 1] - positions[:, 4]).min()), least / CUT) / 1.15
+    high = min(max(most, (positions[:, 1] + positions[:, 5]).max()), most * CUT) * 1.15
     axis.plot([low, high], [low, high], color=QUIET, linewidth=0.9, zorder=1)
     for axes, limit in ((axis.xaxis, axis.set_xlim), (axis.yaxis, axis.set_ylim)):
         (axis.set_xscale if axes is axis.xaxis else axis.set_yscale)("log")
@@ -133,11 +133,11 @@ def _memory(section: Section, model: str, rows: Sequence[Row], folder: Path) -> 
         )
     # plain text: ticks cost four times as much to draw
     for place, row in zip(places, rows, strict=True):
-        told = f"{_short(row['stack'])}   {size(row['memory']['peak_bytes'])}"
+        label_of_bar = f"{_short(row['stack'])}   {size(row['memory']['peak_bytes'])}"
         axis.text(
             -0.012,
             place,
-            told,
+            label_of_bar,
             transform=axis.get_yaxis_transform(),
             ha="right",
             va="center",
@@ -179,10 +179,10 @@ def _memory(section: Section, model: str, rows: Sequence[Row], folder: Path) -> 
 def _parts(row: Row) -> list[float]:
     """Bytes of the peak: weights, what else was there before sampling, what methods keep, the rest
     (activations)."""
-    told = row["memory"]
-    weights, cache = float(told.get("weights_bytes") or 0), float(told.get("cache_bytes") or 0)
-    before = max(0.0, float(told.get("before_bytes") or 0) - weights)
-    return [weights, before, cache, max(0.0, told["peak_bytes"] - weights - before - cache)]
+    memory = row["memory"]
+    weights, cache = float(memory.get("weights_bytes") or 0), float(memory.get("cache_bytes") or 0)
+    before = max(0.0, float(memory.get("before_bytes") or 0) - weights)
+    return [weights, before, cache, max(0.0, memory["peak_bytes"] - weights - before - cache)]
 
 
 def _short(stack: str) -> str:

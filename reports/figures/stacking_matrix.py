@@ -53,25 +53,25 @@ WORDS = (
 def draw_matrices(section: Section, folder: Path) -> dict[str, list[Path]]:
     """Draw every model of which stacks were run together with their methods alone; returns the PNG
     and SVG written, by model."""
-    found = {}
+    files = {}
     with in_style():
         for model, rows in section.models.items():
-            if told := [row for row in section.stacking if row["model"] == model]:
-                found[model] = _draw(
-                    section, model, {row["stack"]: row for row in rows}, told, folder
+            if interactions := [row for row in section.stacking if row["model"] == model]:
+                files[model] = _draw(
+                    section, model, {row["stack"]: row for row in rows}, interactions, folder
                 )
-    return found
+    return files
 
 
 def _draw(
     section: Section,
     model: str,
     rows: Mapping[str, Row],
-    told: Sequence[Mapping[str, Any]],
+    interactions: Sequence[Mapping[str, Any]],
     folder: Path,
 ) -> list[Path]:
-    pairs = [t for t in told if len(t["parts"]) == 2]
-    groups = list(dict.fromkeys(tuple(t["parts"]) for t in told if len(t["parts"]) > 2))
+    pairs = [t for t in interactions if len(t["parts"]) == 2]
+    groups = list(dict.fromkeys(tuple(t["parts"]) for t in interactions if len(t["parts"]) > 2))
     names = [stack for stack in rows if any(stack in t["parts"] for t in pairs)]
     both = {tuple(t["parts"]) for t in pairs if t["reading"] == "frozen"}
     readings = [1 + any(name == _later(parts, names) for parts in both) for name in names]
@@ -81,9 +81,9 @@ def _draw(
     foot = (
         textwrap.wrap(section.caption(model), letters)
         + textwrap.wrap(WORDS, letters)
-        + textwrap.wrap(" ".join(rules(told)), letters)
+        + textwrap.wrap(" ".join(rules(interactions)), letters)
     )
-    suspect = any(rows[t["stack"]]["suspect"] for t in told)
+    suspect = any(rows[t["stack"]]["suspect"] for t in interactions)
     foot += (
         [f"{UNSURE}: the times are suspect, none's rounds differ by more than they may."]
         if suspect
@@ -132,7 +132,7 @@ def _draw(
             0.12, y - 0.08, "Three and more together", fontsize=8.5, fontweight="bold", va="bottom"
         )
     for parts in groups:
-        mine = [t for t in told if tuple(t["parts"]) == parts]
+        mine = [t for t in interactions if tuple(t["parts"]) == parts]
         _label(axis, "+".join(parts), LABEL - 0.1, y + HIGH / 2, "right")
         for i, t in enumerate(mine):
             _cell(axis, t, rows[t["stack"]], (LABEL + WIDE * i, y), WIDE, len(mine) > 1)
@@ -195,16 +195,16 @@ def _alone(axis: Axes, row: Row, x: float, y: float, wide: float) -> None:
 
 def _cell(
     axis: Axes,
-    told: Mapping[str, Any],
+    interaction: Mapping[str, Any],
     row: Row,
     at: tuple[float, float],
     wide: float,
     several: bool,
 ) -> None:
     """One combination in one reading, its upper left corner `at`."""
-    verdict, (x, y) = told["verdict"], at
+    verdict, (x, y) = interaction["verdict"], at
     mark, colour = MARKS.get(verdict, ("", PAPER))
-    measured = "gamma_clock" in told
+    measured = "gamma_clock" in interaction
     axis.add_patch(
         Rectangle(
             at, wide, HIGH, facecolor=colour, edgecolor=QUIET if measured else PALE, linewidth=0.7
@@ -214,14 +214,14 @@ def _cell(
         axis.text(
             x + wide - 0.05,
             y + 0.075,
-            told["reading"],
+            interaction["reading"],
             fontsize=6.8,
             style="italic",
             ha="right",
             va="top",
         )
     if not measured:
-        reason = verdict.removeprefix(f"{told['stack']} is ")
+        reason = verdict.removeprefix(f"{interaction['stack']} is ")
         return _write(
             axis,
             "not run",
@@ -229,15 +229,19 @@ def _cell(
             x,
             y,
         )
-    clock, quality = (_plain(told.get(name)) for name in ("gamma_clock", "alignment"))
+    clock, quality = (_plain(interaction.get(name)) for name in ("gamma_clock", "alignment"))
     lines = [f"\u03b3 clock {UNSURE * row['suspect']}{value(clock, 2)}", interval(clock, 2)]
-    lines += [f"\u03b3 FLOPs {fixed(told.get('gamma_flops'), 2)}"]
+    lines += [f"\u03b3 FLOPs {fixed(interaction.get('gamma_flops'), 2)}"]
     lines += [f"quality {value(quality, 3, signed=True)}", interval(quality, 3, signed=True)]
-    over = [told[f"over_{name}"].value for name in CONTROLS if told.get(f"over_{name}") is not None]
+    over = [
+        interaction[f"over_{name}"].value
+        for name in CONTROLS
+        if interaction.get(f"over_{name}") is not None
+    ]
     if verdict == "beaten" and over:
         lines.append(f"control ahead by {fixed(-min(over), 3)}")
-    if told.get("samples_needed"):
-        lines.append(f"{told['samples_needed']} samples needed")
+    if interaction.get("samples_needed"):
+        lines.append(f"{interaction['samples_needed']} samples needed")
     return _write(axis, f"{mark} {verdict}".strip(), lines, x, y)
 
 
@@ -247,5 +251,5 @@ def _plain(estimate: Estimate | None) -> Interval | None:
 
 def _write(axis: Axes, head: str, lines: Sequence[str], x: float, y: float) -> None:
     axis.text(x + 0.06, y + 0.07, head, fontsize=7.5, fontweight="bold", va="top", color=INK)
-    told = "\n".join(line for line in lines if line)
-    axis.text(x + 0.06, y + 0.23, told, fontsize=6.8, va="top", linespacing=1.2, color=INK)
+    body = "\n".join(line for line in lines if line)
+    axis.text(x + 0.06, y + 0.23, body, fontsize=6.8, va="top", linespacing=1.2, color=INK)

@@ -23,7 +23,7 @@ from ditbench.reports.figures.schedule_heatmap import paint
 from ditbench.reports.figures.style import FAMILIES, INK, QUIET, in_style
 from ditbench.reports.sections.section import Section, file_name
 
-PICTURE, CARD = "training.png", "README.md"
+IMAGE, CARD = "training.png", "README.md"
 SMOOTH = 15
 """Iterations the running mean goes over."""
 
@@ -31,14 +31,14 @@ SMOOTH = 15
 def write_card(folder: Path) -> Path:
     """Write `README.md` and, where there is something to draw, `training.png` beside what was
     trained."""
-    manifest, picture = read_json(folder / "manifest.json"), draw_training(folder)
+    manifest, image = read_json(folder / "manifest.json"), draw_training(folder)
     below = "" if manifest["below"] == "none" else f" under `{manifest['below']}`"
     facts = {
         "made with": f"`{command_for(manifest['stack'], manifest['model'], manifest.get('flags', ()))}`"
     }
     facts |= {"seconds": manifest["seconds"], **manifest["recipe"], **manifest["notes"]}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    shown = f"\n![training]({PICTURE})\n" if picture else ""
+    shown = f"\n![training]({IMAGE})\n" if image else ""
     title = (
         f"# {manifest['method']} for {manifest['model']}\n\nFor {manifest['steps']} steps{below}.\n"
     )
@@ -47,9 +47,9 @@ def write_card(folder: Path) -> Path:
 
 
 def copy_training(section: Section, folder: Path) -> dict[str, list[Path]]:
-    """Copy the picture of every training that a model's cells rest on, where what was trained is on
+    """Copy the image of every training that a model's cells rest on, where what was trained is on
     this machine; the copies by model."""
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for model, rows in section.models.items():
         records = [section.records[row["key"]] for row in rows if row["status"] == SHOWN]
         used = {
@@ -58,18 +58,18 @@ def copy_training(section: Section, folder: Path) -> dict[str, list[Path]]:
             for name, artifact in trained_for(record).items()
         }
         for trained, method in used.items():
-            if (trained / PICTURE).is_file():
+            if (trained / IMAGE).is_file():
                 folder.mkdir(parents=True, exist_ok=True)
                 path = folder / f"{file_name(model)}-{method}-{trained.name}-training.png"
-                path.write_bytes((trained / PICTURE).read_bytes())
-                found.setdefault(model, []).append(path)
-    return found
+                path.write_bytes((trained / IMAGE).read_bytes())
+                files.setdefault(model, []).append(path)
+    return files
 
 
 def draw_training(folder: Path) -> Path | None:
     """Draw `training.png` beside what was trained; None where nothing there can be drawn."""
-    told = folder / "log.csv"
-    rows = list(csv.DictReader(told.open(newline=""))) if told.is_file() else []
+    log = folder / "log.csv"
+    rows = list(csv.DictReader(log.open(newline=""))) if log.is_file() else []
     manifest = read_json(folder / "manifest.json")
     schedule = (
         Schedule.read(folder / "schedule.json") if (folder / "schedule.json").is_file() else None
@@ -90,7 +90,7 @@ def draw_training(folder: Path) -> Path | None:
         below = "" if manifest["below"] == "none" else f" under {manifest['below']}"
         title = f"{manifest['method']} for {manifest['model']}, {manifest['steps']} steps{below}: {manifest['seconds']:.0f} s"
         figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
-        return write_png(figure, folder / PICTURE)
+        return write_png(figure, folder / IMAGE)
 
 
 def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
@@ -99,7 +99,7 @@ def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
     x = np.arange(len(rows))
     if rows[0].get("step"):
         x = np.array([int(row["step"]) for row in rows])
-    held = [
+    held_out = [
         (at, float(row["held_out"])) for at, row in zip(x, rows, strict=True) if row.get("held_out")
     ]
     whole = True
@@ -110,7 +110,7 @@ def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
             for at, row in zip(x, rows, strict=True)
             if row.get("loss_of", "") == what and row["loss"]
         ]
-        at, loss = np.array([at for at, _ in mine]), np.array([float(told) for _, told in mine])
+        at, loss = np.array([at for at, _ in mine]), np.array([float(text) for _, text in mine])
         label, style = f"loss of {what}" if what else "loss", "-" if i == 0 else "--"
         if len(loss) > 3 * SMOOTH:
             axis.plot(at, loss, ".", color=ink, alpha=0.25, markersize=3)
@@ -120,9 +120,9 @@ def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
             )
         axis.plot(at, loss, style, color=ink, label=label)
         whole = whole and bool((loss > 0).all())
-    if held:
+    if held_out:
         axis.plot(
-            *zip(*held, strict=True),
+            *zip(*held_out, strict=True),
             "D-",
             color=mark,
             markersize=3.5,

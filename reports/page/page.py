@@ -40,15 +40,15 @@ from ditbench.reports.tables.training_cost import training_sheet
 
 
 def write_page(
-    sections: Sequence[Section], pictures: Mapping[str, Mapping[str, Sequence[Path]]], out: Path
+    sections: Sequence[Section], images: Mapping[str, Mapping[str, Sequence[Path]]], out: Path
 ) -> Path:
-    """Write `index.html` into `out`; `pictures` gives the image files by section and model. Returns
+    """Write `index.html` into `out`; `images` gives the image files by section and model. Returns
     the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     templates = files("ditbench.reports.page")
     names = [section.name for section in sections]
     several = len(sections) > 1
-    body = [_section(section, pictures[section.name], out, several) for section in sections]
+    body = [_section(section, images[section.name], out, several) for section in sections]
     links = [
         f'<a href="#{_anchor(section, model)}">{escape(f"{section.name}: {model}" if several else model)}</a>'
         for section in sections
@@ -82,7 +82,7 @@ def _conventions() -> list[str]:
 
 
 def _section(
-    section: Section, pictures: Mapping[str, Sequence[Path]], out: Path, several: bool
+    section: Section, images: Mapping[str, Sequence[Path]], out: Path, several: bool
 ) -> str:
     parts = [f"<h2>{escape(section.name)}</h2>"] if several else []
     if several:
@@ -95,7 +95,7 @@ def _section(
         parts.append("<h3>Left out</h3>" + _list(section.left_out))
     parts += abreast(
         [
-            partial(_model, section.only(model), model, pictures.get(model, []), out)
+            partial(_model, section.only(model), model, images.get(model, []), out)
             for model in section.models
         ]
     )
@@ -105,7 +105,7 @@ def _section(
             "<p>The command, which also takes up an unfinished run where it "
             f"stopped:</p><pre>{escape(section.command)}</pre>"
         )
-    for told, rows in _environments(section).items():
+    for document, rows in _environments(section).items():
         environment = section.records[rows[0]["key"]]["environment"]
         words = [
             ", ".join(dict.fromkeys(row["model"] for row in rows)),
@@ -116,7 +116,7 @@ def _section(
             words.append(f"revision {environment['revision']}")
         parts.append(
             "<details><summary>Environment of "
-            f"{escape('; '.join(words))}</summary><pre>{escape(told)}</pre></details>"
+            f"{escape('; '.join(words))}</summary><pre>{escape(document)}</pre></details>"
         )
     at = f"{section.name}/tables" if several else "tables"
     tables = [
@@ -134,14 +134,14 @@ TABLES = ("speed", "quality", "stacking", "training", "video", "imported")
 
 def _environments(section: Section) -> dict[str, list[ReportRow]]:
     """Each distinct environment once, with the rows measured in it."""
-    found: dict[str, list[ReportRow]] = {}
+    rows_of: dict[str, list[ReportRow]] = {}
     for row in section.rows:
         if environment := section.records[row["key"]]["environment"]:
-            found.setdefault(json.dumps(environment, indent=1, sort_keys=True), []).append(row)
-    return found
+            rows_of.setdefault(json.dumps(environment, indent=1, sort_keys=True), []).append(row)
+    return rows_of
 
 
-def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) -> str:
+def _model(section: Section, model: str, images: Sequence[Path], out: Path) -> str:
     rows = section.models[model]
     notes = findings(section, model) + [
         f"{', '.join(stacks)}: {note}" for note, stacks in _notes(rows).items()
@@ -162,7 +162,7 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
         _table(rows, _glance, f"{model}: speed and quality"),
         _list(notes) if notes else "",
     ]
-    for path in pictures:
+    for path in images:
         if path.stem.endswith("-samples"):
             parts.append(draw_viewer(section, model))
         if path.suffix == ".png":
@@ -189,13 +189,13 @@ def _model(section: Section, model: str, pictures: Sequence[Path], out: Path) ->
     ]
     if nowhere:
         parts.append(f"<details><summary>Not measured, and why</summary>{_list(nowhere)}</details>")
-    told = [
+    rows_and_commands = [
         (labelled(row), command_of(section.records[row["key"]], section.home(row).spec))
         for row in rows
     ]
     commands = "".join(
         f'<li>{escape(of)}: <code class="command">{escape(command)}</code></li>'
-        for of, command in told
+        for of, command in rows_and_commands
     )
     parts.append(
         f'<details><summary>The command of every row</summary><ul class="notes">{commands}</ul></details></section>'
@@ -209,16 +209,16 @@ def _sheet(sheet: Sheet, model: str) -> str:
     for block in sheet.blocks:
         if block.model == model:
             first, *heads = (head for head in block.lines[0] if head != KEY)
-            told = "".join(f'<th scope="col">{_broken(head)}</th>' for head in (first, *heads))
-            told = f"<thead><tr>{told}</tr></thead>"
+            body = "".join(f'<th scope="col">{_broken(head)}</th>' for head in (first, *heads))
+            body = f"<thead><tr>{body}</tr></thead>"
             for line in block.lines:
                 name = f'<th scope="row" title="{escape(line.get(KEY, ""))}">{escape(line[first])}</th>'
-                told += f"<tr>{name}{''.join(_filled(*_apart(line[head])) for head in heads)}</tr>"
+                body += f"<tr>{name}{''.join(_filled(*_apart(line[head])) for head in heads)}</tr>"
             kind = ' class="imported"' if block.italic else ""
             parts += [f'<p class="quiet">{escape(block.caption)}.</p>'] if block.italic else []
             label = escape(f"{model}: {sheet.title}")
             parts.append(
-                f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table{kind}>{told}</table></div>'
+                f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table{kind}>{body}</table></div>'
             )
             parts += [_list(block.notes)] if block.notes else []
     words = "".join(f"<p>{escape(sentence)}</p>" for sentence in (sheet.convention, *sheet.rules))
@@ -237,14 +237,14 @@ def _apart(text: str) -> TableCell:
 
 def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
     """Notes that the table does not show itself, each once, with the stacks it is about."""
-    found: dict[str, list[str]] = {}
+    stacks_of: dict[str, list[str]] = {}
     for row in rows:
         for note in row["notes"] if row["status"] == SHOWN else ():
-            found.setdefault(note, []).append(row["stack"])
-    return found
+            stacks_of.setdefault(note, []).append(row["stack"])
+    return stacks_of
 
 
-PICTURES = {
+IMAGES = {
     "quality-against-time": ("plot", "Quality of {} against seconds per sample", "Quality against time"),
     "crossover": ("plot", "Cells of {} beside the curve of fewer steps", "Does it beat fewer steps in the same time?"),
     "over-steps": ("plot", "What each method gives on {} over the number of steps", "What a method still gives at fewer steps"),
@@ -263,24 +263,26 @@ PICTURES = {
         "its difference to none",
     ),
 }  # fmt: skip
-"""How the page shows a picture, by the end of its file's name: kind, alternative text, caption."""
+"""How the page shows a image, by the end of its file's name: kind, alternative text, caption."""
 
 
 def _figure(path: Path, model: str, out: Path) -> str:
     link = quote(Path(os.path.relpath(path, out)).as_posix())
-    kind, alt, words = next(told for end, told in PICTURES.items() if path.stem.endswith(f"-{end}"))
-    links = f'<a class="whole" href="{link}">open the picture</a>'
+    kind, alt, words = next(
+        shown_as for end, shown_as in IMAGES.items() if path.stem.endswith(f"-{end}")
+    )
+    links = f'<a class="whole" href="{link}">open the image</a>'
     if kind in ("plot", "matrix"):
         links = f'<a class="whole" href="{link}">PNG</a>, <a href="{link[:-4]}.svg">SVG</a>'
     with Image.open(path) as drawn:
         inch = float(drawn.info.get("dpi", (DPI,))[0])
         # CSS counts 96 pixels an inch
         width, height = (round(side * 96 / inch) for side in drawn.size)
-    picture = (
+    image = (
         f'<img class="{kind}" loading="lazy" width="{width}" height="{height}" alt="{escape(alt.format(model))}" '
         f'src="{data_uri(path)}">'
     )
-    return f'<figure><div class="scroll" tabindex="0">{picture}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'
+    return f'<figure><div class="scroll" tabindex="0">{image}</div><figcaption>{escape(words)} ({links}).</figcaption></figure>'
 
 
 def _glance(row: ReportRow) -> dict[str, TableCell]:
@@ -300,13 +302,13 @@ def _table(
         + "</tr></thead>"
     ]
     for row, line in zip(rows, shown, strict=True):
-        told = status(row)
-        mark = f' <span class="mark {escape(told)}">{escape(told)}</span>' if told != SHOWN else ""
+        word = status(row)
+        mark = f' <span class="mark {escape(word)}">{escape(word)}</span>' if word != SHOWN else ""
         kind = "baseline" if row["baseline"] else "away" if row["status"] != SHOWN else ""
         stack = escape(labelled(row)).replace("+", "+<wbr>").replace("(", "<wbr>(")
         name = f'<th scope="row" title="{escape(row["key"])}">{stack}{mark}</th>'
         if row["status"] != SHOWN:
-            filled = f'<td class="reason" colspan="{max(1, len(heads))}"><span>{escape(row["reason"] or told)}</span></td>'
+            filled = f'<td class="reason" colspan="{max(1, len(heads))}"><span>{escape(row["reason"] or word)}</span></td>'
         else:
             filled = "".join(_filled(*line.get(head, (DASH, ""))) for head in heads)
         parts.append(

@@ -1,7 +1,7 @@
-"""Pictures inside the page: figures as they are, and each stack's first samples as one small
-picture that its script cuts up.
+"""Images inside the page: figures as they are, and each stack's first samples as one small
+image that its script cuts up.
 
-K samples, T frames (1 for pictures), H height, W width; pixels are uint8 RGB.
+K samples, T frames (1 for images), H height, W width; pixels are uint8 RGB.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ditbench.reports.sections.section import Section
 HEAVY = 400_000
 """Bytes from which a PNG goes into the page as WebP with small losses; the file beside the page has
 none."""
-PICTURES, VIDEOS, FRAMES = 4, 2, 16
+IMAGES, VIDEOS, FRAMES = 4, 2, 16
 """Samples of a stack that go into the page, and frames of each, evenly spaced."""
 MANY = 32
 """Stacks of a model from which on half as many samples of each do."""
@@ -51,8 +51,8 @@ def data_uri(path: Path) -> str:
     they show the page."""
     content, kind = path.read_bytes(), "png"
     if len(content) > HEAVY:
-        with Image.open(path) as picture:
-            content, kind = _webp(picture.convert("RGB"), lossless=False), "webp"
+        with Image.open(path) as image:
+            content, kind = _webp(image.convert("RGB"), lossless=False), "webp"
     return _uri(content, kind)
 
 
@@ -80,13 +80,13 @@ def draw_viewer(section: Section, model: str) -> str:
         f'<option data-sprite="{sprite.link}"{" data-chosen" if row is chosen else ""}>{escape(labelled(row))}</option>'
         for row, sprite in drawn
     )
-    asked = [asked_for(request, rows[0]["world"]) for request in section.requests(model)][
+    requests = [asked_for(request, rows[0]["world"]) for request in section.requests(model)][
         : first.samples
     ]
-    asked += [""] * (first.samples - len(asked))
+    requests += [""] * (first.samples - len(requests))
     samples = "".join(
         f'<option value="{i}">{escape(f"{i + 1}: {words}" if words else str(i + 1))}</option>'
-        for i, words in enumerate(asked)
+        for i, words in enumerate(requests)
     )
     moving = (
         '<p class="moving"><button type="button" class="play">play</button> '
@@ -112,16 +112,15 @@ def _accelerates(section: Section, row: ReportRow) -> bool:
 
 
 def make_sprite(section: Section, row: ReportRow, stacks: int) -> Sprite | None:
-    """The first samples of one of a model's so many stacks as one picture; None where there are
+    """The first samples of one of a model's so many stacks as one image; None where there are
     none."""
     halved = 2 if stacks > MANY else 1
-    found = read_samples(section, row, PICTURES // halved, VIDEOS // halved, _spread)
-    if not found.samples:
+    read = read_samples(section, row, IMAGES // halved, VIDEOS // halved, _spread)
+    if not read.samples:
         return None
-    side = max(found.samples[0][0].shape[:2])
+    side = max(read.samples[0][0].shape[:2])
     fitted = [
-        [_reduced(frame) for frame in sample] if side > WHOLE else sample
-        for sample in found.samples
+        [_reduced(frame) for frame in sample] if side > WHOLE else sample for sample in read.samples
     ]
     whole = np.concatenate([np.concatenate(sample, 1) for sample in fitted], 0)
     height, width = fitted[0][0].shape[:2]
@@ -138,20 +137,20 @@ def _spread(frames: int) -> Sequence[int]:
     return shown
 
 
-def _reduced(picture: Any) -> Any:
-    height, width = picture.shape[:2]
+def _reduced(image: Any) -> Any:
+    height, width = image.shape[:2]
     factor = REDUCED / max(height, width)
     return np.asarray(
-        Image.fromarray(picture).resize(
+        Image.fromarray(image).resize(
             (max(1, round(width * factor)), max(1, round(height * factor))),
             Image.Resampling.LANCZOS,
         )
     )
 
 
-def _webp(picture: Image.Image, lossless: bool) -> bytes:
+def _webp(image: Image.Image, lossless: bool) -> bytes:
     written = BytesIO()
-    picture.save(
+    image.save(
         written,
         "WEBP",
         lossless=lossless,

@@ -47,15 +47,15 @@ def _interactions(rows: Sequence[Row]) -> dict[str, tuple[str, Metric]]:
 def findings(section: Section, model: str) -> list[str]:
     """Sentences about a model's rows together, for the page, the tables and the terminal; none
     where there is nothing to say."""
-    told = judges(section, model)
-    found = [_of_judges(told)] if told else []
+    of_judges = judges(section, model)
+    sentences = [_of_judges(of_judges)] if of_judges else []
     trained = trainings(section, model)
-    found += [
+    sentences += [
         _of_recipe(recipe, section.models[model])
         for recipe in trained
         if len(recipe["trainings"]) > 1
     ]
-    return found + trained_once(trained)
+    return sentences + trained_once(trained)
 
 
 def trained_once(trained: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -63,8 +63,8 @@ def trained_once(trained: Sequence[Mapping[str, Any]]) -> list[str]:
     alone = [recipe["stack"] for recipe in trained if len(recipe["trainings"]) == 1]
     if not alone:
         return []
-    told = "how far another training of the same recipe would differ is in no interval of theirs"
-    return [f"one training: {', '.join(alone)}; {told}"]
+    caveat = "how far another training of the same recipe would differ is in no interval of theirs"
+    return [f"one training: {', '.join(alone)}; {caveat}"]
 
 
 def judges(section: Section, model: str) -> dict[str, Any] | None:
@@ -90,11 +90,11 @@ def trainings(section: Section, model: str) -> list[dict[str, Any]]:
     """A recipe for each prepared stack of a model, as plain JSON: its trainings, and over two and
     more of them the spread by metric."""
     rows = [row for row in section.models[model] if row["status"] == SHOWN]
-    interactions = {told["stack"]: told for told in section.stacking if told["model"] == model}
+    interactions = {row["stack"]: row for row in section.stacking if row["model"] == model}
     prepared: dict[str, list[str]] = {}
     for row, method, _ in section.trained:
         prepared.setdefault(row["key"], []).append(method)
-    found = []
+    over_recipes = []
     for recipe in recipes(rows, prepared):
         if recipe.rows:
             each = [recipe.rows[number] for number in sorted(recipe.rows)]
@@ -109,10 +109,10 @@ def trainings(section: Section, model: str) -> list[dict[str, Any]]:
                 for name, given in estimates.items()
                 if len(each) > 1 and _complete(given)
             }
-            found.append(
+            over_recipes.append(
                 {"stack": recipe.stack, "trainings": sorted(recipe.rows), "metrics": spreads}
             )
-    return found
+    return over_recipes
 
 
 def _estimate(row: Row, metric: Metric) -> Estimate | None:
@@ -135,9 +135,9 @@ def _mean(changes: Sequence[Interval]) -> float | None:
     return float(np.mean([change["value"] for change in changes])) if changes else None
 
 
-def _of_judges(told: Mapping[str, Any]) -> str:
-    kinds = Agreement(**told["verdicts"])
-    changes = told["alignment_minus_first"]
+def _of_judges(comparison: Mapping[str, Any]) -> str:
+    kinds = Agreement(**comparison["verdicts"])
+    changes = comparison["alignment_minus_first"]
     worst = max(changes, key=lambda stack: abs(changes[stack]["value"]))
     parts = ["second judge, through which nothing is trained: "]
     if kinds.num:
@@ -155,12 +155,12 @@ def _of_judges(told: Mapping[str, Any]) -> str:
             " (" + ", ".join(f"{stack}: {metric}" for stack, metric in kinds.contradicted) + ")"
         )
     means = [
-        f"{fixed(told[name], 3, signed=True)} on average for {whose}"
+        f"{fixed(comparison[name], 3, signed=True)} on average for {whose}"
         for name, whose in (
             ("mean_prepared", "stacks that were prepared"),
             ("mean_others", "the others"),
         )
-        if told[name] is not None
+        if comparison[name] is not None
     ]
     parts.append(f"its change of alignment minus the first judge's is {' and '.join(means)}")
     parts.append(f"farthest apart they are on {worst}: {spoken(changes[worst], 3, signed=True)}")

@@ -80,7 +80,8 @@ def count(number_: int, noun: str) -> str:
 
 def decimals(metric: str) -> int:
     """Decimal places a metric is shown with."""
-    return metrics()[metric].decimals
+    row = metrics().get(metric)  # a run may have been scored by metrics that are not here
+    return row.decimals if row else 3
 
 
 def short(metric: str) -> str:

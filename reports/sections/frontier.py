@@ -41,13 +41,13 @@ def placed(row: Row, metric: str) -> bool:
 def frontier(rows: Sequence[Row], metric: str) -> list[Row]:
     """The placed rows that no other is at least as fast and as good as, fastest first."""
     points = [row for row in rows if placed(row, metric)]
-    found: list[Row] = []
+    ahead: list[Row] = []
     best = -math.inf
     for row in sorted(points, key=lambda row: (_seconds(row), -_goodness(row, metric))):
         if (good := _goodness(row, metric)) > best:
-            found.append(row)
+            ahead.append(row)
             best = good
-    return found
+    return ahead
 
 
 def probabilities(rows: Sequence[Row], metric: str) -> dict[str, float]:

@@ -41,21 +41,23 @@ def merge(sections: Sequence[Section]) -> list[Section]:
         apart = []
         for group in groups:
             if not (
-                found := next((told for other in group if (told := _told(other, section))), "")
+                reason := next(
+                    (words for other in group if (words := _why_apart(other, section))), ""
+                )
             ):
                 group.append(section)
                 break
-            apart.append(found)
+            apart.append(reason)
         else:
             groups.append([section])
             reasons.append(apart)
     joined = [_joined(group) if len(group) > 1 else group[0] for group in groups]
     return [
-        replace(s, remarks=(*s.remarks, *told)) for s, told in zip(joined, reasons, strict=True)
+        replace(s, remarks=(*s.remarks, *words)) for s, words in zip(joined, reasons, strict=True)
     ]
 
 
-def _told(one: Section, other: Section) -> str:
+def _why_apart(one: Section, other: Section) -> str:
     """Why two runs are kept apart, or ""."""
     fields = unlike(one, other)
     return f"kept apart from {one.name}, for they differ in {'; '.join(fields)}" if fields else ""
@@ -70,15 +72,15 @@ def unlike(one: Section, other: Section) -> list[str]:
     else depends on, and the baseline's time within `DRIFT_BOUND`. What is not on record does not
     agree.
     """
-    found = _environments(one, other)
+    fields = _environments(one, other)
     if one.spec.get("margins") != other.spec.get("margins"):
-        found.append("margins")
+        fields.append("margins")
     if _references(one) != _references(other):
-        found.append("references")
+        fields.append("references")
     for model in one.models:
         if model in other.models:
-            found += [f"{field} of {model}" for field in _model(one, other, model)]
-    return found
+            fields += [f"{field} of {model}" for field in _model(one, other, model)]
+    return fields
 
 
 def _environments(one: Section, other: Section) -> list[str]:
@@ -94,26 +96,27 @@ def _environments(one: Section, other: Section) -> list[str]:
 
 
 def _references(section: Section) -> Any:
-    """sha256 of the references a run was told, by model and extractor."""
+    """sha256 of the references of a run, by model and extractor."""
     path = RunFolder(section.folder).references
-    told = read_json(path) if path.is_file() else {}
+    pointers = read_json(path) if path.is_file() else {}
     return {
-        model: {name: held["sha256"] for name, held in of.items()} for model, of in told.items()
+        model: {name: pointer["sha256"] for name, pointer in of.items()}
+        for model, of in pointers.items()
     }
 
 
 def _model(one: Section, other: Section, model: str) -> list[str]:
     rows = [{row["stack"]: row for row in section.models[model]} for section in (one, other)]
-    found = []
+    fields = []
     for field, words in RUN.items():
         first, second = (_values(section, model, field) for section in (one, other))
         if first != second or len(first) != 1:
-            found.append(
+            fields.append(
                 f"{words} ({', '.join(sorted(first)) or 'unknown'}; "
                 f"{', '.join(sorted(second)) or 'unknown'})"
             )
     # keys are made of settings and of what a cell depends on, and the settings are the same
-    if not found:
+    if not fields:
         other_keys = {stack: row["key"] for stack, row in rows[1].items()}
         apart = [
             stack
@@ -122,12 +125,12 @@ def _model(one: Section, other: Section, model: str) -> list[str]:
         ]
         sections = (one, other)
         for stack in apart:
-            told = [
+            dependencies = [
                 of.records[row[stack]["key"]].get("depends_on", {})
                 for of, row in zip(sections, rows, strict=True)
             ]
-            names = [name for name in changed(*told) if name != "prepared"]
-            found.append(
+            names = [name for name in changed(*dependencies) if name != "prepared"]
+            fields.append(
                 f"{' and '.join(names)} of {stack}" if names else f"what {stack} was prepared with"
             )
     bases = [
@@ -135,22 +138,22 @@ def _model(one: Section, other: Section, model: str) -> list[str]:
         for of in rows
     ]
     if bases[0] and bases[1]:
-        found += ["sampling"] if bases[0]["sampling"] != bases[1]["sampling"] else []
+        fields += ["sampling"] if bases[0]["sampling"] != bases[1]["sampling"] else []
         seconds = [
             base["timing"]["call_s"]["value"] for base in bases if base and base["timing"]["call_s"]
         ]
         if len(seconds) == 2 and max(seconds) > (1 + DRIFT_BOUND) * min(seconds):
-            found.append(
+            fields.append(
                 f"time of none ({number(seconds[0])} s, {number(seconds[1])} s: over "
                 f"{share(DRIFT_BOUND)})"
             )
-    return found
+    return fields
 
 
 def _values(section: Section, model: str, field: str) -> set[str]:
     """What a model's measured cells have in a field of `run`; of a hash, its beginning."""
-    told = (section.records[row["key"]] for row in section.models[model])
-    runs: list[Mapping[str, Any]] = [r["run"] for r in told if r["status"] in MEASURED]
+    records = (section.records[row["key"]] for row in section.models[model])
+    runs: list[Mapping[str, Any]] = [r["run"] for r in records if r["status"] in MEASURED]
     return {str(run[field])[:12] for run in runs if run.get(field) is not None}
 
 
@@ -174,34 +177,36 @@ def _joined(group: Sequence[Section]) -> Section:
         rows=ranked(judged_again),
         records={key: homes[row["run"]].records[key] for key, row in rows.items()},
         left_out=[f"{section.name}: {sentence}" for section in group for sentence in section.left_out], spec=group[0].spec,
-        stacking=judged([told for s in group for told in s.stacking if _kept(rows.values(), told)["run"] == s.name]),
-        over_steps=[told for s in group for told in s.over_steps if _kept(rows.values(), told)["run"] == s.name],
+        stacking=judged([of_stack for s in group for of_stack in s.stacking if _row_of(rows.values(), of_stack)["run"] == s.name]),
+        over_steps=[of_stack for s in group for of_stack in s.over_steps if _row_of(rows.values(), of_stack)["run"] == s.name],
         merged=tuple(group), remarks=_remarks(rows, names),
     )  # fmt: skip
 
 
-def _kept(rows: Any, told: Mapping[str, Any]) -> ReportRow:
-    found: ReportRow = next(
-        row for row in rows if (row["model"], row["stack"]) == (told["model"], told["stack"])
+def _row_of(rows: Any, of_stack: Mapping[str, Any]) -> ReportRow:
+    row_of_stack: ReportRow = next(
+        row
+        for row in rows
+        if (row["model"], row["stack"]) == (of_stack["model"], of_stack["stack"])
     )
-    return found
+    return row_of_stack
 
 
 def _remarks(rows: Mapping[str, ReportRow], names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    runs = list(dict.fromkeys(name for found in names.values() for name in found))
-    told = [
+    runs = list(dict.fromkeys(name for of_key in names.values() for name in of_key))
+    remarks = [
         f"one table of the runs {', '.join(runs)}: environment, weights, requests and sample count "
         "agree; each row's speed-ups and "
         "changes are against none of its own run"
     ]
     twice: dict[tuple[str, str], list[str]] = {}
-    for key, found in names.items():
-        if len(found) > 1:
-            twice.setdefault((", ".join(found), rows[key]["run"]), []).append(
+    for key, of_key in names.items():
+        if len(of_key) > 1:
+            twice.setdefault((", ".join(of_key), rows[key]["run"]), []).append(
                 f"{rows[key]['model']} {rows[key]['stack']}"
             )
-    told += [
-        f"in each of {where}, and kept from {kept}: {', '.join(cells)}"
-        for (where, kept), cells in twice.items()
+    remarks += [
+        f"in each of {where}, and kept from {chosen}: {', '.join(cells)}"
+        for (where, chosen), cells in twice.items()
     ]
-    return tuple(told)
+    return tuple(remarks)

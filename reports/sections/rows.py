@@ -145,7 +145,7 @@ def _without_numbers(row: Row) -> Row:
 def unmeasured(rows: Sequence[Row], first: bool) -> dict[str, list[str]]:
     """Metrics of the first table, or of the others, that no row has, by their reasons; a baseline's
     own reason counts only alone."""
-    found: dict[str, list[str]] = {}
+    metrics_of: dict[str, list[str]] = {}
     measured = [row for row in rows if row["status"] == SHOWN]
     for metric in measured[0]["quality"] if measured else ():
         entries = [row["quality"][metric] for row in measured]
@@ -154,8 +154,8 @@ def unmeasured(rows: Sequence[Row], first: bool) -> dict[str, list[str]]:
                 e["reason"] for row, e in zip(measured, entries, strict=True) if not row["baseline"]
             ]
             for reason in dict.fromkeys(own or [entry["reason"] for entry in entries]):
-                found.setdefault(reason, []).append(metric)
-    return found
+                metrics_of.setdefault(reason, []).append(metric)
+    return metrics_of
 
 
 def without_difference(rows: Sequence[Row]) -> list[str]:

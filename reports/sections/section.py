@@ -63,10 +63,10 @@ class Section:
     @property
     def models(self) -> dict[str, list[ReportRow]]:
         """Rows by model, in order of appearance."""
-        found: dict[str, list[ReportRow]] = {}
+        rows_of: dict[str, list[ReportRow]] = {}
         for row in self.rows:
-            found.setdefault(row["model"], []).append(row)
-        return found
+            rows_of.setdefault(row["model"], []).append(row)
+        return rows_of
 
     def only(self, model: str) -> Section:
         """The same with the rows of one model."""
@@ -76,7 +76,7 @@ class Section:
         """Sample count, rounds, batch, precision and hardware of a model's rows."""
         rows = self.models[model]
         row = next((r for r in rows if r["status"] == SHOWN), rows[0])
-        told = [
+        parts = [
             f"n = {row['num_samples']} samples",
             count(row["rounds"], "timed round"),
             f"batch {row['batch_size']}",
@@ -84,28 +84,28 @@ class Section:
         sampling = row["sampling"]
         if sampling:
             kind = f"{sampling['frames']} frames of " if sampling["frames"] > 1 else ""
-            told.append(
+            parts.append(
                 f"{kind}{sampling['width']}x{sampling['height']}, "
                 f"{count(sampling['steps'], 'step')}"
             )
             if "calls" in sampling:
-                told.append(f"{sampling['calls']} sampler calls")
-        told += [
+                parts.append(f"{sampling['calls']} sampler calls")
+        parts += [
             row["dtype"],
             f"{Path(row['weights']).name} weights",
             hardware(self.records[row["key"]]["environment"]),
         ]
-        return ", ".join(str(part) for part in told if part)
+        return ", ".join(str(part) for part in parts if part)
 
     def requests(self, model: str) -> list[dict[str, Any]]:
         """What the model was asked for, in sample order; empty when the file is missing or
         damaged."""
         try:
             folder = RunFolder(self.home(self.models[model][0]).folder)
-            found = read_json(folder.requests(model))
+            stored = read_json(folder.requests(model))
         except (OSError, ValueError):
             return []
-        return found if isinstance(found, list) else []
+        return stored if isinstance(stored, list) else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Report:
 def read_sections(folders: Sequence[Path]) -> list[Section]:
     """A section for each run folder; ValueError when one is no run folder."""
     taken: set[str] = set()
-    found = []
+    sections = []
     for folder in folders:
         stem = folder.resolve().name
         name = next(
@@ -131,8 +131,8 @@ def read_sections(folders: Sequence[Path]) -> list[Section]:
             if (n := stem if not i else f"{stem}-{i + 1}") not in taken
         )
         taken.add(name)
-        found.append(_section(folder, name))
-    return found
+        sections.append(_section(folder, name))
+    return sections
 
 
 def _section(folder: Path, name: str) -> Section:

@@ -28,10 +28,10 @@ IMPORTED = (
 def published() -> tuple[dict[str, Any], ...]:
     """The groups of `imported.toml`: model, setting, source, rows, and unit where they have a
     compute."""
-    told = tomllib.loads(
+    document = tomllib.loads(
         (files("ditbench.reports.tables") / "imported.toml").read_text(encoding="utf-8")
     )
-    return tuple(told["group"])
+    return tuple(document["group"])
 
 
 def imported_sheet(section: Section) -> Sheet:

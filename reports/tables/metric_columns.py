@@ -209,13 +209,13 @@ def _line(column: Column[Measure], measure: Measure) -> str:
 
 def _cell(column: Column[Measure], measure: Measure) -> tuple[str, str]:
     """On two lines, an interval on the second."""
-    held, places = column.value(measure), decimals(measure.metric)
+    number, places = column.value(measure), decimals(measure.metric)
     if column.is_estimate:
         signed = column.name != "value"
-        return value(held, places, signed), interval(held, places, signed)
+        return value(number, places, signed), interval(number, places, signed)
     if column.name == "verdict":
-        return held or DASH, ""
-    return fixed(held, 2 if column.name == "frontier" else places), ""
+        return number or DASH, ""
+    return fixed(number, 2 if column.name == "frontier" else places), ""
 
 
 def _rests_on(column: Column[Measure], measure: Measure) -> str:

@@ -54,8 +54,8 @@ def without_empty(
     """The lines with all their columns but those in which none says anything; those named `always`
     stay."""
     heads = dict.fromkeys(head for line in lines for head in line)
-    kept = [head for head in heads if head in always or any(line[head] != DASH for line in lines)]
-    return [{head: line[head] for head in kept} for line in lines]
+    filled = [head for head in heads if head in always or any(line[head] != DASH for line in lines)]
+    return [{head: line[head] for head in filled} for line in lines]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +124,8 @@ def latex(sheet: Sheet) -> str:
                 else []
             )
             if words and KEY in block.lines[0]:
-                told = "; ".join(f"{line[first]}: {line[KEY]}" for line in block.lines if line[KEY])
-                words.append(f"Records: {told}.")
+                keys = "; ".join(f"{line[first]}: {line[KEY]}" for line in block.lines if line[KEY])
+                words.append(f"Records: {keys}.")
             words += [f"Left out: {sentence}" for sentence in sheet.left_out] if words else []
             parts += [
                 r"\begin{table}[htbp]", r"\centering", rf"\caption{{{tex(caption)}}}",
@@ -154,10 +154,10 @@ def tex(text: str) -> str:
 def _cell(text: str, italic: bool) -> str:
     if text == "-":
         return "--"
-    found = INTERVAL.sub(
-        lambda told: rf"{{\scriptsize {told.group()}}}", MINUS.sub("$-$", tex(text))
+    escaped = INTERVAL.sub(
+        lambda match: rf"{{\scriptsize {match.group()}}}", MINUS.sub("$-$", tex(text))
     )
-    return rf"\textit{{{found}}}" if italic and found else found
+    return rf"\textit{{{escaped}}}" if italic and escaped else escaped
 
 
 def _head(text: str) -> str:
@@ -190,26 +190,26 @@ def _whole(values: Sequence[Any]) -> bool:
 def spread(name: str, estimate: Mapping[str, Any] | None, counted: bool = False) -> dict[str, Any]:
     """An estimate as columns of a CSV: value, both ends of its interval, and its n where it is
     `counted`."""
-    told = estimate or {}
+    numbers = estimate or {}
     line = {
-        name: told.get("value"),
-        f"{name}_low": told.get("low"),
-        f"{name}_high": told.get("high"),
+        name: numbers.get("value"),
+        f"{name}_low": numbers.get("low"),
+        f"{name}_high": numbers.get("high"),
     }
-    return line | ({f"{name}_n": told.get("n")} if counted else {})
+    return line | ({f"{name}_n": numbers.get("n")} if counted else {})
 
 
 def circumstances(row: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
     """What the numbers of a row depend on, as columns of a CSV."""
-    told = {name: row[name] for name in ROW_SETTINGS if name != "device"}
-    told |= {
+    line = {name: row[name] for name in ROW_SETTINGS if name != "device"}
+    line |= {
         name: row["sampling"].get(name)
         for name in ("steps", "calls", "guidance", "height", "width", "frames")
     }
     machine = {name: environment.get(name) for name in ("processor", "cores", "threads")}
     device = environment.get("device") or row["device"]
     return (
-        told
+        line
         | {"device": device}
         | machine
         | {"key": row["key"], "baseline_key": row["baseline_key"]}

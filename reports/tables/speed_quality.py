@@ -114,14 +114,14 @@ def document(report: Report) -> dict[str, Any]:
             | {"judges": judges(section, model), "trainings": trainings(section, model)}
             for model, rows in section.models.items()
         ]
-        told = {
+        run = {
             "name": section.name,
             "command": section.command,
             "models": models,
             "left_out": section.left_out,
         }
         runs.append(
-            told
+            run
             | {"stacking": interaction.document(section.stacking), "remarks": list(section.remarks)}
         )
     return {"schema": DOCUMENT, "page": str(report.page), "convention": CONVENTION, "runs": runs}

@@ -46,12 +46,12 @@ def stacking_sheet(section: Section) -> Sheet:
     stack."""
     blocks = []
     for model in section.models:
-        found = [row for row in section.stacking if row["model"] == model]
-        lines = [_words(section, row) for row in found]
+        interactions = [row for row in section.stacking if row["model"] == model]
+        lines = [_words(section, row) for row in interactions]
         if lines:
             notes = [
                 f"`{row['stack']}`: {': '.join(filter(None, (row['verdict'], row.get('reason'))))}"
-                for row in found
+                for row in interactions
                 if row["verdict"] not in VERDICTS or row.get("reason")
             ]
             notes += trained_once(trainings(section, model))
@@ -78,23 +78,25 @@ def stacking_frame(section: Section) -> pd.DataFrame:
     """One line a stack: both interactions, verdict and control at full precision, and the keys of
     all the cells they are from."""
     lines = []
-    for told in section.stacking:
-        row = _row(section, told, told["stack"])
+    for interaction in section.stacking:
+        row = _row(section, interaction, interaction["stack"])
         line = {
             "run": row["run"],
-            "model": told["model"],
-            "stack": told["stack"],
-            "reading": told["reading"],
+            "model": interaction["model"],
+            "stack": interaction["stack"],
+            "reading": interaction["reading"],
         }
         line |= {
-            "verdict": told["verdict"],
+            "verdict": interaction["verdict"],
             "suspect": row["suspect"],
-            "gamma_flops": told.get("gamma_flops"),
+            "gamma_flops": interaction.get("gamma_flops"),
         }
         for name, key in ESTIMATES.items():
-            line |= spread(name, told[key].as_dict() if told.get(key) else None, counted=True)
+            line |= spread(
+                name, interaction[key].as_dict() if interaction.get(key) else None, counted=True
+            )
         line |= {
-            name: told.get(name)
+            name: interaction.get(name)
             for name in (
                 "basis",
                 *CONTROLS,
@@ -105,10 +107,10 @@ def stacking_frame(section: Section) -> pd.DataFrame:
                 "samples_needed",
             )
         }
-        line |= {"metric": told.get("metric"), "distance": told.get("distance")}
-        line |= {"controls": "; ".join(told.get("controls", []))}
+        line |= {"metric": interaction.get("metric"), "distance": interaction.get("distance")}
+        line |= {"controls": "; ".join(interaction.get("controls", []))}
         line |= circumstances(row, section.records[row["key"]]["environment"]) | {
-            "keys": _keys(section, told)
+            "keys": _keys(section, interaction)
         }
         lines.append(line)
     return frame(lines)
@@ -123,53 +125,53 @@ ESTIMATES = {
 """Columns of estimates, by what `ditbench.analysis.interaction` calls them."""
 
 
-def _words(section: Section, told: Mapping[str, Any]) -> dict[str, str]:
-    row, measured = _row(section, told, told["stack"]), "alignment" in told
+def _words(section: Section, interaction: Mapping[str, Any]) -> dict[str, str]:
+    row, measured = _row(section, interaction, interaction["stack"]), "alignment" in interaction
     clock, quality, frechet, *over = (
-        told[k].as_dict() if told.get(k) else None for k in ESTIMATES.values()
+        interaction[k].as_dict() if interaction.get(k) else None for k in ESTIMATES.values()
     )
-    needed = told.get("samples_needed")
-    score, distance = _primary(told)
+    needed = interaction.get("samples_needed")
+    score, distance = _primary(interaction)
     words = {
-        "stack": told["stack"], "reading": told["reading"], "status": status(row),
-        "verdict": told["verdict"] if told["verdict"] in VERDICTS else "not measured",
-        "gamma FLOPs": fixed(told.get("gamma_flops"), 2), "gamma clock": spoken(clock, 2),
+        "stack": interaction["stack"], "reading": interaction["reading"], "status": status(row),
+        "verdict": interaction["verdict"] if interaction["verdict"] in VERDICTS else "not measured",
+        "gamma FLOPs": fixed(interaction.get("gamma_flops"), 2), "gamma clock": spoken(clock, 2),
         f"{score.label} interaction": spoken(quality, score.decimals, signed=True),
         f"{distance.label.removesuffix(' distance')} interaction": spoken(frechet, distance.decimals, signed=True),
-        "basis": told.get("basis", DASH),
+        "basis": interaction.get("basis", DASH),
     }  # fmt: skip
     for name, ahead in zip(CONTROLS, over, strict=True):
         head = name.replace("_", " ").replace("flops", "FLOPs")
         words |= {
-            head: told.get(name) or DASH,
+            head: interaction.get(name) or DASH,
             f"over {head}": spoken(ahead, score.decimals, signed=True),
         }
     return words | {
         "samples needed": DASH if needed is None else str(needed),
         "n": str(row["num_samples"]) if measured else DASH,
-        KEY: _keys(section, told),
+        KEY: _keys(section, interaction),
     }  # fmt: skip
 
 
-def _primary(told: Mapping[str, Any]) -> tuple[Metric, Metric]:
+def _primary(interaction: Mapping[str, Any]) -> tuple[Metric, Metric]:
     """What the interactions of a row are of."""
     usual, table = primary_metrics(), metrics()
     return (
-        table[told.get("metric", usual.score.name)],
-        table[told.get("distance", usual.distance.name)],
+        table[interaction.get("metric", usual.score.name)],
+        table[interaction.get("distance", usual.distance.name)],
     )
 
 
-def _keys(section: Section, told: Mapping[str, Any]) -> str:
+def _keys(section: Section, interaction: Mapping[str, Any]) -> str:
     """Record keys of baseline, methods, stack and controls."""
     stacks = [
         "none",
-        *told["parts"],
-        told["stack"],
-        *(told[name] for name in CONTROLS if told.get(name)),
+        *interaction["parts"],
+        interaction["stack"],
+        *(interaction[name] for name in CONTROLS if interaction.get(name)),
     ]
-    return " ".join(_row(section, told, stack)["key"] for stack in dict.fromkeys(stacks))
+    return " ".join(_row(section, interaction, stack)["key"] for stack in dict.fromkeys(stacks))
 
 
-def _row(section: Section, told: Mapping[str, Any], stack: str) -> Any:
-    return next(row for row in section.models[told["model"]] if row["stack"] == stack)
+def _row(section: Section, interaction: Mapping[str, Any], stack: str) -> Any:
+    return next(row for row in section.models[interaction["model"]] if row["stack"] == stack)

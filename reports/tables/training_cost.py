@@ -90,5 +90,5 @@ def _words(row: ReportRow, method: str, cost: Mapping[str, Any]) -> dict[str, st
     return line | {"n": str(row["num_samples"]), KEY: row["key"]}
 
 
-def _whole(told: int | None) -> str:
-    return DASH if told is None else str(told)
+def _whole(number: int | None) -> str:
+    return DASH if number is None else str(number)

@@ -128,31 +128,31 @@ def _show_model(out: Console, section: Section, model: str, title: str) -> None:
 
 def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
     """Each note once, with the stacks it is about."""
-    found: dict[str, list[str]] = {}
+    stacks_of: dict[str, list[str]] = {}
     for row in rows:
         for note in row["notes"]:
-            found.setdefault(note, []).append(row["stack"])
+            stacks_of.setdefault(note, []).append(row["stack"])
     for metric in rows[0]["quality"] if rows else ():
         had = any(row["quality"][metric]["value"] for row in rows)
         for row in rows:
             entry = row["quality"][metric]
             first = entry["table"] == "" or had
             if first and row["status"] == SHOWN and entry["value"] is None and not row["baseline"]:
-                found.setdefault(f"no {metric}: {entry['reason']}", []).append(row["stack"])
+                stacks_of.setdefault(f"no {metric}: {entry['reason']}", []).append(row["stack"])
     measured = [row["stack"] for row in rows if row["status"] == SHOWN]
-    found |= {sentence: measured[1:] for sentence in without_difference(rows)}
+    stacks_of |= {sentence: measured[1:] for sentence in without_difference(rows)}
     for reason, names in unmeasured(rows, first=False).items():
-        asked = [name for name in names if reason != ASKED and metrics()[name].asked]
-        if asked:
-            found[f"no {', '.join(asked)}: {reason}"] = measured
-    return found
+        by_name = [name for name in names if reason != ASKED and metrics()[name].asked]
+        if by_name:
+            stacks_of[f"no {', '.join(by_name)}: {reason}"] = measured
+    return stacks_of
 
 
 def _stack(row: ReportRow, room: int) -> Text:
-    told = status(row)
+    word = status(row)
     text = Text("\n".join(broken(row["stack"], room)), style="bold" if row["baseline"] else "")
-    if told != SHOWN:
-        text.append(f"\n{told}", style=BAD if told in ("failed", "oom") else WARN)
+    if word != SHOWN:
+        text.append(f"\n{word}", style=BAD if word in ("failed", "oom") else WARN)
     return text
 
 
@@ -163,10 +163,10 @@ def _two_lines(first: str, second: str, bad: bool) -> Text:
 
 def _fitting(columns: Sequence[Shown], rows: Sequence[ReportRow], width: int) -> list[Shown]:
     """The columns that leave the stack's name `MIN_STACK` characters."""
-    kept = list(columns)
-    while kept and MIN_STACK + 1 + sum(_needed(column, rows) for column in kept) > width:
-        kept.remove(max(kept, key=lambda column: column.rank))
-    return kept
+    fitting = list(columns)
+    while fitting and MIN_STACK + 1 + sum(_needed(column, rows) for column in fitting) > width:
+        fitting.remove(max(fitting, key=lambda column: column.rank))
+    return fitting
 
 
 def _needed(column: Shown, rows: Sequence[ReportRow]) -> int:
