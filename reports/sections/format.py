@@ -80,7 +80,8 @@ def count(number_: int, noun: str) -> str:
 
 def decimals(metric: str) -> int:
     """Decimal places a metric is shown with."""
-    return metrics()[metric].decimals
+    known = metrics().get(metric)
+    return known.decimals if known else 3
 
 
 def short(metric: str) -> str:
