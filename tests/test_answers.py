@@ -44,8 +44,29 @@ def run(tmp_path):
     return write_run(tmp_path / "run", models=("pixart-tiny",), n=64)
 
 
-def test_without_limits_the_fastest_stack_is_recommended_and_the_unusable_say_why(run):
+ANY = {"min_alignment": -1.0}
+"""A limit that every alignment keeps to; at this n there is no change of the distance."""
+
+
+def test_without_limits_nothing_is_recommended_that_is_worse_by_its_verdict(run):
+    (section,) = read_sections([run])
+    worse = {
+        row["stack"]
+        for row in section.rows
+        if any(e["primary"] and e["verdict"] == "worse" for e in row["quality"].values())
+    }
     rows, (sentence,) = advice(run)
+    assert len(worse) == 3 and {rows[stack]["qualifies"] for stack in worse} == {"no"}
+    assert all(
+        " is worse: " in rows[stack]["why not"]
+        and " says how much may be lost" in rows[stack]["why not"]
+        for stack in worse
+    )
+    assert not any(sentence.startswith(f"pixart-tiny: use {stack}:") for stack in worse)
+
+
+def test_the_fastest_stack_within_the_limits_is_recommended_and_the_unusable_say_why(run):
+    rows, (sentence,) = advice(run, **ANY)
     usable = [row for row in rows.values() if row["qualifies"] == "yes"]
     factors = [float(row["speedup_call"].split()[0]) for row in usable]
     assert factors == sorted(factors, reverse=True) and len(usable) == 4

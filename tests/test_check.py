@@ -181,7 +181,7 @@ def test_every_report_says_whether_the_second_judge_agrees_and_by_how_much(run, 
     ) in confirmed
     (sentence,) = findings(section, "dit-tiny")
     assert sentence.startswith("second judge, through which nothing is trained: of ")
-    assert f"confirms {len(confirmed)} by" in sentence and "contradicts 0" in sentence
+    assert f"confirms {len(confirmed)} (" in sentence and "contradicts 0" in sentence
     assert reports.report_json(report)["runs"][0]["models"][0]["judges"] == told
     reports.print_report(report)
     assert sentence in " ".join(capsys.readouterr().out.split())

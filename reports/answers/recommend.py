@@ -37,8 +37,8 @@ def recommend(section: Section, limits: Limits) -> tuple[list[dict[str, Any]], l
     """A row for every accelerated stack of a run, the fastest that qualifies first, and a sentence
     for each model.
 
-    A stack qualifies when it keeps to the limits and its measured call is faster than that of
-    `none` by a 95 % interval.
+    A stack qualifies when it keeps to the limits, its measured call is faster than that of `none`
+    by a 95 % interval, and no primary metric without a limit has the verdict `worse`.
     """
     lines, sentences = [], []
     for model, rows in section.models.items():
@@ -75,6 +75,14 @@ def _obstacle(row: Row, limits: Limits) -> str:
             reason := _quality_obstacle(row["quality"].get(metric), metric, limit, side)
         ):
             return reason
+    for metric, limit, flag in (
+        (primary.score, limits.min_alignment, "--min-alignment"),
+        (primary.distance, limits.max_frechet, "--max-frechet"),
+    ):
+        entry = row["quality"].get(metric.name)
+        if limit is None and entry is not None and entry["verdict"] == "worse":
+            change = spoken(entry["delta"], metric.decimals, signed=True)
+            return f"{metric.label} is worse: {change}; {flag} says how much may be lost"
     speed = row["speedup_call"]
     if speed is None:
         return "no measured speed-up"

@@ -142,11 +142,10 @@ def _of_judges(comparison: Mapping[str, Any]) -> str:
     parts = ["second judge, through which nothing is trained: "]
     if kinds.num:
         parts[0] += (
-            f"of {count(kinds.num, 'verdict')} better or worse of alignment and Fréchet distance "
-            f"it confirms {len(kinds.confirmed)} by "
-            f"its own intervals, has the same sign for {len(kinds.same_sign)} more, another sign "
-            f"for {len(kinds.other_sign)}, and "
-            f"contradicts {len(kinds.contradicted)}"
+            f"of {count(kinds.num, 'verdict')} better or worse by the first judge it confirms "
+            f"{len(kinds.confirmed)} (its own interval agrees), leaves "
+            f"{len(kinds.same_sign) + len(kinds.other_sign)} open "
+            f"({len(kinds.same_sign)} with the same sign), and contradicts {len(kinds.contradicted)}"
         )
     else:
         parts[0] += "there is no verdict better or worse that it could confirm"
@@ -162,8 +161,8 @@ def _of_judges(comparison: Mapping[str, Any]) -> str:
         )
         if comparison[name] is not None
     ]
-    parts.append(f"its change of alignment minus the first judge's is {' and '.join(means)}")
-    parts.append(f"farthest apart they are on {worst}: {spoken(changes[worst], 3, signed=True)}")
+    parts.append(f"its change of alignment minus the first judge's: {', '.join(means)}")
+    parts.append(f"largest for {worst}: {spoken(changes[worst], 3, signed=True)}")
     return "; ".join(parts)
 
 
