@@ -197,6 +197,17 @@ def test_other_requests_or_another_machine_are_not_compared(run, copy, tmp_path)
         compare(*read_sections([run, write_run(tmp_path / "dit")]), Gates())
 
 
+def test_times_and_memory_of_another_batch_size_are_not_compared(run, copy):
+    for path in (copy / "cells").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        record["run"]["batch_size"] //= 2
+        record["memory"] = record.get("memory") and record["memory"] | {"peak_bytes": 1}
+        path.write_text(json.dumps(record))
+    found = verdicts(run, copy)
+    assert found["int8", "times and memory"] == "not compared: batch_size differ"
+    assert not [name for _, name in found if name in ("speedup_call", "peak_bytes")]
+
+
 def test_rows_that_only_one_run_has_are_listed(tmp_path, run, capsys):
     fewer = write_run(
         tmp_path / "fewer", models=("pixart-tiny", "dit-tiny"), stacks=STACKS[:3], n=64

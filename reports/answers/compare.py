@@ -26,7 +26,9 @@ from ditbench.statistics import times
 from ditbench.statistics.estimates import Estimate
 
 PAIRED = ("requests_sha256", "num_samples", "dtype", "weights")
-"""What two cells of a stack must share for their samples to be set side by side."""
+"""What two cells of a stack must share for their samples to be compared."""
+TIMED_ALIKE = ("batch_size", "dtype")
+"""What they must share, besides the environment, for times and memory to be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,9 @@ def _cells(
         lines.append(_line("quality", "", "", "", f"not compared: {', '.join(unlike)} differ"))
     else:
         lines += _qualities(one, other, scores, gates, b.folder)
-    if unlike := differing(one["environment"], other["environment"]):
+    unlike = differing(one["environment"], other["environment"])
+    unlike += [name for name in TIMED_ALIKE if one["run"].get(name) != other["run"].get(name)]
+    if unlike:
         lines.append(
             _line("times and memory", "", "", "", f"not compared: {', '.join(unlike)} differ")
         )
