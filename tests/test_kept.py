@@ -3,6 +3,7 @@ never a reason to fail."""
 
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from safetensors.numpy import load_file, save_file
 from ditbench import reports
 from ditbench.analysis import statistic_cache as kept
 from ditbench.analysis.set_statistics import STATISTICS
-from ditbench.analysis.statistic_cache import FILE, Kept
+from ditbench.analysis.statistic_cache import Kept
 from ditbench.analysis.statistic_cache import key_of as kept_under
+from ditbench.records.run_folder import RunFolder
 from ditbench.records.scores import Scores, read_file, write_file
 from ditbench.reports.sections.section import read_sections
 from ditbench.statistics.frechet import Reference, read_frechet, read_jackknifed
 from ditbench.statistics.influence import Reading
 
+FILE = RunFolder(Path()).readings.name
 RNG = np.random.default_rng(0)
 X, GROUP = RNG.random((8, 4)).astype(np.float32), np.arange(8)
 REFERENCE = Reference.through(RNG.random((32, 4)))

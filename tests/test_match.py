@@ -28,7 +28,9 @@ def turned(text, saved, saves):
         (method,) = [m for m in stack.methods if m.dial]
         return saves(getattr(method, method.dial[0]))
 
-    return matching._matched(Stack.parse(text), saved, of, SimpleNamespace(scheduler=None))
+    transformer = type("DiTTransformer2DModel", (), {})()
+    pipe = SimpleNamespace(scheduler=None, transformer=transformer)
+    return matching._matched(Stack.parse(text), saved, of, pipe)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_groups_and_names_select_each_model_once_in_order():
         ("flux-tyni", "flux-tiny"),
         ("wan-2.1-1.3", "wan-2.1-1.3b"),
         ("tinny", "tiny"),
-        ("", "dit-xl-2-256"),
+        ("", "or a group: tiny, full"),
     ],
 )
 def test_an_unknown_model_is_told_its_nearest_names(text, hint):

@@ -74,7 +74,9 @@ def select(text: str) -> list[Model]:
     chosen: dict[str, Model] = {}
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
-        raise ValueError(f"no model given; {suggest('', (*GROUPS, *table))}")
+        raise ValueError(
+            f"no model given; name some (`list models`) or a group: {', '.join(GROUPS)}"
+        )
     for word in words:
         if word in GROUPS:
             chosen |= {name: model for name, model in table.items() if model.group == word}
