@@ -75,14 +75,14 @@ def _obstacle(row: Row, limits: Limits) -> str:
             reason := _quality_obstacle(row["quality"].get(metric), metric, limit, side)
         ):
             return reason
-    for metric, limit, flag in (
+    for primary_metric, given, flag in (
         (primary.score, limits.min_alignment, "--min-alignment"),
         (primary.distance, limits.max_frechet, "--max-frechet"),
     ):
-        entry = row["quality"].get(metric.name)
-        if limit is None and entry is not None and entry["verdict"] == "worse":
-            change = spoken(entry["delta"], metric.decimals, signed=True)
-            return f"{metric.label} is worse: {change}; {flag} says how much may be lost"
+        entry = row["quality"].get(primary_metric.name)
+        if given is None and entry is not None and entry["verdict"] == "worse":
+            change = spoken(entry["delta"], primary_metric.decimals, signed=True)
+            return f"{primary_metric.label} is worse: {change}; {flag} says how much may be lost"
     speed = row["speedup_call"]
     if speed is None:
         return "no measured speed-up"
