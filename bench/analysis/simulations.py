@@ -73,23 +73,29 @@ def means(repetitions: int) -> Iterator[Outcome]:
         bounds = (-1.0, 1.0) if "lost" in name else None
         for n in (8, 16, 64, 256):
             r = np.random.default_rng(n)
-            found = [statistics.mean(draw(r, n), bounds=bounds) for _ in range(repetitions)]
+            estimates = [statistics.mean(draw(r, n), bounds=bounds) for _ in range(repetitions)]
             yield _coverage(
-                f"mean, {name}", n, found, truth, SKEWED if name == "lognormal" and n < 64 else note
+                f"mean, {name}",
+                n,
+                estimates,
+                truth,
+                SKEWED if name == "lognormal" and n < 64 else note,
             )
     for n in (8, 16, 64, 256):
         r = np.random.default_rng(n)
-        found = []
+        estimates = []
         for _ in range(repetitions):
             group = np.repeat(np.arange(n), r.integers(1, 9, n))
-            found.append(
+            estimates.append(
                 statistics.mean(r.standard_normal(n)[group] + r.standard_normal(len(group)), group)
             )
-        yield _coverage("mean, prompts of 1 to 8 samples", n, found, 0.0)
+        yield _coverage("mean, prompts of 1 to 8 samples", n, estimates, 0.0)
 
 
-def _coverage(what: str, n: int, found: list[Estimate], truth: float, note: str = "") -> Outcome:
-    hit = [e.low is not None and e.high is not None and e.low <= truth <= e.high for e in found]
+def _coverage(
+    what: str, n: int, estimates: list[Estimate], truth: float, note: str = ""
+) -> Outcome:
+    hit = [e.low is not None and e.high is not None and e.low <= truth <= e.high for e in estimates]
     return Outcome(
         kind="coverage",
         what=what,
@@ -111,8 +117,8 @@ def times(repetitions: int) -> Iterator[Outcome]:
                 [timing(r, s, rounds, process, batch) for s in (1.0, 0.5)]
                 for _ in range(repetitions)
             ]
-            found = [s.estimate for pair in pairs if (s := speedup(pair[0], pair[1]))]
-            yield _coverage(f"speed-up, {name}", rounds, found, 2.0)
+            estimates = [s.estimate for pair in pairs if (s := speedup(pair[0], pair[1]))]
+            yield _coverage(f"speed-up, {name}", rounds, estimates, 2.0)
         yield _beaten(name, process, batch, repetitions)
 
 
@@ -219,12 +225,12 @@ def sets(repetitions: int) -> Iterator[Outcome]:
         base, variant = world.pair(np.random.default_rng(9), 200_000, weaker)
         truth = frechet(variant, world.reference) - frechet(base, world.reference)
         for n in (80, 128, 256):
-            found = []
+            estimates = []
             for i in range(repetitions):
                 pair = world.pair(np.random.default_rng(1000 * n + i), n, weaker)[::-1]
-                found.append(frechet_contrast(pair, (1, -1), world.reference))
-            yield _coverage(f"Fréchet difference, true {truth:.0f}", n, found, truth)
-            wrong = float(np.mean([e.high is not None and e.high < 0 for e in found]))
+                estimates.append(frechet_contrast(pair, (1, -1), world.reference))
+            yield _coverage(f"Fréchet difference, true {truth:.0f}", n, estimates, truth)
+            wrong = float(np.mean([e.high is not None and e.high < 0 for e in estimates]))
             what = f"better by Fréchet distance, truly worse by {truth:.0f}"
             yield Outcome(
                 kind="level", what=what, n=n, share=wrong, nominal=0.025, repetitions=repetitions
@@ -237,12 +243,16 @@ def sets(repetitions: int) -> Iterator[Outcome]:
             contrast([read_recall(x, world.reference) for x in pair], (-1, 1)) for pair in pairs
         ]
         yield _coverage("recall difference", n, recall, float(np.mean([e.value for e in recall])))
-        found = [
+        estimates = [
             statistics.delta(*(hits(x, world.reference) for x in pair[::-1]), bounds=(0, 1))
             for pair in pairs
         ]
         yield _coverage(
-            "precision difference", n, found, float(np.mean([e.value for e in found])), DISCRETE
+            "precision difference",
+            n,
+            estimates,
+            float(np.mean([e.value for e in estimates])),
+            DISCRETE,
         )
 
 

@@ -17,11 +17,11 @@ def matched_table(rows: Sequence[Mapping[str, str]], budget: str) -> str:
     (▼) or worse (▲) than this by the 95 % interval of the paired difference."""
     mine = [row for row in rows if row["budget"] == budget]
     models = list(dict.fromkeys(row["model"] for row in mine))
-    found = {(row["method"], row["model"]): _cell(row) for row in mine}
+    cells = {(row["method"], row["model"]): _cell(row) for row in mine}
     methods = sorted(dict.fromkeys(row["method"] for row in mine), key=_place)
     lines = ["| method | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
     lines += [
-        f"| {name} | " + " | ".join(found.get((name, model), "-") for model in models) + " |"
+        f"| {name} | " + " | ".join(cells.get((name, model), "-") for model in models) + " |"
         for name in methods
     ]
     return "\n".join(lines) + "\n"
@@ -61,14 +61,14 @@ def floor_table(rows: Sequence[Mapping[str, str]]) -> str:
         "|---" * 8 + "|",
     ]
     for model, metric in dict.fromkeys((row["model"], row["metric"]) for row in rows):
-        found = {
+        cells = {
             row["stack"]: row for row in rows if (row["model"], row["metric"]) == (model, metric)
         }
-        one, *_ = found.values()
-        changes = [_change(found.get(stack)) for stack in FLOOR]
+        one, *_ = cells.values()
+        changes = [_change(cells.get(stack)) for stack in FLOOR]
         detectable = (
-            number(float(found["diffsparse"]["detectable"]))
-            if found["diffsparse"]["detectable"]
+            number(float(cells["diffsparse"]["detectable"]))
+            if cells["diffsparse"]["detectable"]
             else "-"
         )
         lines.append(
