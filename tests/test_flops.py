@@ -691,6 +691,13 @@ BREAKS = {
 }  # fmt: skip
 
 
+def test_count_says_what_it_counts_next():
+    steps = []
+    stacks = [Stack(), Stack.parse("fora")]
+    counting.count_table(select("dit-tiny"), stacks, lambda *step: steps.append(step), steps=2)
+    assert steps == [("dit-tiny none", 0, 2), ("dit-tiny fora", 1, 2)]
+
+
 @pytest.mark.parametrize("where", BREAKS)
 def test_a_method_that_breaks_down_is_a_row_and_the_others_stay(where):
     part, act, status = BREAKS[where]

@@ -222,6 +222,7 @@ def _count(args: argparse.Namespace) -> int:
     from ditbench.method.stack import Stack, split_stacks
     from ditbench.models.table import select
     from ditbench.profiling.conventions import count_in
+    from ditbench.runner.progress import plain, progress
 
     _load(args.plugin)
     models, texts = (
@@ -235,7 +236,8 @@ def _count(args: argparse.Namespace) -> int:
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: {value} is less than 1")
-    rows, lines = count_in(args.convention, models, stacks, **sizes)
+    with progress() as tell:
+        rows, lines = count_in(args.convention, models, stacks, plain(tell), **sizes)
     _show(
         rows,
         args.json,

@@ -119,7 +119,11 @@ def counted(row: Row, convention: str) -> int | None:
 
 
 def count_in(
-    convention: str, models: Sequence[Model], stacks: Sequence[Stack], **sizes: Any
+    convention: str,
+    models: Sequence[Model],
+    stacks: Sequence[Stack],
+    progress: Callable[[str, int, int], None] | None = None,
+    **sizes: Any,
 ) -> tuple[list[dict[str, Any]], str]:
     """Rows of `counting.count_table` with a column for the convention, and what the columns mean;
     ValueError for an unknown one."""
@@ -130,7 +134,7 @@ def count_in(
         raise ValueError(
             f"--convention: no convention {convention!r}; {suggest(convention, CONVENTIONS)}"
         )
-    rows = count_table(models, stacks, **sizes)
+    rows = count_table(models, stacks, progress, **sizes)
     caption = "FLOP = 2 MAC; one sample, all steps and guidance passes; macs_per_pass: one of those passes"
     if convention != "flops":
         rows = [row | {convention.replace("-", "_"): counted(row, convention)} for row in rows]

@@ -131,19 +131,26 @@ _NUMBERS = (
 
 
 def count_table(
-    models: Sequence[Model], stacks: Sequence[Stack], **sizes: Any
+    models: Sequence[Model],
+    stacks: Sequence[Stack],
+    progress: Callable[[str, int, int], None] | None = None,
+    **sizes: Any,
 ) -> list[dict[str, Any]]:
-    """A row of `count_model` for every model and stack, in that order; `sizes` as there.
+    """A row of `count_model` for every model and stack, in that order; `sizes` as there. `progress`
+    is told which row is next, how many there are, and of how many.
 
     A size that one model cannot make is a refused row of that model; ValueError where no model can
     make it.
     """
     from ditbench.quiet import quiet
 
-    rows, errors = [], []
+    rows: list[dict[str, Any]] = []
+    errors: list[ValueError] = []
     with quiet():
         for model in models:
             for stack in stacks:
+                if progress:
+                    progress(f"{model.name} {stack}", len(rows), len(models) * len(stacks))
                 try:
                     rows.append(count_model(model, stack=stack, **sizes))
                 except ValueError as error:
