@@ -186,12 +186,12 @@ def test_other_requests_or_another_machine_are_not_compared(run, copy, tmp_path)
     key = key_of("pixart-tiny", "int8")
     record = json.loads((copy / "cells" / key / "record.json").read_text())
     change_record(copy, key, run=record["run"] | {"requests_sha256": "other"})
-    assert verdicts(run, copy)["int8", "quality"] == "not compared: requests_sha256 differ"
+    assert verdicts(run, copy)["int8", "quality"] == "not compared: not the same requests"
     other = write_run(
         tmp_path / "other", models=("pixart-tiny",), n=64, environment=ENVIRONMENT | {"cores": 64}
     )
     found = verdicts(run, other)
-    assert found["int8", "times and memory"] == "not compared: cores differ"
+    assert found["int8", "times and memory"] == "not compared: not the same cores"
     assert ("int8", "speedup_call") not in found and ("int8", "flops") in found
     with pytest.raises(ValueError, match="no model and stack in common"):
         compare(*read_sections([run, write_run(tmp_path / "dit")]), Gates())
@@ -204,7 +204,7 @@ def test_times_and_memory_of_another_batch_size_are_not_compared(run, copy):
         record["memory"] = record.get("memory") and record["memory"] | {"peak_bytes": 1}
         path.write_text(json.dumps(record))
     found = verdicts(run, copy)
-    assert found["int8", "times and memory"] == "not compared: batch_size differ"
+    assert found["int8", "times and memory"] == "not compared: not the same batch size"
     assert not [name for _, name in found if name in ("speedup_call", "peak_bytes")]
 
 

@@ -21,7 +21,8 @@ from ditbench.cli.usage import UsageError
 from ditbench.method import names
 from ditbench.metrics import metrics
 from ditbench.models import models
-from ditbench.reports.publishing.documents import BLOCK, documents, rewrite
+from ditbench.reports.publishing import __main__ as publishing
+from ditbench.reports.publishing.documents import BLOCK, documents, rewrite, section_of
 from ditbench.reports.publishing.run import run_figure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +113,7 @@ def test_the_readmes_show_every_command():
 
 def test_every_flag_in_the_documents_is_one_of_a_command():
     known = {"--help", "--check"}  # of all commands, and of `ruff format`
-    for sub in parsers(COMMANDS)[1].values():
+    for sub in (*parsers(COMMANDS)[1].values(), publishing.flags()):
         known |= {flag for action in sub._actions for flag in action.option_strings}
     for path in GUIDES:
         text = re.sub(r"<!--|-->", "", path.read_text())
@@ -207,10 +208,9 @@ def copied(folder):
     for path in READMES:
         (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder / path.relative_to(ROOT))
-    for path in ROOT.glob("reports/published/**/*"):
-        if path.suffix in (".csv", ".json"):
-            (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, folder / path.relative_to(ROOT))
+    for path in ROOT.glob("reports/published/*/"):
+        kept = shutil.ignore_patterns("README.md", "report", "plots")
+        shutil.copytree(path, folder / path.relative_to(ROOT), ignore=kept, dirs_exist_ok=True)
     return folder
 
 
@@ -234,9 +234,9 @@ def test_publishing_finds_every_table_up_to_date_and_makes_a_changed_one_again(t
     ("old", "new", "why"),
     [
         ("<!-- table: verdicts", "<!-- table: verdict", "'verdict' is no kind of table"),
-        ("stacking.json -->", "stocking.json -->", "there is no "),
+        ("-stack -->", "-stock -->", "-stock is no run folder"),
         ("<!-- end of table -->\n", "", "1 tables begin and 0 end"),
-        ("stacking.json -->", "stacking.json again -->", "README.md: "),
+        ("-stack -->", "-stack again -->", "README.md: "),
     ],
 )
 def test_publishing_names_a_marker_it_cannot_follow_and_writes_nothing(tmp_path, old, new, why):
@@ -264,7 +264,7 @@ def test_the_figure_in_the_readme_is_that_of_the_published_numbers(tmp_path):
         r"!\[[^]]*\]\((reports/published/[^/)]+)/plots/([^)]+)\.png\)",
         (ROOT / "README.md").read_text(),
     )
-    drawn = run_figure(ROOT / shown[0], tmp_path, shown[1])[0]
+    drawn = run_figure(section_of(ROOT / shown[0]), tmp_path, shown[1])[0]
     kept, fresh = (
         np.asarray(Image.open(p).convert("RGB"), float)
         for p in (ROOT / shown[0] / "plots" / drawn.name, drawn)

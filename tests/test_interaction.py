@@ -4,6 +4,7 @@ control, and the verdict's rule."""
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +62,7 @@ def world(times, losses, seed=0, steps=(), noise=0.1, jitter=0.0):
             "methods": described(stack), "model": "m", "world": "w",
             "stack": stack, "key": stack, "status": "ok", "reason": "", "timing": timing,
             "flops": {"flops": seconds * 1e9}, "sampling": {"steps": dict(steps).get(stack, 20)},
+            "run": {"num_samples": N, "requests_sha256": "same", "model_sha256": "same"},
         })  # fmt: skip
         arrays = {
             ALIGNMENT: base - losses[stack] + noise * rng.standard_normal(N),
@@ -88,6 +90,19 @@ def test_what_multiplies_and_adds_up_stacks():
     assert (row["verdict"], row["basis"], row["reason"]) == ("stacks", "time", "") and row[
         "control"
     ] is None
+
+
+def test_cells_of_other_requests_or_sample_counts_are_not_set_against_each_other():
+    losses = {"none": 0, "fora": 0.1, "int8": 0.2, "int8+fora": 0.3}
+    records, scores = world(TIMES, losses)
+    records[2]["run"]["requests_sha256"] = "others"
+    row = interactions(records, scores, (A, B), REFERENCE)[-1]
+    assert row["verdict"] == "int8 and none differ in requests_sha256"
+    records, scores = world(TIMES, losses)
+    short = {name: array[:9] for name, array in scores["fora"].arrays.items()}
+    scores["fora"] = Scores(samples_sha256="", arrays=short)
+    row = interactions(records, scores, (A, B), REFERENCE)[-1]
+    assert row["verdict"] == "not scored on the same samples"
 
 
 def test_a_loss_beyond_the_sum_clashes_and_speed_lost_together_shows_in_gamma():
@@ -480,7 +495,7 @@ def test_stack_runs_the_factorial_and_prints_its_rule(tmp_path):
         and "equal-time control" in " ".join(done.stdout.split()).lower()
     )
     assert row["gamma_clock"]["value"] > 0
-    table = answer_table([row]).splitlines()
+    table = answer_table(SimpleNamespace(stacking=[row])).splitlines()
     assert table[0] == "| combination | dit-tiny |" and table[2].startswith(
         f"| int8+fora | **{row['verdict']}** "
     )
@@ -504,7 +519,7 @@ def test_the_answers_table_has_a_row_per_combination_and_reading():
             "verdict": "distill is skipped: no student",
         },
     ]
-    head, _, first, second = answer_table(rows).splitlines()
+    head, _, first, second = answer_table(SimpleNamespace(stacking=rows)).splitlines()
     assert head == "| combination | dit-tiny | wan-tiny |"
     assert (
         first
@@ -525,7 +540,7 @@ def test_the_table_of_verdicts_has_one_word_a_cell_and_nothing_that_was_prepared
             ("wan-tiny", "int8+fora", "tuned", "stacks", measured),
         )
     ]
-    assert verdict_table(rows).splitlines() == [
+    assert verdict_table(SimpleNamespace(stacking=rows)).splitlines() == [
         "| combination | dit-tiny | wan-tiny |",
         "|---|---|---|",
         "| distill+diffsparse | clashes | - |",
@@ -555,14 +570,3 @@ def test_whatever_method_has_the_role_of_a_control_is_run_beside_a_combination()
         method("half", family="cache", role="control", stage=Stage.SCHEDULE)
     with pytest.raises(ValueError, match="neither 'control' nor ''"):
         method("half", family="control", role="judge", stage=Stage.SCHEDULE)
-
-
-def test_verdicts_in_files_of_earlier_versions_are_read_in_todays_words():
-    row = {
-        "model": "m",
-        "stack": "a+b",
-        "reading": "tuned",
-        "verdict": "unresolved",
-        "alignment": None,
-    }
-    assert "| a+b | inconclusive |" in verdict_table([row])

@@ -28,8 +28,6 @@ NOT_SLOWER = 1.02
 """A control within 2 % of a stack's time, or FLOPs, counts as no slower."""
 
 VERDICTS = ("stacks", "clashes", "beaten", "slower", "inconclusive")
-FORMER = {"unresolved": "inconclusive"}
-"""What files written by earlier versions say, and the verdict it is."""
 
 
 def rule(metric: Metric) -> str:

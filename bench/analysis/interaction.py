@@ -65,6 +65,8 @@ __all__ = [
 
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 """Of the un-accelerated compute, that controls take."""
+ALIKE = ("requests_sha256", "model_sha256", "num_samples")
+"""What the cells of an interaction must share."""
 COLUMNS = (
     "model", "stack", "reading", "verdict", "reason", "basis", "gamma_flops", "gamma_clock",
     "alignment", "frechet", "control",
@@ -232,7 +234,7 @@ def _distance(
     if not STATISTICS[metric.statistic].check:
         return None
     mine = [scores[cell["key"]] for cell in cells]
-    n, d = mine[0].arrays[metric.features].shape
+    n, d = sets.shape(metric, mine[0])
     try:
         if too_few(n, d):
             return None
@@ -279,6 +281,9 @@ def _row(
             reason = f": {cells[name]['reason']}" if name in cells else ""
             return row | {"verdict": f"{name} is {status}{reason}"}
     none, *alone, together = (cells[name] for name in of_row)
+    for cell in (*alone, together):
+        if unlike := [name for name in ALIKE if cell["run"].get(name) != none["run"].get(name)]:
+            return row | {"verdict": f"{cell['stack']} and none differ in {unlike[0]}"}
     flops = [(r["flops"] or {}).get("flops") for r in (none, *alone, together)]
     if all(flops):
         first, *middle, last = (float(f) for f in flops if f)
@@ -291,13 +296,15 @@ def _row(
     if not all(s is not None and metric.name in s.arrays for s in mine):
         return row | {"verdict": "not scored"}
     values = [goodness(metric, s) for s in mine if s is not None]
+    if len({len(array) for array in values}) > 1:
+        return row | {"verdict": "not scored on the same samples"}
     group = mine[0].arrays["group"]  # type: ignore[union-attr]
     # thirds add up to zero again
     each = np.round(values[-1] - sum(values[1:-1]) + (len(alone) - 1) * values[0], 9)
     interaction = statistics.mean(each, group, bounds=sum_range(metric, len(alone)))
     row |= {"metric": metric.name, "distance": primary.distance.name}
     row["alignment"] = interaction
-    if all(primary.distance.features in s.arrays for s in mine if s is not None):
+    if all(s.shape_of(primary.distance.features) for s in mine if s is not None):
         cells_of = [none, *alone, together]
         row["frechet"] = _distance(
             primary.distance, cells_of, [-sign for sign in signs], scores, sets

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ditbench.analysis.rows import Record, Row
 from ditbench.metrics.table import Metric, metrics
-from ditbench.records.scores import Scores
+from ditbench.records.scores import SHAPE, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Primary:
 
 def primary_metrics(scores: Iterable[Scores] = ()) -> Primary:
     """Of a model with these scores; without any, those of the synthetic dataset."""
-    arrays = {name for cell in scores for name in cell.arrays}
+    arrays = {name.removesuffix(SHAPE) for cell in scores for name in cell.arrays}
     candidates = [metric for metric in metrics().values() if metric.primary]
 
     def first(of_set: bool) -> Metric:

@@ -21,9 +21,6 @@ from ditbench.statistics.estimates import Estimate
 from ditbench.statistics.frechet import Reference, settle, too_few
 from ditbench.statistics.influence import contrast
 
-FLOORED = 256
-"""Features up to which perfection at this n is simulated in every report: beyond, it costs
-minutes."""
 MEANS = "the wider of Student's t and Hall's t for skewed values"
 ASKED = "scored only when asked for: score RUN --metrics NAME"
 
@@ -150,16 +147,14 @@ def _statistic(
     sets: Sets,
 ) -> tuple[Scored, Estimate | None]:
     """A statistic of the whole set, and its change."""
-    statistic, features = STATISTICS[metric.statistic], mine.arrays[metric.features]
     try:
-        reading, reference = sets.read(metric, record, mine), sets.reference(metric, record)
+        reading, floor = sets.read(metric, record, mine), sets.floor(metric, record, mine)
+        n, _ = sets.shape(metric, mine)
     except ValueError as error:
         return unscored(str(error)), None
-    value = Estimate(value=reading.value, low=None, high=None, n=len(features), se=None)
-    scored: Scored = {**unscored(), "value": value.as_dict()}
-    if reference is not None and statistic.floor and features.shape[1] <= FLOORED:
-        scored = {**scored, "floor": statistic.floor(len(features), reference)}
-    if metric.extractor and reference is not None:
+    value = Estimate(value=reading.value, low=None, high=None, n=n, se=None)
+    scored: Scored = {**unscored(), "value": value.as_dict(), "floor": floor}
+    if metric.extractor and not STATISTICS[metric.statistic].alone:
         pointer = sets.references.pointer(metric.extractor, record["model"])
         scored = {**scored, "reference": pointer["sha256"]}
     if against is None:
@@ -186,7 +181,7 @@ def statistic_delta(
     ValueError says why there is none.
     """
     statistic, pair, signs = STATISTICS[metric.statistic], (mine, against), (1, -1)
-    n, d = mine.arrays[metric.features].shape
+    n, d = sets.shape(metric, mine)
     if statistic.each:
         values, others = (sets.each(metric, record, scores) for scores in pair)
         delta = statistics.delta(values, others, mine.arrays["group"], bounds=(0.0, 1.0))

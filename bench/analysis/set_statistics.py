@@ -12,13 +12,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ditbench.analysis.published_statistics import (
+    parts_of,
+    published_each,
+    published_floor,
+    published_reading,
+)
 from ditbench.analysis.rows import Record
 from ditbench.analysis.statistic_cache import Kept, key_of
 from ditbench.extractors.references import ReferenceSets
+from ditbench.metrics.table import metrics
 from ditbench.statistics.estimates import Array
-from ditbench.statistics.frechet import Reference, floor, read_frechet, read_jackknifed
+from ditbench.statistics.frechet import Reference, floor, read_frechet, read_jackknifed, too_few
 from ditbench.statistics.inception_score import read_inception_score
 from ditbench.statistics.influence import Reading
 from ditbench.statistics.mmd import gaussian, read_mmd, read_mmd_spread
@@ -48,6 +58,9 @@ class Statistic:
     """(features [n, d], reference) -> [n] values of 0 or 1 whose mean the statistic is."""
 
 
+FLOORED = 256
+"""Features up to which perfection at this n is simulated in every report: beyond, it costs
+minutes."""
 _DRAWS = "halves of {n} prompts"
 _BLOCKS = "delete-block jackknife over {n} blocks of prompts"
 _INFLUENCE = "influence function over {n} prompts"
@@ -98,6 +111,14 @@ class Sets:
             return self.references.reference(metric.extractor, metric.features, record["model"])
         return self.find(record["world"], metric.family)
 
+    def shape(self, metric: Metric, scores: Scores) -> tuple[int, int]:
+        """(n, d) of the features a metric is made of; ValueError where a cell has none."""
+        shape = scores.shape_of(metric.features)
+        if shape is None:
+            raise ValueError(f"the cell has no {metric.features}")
+        n, d = shape
+        return n, d
+
     def each(self, metric: Metric, record: Record, scores: Scores) -> Array:
         """[n] values whose mean a cell's statistic is, where it is such a mean; ValueError says why
         there is none."""
@@ -105,22 +126,67 @@ class Sets:
         if at not in self._each:
             make = STATISTICS[metric.statistic].each
             assert make is not None
-            self._each[at] = make(scores.arrays[metric.features], self.reference(metric, record))
+            published = published_each(scores, metric.name)
+            self._each[at] = (
+                make(_features(metric, scores), self.reference(metric, record))
+                if published is None
+                else published
+            )
         return self._each[at]
 
     def read(self, metric: Metric, record: Record, scores: Scores, check: bool = False) -> Reading:
         """A cell's statistic, or the check of it; ValueError says why there is none."""
         at = metric.name, id(scores), check
         if at not in self._known:
-            features, group = scores.arrays[metric.features], scores.arrays["group"]
-            reference = self.reference(metric, record)
-            statistic = STATISTICS[metric.statistic]
-            read = statistic.check if check and statistic.check else statistic.read
-            key = key_of(read, features, group, reference) if self._kept else ""
-            reading = self._kept.get(key) if self._kept else None
-            if reading is None:
-                reading = read(features, reference, group)
-                if self._kept:
-                    self._kept.put(key, reading)
-            self._known[at] = reading
+            self._known[at] = published_reading(
+                scores, metric.name, "check" if check else "read"
+            ) or self._made(metric, record, scores, check)
         return self._known[at]
+
+    def _made(self, metric: Metric, record: Record, scores: Scores, check: bool) -> Reading:
+        """From the features, or as an earlier report of the run made it."""
+        features, group = _features(metric, scores), scores.arrays["group"]
+        reference = self.reference(metric, record)
+        statistic = STATISTICS[metric.statistic]
+        read = statistic.check if check and statistic.check else statistic.read
+        key = key_of(read, features, group, reference) if self._kept else ""
+        reading = self._kept.get(key) if self._kept else None
+        if reading is None:
+            reading = read(features, reference, group)
+            if self._kept:
+                self._kept.put(key, reading)
+        return reading
+
+    def floor(self, metric: Metric, record: Record, scores: Scores) -> float | None:
+        """What perfect samples would score at this n; None where that is the best there is, or
+        would take minutes to simulate. ValueError where the reference is missing."""
+        if (published := published_floor(scores, metric.name)) is not None:
+            return published
+        make = STATISTICS[metric.statistic].floor
+        n, d = self.shape(metric, scores)
+        if make is None or d > FLOORED or metric.features not in scores.arrays:
+            return None
+        reference = self.reference(metric, record)
+        return None if reference is None else make(n, reference)
+
+    def metrics_of(self, scores: Scores) -> list[Metric]:
+        """The metrics that are statistics of features of these scores."""
+        return [m for m in metrics().values() if m.statistic and m.features in scores.arrays]
+
+    def all_of(self, metric: Metric, record: Record, scores: Scores) -> dict[str, NDArray[Any]]:
+        """Everything reports need of a statistic, as `published_statistics` names it; ValueError
+        says why there is none."""
+        statistic = STATISTICS[metric.statistic]
+        arrays = parts_of(self.read(metric, record, scores), "read")
+        if statistic.check and not too_few(*self.shape(metric, scores)):
+            arrays |= parts_of(self.read(metric, record, scores, check=True), "check")
+        if statistic.each:
+            arrays["each"] = self.each(metric, record, scores).astype(np.uint8)
+        floor = self.floor(metric, record, scores)
+        return arrays if floor is None else arrays | {"floor": np.array([floor])}
+
+
+def _features(metric: Metric, scores: Scores) -> NDArray[Any]:
+    if metric.features not in scores.arrays:
+        raise ValueError("this run was published without the features it is made of")
+    return scores.arrays[metric.features]

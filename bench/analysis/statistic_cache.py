@@ -46,6 +46,24 @@ def key_of(
     return digest.hexdigest()
 
 
+def array_of(reading: Reading) -> NDArray[np.float64]:
+    """A reading as numbers, [3 + units]: value, its unbiased one (NaN where there is none), units
+    behind the parts (0 where that is not said), and the parts."""
+    unbiased = np.nan if reading.unbiased is None else reading.unbiased
+    return np.array([reading.value, unbiased, reading.groups or 0, *reading.parts])
+
+
+def reading_of(numbers: NDArray[np.float64]) -> Reading:
+    """The reading that `array_of` wrote."""
+    value, unbiased, groups = numbers[:3].tolist()
+    return Reading(
+        value=value,
+        parts=numbers[3:],
+        unbiased=None if np.isnan(unbiased) else unbiased,
+        groups=int(groups) or None,
+    )
+
+
 class Kept:
     """The readings of a run folder."""
 
@@ -62,24 +80,11 @@ class Kept:
         if (stored := self._found.get(key)) is None:
             return None
         self._asked[key] = stored
-        value, unbiased, groups = stored[:3].tolist()
-        return Reading(
-            value=value,
-            parts=stored[3:],
-            unbiased=None if np.isnan(unbiased) else unbiased,
-            groups=int(groups) or None,
-        )
+        return reading_of(stored)
 
     def put(self, key: str, reading: Reading) -> None:
         """Keep a reading that was not there."""
-        self._asked[key] = np.array(
-            [
-                reading.value,
-                np.nan if reading.unbiased is None else reading.unbiased,
-                reading.groups or 0,
-                *reading.parts,
-            ]
-        )
+        self._asked[key] = array_of(reading)
 
     def save(self) -> None:
         """Write what was asked for, and forget the rest; nothing where that is what the file holds,

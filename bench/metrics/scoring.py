@@ -21,7 +21,7 @@ from ditbench.metrics import features
 from ditbench.metrics.samples import Sampled, Samples
 from ditbench.metrics.table import Metric, select
 from ditbench.records.files import file_sha256, read_json, set_aside
-from ditbench.records.record import MEASURED, Record, read_run
+from ditbench.records.record import MEASURED, Record, check_not_published, read_run
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.scores import Scores, read_file, write_file
 
@@ -53,8 +53,9 @@ def score_run(
     models of a shapes world, of those only what needs no extractor); `shelf` has the extractors
     (default: the official ones). Scores are against the cell with stack `none` of the same model. A
     samples file that is damaged is set aside and named; its cell is then left without scores.
-    Raises ValueError for an unknown metric or no run folder.
+    Raises ValueError for an unknown metric, no run folder, or a published run.
     """
+    check_not_published(folder)
     wanted, run, done = select(metrics), read_run(folder), Scoring()
     files = RunFolder(folder)
     opened: dict[str, Samples] = {}

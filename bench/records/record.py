@@ -3,6 +3,7 @@ them. No torch."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
@@ -107,16 +108,20 @@ class Run:
 def read_record(path: Path) -> Record:
     """A cell's record; ValueError says what is wrong with the file, and never half of it is
     returned."""
-    record = read_json(path)
+    return _checked(read_json(path), str(path))
+
+
+def _checked(record: Any, place: str) -> Record:
+    """The document as a record; ValueError says what is wrong with it, and where it stands."""
     if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged (not a JSON object)")
-    _check_schema(record, path)
+        raise ValueError(f"{place} is damaged (not a JSON object)")
+    _check_schema(record, place)
     for key, kind in _REQUIRED.items():
         if not isinstance(record.get(key), kind):
-            raise ValueError(f"{path} is damaged ({key} is missing or of the wrong type)")
+            raise ValueError(f"{place} is damaged ({key} is missing or of the wrong type)")
     if record["status"] not in STATUSES:
         raise ValueError(
-            f"{path} is damaged (status {record['status']!r} is none of {', '.join(STATUSES)})"
+            f"{place} is damaged (status {record['status']!r} is none of {', '.join(STATUSES)})"
         )
     return cast(Record, record)
 
@@ -135,7 +140,7 @@ def read_spec(folder: Path) -> dict[str, Any]:
     spec = read_json(path)
     if not isinstance(spec, dict):
         raise ValueError(f"{path} is damaged (not a JSON object)")
-    _check_schema(spec, path)
+    _check_schema(spec, str(path))
     return spec
 
 
@@ -153,10 +158,33 @@ def read_run(folder: Path) -> Run:
             records.append(read_record(path))
         except ValueError as error:
             damaged.append(str(error))
+    lines = RunFolder(folder).published_records
+    if lines.is_file():
+        for i, line in enumerate(lines.read_text().splitlines(), 1):
+            try:
+                records.append(_checked(_parsed(line), f"{lines}, line {i},"))
+            except ValueError as error:
+                damaged.append(str(error))
     return Run(folder, spec, records, damaged)
 
 
-def _check_schema(document: dict[str, Any], path: Path) -> None:
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None  # no record
+
+
+def check_not_published(folder: Path) -> None:
+    """ValueError for a published run, which has no samples: nothing can be run or scored there."""
+    if RunFolder(folder).published_records.is_file():
+        raise ValueError(
+            f"{folder} is a published run, without samples; report, compare, recommend and "
+            "reproduce read it, and a run needs another folder (--out)"
+        )
+
+
+def _check_schema(document: dict[str, Any], path: str) -> None:
     version = document.get("schema")
     if version != SCHEMA:
         raise ValueError(

@@ -9,6 +9,12 @@ scores/KEY.safetensors           per-sample values and features (`ditbench.recor
 references.json                  reference files by model and extractor
 readings.safetensors             cached statistics of the report
 superseded/KEY/                  cells that were planned again under another key
+
+A published run (`ditbench.records.published`) has instead of cells/, scores/ and readings:
+
+records.jsonl                    the records, a line each
+scores.zip                       KEY.safetensors: per-sample values and statistics, no features
+thumbnails.zip                   KEY/SAMPLE-FRAME.webp
 """
 
 from __future__ import annotations
@@ -42,6 +48,21 @@ class RunFolder:
     def readings(self) -> Path:
         """Statistics that a report worked out, by what they were made of."""
         return self.path / "readings.safetensors"
+
+    @property
+    def published_records(self) -> Path:
+        """The records of a published run, a line each."""
+        return self.path / "records.jsonl"
+
+    @property
+    def published_scores(self) -> Path:
+        """The scores of a published run."""
+        return self.path / "scores.zip"
+
+    @property
+    def thumbnails(self) -> Path:
+        """The first samples of each cell of a published run."""
+        return self.path / "thumbnails.zip"
 
     def requests(self, model: str) -> Path:
         """What a model was asked for."""

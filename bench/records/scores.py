@@ -4,20 +4,25 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save, save_file
 
 from ditbench.records.files import replacing
 from ditbench.records.run_folder import RunFolder
 
 SCHEMA = 1
+SHAPE = "@shape"
+"""After the name of an array of features that a published run leaves out: its shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,14 @@ class Scores:
     """Metric -> what it was computed from besides the samples."""
     owned: Mapping[str, list[str]] = field(default_factory=dict)
     """Metric -> names of its arrays."""
+
+    def shape_of(self, features: str) -> tuple[int, ...] | None:
+        """Shape of an array of features, which a published run has without the array; None where
+        there is no such array."""
+        if (shape := self.arrays.get(features + SHAPE)) is not None:
+            return tuple(shape.tolist())
+        array = self.arrays.get(features)
+        return None if array is None else array.shape
 
     def having(
         self, metric: str, reason: str, fingerprint: str, arrays: Mapping[str, NDArray[Any]]
@@ -88,17 +101,39 @@ def read_file(path: Path) -> Scores:
         raise ValueError(f"{path} is damaged ({error})") from error
 
 
+def read_bytes(content: bytes, place: str) -> Scores:
+    """The content of a scores file, all of it read at once; ValueError as `read_file`, with
+    `place` for its path."""
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = json.loads(header["__metadata__"]["scores"])
+        if metadata.pop("schema") != SCHEMA:
+            raise ValueError(f"{place} was written by another version of ditbench")
+        return Scores(arrays=load(content), **metadata)
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{place} is damaged ({error})") from error
+
+
 def write_file(path: Path, scores: Scores) -> None:
     """Write a scores file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    settled = {
-        name: getattr(scores, name)
-        for name in ("samples_sha256", "reasons", "fingerprints", "owned")
-    }
-    arrays = {name: np.ascontiguousarray(a) for name, a in scores.arrays.items()}
-    metadata = {"scores": json.dumps(settled | {"schema": SCHEMA}, sort_keys=True)}
+    arrays, metadata = _parts(scores)
     with replacing(path) as partial:
         save_file(arrays, partial, metadata)
+
+
+def as_bytes(scores: Scores) -> bytes:
+    """What `write_file` writes."""
+    arrays, metadata = _parts(scores)
+    return save(arrays, metadata)
+
+
+def _parts(scores: Scores) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The arrays and the metadata of a scores file."""
+    names = ("samples_sha256", "reasons", "fingerprints", "owned")
+    document = {name: getattr(scores, name) for name in names} | {"schema": SCHEMA}
+    arrays = {name: np.ascontiguousarray(a) for name, a in scores.arrays.items()}
+    return arrays, {"scores": json.dumps(document, sort_keys=True)}
 
 
 def read_scores(folder: Path) -> dict[str, Scores]:
@@ -110,4 +145,17 @@ def read_scores(folder: Path) -> dict[str, Scores]:
             scores[path.stem] = read_file(path)
         except ValueError:
             continue  # `score` names it and makes it again
+    return scores | _published(RunFolder(folder).published_scores)
+
+
+def _published(path: Path) -> dict[str, Scores]:
+    """Scores of a published run by cell key; none of a file that is missing or damaged."""
+    scores = {}
+    try:
+        with ZipFile(path) as file:
+            for name in file.namelist():
+                with suppress(ValueError, BadZipFile, zlib.error):
+                    scores[Path(name).stem] = read_bytes(file.read(name), f"{path}/{name}")
+    except (OSError, BadZipFile):
+        return {}
     return scores

@@ -10,14 +10,16 @@ from typing import Any, Literal
 def _setting(
     default: Any,
     changes: Literal["samples", "times"],
+    label: str,
     *,
     in_key: bool = True,
     in_rows: bool = True,
 ) -> Any:
-    """`changes`: what another value makes other; `in_key`: whether it is part of a cell's key;
-    `in_rows`: whether rows of reports have it."""
+    """`changes`: what another value makes other; `label`: what reports call it; `in_key`: whether
+    it is part of a cell's key; `in_rows`: whether rows of reports have it."""
     return field(
-        default=default, metadata={"changes": changes, "in_key": in_key, "in_rows": in_rows}
+        default=default,
+        metadata={"changes": changes, "label": label, "in_key": in_key, "in_rows": in_rows},
     )
 
 
@@ -25,23 +27,23 @@ def _setting(
 class Settings:
     """Settings as they were requested. A run folder has one value of each."""
 
-    num_samples: int = _setting(80, "samples")
+    num_samples: int = _setting(80, "samples", "sample count")
     """Samples a cell; a video counts as four."""
-    batch_size: int = _setting(16, "samples")
+    batch_size: int = _setting(16, "samples", "batch size")
     """Samples a pipeline call; a video counts as four."""
-    rounds: int = _setting(3, "times")
+    rounds: int = _setting(3, "times", "rounds")
     """How often every cell is timed, in shuffled order, each time in a fresh process."""
-    seed: int = _setting(0, "samples")
+    seed: int = _setting(0, "samples", "seed")
     """Chooses the requests and their noise, and the order within rounds."""
-    threads: int = _setting(0, "times", in_key=False, in_rows=False)
+    threads: int = _setting(0, "times", "threads", in_key=False, in_rows=False)
     """CPU threads of torch in every cell; 0: torch's own number."""
-    device: str = _setting("cpu", "samples")
+    device: str = _setting("cpu", "samples", "device")
     """`cpu` or `cuda`, `cuda:1`."""
-    dtype: str = _setting("float32", "samples")
+    dtype: str = _setting("float32", "samples", "precision")
     """Of weights and activations."""
-    weights: str = _setting("bundled", "samples")
+    weights: str = _setting("bundled", "samples", "weights")
     """bundled, hub, random, or a local folder."""
-    prompts: str = _setting("", "samples", in_rows=False)
+    prompts: str = _setting("", "samples", "prompts", in_rows=False)
     """Prompt file, or a set of `datasets/manifest.toml`, for full-size text models; the bundled
     prompts when empty."""
 
@@ -58,3 +60,8 @@ DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Settings) if f.def
 """Every setting, in order, with its default."""
 ROW_SETTINGS = tuple(f.name for f in fields(Settings) if f.metadata["in_rows"])
 """Settings that rows of reports have."""
+LABELS: dict[str, str] = {f.name: f.metadata["label"] for f in fields(Settings)} | {
+    "model_sha256": "weights",
+    "requests_sha256": "requests",
+}
+"""What reports call settings, and the hashes that stand for them in records."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.metrics.margins import MARGINS, read_margins
+from ditbench.records.record import check_not_published
 from ditbench.records.settings import Settings
 from ditbench.suggest import suggest
 
@@ -149,7 +150,9 @@ def from_table(table: dict[str, Any], start: Spec) -> Spec:
 
 
 def check_writable(folder: Path) -> None:
-    """ValueError when a run could not be written to `folder`; makes nothing."""
+    """ValueError when a run could not be written to `folder`, or a published one lies there; makes
+    nothing."""
+    check_not_published(folder)
     parent = folder
     while not parent.exists():
         parent = parent.parent

@@ -3,7 +3,7 @@ memory. Never imports torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ditbench.extractors.references import ReferenceSets
 from ditbench.metrics.table import Metric, metrics
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores, read_scores
+from ditbench.records.settings import LABELS
 from ditbench.reports.sections.format import DASH, fixed, number, spoken
 from ditbench.reports.sections.rows import differing
 from ditbench.reports.sections.section import Section
@@ -91,15 +92,17 @@ def _cells(
         ]
     one, other = a.records[old["key"]], b.records[new["key"]]
     lines = []
-    if unlike := [name for name in PAIRED if one["run"].get(name) != other["run"].get(name)]:
-        lines.append(_line("quality", "", "", "", f"not compared: {', '.join(unlike)} differ"))
+    if unlike := _unlike(one, other, PAIRED):
+        lines.append(
+            _line("quality", "", "", "", f"not compared: not the same {', '.join(unlike)}")
+        )
     else:
         lines += _qualities(one, other, scores, gates, b.folder)
     unlike = differing(one["environment"], other["environment"])
-    unlike += [name for name in TIMED_ALIKE if one["run"].get(name) != other["run"].get(name)]
+    unlike += _unlike(one, other, TIMED_ALIKE)
     if unlike:
         lines.append(
-            _line("times and memory", "", "", "", f"not compared: {', '.join(unlike)} differ")
+            _line("times and memory", "", "", "", f"not compared: not the same {', '.join(unlike)}")
         )
     else:
         lines += [
@@ -107,6 +110,11 @@ def _cells(
             *_growth("peak_bytes", old["memory"], new["memory"], gates.memory),
         ]
     return [*lines, *_growth("flops", old["flops"], new["flops"], gates.flops)]
+
+
+def _unlike(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Those of the settings in which two records differ, as reports call them."""
+    return [LABELS[name] for name in names if one["run"].get(name) != other["run"].get(name)]
 
 
 def _qualities(
@@ -136,7 +144,9 @@ def _qualities(
             if metric.better == "neither" and verdict in ("better", "worse"):
                 verdict = "changed"
             words = spoken(moved.as_dict(), places, signed=True)
-            pair = [s.arrays.get(metric.name, s.arrays["group"]) for s in (mine, theirs)]
+            pair = [
+                np.float32(s.arrays.get(metric.name, s.arrays["group"])) for s in (mine, theirs)
+            ]
             # an interval would be about samples that were not drawn
             if moved.se == 0 and moved.value == 0 and np.array_equal(pair[0], pair[1]):
                 verdict, words = "identical", ""
@@ -160,7 +170,8 @@ def _change(
         return before, after, moved
     if metric.name not in mine.arrays or metric.name not in theirs.arrays:
         return None
-    old, new = mine.arrays[metric.name], theirs.arrays[metric.name]
+    # published runs hold single precision
+    old, new = (s.arrays[metric.name].astype(np.float32).astype(float) for s in (mine, theirs))
     moved = statistics.delta(new, old, group, bounds=metric.bounds)
     return float(old.mean()), float(new.mean()), moved
 

@@ -16,17 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from safetensors import SafetensorError, safe_open
 
 from ditbench.records.record import SHOWN
 from ditbench.records.run_folder import RunFolder
 from ditbench.reports.figures.style import INK, PALE, PAPER, QUIET, font_path
 from ditbench.reports.sections.format import decimals, short, times, value
 from ditbench.reports.sections.rows import ReportRow, status
+from ditbench.reports.sections.samples import Pixels, first_samples
 from ditbench.reports.sections.section import Section, file_name
-
-Pixels = NDArray[np.uint8]
-"""[H, W, 3]."""
 
 LEFT, GAP, EDGE = 190, 6, 12
 """Pixels: least width of the row labels, space between tiles, border."""
@@ -86,23 +83,15 @@ def read_samples(
     """
     if row["status"] != SHOWN:
         return Tiles([], row["reason"] or "no samples")
-    path = RunFolder(section.home(row).folder).samples(row["key"])
-    if not path.is_file():
-        return Tiles([], "its samples file is missing")
+
+    def count(video: bool, side: int) -> int:
+        return (videos if video else images) or _columns(video, side)
+
+    files = RunFolder(section.home(row).folder)
     try:
-        with safe_open(path, "np") as f:
-            stored = f.get_slice("samples")
-            shape, dtype = stored.get_shape(), stored.get_dtype()
-            if dtype != "U8" or len(shape) not in (4, 5) or shape[-1] != 3 or 0 in shape:
-                return Tiles([], f"its samples file holds {dtype} of shape {list(shape)}")
-            video = len(shape) == 5
-            num = min(shape[0], (videos if video else images) or _columns(video, max(shape[-3:-1])))
-            if not video:
-                return Tiles([[stored[i : i + 1][0]] for i in range(num)])
-            shown = frames(shape[1])
-            return Tiles([[stored[i : i + 1, t : t + 1][0, 0] for t in shown] for i in range(num)])
-    except (SafetensorError, OSError) as error:
-        return Tiles([], f"its samples file is damaged ({error})")
+        return Tiles(first_samples(files, row["key"], count, frames))
+    except ValueError as error:
+        return Tiles([], str(error))
 
 
 def _columns(video: bool, side: int) -> int:

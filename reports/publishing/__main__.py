@@ -1,5 +1,5 @@
 """Rewrite the generated tables of all READMEs in a checkout from `reports/published/`:
-`python -m ditbench.reports.publishing [CHECKOUT]`."""
+`python -m ditbench.reports.publishing`. With `--add RUN` keep a finished run there first."""
 
 from __future__ import annotations
 
@@ -9,19 +9,42 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ditbench import ROOT
-from ditbench.reports.publishing.documents import rewrite
+from ditbench.reports.publishing.documents import PUBLISHED, rewrite, section_of
+from ditbench.reports.sections.format import number
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite the tables and name the files that changed; returns the exit code."""
+def flags() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m ditbench.reports.publishing", description=__doc__
     )
     parser.add_argument(
         "checkout", type=Path, nargs="?", default=ROOT, help="default: the one ditbench is run from"
     )
-    checkout = parser.parse_args(arguments).checkout
+    parser.add_argument(
+        "--add", type=Path, metavar="RUN", help="a run folder to keep in reports/published/"
+    )
+    parser.add_argument(
+        "--as", dest="name", metavar="NAME", default="", help="default: the name of the run folder"
+    )
+    parser.add_argument(
+        "--figure",
+        action="store_true",
+        help="also draw plots/overview.png of the run that is added",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Add a run if one is named, rewrite the tables, and name the files that changed; returns the
+    exit code."""
+    args = flags().parse_args(arguments)
+    checkout = args.checkout
     try:
+        if args.add:
+            _add(
+                args.add, checkout / PUBLISHED / (args.name or args.add.resolve().name), args.figure
+            )
         changed = rewrite(checkout)
     except (FileNotFoundError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
@@ -30,6 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"rewrote {path.relative_to(checkout)}\n")
     sys.stdout.write("" if changed else "all tables are up to date\n")
     return 0
+
+
+def _add(run: Path, folder: Path, figure: bool) -> None:
+    """Keep a run, and say how large it is."""
+    from ditbench.reports.publishing.records import publish
+    from ditbench.reports.publishing.run import run_figure
+
+    files = publish(run, folder)
+    if figure:
+        picture, drawing = run_figure(section_of(folder), folder / "plots", "overview")
+        drawing.unlink()  # READMEs show the PNG
+        files.append(picture)
+    size = sum(path.stat().st_size for path in files)
+    sys.stdout.write(f"{folder}: {len(files)} files, {number(size / 1e6)} MB\n")
 
 
 if __name__ == "__main__":

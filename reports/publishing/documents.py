@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from ditbench.reports.publishing.matched import floor_table, matched_table
+from ditbench.reports.publishing.contrasts import against_table, floor_table, matched_table
 from ditbench.reports.publishing.run import run_table
 from ditbench.reports.publishing.stacking import answer_table, verdict_table
+from ditbench.reports.sections.section import Section, read_sections
 
 PUBLISHED = Path("reports") / "published"
 FOLDERS = ("bench", "datasets", "methods", "reports")
 """Whose READMEs may hold tables, besides the checkout's own."""
 TABLES: Mapping[str, Callable[..., str]] = {
-    "floor": lambda path: floor_table(_csv(path)),
-    "matched": lambda path, budget: matched_table(_csv(path), budget),
+    "against": against_table,
+    "floor": floor_table,
+    "matched": matched_table,
     "run": run_table,
-    "stacking": lambda path: answer_table(_json(path)),
-    "verdicts": lambda path: verdict_table(_json(path)),
+    "stacking": answer_table,
+    "verdicts": verdict_table,
 }
-"""Kind of table -> its Markdown, from a file or folder of `reports/published/` and what else the
-marker says."""
+"""Kind of table -> its Markdown, from a published run and what else the marker says."""
 START, END = "<!-- table: ", "<!-- end of table -->"
 BLOCK = re.compile(rf"^{START}(.+?) -->$\n.*?^{END}$", re.S | re.M)
 
@@ -38,9 +37,9 @@ def documents(checkout: Path) -> list[Path]:
 def rewritten(text: str, published: Path) -> str:
     """A document with each generated table made again.
 
-    A table stands between the lines `<!-- table: KIND FILE [ARGUMENT] -->` and
+    A table stands between the lines `<!-- table: KIND RUN [ARGUMENT ...] -->` and
     `<!-- end of table -->`. Raises ValueError for a marker without its partner, an unknown kind, or
-    a file that is missing.
+    a run that is missing.
     """
     starts = sum(line.startswith(START.strip()) for line in text.splitlines())
     ends = text.splitlines().count(END)
@@ -51,12 +50,10 @@ def rewritten(text: str, published: Path) -> str:
 
 def _block(marker: str, published: Path) -> str:
     kind, _, rest = marker.partition(" ")
-    file, *arguments = rest.split()
+    run, *arguments = rest.split()
     if kind not in TABLES:
         raise ValueError(f"{kind!r} is no kind of table; there are {', '.join(TABLES)}")
-    if not (published / file).exists():
-        raise ValueError(f"there is no {published / file}")
-    return f"{START}{marker} -->\n\n{TABLES[kind](published / file, *arguments)}\n{END}"
+    return f"{START}{marker} -->\n\n{TABLES[kind](section_of(published / run), *arguments)}\n{END}"
 
 
 def rewrite(checkout: Path) -> list[Path]:
@@ -76,11 +73,7 @@ def rewrite(checkout: Path) -> list[Path]:
     return list(changed)
 
 
-def _csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _json(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return rows
+@cache
+def section_of(folder: Path) -> Section:
+    """A published run; ValueError when there is none."""
+    return read_sections([folder])[0]

@@ -1,45 +1,35 @@
-"""Which methods stack, as tables for people: verdicts alone, and with what they rest on."""
+"""Which methods stack, as tables for people: verdicts alone, and with what they rest on. No
+torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ditbench.analysis.controls import FORMER
+from ditbench.analysis.interaction import document
+from ditbench.reports.publishing.grid import grid
 from ditbench.reports.sections.format import DASH, fixed, spoken
+from ditbench.reports.sections.section import Section
 
 Row = Mapping[str, Any]
 
 
-def verdict_table(rows: Sequence[Row]) -> str:
-    """Markdown of the verdicts of the rows that `ditbench.analysis.interaction.document` gives: a
-    row per combination and a column per model, one word a cell. Combinations whose methods were
-    prepared alone ("frozen") are left out."""
-    shown = [row for row in rows if row["reading"] != "frozen"]
-    return _table(shown, lambda row: _verdict(row) if "alignment" in row else DASH)
+def verdict_table(section: Section) -> str:
+    """Markdown of a run's verdicts on combinations: a row per combination and a column per model,
+    one word a cell. Combinations whose methods were prepared alone ("frozen") are left out."""
+    rows = [row for row in document(section.stacking) if row["reading"] != "frozen"]
+    return _table(rows, lambda row: str(row["verdict"]) if "alignment" in row else DASH)
 
 
-def answer_table(rows: Sequence[Row]) -> str:
+def answer_table(section: Section) -> str:
     """The same with all combinations, and beside each verdict the alignment interaction, and gamma
     by FLOPs and by measured time."""
-    return _table(rows, _answer)
+    return _table(document(section.stacking), _answer)
 
 
 def _table(rows: Sequence[Row], show: Callable[[Row], str]) -> str:
-    combinations = list(dict.fromkeys(_combination(row) for row in rows))
-    models = list(dict.fromkeys(row["model"] for row in rows))
     cells = {(_combination(row), row["model"]): show(row) for row in rows}
-    lines = ["| combination | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
-    for name in combinations:
-        lines.append(
-            f"| {name} | " + " | ".join(cells.get((name, model), DASH) for model in models) + " |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _verdict(row: Row) -> str:
-    """In today's words, whatever version wrote the file."""
-    return FORMER.get(row["verdict"], str(row["verdict"]))
+    return grid("combination", (name for name, _ in cells), cells)
 
 
 def _combination(row: Row) -> str:
@@ -50,8 +40,8 @@ def _combination(row: Row) -> str:
 
 def _answer(row: Row) -> str:
     if "alignment" not in row:
-        return _verdict(row)
+        return str(row["verdict"])
     gamma = (
         f"gamma {fixed(row.get('gamma_flops'), 2)} (FLOPs), {spoken(row['gamma_clock'], 2)} (time)"
     )
-    return f"**{_verdict(row)}** {spoken(row['alignment'], 3, signed=True)}; {gamma}"
+    return f"**{row['verdict']}** {spoken(row['alignment'], 3, signed=True)}; {gamma}"

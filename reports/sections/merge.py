@@ -19,17 +19,17 @@ from ditbench.method.dependencies import changed
 from ditbench.records.files import read_json
 from ditbench.records.record import MEASURED, SHOWN
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.settings import LABELS
 from ditbench.reports.sections.format import number, share
 from ditbench.reports.sections.reproduce import elsewhere
 from ditbench.reports.sections.rows import MACHINE, ReportRow, ranked
 from ditbench.reports.sections.section import Section
 
-RUN = {
-    "model_sha256": "weights", "requests_sha256": "requests", "num_samples": "sample count",
-    "seed": "seed", "batch_size": "batch size",
-    "rounds": "rounds", "dtype": "precision", "device": "device",
-}  # fmt: skip
-"""Fields of a record's `run` in which cells of one model must agree, as people call them."""
+ALIKE = (
+    "model_sha256", "requests_sha256", "num_samples", "seed", "batch_size", "rounds", "dtype",
+    "device",
+)  # fmt: skip
+"""Fields of a record's `run` in which cells of one model must agree."""
 
 
 def merge(sections: Sequence[Section]) -> list[Section]:
@@ -108,11 +108,11 @@ def _references(section: Section) -> Any:
 def _model(one: Section, other: Section, model: str) -> list[str]:
     rows = [{row["stack"]: row for row in section.models[model]} for section in (one, other)]
     fields = []
-    for field, words in RUN.items():
+    for field in ALIKE:
         first, second = (_values(section, model, field) for section in (one, other))
         if first != second or len(first) != 1:
             fields.append(
-                f"{words} ({', '.join(sorted(first)) or 'unknown'}; "
+                f"{LABELS[field]} ({', '.join(sorted(first)) or 'unknown'}; "
                 f"{', '.join(sorted(second)) or 'unknown'})"
             )
     # keys are made of settings and of what a cell depends on, and the settings are the same

@@ -1,0 +1,177 @@
+"""Cells of a run set against another stack than `none`, and the noise floor, as tables for people.
+No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from ditbench.analysis.primary import primary_of
+from ditbench.analysis.quality import sets_of, statistic_delta
+from ditbench.analysis.set_statistics import Sets
+from ditbench.extractors.references import ReferenceSets
+from ditbench.method.stack import Stack
+from ditbench.metrics.table import Metric, metrics
+from ditbench.records.record import SHOWN
+from ditbench.records.scores import Scores, read_scores
+from ditbench.reports.publishing.grid import grid
+from ditbench.reports.sections.format import DASH, decimals, fixed, number, spoken
+from ditbench.reports.sections.rows import ReportRow
+from ditbench.reports.sections.section import Section
+from ditbench.statistics import estimates as statistics
+from ditbench.statistics.estimates import Estimate
+
+PERCEPTUAL = "perceptual.shapes_v1"
+NEAR = 0.03
+"""How far the fraction of FLOPs that a stack saves may be from a budget."""
+BETTER, WORSE = "▼", "▲"
+FLOOR = {
+    "rerun": "batch in two parts",
+    "rerun(attention='math')": "other attention",
+    "rerun(seed=1)": "other noise",
+    "diffsparse": "diffsparse",
+}
+"""Columns of `floor_table`, by stack."""
+FLOOR_METRICS = ("align", "fd", "mmd", "precision", "recall")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrasts:
+    """Paired differences between any two cells of a run."""
+
+    section: Section
+    scores: Mapping[str, Scores]
+    sets: Sets
+
+    @classmethod
+    def of(cls, section: Section) -> Contrasts:
+        """Of a run."""
+        return cls(
+            section=section,
+            scores=read_scores(section.folder),
+            sets=sets_of(None, ReferenceSets(section.folder)),
+        )
+
+    def difference(self, metric: Metric, row: ReportRow, other: ReportRow) -> Estimate | None:
+        """A metric of `row` minus that of `other`, on the same requests; None where either has
+        none."""
+        mine, theirs = self.scores.get(row["key"]), self.scores.get(other["key"])
+        if mine is None or theirs is None:
+            return None
+        if metric.statistic:
+            record = self.section.records[row["key"]]
+            try:
+                return statistic_delta(metric, record, mine, theirs, self.sets)[0]
+            except ValueError:
+                return None
+        if metric.name not in mine.arrays or metric.name not in theirs.arrays:
+            return None
+        pair = mine.arrays[metric.name], theirs.arrays[metric.name]
+        return statistics.delta(*pair, mine.arrays["group"], bounds=metric.bounds)
+
+
+def matched_table(section: Section, budget: str, against: str) -> str:
+    """Markdown of the stacks that save about the fraction `budget` of FLOPs: perceptual distance
+    to the un-accelerated sample, change of the Fréchet distance.
+
+    A mark says that the stack named `against` is better (▼) or worse (▲) than this by the 95 %
+    interval of the paired difference. Names are without the knob that sets the budget. ValueError
+    when `against` is not there.
+    """
+    contrasts, cells = Contrasts.of(section), {}
+    for model, rows in section.models.items():
+        near = {_without_dial(row["stack"]): row for row in rows if _saves(row, float(budget))}
+        if against not in near:
+            raise ValueError(f"{model} has no {against} that saves {budget}")
+        for name, row in near.items():
+            cells[name, model] = _cell(row, near[against], contrasts)
+    return grid("method", sorted(name for name, _ in cells), cells)
+
+
+def _saves(row: ReportRow, budget: float) -> bool:
+    if row["status"] != SHOWN or not row["speedup_flops"]:
+        return False
+    return abs(1 - 1 / row["speedup_flops"] - budget) <= NEAR
+
+
+def _without_dial(stack: str) -> str:
+    """A stack with the knobs that set how much is computed at their defaults."""
+    methods = []
+    for m in Stack.parse(stack).methods:
+        usual = {field.name: field.default for field in fields(m)}
+        dial = m.dial[0] if m.dial else ""
+        methods.append(replace(m, **{dial: usual[dial]}) if dial else m)
+    return str(Stack.of(*methods))
+
+
+def _cell(row: ReportRow, against: ReportRow, contrasts: Contrasts) -> str:
+    distance = primary_of([row]).distance
+    perceptual = fixed(_value(row, PERCEPTUAL)) + _mark(contrasts, PERCEPTUAL, against, row)
+    change = fixed(_change(row, distance.name), 0, signed=True)
+    return f"{perceptual}; {change}{_mark(contrasts, distance.name, against, row)}"
+
+
+def _value(row: ReportRow, metric: str) -> float | None:
+    value = row["quality"][metric]["value"]
+    return value["value"] if value else None
+
+
+def _change(row: ReportRow, metric: str) -> float | None:
+    delta = row["quality"][metric]["delta"]
+    return delta["value"] if delta else None
+
+
+def _mark(contrasts: Contrasts, metric: str, against: ReportRow, row: ReportRow) -> str:
+    """Of metrics that are better when lower."""
+    if row["key"] == against["key"]:
+        return ""
+    change = contrasts.difference(metrics()[metric], against, row)
+    if change is None or change.low is None or change.high is None:
+        return ""
+    return f" {BETTER}" if change.high < 0 else f" {WORSE}" if change.low > 0 else ""
+
+
+def against_table(section: Section, against: str, *stacks: str) -> str:
+    """Markdown of stacks minus the stack `against`, paired, with 95 % intervals: alignment, and
+    the Fréchet distance, which is better when lower. ValueError for a stack that was not run."""
+    contrasts, cells = Contrasts.of(section), {}
+    for model, rows in section.models.items():
+        by_stack = {row["stack"]: row for row in rows}
+        if unknown := [name for name in (against, *stacks) if name not in by_stack]:
+            raise ValueError(f"{model} was not run with {unknown[0]}")
+        primary = primary_of(rows)
+        for stack in stacks:
+            for metric, words in ((primary.score, "alignment"), (primary.distance, "Fréchet")):
+                change = contrasts.difference(metric, by_stack[stack], by_stack[against])
+                places = 3 if metric is primary.score else 0
+                cells[f"{stack}: {words}", model] = (
+                    DASH if change is None else spoken(change.as_dict(), places, signed=True)
+                )
+    return grid(f"minus {against}", (name for name, _ in cells), cells)
+
+
+def floor_table(section: Section) -> str:
+    """Markdown of the noise floor: by model and metric the un-accelerated value, what changes when
+    only rounding does, when the noise does, and with `diffsparse`, and the change that 80 % of runs
+    as large would find there."""
+    lines = [
+        "| model | metric | none | " + " | ".join(FLOOR.values()) + " | detectable |",
+        "|---" * 8 + "|",
+    ]
+    names = [f"{family}.shapes_v1" for family in FLOOR_METRICS]
+    for model, rows in section.models.items():
+        by_stack = {row["stack"]: row for row in rows}
+        for metric in names:
+            entries = {
+                stack: by_stack[stack]["quality"][metric] for stack in FLOOR if stack in by_stack
+            }
+            changes = [
+                spoken(entries[stack]["delta"], decimals(metric), signed=True)
+                if stack in entries
+                else DASH
+                for stack in FLOOR
+            ]
+            detectable = entries["diffsparse"]["mde"] if "diffsparse" in entries else None
+            cells = [model, metric, number(_value(by_stack["none"], metric)), *changes]
+            lines.append("| " + " | ".join([*cells, number(detectable)]) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,82 @@
+"""The first samples of a cell: from its samples file, or the thumbnails of a published run. No
+torch.
+
+H height, W width; pixels are uint8 RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from ditbench.records.run_folder import RunFolder
+
+Pixels = NDArray[np.uint8]
+"""[H, W, 3]."""
+Count = Callable[[bool, int], int]
+"""(whether these are videos, longer side in pixels) -> how many are read at most."""
+Frames = Callable[[int], Sequence[int]]
+"""Frames of a video -> those of them that are read."""
+
+
+def first_samples(files: RunFolder, key: str, count: Count, frames: Frames) -> list[list[Pixels]]:
+    """A list per sample, of one image or of some frames; ValueError says why there are none."""
+    path = files.samples(key)
+    if path.is_file():
+        return _stored(path, count, frames)
+    if files.thumbnails.is_file():
+        return _thumbnails(files.thumbnails, key, count, frames)
+    raise ValueError("its samples file is missing")
+
+
+def _stored(path: Path, count: Count, frames: Frames) -> list[list[Pixels]]:
+    try:
+        with safe_open(path, "np") as f:
+            stored = f.get_slice("samples")
+            shape, dtype = stored.get_shape(), stored.get_dtype()
+            if dtype != "U8" or len(shape) not in (4, 5) or shape[-1] != 3 or 0 in shape:
+                raise ValueError(f"its samples file holds {dtype} of shape {list(shape)}")
+            video = len(shape) == 5
+            num = min(shape[0], count(video, max(shape[-3:-1])))
+            if not video:
+                return [[stored[i : i + 1][0]] for i in range(num)]
+            shown = frames(shape[1])
+            return [[stored[i : i + 1, t : t + 1][0, 0] for t in shown] for i in range(num)]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"its samples file is damaged ({error})") from error
+
+
+def _thumbnails(path: Path, key: str, count: Count, frames: Frames) -> list[list[Pixels]]:
+    """From files KEY/SAMPLE-FRAME.webp."""
+    try:
+        with ZipFile(path) as file:
+            by_sample: dict[int, dict[int, str]] = {}
+            for name in file.namelist():
+                of_key, _, place = name.partition("/")
+                if of_key == key:
+                    i, t = map(int, place.removesuffix(".webp").split("-"))
+                    by_sample.setdefault(i, {})[t] = name
+            if not by_sample:
+                raise ValueError("it has no thumbnails")
+            samples = [
+                [_pixels(file.read(name)) for _, name in sorted(of_sample.items())]
+                for _, of_sample in sorted(by_sample.items())
+            ]
+    except (OSError, BadZipFile) as error:
+        raise ValueError(f"its thumbnails are damaged ({error})") from error
+    video = len(samples[0]) > 1
+    num = count(video, max(samples[0][0].shape[:2]))
+    if not video:
+        return samples[:num]
+    return [[sample[t] for t in frames(len(sample))] for sample in samples[:num]]
+
+
+def _pixels(content: bytes) -> Pixels:
+    return np.asarray(Image.open(BytesIO(content)).convert("RGB"))

@@ -1,0 +1,260 @@
+"""A published run: small, whole enough for every report, and made into the READMEs' tables."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_runs import edit, lines_of, write_run
+
+from ditbench.metrics.scoring import score_run
+from ditbench.records.record import read_run
+from ditbench.records.run_folder import RunFolder
+from ditbench.records.scores import read_scores
+from ditbench.reports import build
+from ditbench.reports.answers.compare import Gates, compare
+from ditbench.reports.answers.recommend import Limits, recommend
+from ditbench.reports.publishing.contrasts import against_table, floor_table, matched_table
+from ditbench.reports.publishing.records import publish
+from ditbench.reports.publishing.run import run_table
+from ditbench.reports.publishing.stacking import answer_table, verdict_table
+from ditbench.reports.sections.samples import first_samples
+from ditbench.reports.sections.section import read_sections
+from ditbench.runner.spec import check_writable
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ("dit-tiny", "wan-tiny")
+N = 90  # enough for differences of the Fréchet distance of 64 features
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two models, videos among them."""
+    return write_run(tmp_path_factory.mktemp("whole") / "run", models=MODELS, n=N, resolution=32)
+
+
+@pytest.fixture(scope="module")
+def published(run, tmp_path_factory):
+    """The same as a published run, under the same name."""
+    folder = tmp_path_factory.mktemp("published") / "run"
+    publish(run, folder)
+    return folder
+
+
+def test_a_published_run_is_small_and_has_neither_features_nor_samples(run, published):
+    size = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
+    cells = len(list(RunFolder(run).records()))
+    assert size / cells <= 20_000  # 2 MB for 100 cells
+    assert {path.name for path in published.iterdir()} == {
+        "spec.json", "command.txt", "requests", "records.jsonl", "scores.zip", "thumbnails.zip",
+    }  # fmt: skip
+    for scores in read_scores(published).values():
+        assert not [name for name in scores.arrays if name == "feature.shapes_v1"]
+        assert scores.shape_of("feature.shapes_v1") == (N, 64)
+    assert str(run.parent) not in (published / "spec.json").read_text()
+
+
+def test_records_come_back_as_they_were(run, published):
+    before, after = read_run(run), read_run(published)
+    assert after.records == [record | {"traceback": ""} for record in before.records]
+    assert after.damaged == []
+
+
+def test_neither_folders_of_the_machine_nor_tracebacks_are_published(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    edit(copy, lambda record: record.update(traceback=f"File {copy}/method.py"))
+    (copy / "command.txt").write_text(f"python run_bench.py --out {copy} --methods 'fora, int8'\n")
+    publish(copy, tmp_path / "out")
+    assert (tmp_path / "out/command.txt").read_text() == (
+        "python run_bench.py --methods 'fora, int8'\n"
+    )
+    for path in (tmp_path / "out").rglob("*.json*"):
+        assert str(tmp_path) not in path.read_text(), path
+
+
+def test_the_same_run_gives_the_same_bytes(run, published, tmp_path):
+    again = publish(run, tmp_path / "run")
+    for path in again:
+        assert path.read_bytes() == (published / path.relative_to(tmp_path / "run")).read_bytes()
+
+
+def test_its_report_has_the_tables_of_the_whole_run_and_needs_no_torch(run, published, tmp_path):
+    build([run], tmp_path / "whole")
+    blocked = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from ditbench.cli.commands import main\n"
+        f"sys.exit(main(['report', {str(published)!r}, '--out', {str(tmp_path / 'small')!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", blocked], capture_output=True, text=True, timeout=300, cwd=ROOT
+    )
+    assert done.returncode in (0, 3), done.stderr[-2000:]  # the run has failed cells
+    names = sorted(
+        path.relative_to(tmp_path / "whole")
+        for path in (tmp_path / "whole").rglob("*")
+        if path.is_file()
+    )
+    assert names == sorted(
+        path.relative_to(tmp_path / "small")
+        for path in (tmp_path / "small").rglob("*")
+        if path.is_file()
+    )
+    for name in names:
+        whole, small = tmp_path / "whole" / name, tmp_path / "small" / name
+        if name.suffix == ".md" or name.suffix == ".tex":
+            assert small.read_text() == whole.read_text(), name
+        elif name.suffix == ".csv":
+            pd.testing.assert_frame_equal(
+                pd.read_csv(small), pd.read_csv(whole), rtol=1e-5, atol=1e-7
+            )
+
+
+def test_answers_are_those_of_the_whole_run(run, published):
+    (whole,), (small,) = read_sections([run]), read_sections([published])
+    rows, sentences = recommend(small, Limits())
+    assert (rows, sentences) == recommend(whole, Limits())
+    lines = compare(whole, small, Gates())
+    assert {line["verdict"] for line in lines} <= {"identical", "inconclusive"}
+    assert any(line["quantity"] == "fd.shapes_v1" for line in lines)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"no archive"])
+def test_damaged_archives_cost_their_content_and_nothing_else(published, tmp_path, damage):
+    copy = tmp_path / "run"
+    shutil.copytree(published, copy)
+    for name in ("scores.zip", "thumbnails.zip"):
+        (copy / name).write_bytes(damage)
+    assert read_scores(copy) == {}
+    with pytest.raises(ValueError, match="thumbnails are damaged"):
+        first_samples(RunFolder(copy), "dit-tiny--none", lambda *_: 4, lambda frames: (0,))
+    (section,) = read_sections([copy])
+    assert len(section.rows) == len(read_run(published).records)
+    assert section.rows[0]["quality"]["align.shapes_v1"]["reason"] == "not scored yet"
+
+
+def test_a_damaged_line_is_named_and_the_others_are_read(published, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(published, copy)
+    lines = (copy / "records.jsonl").read_text().splitlines()
+    lines[1], lines[2] = lines[1][:50], json.dumps({"schema": 99})
+    (copy / "records.jsonl").write_text("\n".join(lines))
+    read = read_run(copy)
+    assert len(read.records) == len(lines) - 2 and len(read.damaged) == 2
+    assert "records.jsonl, line 2, is damaged" in read.damaged[0]
+    assert "line 3, has schema version 99" in read.damaged[1]
+
+
+def test_nothing_is_run_scored_or_published_again_there(published, tmp_path):
+    for call in (
+        lambda: score_run(published),
+        lambda: check_writable(published),
+        lambda: publish(published, tmp_path / "again"),
+    ):
+        with pytest.raises(ValueError, match="is a published run, without samples"):
+            call()
+
+
+def test_a_run_that_is_not_scored_is_not_published(tmp_path):
+    run = write_run(tmp_path / "run", n=4)
+    scores = RunFolder(run).all_scores()
+    scores[0].unlink()
+    with pytest.raises(ValueError, match=r"dit-tiny--\S+ has no scores; `score .*` makes them"):
+        publish(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_thumbnails_are_the_first_samples(run, published):
+    def count(video, side):
+        return 2
+
+    for key, frames in (("dit-tiny--none", 1), ("wan-tiny--none", 4)):
+        small = first_samples(RunFolder(published), key, count, range)
+        whole = first_samples(RunFolder(run), key, count, lambda n: (0, 3, 5, 8))
+        assert len(small) == 2 and [len(sample) for sample in small] == [frames] * 2
+        for a, b in zip(small[0], whole[0], strict=True):
+            assert a.shape == b.shape and np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.8  # lossy
+    with zipfile.ZipFile(published / "thumbnails.zip") as file:
+        assert not [name for name in file.namelist() if name.startswith("dit-tiny--firstblock")]
+
+
+def test_a_cell_of_the_run_table_has_both_speed_ups_and_both_changes(published, tmp_path):
+    build([published], tmp_path / "out")
+    speed = {(s["model"], s["stack"]): s for s in lines_of(tmp_path / "out/tables/speed.csv")}
+    (section,) = read_sections([published])
+    head, _, *lines = run_table(section).splitlines()
+    assert head == "| stack | dit-tiny | wan-tiny |"
+    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in lines}
+    assert list(cells) == list(dict.fromkeys(stack for _, stack in speed if stack != "none"))
+    assert cells["firstblock"] == ["refused"] * 2
+    (row,) = [r for r in section.models["wan-tiny"] if r["stack"] == "fora(interval=3)"]
+    fora = speed["wan-tiny", "fora(interval=3)"]
+    flops, call = (float(fora[name]) for name in ("speedup_flops", "speedup_call"))
+    assert cells["fora(interval=3)"][1].startswith(f"{flops:.2f}x, {call:.2f}x; ")
+    marks = {"better": "▲", "worse": "▼", "equivalent": "="}
+    shown = cells["fora(interval=3)"][1].split("; ")[1:]
+    for text, metric, places in zip(
+        shown, ("align.shapes_v1", "fd.shapes_v1"), (3, 0), strict=True
+    ):
+        entry = row["quality"][metric]
+        words = [f"{round(entry['delta']['value'], places):+.{places}f}"]
+        assert text.split(" ") == words + [marks[entry["verdict"]]] * (entry["verdict"] in marks)
+
+
+def test_suspect_speed_ups_are_in_brackets(tmp_path):
+    (section,) = read_sections([write_run(tmp_path / "run", n=9, drift=0.5)])
+    (line,) = [x for x in run_table(section).splitlines() if x.startswith("| fora(interval=3) |")]
+    assert "x, (" in line and "x); " in line
+
+
+def test_stacks_at_a_budget_are_set_against_one_of_them(tmp_path):
+    stacks = (
+        ("none", "ok"), ("fora(interval=1.7)", "ok"), ("fewer_steps(share=0.5)", "ok"),
+        ("diffsparse(keep=0.46)", "ok"), ("diffsparse(allocator='uniform',keep=0.5)", "ok"),
+        ("int8", "ok"),
+    )  # fmt: skip
+    run = write_run(tmp_path / "run", models=MODELS, stacks=stacks, n=N)
+
+    def half(record):
+        record["flops"]["flops"] = 4e10 if record["stack"] in ("none", "int8") else 1.9e10
+
+    edit(run, half)
+    (section,) = read_sections([run])
+    table = matched_table(section, "0.54", "diffsparse").splitlines()
+    names = [line.split(" | ")[0].strip("| ") for line in table[2:]]
+    assert names == ["diffsparse", "diffsparse(allocator='uniform')", "fewer_steps", "fora"]
+    own = table[2].split(" | ")[1]
+    assert "▼" not in own and "▲" not in own  # of itself there is no difference
+    with pytest.raises(ValueError, match=r"dit-tiny has no toca that saves 0\.54"):
+        matched_table(section, "0.54", "toca")
+    lines = against_table(section, "int8", "fewer_steps(share=0.5)").splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| fewer_steps(share=0.5): alignment | ")
+    (row,) = [r for r in section.models["dit-tiny"] if r["stack"] == "int8"]
+    whole = against_table(section, "none", "int8").splitlines()[2]
+    assert f"{row['quality']['align.shapes_v1']['delta']['value']:+.3f} [" in whole
+    with pytest.raises(ValueError, match="dit-tiny was not run with fora"):
+        against_table(section, "int8", "fora")
+
+
+def test_the_noise_floor_has_a_line_for_each_model_and_metric(tmp_path):
+    stacks = (("none", "ok"), ("rerun", "ok"), ("rerun(attention='math')", "ok"),
+              ("rerun(seed=1)", "ok"), ("diffsparse", "ok"))  # fmt: skip
+    (section,) = read_sections([write_run(tmp_path / "run", models=MODELS, stacks=stacks, n=N)])
+    table = floor_table(section).splitlines()
+    assert len(table) == 2 + 2 * 5 and table[2].startswith("| dit-tiny | align.shapes_v1 | ")
+    (row,) = [r for r in section.models["wan-tiny"] if r["stack"] == "rerun(seed=1)"]
+    change = row["quality"]["recall.shapes_v1"]["delta"]["value"]
+    assert f"{round(change, 3) + 0.0:+.3f} [" in table[-1].split(" | ")[5]
+
+
+def test_combinations_have_their_verdict_from_the_run(published):
+    (section,) = read_sections([published])
+    verdicts = verdict_table(section).splitlines()
+    assert verdicts[0] == "| combination | dit-tiny | wan-tiny |"
+    (row,) = [r for r in section.stacking if r["model"] == "dit-tiny"]
+    assert verdicts[2].startswith(f"| int8+fora | {row['verdict']} | ")
+    assert f"**{row['verdict']}** {row['alignment'].value:+.3f} [" in answer_table(section)
