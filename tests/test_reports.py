@@ -82,10 +82,10 @@ def test_a_report_has_tables_plots_grids_and_a_page_for_every_model(report, run)
             "memory",
             "stacking",
             "crossover",
+            "schedules",
         )
         for kind in ("png", "svg")
     }
-    plots |= {f"plots/{model}-schedules.png" for model in ("dit-tiny", "wan-tiny")}
     assert names == tables | plots | {
         "grids/dit-tiny-samples.png",
         "grids/wan-tiny-samples.png",
@@ -497,7 +497,7 @@ def test_a_panel_of_a_heat_map_has_its_own_steps_where_the_one_below_counts_othe
     )
     long, short = SCHEDULE, SCHEDULE | {"keep": SCHEDULE["keep"][:1]}
     shown = [("a", long), ("b", long), ("c", long), ("d", long), ("e", short)]
-    heatmaps._draw("dit-tiny", shown, "", tmp_path / "x.png")
+    heatmaps._draw("dit-tiny", shown, "", tmp_path)
     # over d as long, over the short e, over nothing; the lowest
     assert told == [
         False,

@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image
 
 from ditbench.analysis.rows import Row
 from ditbench.records.record import SHOWN
+from ditbench.reports.figures.both import Both
 from ditbench.reports.figures.labels import Box, place_labels
 from ditbench.reports.figures.style import DPI, PAPER, QUIET, Look, look
 from ditbench.reports.sections.format import share
@@ -30,8 +30,6 @@ KEY_LINE = 0.132
 """Inches a line of the key takes."""
 LONG = 26
 """Characters from which a stack's name is broken at its plus signs."""
-COLOURS = 128
-"""Of a figure as PNG."""
 HEAD = 0.76
 """Inches for title and legend."""
 
@@ -150,23 +148,8 @@ def legend_marks(looks: Iterable[Look]) -> list[Line2D]:
 def finish(figure: Figure, folder: Path, stem: str) -> list[Path]:
     """Write a figure as PNG and SVG, without anything that differs from one writing to the next."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [write_png(figure, folder / f"{stem}.png"), folder / f"{stem}.svg"]
-    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths
-
-
-def write_png(figure: Figure, path: Path) -> Path:
-    """Write a figure on an Agg canvas as PNG in few colours, a third of the bytes; nothing differs
-    from one writing to the next."""
-    canvas: Any = figure.canvas
-    canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    few = drawn.quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    palette, paper = few.getpalette() or [], 3 * int(few.getpixel((0, 0)))  # type: ignore[arg-type]
-    palette[paper : paper + 3] = [255, 255, 255]  # white paper stays white
-    few.putpalette(palette)
-    few.save(path, dpi=(figure.dpi, figure.dpi), compress_level=6)
-    return path
+    drawn = Both(figure)
+    return [drawn.write_png(folder / f"{stem}.png"), drawn.write_svg(folder / f"{stem}.svg")]
 
 
 def plate(
