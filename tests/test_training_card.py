@@ -45,6 +45,7 @@ def test_a_card_says_what_it_is_for_and_what_it_cost_and_draws_the_log(tmp_path)
     )
     card = write_card(tmp_path).read_text()
     assert "training.png" in card and (tmp_path / "training.png").stat().st_size > alone
+    assert "<!-- sub-layer, by kind and depth -->" in (tmp_path / "training.svg").read_text()
     # a measured table has no curve
     (tmp_path / "log.csv").write_text("stage,iteration,loss,held_out\n")
     (tmp_path / "training.png").unlink()

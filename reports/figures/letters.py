@@ -11,8 +11,13 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.path import Path as Outline
 from matplotlib.textpath import text_to_path
 
+from ditbench.reports.figures.style import RC
+
 EM = float(text_to_path.FONT_SCALE)
 """Units of outlines in the size of a font."""
+SPACING, HIGH = 1.05, 1.16
+"""Between lines of a label, and from the highest to the lowest reach of the typeface: in sizes of
+the font."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,8 @@ class Line:
 @cache
 def lay_out(words: str, weight: str | int, style: str) -> Line:
     """The letters of a line and their places, in the typeface of all figures."""
-    font = get_font(findfont(FontProperties(weight=weight, style=style)))  # type: ignore[arg-type]
+    typeface = FontProperties(family=RC["font.family"], weight=weight, style=style)  # type: ignore[arg-type]
+    font = get_font(findfont(typeface))
     font.set_size(EM, text_to_path.DPI)
     places, glyphs, _ = text_to_path.get_glyphs_with_font(font, words)
     uses, vertices, codes = [], [np.empty((0, 2))], [np.empty(0, np.uint8)]
@@ -52,6 +58,13 @@ def lay_out(words: str, weight: str | int, style: str) -> Line:
         above=float(high),
         below=float(-low),
     )
+
+
+def extent(words: str, size: float) -> tuple[float, float]:
+    """Width and height, in points, of a label of one or more lines in a font of `size` points."""
+    lines = [lay_out(line, "normal", "normal") for line in words.split("\n")]
+    wide = max(line.width for line in lines) * size / EM
+    return wide, len(lines) * SPACING * HIGH * size
 
 
 _letters: dict[str, str] = {}

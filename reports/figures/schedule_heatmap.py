@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ditbench.records.record import SHOWN
-from ditbench.reports.figures.scatter import finish
+from ditbench.reports.figures.frame import finish
 from ditbench.reports.figures.style import DPI, INK, PAPER, QUIET, in_style
 from ditbench.reports.sections.section import Section, file_name
 

@@ -18,7 +18,7 @@ from ditbench.acceleration.caching.schedule import Schedule
 from ditbench.method.artifact import command_for, trained_for
 from ditbench.records.files import read_json
 from ditbench.records.record import SHOWN
-from ditbench.reports.figures.scatter import finish
+from ditbench.reports.figures.frame import finish
 from ditbench.reports.figures.schedule_heatmap import paint
 from ditbench.reports.figures.style import FAMILIES, INK, QUIET, in_style
 from ditbench.reports.sections.section import Section, file_name
@@ -88,7 +88,11 @@ def draw_training(folder: Path) -> list[Path]:
             _curve(panels[0], rows)
         if schedule:
             paint(panels[-1], {"sublayers": schedule.sublayers, "keep": schedule.keep.tolist()})
-            panels[-1].set_ylabel("sub-layer, by kind and depth", fontsize=7.5, color=QUIET)
+            panels[-1].yaxis.set_visible(True)
+            panels[-1].set_yticks([])
+            label = "sub-layer, by kind and depth"
+            # beside the names of the kinds
+            panels[-1].set_ylabel(label, fontsize=7.5, color=QUIET, labelpad=26)
             panels[-1].set_title("share of tokens computed (dark: reused)", fontsize=8, loc="left")
         below = "" if manifest["below"] == "none" else f" under {manifest['below']}"
         title = f"{manifest['method']} for {manifest['model']}, {manifest['steps']} steps{below}: {manifest['seconds']:.0f} s"
