@@ -82,10 +82,10 @@ def test_a_report_has_tables_plots_grids_and_a_page_for_every_model(report, run)
             "memory",
             "stacking",
             "crossover",
+            "schedules",
         )
         for kind in ("png", "svg")
     }
-    plots |= {f"plots/{model}-schedules.png" for model in ("dit-tiny", "wan-tiny")}
     assert names == tables | plots | {
         "grids/dit-tiny-samples.png",
         "grids/wan-tiny-samples.png",
@@ -497,7 +497,7 @@ def test_a_panel_of_a_heat_map_has_its_own_steps_where_the_one_below_counts_othe
     )
     long, short = SCHEDULE, SCHEDULE | {"keep": SCHEDULE["keep"][:1]}
     shown = [("a", long), ("b", long), ("c", long), ("d", long), ("e", short)]
-    heatmaps._draw("dit-tiny", shown, "", tmp_path / "x.png")
+    heatmaps._draw("dit-tiny", shown, "", tmp_path)
     # over d as long, over the short e, over nothing; the lowest
     assert told == [
         False,
@@ -578,7 +578,7 @@ def test_a_report_needs_no_torch(tmp_path):
 def test_a_hundred_cells_take_little_enough_work(tmp_path):
     """Counted in function calls, which no other work on the machine changes.
 
-    The command makes 11.3 million, imports included; when it made 8 million it took 6.6 to 7.9 s on
+    The command makes 10.8 million, imports included; when it made 8 million it took 6.6 to 7.9 s on
     a quiet two-core machine, of the ten it may take. At other hours it took 14 s of processor time
     on the same machine, so that seconds cannot be asserted.
     """
@@ -595,7 +595,7 @@ def test_a_hundred_cells_take_little_enough_work(tmp_path):
         "print('calls', pstats.Stats(profile).total_calls)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert int(done.stdout.rpartition("calls ")[2]) <= 11_800_000
+    assert int(done.stdout.rpartition("calls ")[2]) <= 11_200_000
     assert (run / "report" / "index.html").is_file()
 
 

@@ -23,7 +23,7 @@ MANIFEST = {
 
 def test_a_card_says_what_it_is_for_and_what_it_cost_and_draws_the_log(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
-    assert draw_training(tmp_path) is None
+    assert draw_training(tmp_path) == []
     card = write_card(tmp_path).read_text()
     assert (
         "For 4 steps under `distill`." in card and "prepare 'distill+m' --models dit-tiny" in card
@@ -38,11 +38,14 @@ def test_a_card_says_what_it_is_for_and_what_it_cost_and_draws_the_log(tmp_path)
     )
     write_card(tmp_path)
     alone = (tmp_path / "training.png").stat().st_size
+    vectors = (tmp_path / "training.svg").read_text()
+    assert "<!-- iteration -->" in vectors and "<!-- loss, no unit (log scale) -->" in vectors
     Schedule(sublayers=("0.self", "0.mlp"), chosen=np.array([[4, 4], [0, 2]])).write(
         tmp_path / "schedule.json"
     )
     card = write_card(tmp_path).read_text()
     assert "training.png" in card and (tmp_path / "training.png").stat().st_size > alone
+    assert "<!-- sub-layer, by kind and depth -->" in (tmp_path / "training.svg").read_text()
     # a measured table has no curve
     (tmp_path / "log.csv").write_text("stage,iteration,loss,held_out\n")
     (tmp_path / "training.png").unlink()

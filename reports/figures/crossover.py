@@ -3,24 +3,23 @@ at fewer steps. PNG and SVG."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from ditbench.analysis.controls import is_control
 from ditbench.analysis.primary import primary_of
 from ditbench.analysis.rows import Row
 from ditbench.metrics.table import metrics
+from ditbench.reports.figures.frame import frame, small_print, tick_factors
+from ditbench.reports.figures.pages import pages
 from ditbench.reports.figures.quality_time import far_apart, reach, scale_time, time_axis
-from ditbench.reports.figures.scatter import NAMED, Point, finish, numbers, plate
-from ditbench.reports.figures.style import DPI, INK, PALE, QUIET, in_style
+from ditbench.reports.figures.scatter import NAMED, Point, numbers, plate
+from ditbench.reports.figures.style import INK, PALE, QUIET, in_style
 from ditbench.reports.sections.frontier import placed
 from ditbench.reports.sections.section import Section, file_name
 
@@ -49,6 +48,8 @@ LINES = (
     ("h", ":"),
     ("<", "-."),
 )
+LINED = 12
+"""Methods on a page of lines over steps."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#8c3a7a")
 
 
@@ -105,13 +106,23 @@ def _curves(
     folder: Path,
 ) -> list[Path]:
     rows = [row for row in section.models[model] if row in curve or row in others]
-    labels = [row["stack"] for row in rows] if len(rows) <= NAMED else numbers(section, model, rows)
-    words = "Line: the un-accelerated model with fewer steps; in the grey a cell is worse than as many steps as fit into its time. "
+    named = [row["stack"] for row in rows] if len(rows) <= NAMED else numbers(section, model, rows)
+    name_of = {row["key"]: name for row, name in zip(rows, named, strict=True)}
+    words = (
+        "Line: the un-accelerated model with fewer steps; in the grey a cell is worse than as many "
+        "steps as fit into its time. "
+    )
+    notable = list(curve)
     for metric in panels:
-        ahead = [row in others and _beats(row, curve, metric, far_apart(rows)) for row in rows]
-        better = ", ".join(label for label, there in zip(labels, ahead, strict=True) if there)
+        ahead = [row for row in others if _beats(row, curve, metric, far_apart(rows))]
+        better = ", ".join(name_of[row["key"]] for row in rows if row in ahead)
         words += f"Better than that by {metric}, as measured: {better or 'nothing'}. "
-    drawn = plate(section, model, rows, len(panels), f"{words}Bars: 95 % intervals.", inches=2.4)
+        notable += [row for row in ahead if row not in notable]
+    words += "Bars: 95 % intervals."
+    drawn = plate(
+        section, model, rows, len(panels), words, notable, "the line and what is better than it",
+        inches=2.4,
+    )  # fmt: skip
     scale_time(drawn.axes, rows)
     for axis, metric in zip(drawn.axes, panels, strict=True):
         drawn.mark(axis, [_point(row, metric) for row in rows])
@@ -174,79 +185,51 @@ def _gains(
     section: Section, model: str, rows: Sequence[dict[str, Any]], folder: Path
 ) -> list[Path]:
     """A line for each method over the number of steps, a panel for what it gives and one for each
-    thing it costs."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    thing it costs; `LINED` methods on a page."""
     panels = [name for name in GAINS if any(row[name] is not None for row in rows)]
-    foot = textwrap.wrap(section.caption(model), 142) + [POINTS]
     suspect = any(row["suspect"] for row in section.models[model])
-    foot += ["Suspect times: none's rounds differ by more than they may."] if suspect else []
-    head = 0.5 + 0.16 * -(-len(methods) // 3)
-    below = 0.62 + 0.125 * len(foot)
-    height = head + 2.2 * len(panels) + below
-    figure = Figure(figsize=(8, height), dpi=DPI)
-    FigureCanvasAgg(figure)
-    grid = {
-        "left": 0.115,
-        "right": 0.975,
-        "bottom": below / height,
-        "top": 1 - head / height,
-        "hspace": 0.14,
-    }
-    axes = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw=grid)[:, 0])
-    for axis, name in zip(axes, panels, strict=True):
-        axis.set_ylabel(GAINS[name][0])
-        axis.axhline(
-            GAINS[name][1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.5, zorder=1
+    foot = small_print(
+        section.caption(model),
+        POINTS + " Suspect times: none's rounds differ by more than they may." * suspect,
+    )
+    written: list[Path] = []
+    for ending, methods, words in pages(list(dict.fromkeys(row["method"] for row in rows)), LINED):
+        head = 0.5 + 0.16 * -(-len(methods) // 3)
+        drawn = frame(len(panels), 2.2, foot, head=head, left=0.115, margin=0.115, gap=0.14)
+        for axis, name in zip(drawn.axes, panels, strict=True):
+            _panel(axis, name, rows, methods)
+        drawn.axes[-1].set_xlabel("steps")
+        drawn.axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        title = f"{model}: what a method gives at fewer steps"
+        marks = drawn.axes[0].get_legend_handles_labels()[0]
+        stem = f"{file_name(model)}-over-steps{ending}"
+        written += drawn.save(
+            f"{title}, methods {words}" if words else title, marks, 3, folder, stem
         )
-        for i, method in enumerate(methods):
-            mine = sorted(
-                (row["steps"], row[name])
-                for row in rows
-                if row["method"] == method and row[name] is not None
-            )
-            marker, style = LINES[i % len(LINES)]
-            beside = 0.1 * (i - (len(methods) - 1) / 2)
-            bars = np.array([reach(estimate.as_dict()) for _, estimate in mine]).reshape(-1, 2).T
-            axis.errorbar(
-                [steps + beside for steps, _ in mine], [estimate.value for _, estimate in mine], yerr=bars,
-                marker=marker, linestyle=style,
-                capsize=2, color=COLOURS[i % len(COLOURS)], linewidth=1.2, elinewidth=0.9,
-                label=method,
-            )  # fmt: skip
-        if name == "speedup":
-            _times_axis(axis, [row[name].value for row in rows if row[name] is not None])
-    axes[-1].set_xlabel("steps")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    figure.text(
-        0.115,
-        1 - 0.13 / height,
-        f"{model}: what a method gives at fewer steps",
-        fontsize=11.5,
-        fontweight="bold",
-        va="top",
-    )
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="upper left",
-        bbox_to_anchor=(0.105, 1 - 0.32 / height), ncols=3, fontsize=8,
-        borderaxespad=0,
-    )  # fmt: skip
-    figure.text(
-        0.115,
-        0.08 / height,
-        "\n".join(foot),
-        fontsize=6.8,
-        color=QUIET,
-        va="bottom",
-        linespacing=1.25,
-    )
-    return finish(figure, folder, f"{file_name(model)}-over-steps")
+    return written
 
 
-def _times_axis(axis: Axes, factors: Sequence[float]) -> None:
-    """Speed-ups on a logarithmic scale around the values: the interval of two rounds can reach into
-    the thousands."""
-    axis.set_yscale("log")
-    axis.set_ylim(min(1.0, *factors) / 1.6, max(1.0, *factors) * 1.6)
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(lambda factor, _: f"{factor:g}x")
+def _panel(axis: Axes, name: str, rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> None:
+    label, nothing = GAINS[name]
+    axis.set_ylabel(label)
+    axis.axhline(nothing, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.5, zorder=1)
+    for i, method in enumerate(methods):
+        mine = sorted(
+            (row["steps"], row[name])
+            for row in rows
+            if row["method"] == method and row[name] is not None
+        )
+        marker, style = LINES[i % len(LINES)]
+        beside = 0.1 * (i - (len(methods) - 1) / 2)
+        bars = np.array([reach(estimate.as_dict()) for _, estimate in mine]).reshape(-1, 2).T
+        axis.errorbar(
+            [steps + beside for steps, _ in mine], [estimate.value for _, estimate in mine],
+            yerr=bars, marker=marker, linestyle=style, capsize=2, color=COLOURS[i % len(COLOURS)],
+            linewidth=1.2, elinewidth=0.9, label=method,
+        )  # fmt: skip
+    if name == "speedup":
+        # the interval of two rounds can reach into the thousands: limits are around the values
+        factors = [row[name].value for row in rows if row[name] is not None]
+        axis.set_yscale("log")
+        axis.set_ylim(min(1.0, *factors) / 1.6, max(1.0, *factors) * 1.6)
+        tick_factors(axis.yaxis)

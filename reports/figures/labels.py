@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from numpy.typing import NDArray
 
-from ditbench.reports.figures.style import INK, PAPER, QUIET
+from ditbench.reports.figures.letters import SPACING, extent
+from ditbench.reports.figures.style import INK, PAPER
 
 Array = NDArray[Any]
 
@@ -20,6 +21,8 @@ RADII = (7.0, 12.0, 18.0, 26.0, 36.0, 48.0, 62.0, 78.0, 96.0, 120.0)
 DIRECTIONS = 24
 CLEAR = 9.0
 """From this distance on a line leads back to the point."""
+NEARER = 1.5
+"""How many times farther than its own point others must be from a label without such a line."""
 
 
 @dataclass(frozen=True)
@@ -34,74 +37,73 @@ class Box:
 
 def place_labels(
     axes: Any, points: Sequence[tuple[float, float]], texts: Sequence[str],
-    obstacles: Sequence[Box], size: float, lines: Array
-) -> list[Box]:  # fmt: skip
+    obstacles: Sequence[Box], size: float, lines: Array, colours: Sequence[str] = (),
+) -> list[Box | None]:  # fmt: skip
     """Write `texts` beside `points` (data coordinates), clear of `obstacles` and of the segments
-    `lines` [m, x0 y0 x1 y1] (both pixels); returns where they lie.
+    `lines` [m, x0 y0 x1 y1] (both pixels); returns where they lie, None where there was no place
+    that is clear of the other labels.
 
-    Greedy, the most crowded points first; each label takes the cheapest of 240 places. Call once
-    limits and sizes are final.
+    Greedy, the most crowded points first; each label takes the cheapest of 240 places. In a crowd
+    labels stand apart, each with a line back in its point's colour. Call once limits and sizes are
+    final.
     """
     figure = axes.figure
-    renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
-    frame = axes.get_window_extent(renderer)
+    pixel, frame = figure.dpi / 72, axes.get_window_extent()
     inside = np.array([[frame.x0 + 2, frame.y0 + 2, frame.x1 - 2, frame.y1 - 2]])
     at = np.asarray(axes.transData.transform(np.asarray(points, float).reshape(-1, 2)))
     fixed = np.array([[o.left, o.bottom, o.right, o.top] for o in obstacles]).reshape(-1, 4)
     boxes, leaders, lines = np.empty((0, 4)), np.empty((0, 4)), np.reshape(lines, (-1, 4))
-    back, placed = axes.transData.inverted(), {}
+    back = axes.transData.inverted()
+    placed: list[Box | None] = [None] * len(at)
+    colours, led = colours or [INK] * len(at), []
     crowd = np.sum(np.hypot(*(at[:, None] - at[None]).transpose(2, 0, 1)) < 60 * pixel, axis=1)
     for i in sorted(range(len(at)), key=lambda i: (-crowd[i], i)):
-        written = axes.text(
-            0,
-            0,
-            texts[i],
-            fontsize=size,
-            color=INK,
-            ha="center",
-            va="center",
-            linespacing=1.05,
-            zorder=6,
-        )
-        seen = written.get_window_extent(renderer)
+        wide, high = extent(texts[i], size)
         # neighbouring numbers must not read as one
-        extent = (
-            seen.width + 4 * pixel,
-            seen.height + pixel,
-        )
+        needed = ((wide + 4) * pixel, (high + 1) * pixel)
+        others = np.delete(at, i, 0)
         box, distance = _cheapest(
-            at[i], extent, boxes, fixed, np.concatenate([leaders, lines]), inside, pixel
+            at[i], needed, boxes, fixed, others, leaders, lines, inside, pixel
         )
+        if _overlap(box[None], boxes).any():
+            continue
         boxes, placed[i] = np.concatenate([boxes, box[None]]), Box(*box.tolist())
         near = np.clip(at[i], box[:2], box[2:])
         if distance >= CLEAR:
             leaders = np.concatenate([leaders, np.concatenate([at[i], near])[None]])
-        written.set_position(back.transform((box[:2] + box[2:]) / 2))
+            led.append(colours[i])
+        written = axes.text(
+            *back.transform((box[:2] + box[2:]) / 2), texts[i], fontsize=size, color=colours[i],
+            ha="center", va="center", linespacing=SPACING, zorder=6,
+        )  # fmt: skip
         if _overlap(box[None], np.concatenate([boxes[:-1], fixed])).any():
             written.set_bbox({"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.6})
     drawn = [back.transform(leader.reshape(2, 2)) for leader in leaders]
     axes.add_collection(
-        LineCollection(drawn, colors=QUIET, linewidths=0.6, zorder=2.5), autolim=False
+        LineCollection(drawn, colors=led, linewidths=0.6, alpha=0.8, zorder=4), autolim=False
     )
-    return [placed[i] for i in range(len(at))]
+    return placed
 
 
 def _cheapest(
     at: Array,
-    extent: tuple[float, float],
+    needed: tuple[float, float],
     labels: Array,
     obstacles: Array,
+    others: Array,
+    leaders: Array,
     lines: Array,
     inside: Array,
     pixel: float,
 ) -> tuple[Array, float]:
     """The best box [4] for a label and its distance from the point in points (1/72 inch): clear of
-    other `labels` [j, 4] above all, of `obstacles` [k, 4] and of `lines` [m, 4].
+    other `labels` [j, 4] above all, of `obstacles` [k, 4], of `lines` [m, 4] and of the `leaders`
+    of other labels, and nearer to its own point than to `others` [p, 2] unless a line leads back.
     """
     angle = 2 * np.pi * np.arange(DIRECTIONS) / DIRECTIONS
     radius = np.repeat(RADII, DIRECTIONS)  # [c] candidates
     way = np.tile(np.stack([np.cos(angle), np.sin(angle)], 1), (len(RADII), 1))  # [c, 2]
-    half = np.asarray(extent) / 2
+    half = np.asarray(needed) / 2
     centre = at + radius[:, None] * pixel * way + way * half
     boxes = np.concatenate([centre - half, centre + half], 1)  # [c, 4]
     area = 4 * half.prod()
@@ -114,6 +116,10 @@ def _cheapest(
     )
     cost += 1500 * pixel * (shared[:, : len(labels)] > 0).sum(1)
     own = np.concatenate([np.broadcast_to(at, centre.shape), centre], 1)
+    if len(others):
+        near = np.clip(others[None], boxes[:, None, :2], boxes[:, None, 2:])
+        away = np.hypot(*(near - others[None]).transpose(2, 0, 1)).min(1)
+        cost += 400 * pixel * ((radius < CLEAR) & (away < NEARER * radius * pixel))
     cost += 12 * pixel * (radius + 3 * np.abs(way[:, 1]) + 2 * (way[:, 0] < 0))
     # What lines cost is dear to find and never negative: only places that could still be the
     # cheapest are examined.
@@ -121,7 +127,9 @@ def _cheapest(
     ceiling = np.partition(cost, DIRECTIONS)[DIRECTIONS]
     while (new := ~examined & (cost <= ceiling)).any():
         examined |= new
-        cost[new] += 800 * pixel * _crosses(lines[None], boxes[new, None]).sum(1)
+        around = np.concatenate([leaders, lines])
+        cost[new] += 800 * pixel * _crosses(around[None], boxes[new, None]).sum(1)
+        cost[new] += 300 * pixel * _meet(own[new], leaders).sum(1) * (radius[new] >= CLEAR)
         cost[new] += (
             120 * pixel * _crosses(own[new, None], taken[None]).sum(1) * (radius[new] >= CLEAR)
         )
@@ -139,6 +147,21 @@ def _overlap(a: Array, b: Array) -> Array:
     )
     area: Array = np.maximum(wide, 0) * np.maximum(high, 0)
     return area
+
+
+def _meet(a: Array, b: Array) -> Array:
+    """[c, k]: whether segments a [c, x0 y0 x1 y1] and b [k, x0 y0 x1 y1] cross."""
+
+    def side(ends: Array, points: Array) -> Array:
+        along = ends[..., 2:] - ends[..., :2]
+        to = points - ends[..., :2]
+        turn: Array = np.sign(along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0])
+        return turn
+
+    a, b = a[:, None], b[None]
+    apart = side(a, b[..., :2]) * side(a, b[..., 2:]) < 0
+    met: Array = apart & (side(b, a[..., :2]) * side(b, a[..., 2:]) < 0)
+    return met
 
 
 def _crosses(lines: Array, boxes: Array) -> Array:

@@ -18,7 +18,7 @@ from ditbench.metrics.table import metrics
 from ditbench.reports.figures.scatter import Plate, Point, plate
 from ditbench.reports.figures.style import INK, PALE, QUIET, in_style
 from ditbench.reports.sections.format import number
-from ditbench.reports.sections.frontier import dominated, level, placed
+from ditbench.reports.sections.frontier import dominated, frontier, level, placed
 from ditbench.reports.sections.section import Section, file_name
 
 Line = NDArray[Any]
@@ -46,18 +46,25 @@ def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
 
 def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -> list[Path]:
     rows = [row for row in section.models[model] if any(placed(row, metric) for metric in panels)]
-    drawn = plate(section, model, rows, len(panels), SMALL_PRINT)
+    notable = [
+        row
+        for row in rows
+        if row["baseline"] or any(row in frontier(rows, metric) for metric in panels)
+    ]
+    drawn = plate(
+        section, model, rows, len(panels), SMALL_PRINT, notable, "none and what is on a frontier"
+    )
     scale_time(drawn.axes, rows)
     frontiers = [
         _panel(axis, drawn, rows, metric) for axis, metric in zip(drawn.axes, panels, strict=True)
     ]
     time_axis(drawn.axes)
-    for axis, metric, frontier in zip(drawn.axes, panels, frontiers, strict=True):
+    for axis, metric, staircase in zip(drawn.axes, panels, frontiers, strict=True):
         levels = [level(r, metric) for r in rows if r["baseline"] and placed(r, metric)]
         drawn.name(
             axis,
             _points(rows, metric),
-            frontier,
+            staircase,
             *([(x, y) for x in axis.get_xlim()] for y in levels),
         )
     return drawn.save(

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ditbench.records.record import SHOWN
 from ditbench.records.run_folder import RunFolder
+from ditbench.reports.figures.pages import pages
 from ditbench.reports.figures.style import INK, PALE, PAPER, QUIET, font_path
 from ditbench.reports.sections.format import decimals, short, times, value
 from ditbench.reports.sections.rows import ReportRow, status
@@ -34,6 +35,8 @@ LINE, FONT = 14, 11
 STRONGER = 4
 """How many times stronger differences to the un-accelerated sample are shown, at half the size of a
 tile."""
+ROWS = 40
+"""Stacks on a page: 40 rows of large samples are 12 000 pixels high, and WebP ends at 16 383."""
 FRAMES = ("first", "middle", "last")
 CLASS_COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 CLASS_SHAPES = ("circle", "square", "triangle", "cross")
@@ -51,15 +54,19 @@ class Tiles:
 
 
 def draw_grids(section: Section, folder: Path) -> dict[str, list[Path]]:
-    """Draw a grid for every model with samples; returns the PNG written, by model."""
-    files = {}
+    """Draw a grid of every model with samples, `ROWS` stacks on a page and the baseline on top of
+    each; returns the PNG written, by model."""
+    files: dict[str, list[Path]] = {}
     for model, rows in section.models.items():
-        tiles = [read_tiles(section, row) for row in rows]
-        if any(t.samples for t in tiles):
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{file_name(model)}-samples.png"
-            _draw(model, rows, tiles, _heads(section, model)).save(path, compress_level=1)
-            files[model] = [path]
+        for ending, page, words in pages(rows, ROWS):
+            shown = list(page) if not ending or not rows[0]["baseline"] else [rows[0], *page]
+            tiles = [read_tiles(section, row) for row in shown]
+            if any(t.samples for t in tiles):
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"{file_name(model)}-samples{ending}.png"
+                title = f"{model}{f', stacks {words}' * bool(words)}"
+                _draw(title, shown, tiles, _heads(section, model)).save(path, compress_level=1)
+                files.setdefault(model, []).append(path)
     return files
 
 
@@ -129,7 +136,7 @@ def asked_for(request: dict[str, Any], world: str) -> str:
 
 
 def _draw(
-    model: str, rows: Sequence[ReportRow], tiles: Sequence[Tiles], heads: Sequence[str]
+    title: str, rows: Sequence[ReportRow], tiles: Sequence[Tiles], heads: Sequence[str]
 ) -> Image.Image:
     largest = max(tiles, key=lambda t: len(t.samples)).samples
     height = max(frame.shape[0] for t in tiles for sample in t.samples for frame in sample)
@@ -158,8 +165,7 @@ def _draw(
         if any(away)
         else []
     )
-    title = 34 + (LINE if subtitle else 0)
-    top = title + max(map(len, words)) * LINE + 10
+    top = 34 + (LINE if subtitle else 0) + max(map(len, words)) * LINE + 10
     heights = [
         max((height + bool(d) * (height // 2 + 2)) if t.samples else short, len(lines) * LINE + 6)
         for t, lines, d in zip(tiles, labels, away, strict=True)
@@ -169,7 +175,7 @@ def _draw(
     pen = ImageDraw.Draw(canvas)
     pen.text(
         (EDGE, 8),
-        f"{model}: the same request and noise down each column",
+        f"{title}: the same request and noise down each column",
         INK,
         _font(bold=True, size=14),
     )

@@ -11,29 +11,32 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image
 
 from ditbench.analysis.rows import Row
 from ditbench.records.record import SHOWN
+from ditbench.reports.figures.frame import FOOT_LINE, LETTERS, Frame, frame, small_print
+from ditbench.reports.figures.frame import finish as finish
 from ditbench.reports.figures.labels import Box, place_labels
-from ditbench.reports.figures.style import DPI, PAPER, QUIET, Look, look
+from ditbench.reports.figures.style import BASELINE, PAPER, QUIET, Look, look
 from ditbench.reports.sections.format import share
 from ditbench.reports.sections.section import Section
 
 NAMED = 16
 """Up to this many points carry their stacks' names; more carry the numbers of their lines in the
 table, with a key."""
+NUMBERED = 60
+"""Up to this many points carry numbers; of more only those that a figure is about."""
 KEY_LINE = 0.132
 """Inches a line of the key takes."""
 LONG = 26
 """Characters from which a stack's name is broken at its plus signs."""
-COLOURS = 128
-"""Of a figure as PNG."""
 HEAD = 0.76
 """Inches for title and legend."""
+
+SUSPECT = Look("suspect times", QUIET, "o")
+"""How the legend shows that a marker is hollow."""
 
 Point = tuple[float, float, float, float, float, float]
 """x, y, and the lengths of the error bars left, right, below and above, 0 where there is no
@@ -55,27 +58,29 @@ class Plate:
     def mark(self, axis: Axes, points: Sequence[Point | None]) -> None:
         """A marker with error bars for every row that has a point; hollow where its times are
         suspect."""
-        for kind in dict.fromkeys(self.looks):
+        many = (len(self.rows) > NAMED) + (len(self.rows) > NUMBERED)
+        side, edge, faint = ((7.0, 0.7, 0.75), (6.0, 0.5, 0.5), (4.5, 0.3, 0.3))[many]
+        kinds = [(kind, row["suspect"]) for kind, row in zip(self.looks, self.rows, strict=True)]
+        for kind, suspect in dict.fromkeys(kinds):
             part = [
-                (p, r)
-                for p, r, own in zip(points, self.rows, self.looks, strict=True)
-                if own == kind and p is not None
+                point
+                for point, own in zip(points, kinds, strict=True)
+                if own == (kind, suspect) and point is not None
             ]
             if not part:
                 continue
-            at = np.array([p for p, _ in part])  # [n, 6]
+            at = np.array(part)  # [n, 6]
             axis.errorbar(
                 at[:, 0], at[:, 1], xerr=at[:, 2:4].T, yerr=at[:, 4:].T, fmt="none",
                 ecolor=kind.colour, elinewidth=0.9,
-                capsize=2, alpha=0.75, zorder=3,
+                capsize=2, alpha=faint, zorder=3,
             )  # fmt: skip
-            suspect = part[0][1]["suspect"]
             axis.plot(
-                at[:, 0], at[:, 1], marker=kind.marker, color=kind.colour, zorder=5,
+                at[:, 0], at[:, 1], marker=kind.marker, color=kind.colour, zorder=5 + (kind is BASELINE),
                 linestyle="none",
-                markersize=11 if kind.marker == "*" else 7,
+                markersize=1.5 * side if kind.marker == "*" else side,
                 markeredgecolor=kind.colour if suspect else PAPER,
-                markeredgewidth=1.2 if suspect else 0.7,
+                markeredgewidth=1.2 if suspect else edge,
                 markerfacecolor=PAPER if suspect else kind.colour,
             )  # fmt: skip
 
@@ -83,9 +88,13 @@ class Plate:
         """Each point's label beside it, off the markers, the error bars and `lines`, each drawn
         through its positions [k, 2]."""
         pixel = axis.figure.dpi / 72
-        there = [(p, label) for p, label in zip(points, self.labels, strict=True) if p is not None]
+        there = [
+            (p, label, kind.colour)
+            for p, label, kind in zip(points, self.labels, self.looks, strict=True)
+            if p is not None and label
+        ]
         obstacles = []
-        for (x, y, left, right, below, above), _ in there:
+        for x, y, left, right, below, above in (p for p in points if p is not None):
             at_x, at_y = axis.transData.transform((x, y))
             ends = [(x - left, y), (x + right, y), (x, y - below), (x, y + above)]
             (west, _), (east, _), (_, south), (_, north) = axis.transData.transform(ends)
@@ -99,83 +108,67 @@ class Plate:
         around = np.concatenate([np.empty((0, 4)), *segments])
         place_labels(
             axis,
-            [p[:2] for p, _ in there],
-            [label for _, label in there],
+            [p[:2] for p, _, _ in there],
+            [label for _, label, _ in there],
             obstacles,
             size=7.5,
             lines=around,
+            colours=[colour for *_, colour in there],
         )
 
     def save(self, title: str, folder: Path, stem: str) -> list[Path]:
         """Write title, legend of kinds, key of numbers and the small print, then PNG and SVG."""
-        figure, height = self.figure, self.figure.get_figheight()
-        figure.text(0.095, 1 - 0.13 / height, title, fontsize=11.5, fontweight="bold", va="top")
-        marks = legend_marks(self.looks)
-        figure.legend(
-            handles=marks, loc="upper left", bbox_to_anchor=(0.085, 1 - 0.32 / height),
-            ncols=len(marks), fontsize=8,
-            handletextpad=0.2, columnspacing=1.0, borderaxespad=0,
-        )  # fmt: skip
-        figure.text(
-            0.095,
-            0.08 / height,
-            "\n".join(self.foot),
-            fontsize=6.8,
-            color=QUIET,
-            va="bottom",
-            linespacing=1.25,
-        )
-        half = 0 if len(self.rows) <= NAMED else (len(self.rows) + 1) // 2
+        height = self.figure.get_figheight()
+        listed = [(label, row) for label, row in zip(self.labels, self.rows, strict=True) if label]
+        half = 0 if len(self.rows) <= NAMED else (len(listed) + 1) // 2
+        top = (0.08 + FOOT_LINE * len(self.foot) + 0.1 + KEY_LINE * half) / height
         for column in range(2 if half else 0):
-            part = [
-                f"{label:>2}  {row['stack']}"
-                for label, row in zip(self.labels, self.rows, strict=True)
-            ]
-            part = part[column * half : (column + 1) * half]
-            top = (0.08 + 0.125 * len(self.foot) + 0.1 + KEY_LINE * half) / height
-            figure.text(
-                0.095 + 0.45 * column, top, "\n".join(part), fontsize=7, va="top", linespacing=1.3
+            part = listed[column * half : (column + 1) * half]
+            # a figure space is as wide as a digit
+            lines = [f"{label:\u2007>3}  {row['stack']}" for label, row in part]
+            self.figure.text(
+                0.095 + 0.45 * column, top, "\n".join(lines), fontsize=7, va="top", linespacing=1.3
             )
-        return finish(figure, folder, stem)
+        around = Frame(figure=self.figure, axes=self.axes, foot=self.foot, margin=0.095)
+        marks = legend_marks(self.looks, any(row["suspect"] for row in self.rows))
+        return around.save(
+            title, marks, len(marks), folder, stem, handletextpad=0.2, columnspacing=1.0
+        )
 
 
-def legend_marks(looks: Iterable[Look]) -> list[Line2D]:
-    """A marker with its label for each kind, in order of appearance."""
+def legend_marks(looks: Iterable[Look], suspect: bool = False) -> list[Line2D]:
+    """A marker with its label for each kind, in order of appearance, and one for `suspect` times
+    where there are any."""
+    kinds = [(kind, kind.colour) for kind in dict.fromkeys(looks)]
+    kinds += [(SUSPECT, PAPER)] * suspect
     return [
-        Line2D([], [], linestyle="none", marker=k.marker, color=k.colour, markersize=9 if k.marker == "*" else 6, label=k.label)
-        for k in dict.fromkeys(looks)
+        Line2D(
+            [], [], linestyle="none", marker=kind.marker, color=kind.colour, markerfacecolor=face,
+            markersize=9 if kind.marker == "*" else 6, label=kind.label,
+        )
+        for kind, face in kinds
     ]  # fmt: skip
 
 
-def finish(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Write a figure as PNG and SVG, without anything that differs from one writing to the next."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [write_png(figure, folder / f"{stem}.png"), folder / f"{stem}.svg"]
-    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths
-
-
-def write_png(figure: Figure, path: Path) -> Path:
-    """Write a figure on an Agg canvas as PNG in few colours, a third of the bytes; nothing differs
-    from one writing to the next."""
-    canvas: Any = figure.canvas
-    canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    few = drawn.quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    palette, paper = few.getpalette() or [], 3 * int(few.getpixel((0, 0)))  # type: ignore[arg-type]
-    palette[paper : paper + 3] = [255, 255, 255]  # white paper stays white
-    few.putpalette(palette)
-    few.save(path, dpi=(figure.dpi, figure.dpi), compress_level=6)
-    return path
-
-
 def plate(
-    section: Section, model: str, rows: Sequence[Row], panels: int, words: str, inches: float = 3.1
+    section: Section,
+    model: str,
+    rows: Sequence[Row],
+    panels: int,
+    words: str,
+    notable: Sequence[Row],
+    notable_for: str,
+    inches: float = 3.1,
 ) -> Plate:
     """An empty figure for `rows` of a model, `panels` of so many inches high; `words` join the
-    small print."""
+    small print. Of more than `NUMBERED` rows only the first of the `notable` are labelled, and the
+    small print says what they are notable for."""
     named = len(rows) <= NAMED
-    foot = [*textwrap.wrap(section.caption(model), 142), *textwrap.wrap(words, 142)]
+    shown = {row["key"] for row in rows}
+    if len(rows) > NUMBERED:
+        shown = {row["key"] for row in notable[:NUMBERED]}
+        words += f" Numbered, where there is room: {notable_for}; all {len(rows)} are in the table."
+    foot = small_print(section.caption(model), words)
     if any(row["suspect"] for row in rows):
         bound = share(rows[0]["drift_bound"])
         foot.append(
@@ -187,23 +180,17 @@ def plate(
         if row["status"] != SHOWN
     ]
     if away:
-        foot += textwrap.wrap("Not drawn: " + ", ".join(away), 142, max_lines=3, placeholder=" …")
-    key = 0.0 if named else KEY_LINE * ((len(rows) + 1) // 2) + 0.15
-    below = 0.62 + 0.125 * len(foot) + key
-    height = inches * panels + below + HEAD
-    figure = Figure(figsize=(8, height), dpi=DPI)
-    FigureCanvasAgg(figure)
-    grid = {
-        "left": 0.095,
-        "right": 0.975,
-        "bottom": below / height,
-        "top": 1 - HEAD / height,
-        "hspace": 0.12,
-    }
-    axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False, gridspec_kw=grid)[:, 0])
-    labels = [broken(row["stack"]) for row in rows] if named else numbers(section, model, rows)
+        foot += textwrap.wrap(
+            "Not drawn: " + ", ".join(away), LETTERS, max_lines=3, placeholder=" …"
+        )
+    key = 0.0 if named else KEY_LINE * ((len(shown) + 1) // 2) + 0.15
+    around = frame(panels, inches, foot, head=HEAD, key=key)
+    names = [broken(row["stack"]) for row in rows] if named else numbers(section, model, rows)
+    labels = [name if row["key"] in shown else "" for name, row in zip(names, rows, strict=True)]
     looks = [look(section.records[row["key"]]["methods"]) for row in rows]
-    return Plate(figure=figure, axes=axes, rows=rows, labels=labels, looks=looks, foot=foot)
+    return Plate(
+        figure=around.figure, axes=around.axes, rows=rows, labels=labels, looks=looks, foot=foot
+    )
 
 
 def numbers(section: Section, model: str, rows: Sequence[Row]) -> list[str]:

@@ -1,5 +1,5 @@
 """Schedules as heat maps: which share of its tokens each sub-layer computed at each step, a panel
-per scheduled stack.
+per scheduled stack. PNG and SVG.
 
 T steps, L sub-layers; sub-layers are grouped by kind and ordered by depth.
 """
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ditbench.records.record import SHOWN
-from ditbench.reports.figures.scatter import write_png
+from ditbench.reports.figures.frame import finish
 from ditbench.reports.figures.style import DPI, INK, PAPER, QUIET, in_style
 from ditbench.reports.sections.section import Section, file_name
 
@@ -27,7 +27,7 @@ WIDE, MOST = 3, 12
 
 
 def draw_heatmaps(section: Section, folder: Path) -> dict[str, list[Path]]:
-    """Draw every model that has scheduled stacks; returns the PNG written, by model."""
+    """Draw every model that has scheduled stacks; returns the PNG and SVG written, by model."""
     files = {}
     with in_style({"axes.grid": False}):
         for model, rows in section.models.items():
@@ -38,15 +38,12 @@ def draw_heatmaps(section: Section, folder: Path) -> dict[str, list[Path]]:
             ]
             scheduled = [(stack, schedule) for stack, schedule in schedules if schedule]
             if scheduled:
-                folder.mkdir(parents=True, exist_ok=True)
                 of = (
                     f"; the first {MOST} of {len(scheduled)} stacks"
                     if len(scheduled) > MOST
                     else ""
                 )
-                files[model] = [
-                    _draw(model, scheduled[:MOST], of, folder / f"{file_name(model)}-schedules.png")
-                ]
+                files[model] = _draw(model, scheduled[:MOST], of, folder)
     return files
 
 
@@ -88,7 +85,7 @@ def paint(axis: Any, schedule: dict[str, Any], left: bool = True, below: bool = 
     return image
 
 
-def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, path: Path) -> Path:
+def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, folder: Path) -> list[Path]:
     wide, high = min(WIDE, len(shown)), -(-len(shown) // WIDE)
     width, height = 1.7 + 3.0 * wide, 0.85 + 2.6 * high
     figure = Figure(figsize=(width, height), dpi=DPI)
@@ -125,9 +122,14 @@ def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, path: Pa
     )
     bar = figure.colorbar(image, cax=beside, ticks=[0, 0.3, 0.5, 0.7, 1], spacing="uniform")
     bar.ax.set_yticklabels(["0: reused", "¼", "½", "¾", "1: all"], fontsize=7)
-    title = f"{model}: share of tokens computed, by step and sub-layer (shallow blocks above){of}"
+    bar.ax.set_title("share of tokens", fontsize=7, fontweight="normal", loc="left", color=QUIET)
+    figure.text(
+        0.1 / width, 0.5, "sub-layer, by kind and depth (shallow blocks above)", fontsize=7.5,
+        color=QUIET, rotation="vertical", va="center",
+    )  # fmt: skip
+    title = f"{model}: share of tokens computed, by step and sub-layer{of}"
     figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
-    return write_png(figure, path)
+    return finish(figure, folder, f"{file_name(model)}-schedules")
 
 
 def _short(stack: str) -> str:

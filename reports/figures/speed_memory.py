@@ -3,22 +3,21 @@ each per model. PNG and SVG."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullLocator
 
 from ditbench.analysis.rows import Row
 from ditbench.records.record import SHOWN
+from ditbench.reports.figures.frame import frame, small_print, tick_factors
+from ditbench.reports.figures.pages import pages
 from ditbench.reports.figures.quality_time import reach
-from ditbench.reports.figures.scatter import Point, finish, plate
-from ditbench.reports.figures.style import DPI, INK, PAPER, QUIET, in_style
+from ditbench.reports.figures.scatter import Point, plate
+from ditbench.reports.figures.style import INK, PAPER, QUIET, in_style
 from ditbench.reports.sections.format import size
 from ditbench.reports.sections.section import Section, file_name
 
@@ -37,6 +36,8 @@ PARTS = (
 """Parts of the peak, with colours and hatches."""
 BAR = 0.24
 """Inches for a bar."""
+BARS = 60
+"""Stacks on a page of bars."""
 
 
 def draw_charts(section: Section, folder: Path) -> dict[str, list[Path]]:
@@ -72,21 +73,24 @@ def _promise(row: Row) -> Point | None:
 
 
 def _realised(section: Section, model: str, rows: Sequence[Row], folder: Path) -> list[Path]:
-    drawn = plate(section, model, rows, 1, REALISED, inches=4.4)
-    (axis,) = drawn.axes
     points = [_promise(row) for row in rows]
+    realised = [point[1] / point[0] if point else 1.0 for point in points]
+    order = [rows[i] for i in np.argsort(realised)]
+    extremes = [row for pair in zip(order, reversed(order), strict=True) for row in pair]
+    drawn = plate(
+        section, model, rows, 1, REALISED, [row for row in rows if row["baseline"]] + extremes[:24],
+        "those farthest from the line, both ways", inches=4.4,
+    )  # fmt: skip
+    (axis,) = drawn.axes
     drawn.mark(axis, points)
     positions = np.array([p for p in points if p is not None])
     least, most = min(positions[:, :2].min(), 1.0), max(positions[:, :2].max(), 1.0)
     low = max(min(least, (positions[:, 1] - positions[:, 4]).min()), least / CUT) / 1.15
     high = min(max(most, (positions[:, 1] + positions[:, 5]).max()), most * CUT) * 1.15
     axis.plot([low, high], [low, high], color=QUIET, linewidth=0.9, zorder=1)
-    for axes, limit in ((axis.xaxis, axis.set_xlim), (axis.yaxis, axis.set_ylim)):
-        (axis.set_xscale if axes is axis.xaxis else axis.set_yscale)("log")
-        axes.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.set_minor_locator(NullLocator())
-        axes.set_major_formatter(lambda times, _: f"{times:g}x")
-        limit(low, high)
+    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    for side in (axis.xaxis, axis.yaxis):
+        tick_factors(side)
     axis.set_xlabel("promised: FLOPs of none / FLOPs of this (log scale)")
     axis.set_ylabel("measured: time of none / time of this")
     drawn.name(axis, points, [(low, low), (high, high)])
@@ -98,34 +102,39 @@ def _realised(section: Section, model: str, rows: Sequence[Row], folder: Path) -
 
 
 def _memory(section: Section, model: str, rows: Sequence[Row], folder: Path) -> list[Path]:
-    foot = textwrap.wrap(section.caption(model), 142)
-    foot += textwrap.wrap(
+    """A bar for each stack, `BARS` on a page, all to one scale."""
+    foot = small_print(
+        section.caption(model),
         "Peak while sampling. On the CPU it is the process's resident memory, Python and "
         "libraries included. The rest is activations.",
-        142,
     )
     longest = 9 + max(len(_short(row["stack"])) for row in rows)
     left = min(0.46, 0.02 + 0.0086 * longest)
-    above, below = 0.62, 0.62 + 0.125 * len(foot)
-    height = above + BAR * len(rows) + below
-    figure = Figure(figsize=(8, height), dpi=DPI)
-    FigureCanvasAgg(figure)
-    axis = figure.add_axes((left, below / height, 0.97 - left, BAR * len(rows) / height))
+    most = max(row["memory"]["peak_bytes"] for row in rows) / 1e6
+    patches = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor=PAPER, label=label)
+        for label, colour, hatch in PARTS
+    ]
+    written: list[Path] = []
+    for ending, page, words in pages(rows, BARS):
+        drawn = frame(1, BAR * len(page), foot, head=0.62, left=left, margin=0.02)
+        _bars(drawn.axes[0], page)
+        drawn.axes[0].set_xlim(0, 1.03 * most)
+        title = f"{model}: peak memory{f', stacks {words}' * bool(words)}"
+        stem = f"{file_name(model)}-memory{ending}"
+        written += drawn.save(title, patches, 4, folder, stem, handlelength=1.2)
+    return written
+
+
+def _bars(axis: Axes, rows: Sequence[Row]) -> None:
     places = np.arange(len(rows))[::-1]
     parts = np.array([_parts(row) for row in rows]) / 1e6  # [n, 4]
     ends = np.cumsum(parts, 1)
+    low, high = places - 0.34, places + 0.34
     for i, (_, colour, hatch) in enumerate(PARTS):
-        low, high = places - 0.34, places + 0.34
         start, end = ends[:, i] - parts[:, i], ends[:, i]
-        bars = np.stack(
-            [
-                np.stack([start, low], 1),
-                np.stack([start, high], 1),
-                np.stack([end, high], 1),
-                np.stack([end, low], 1),
-            ],
-            1,
-        )
+        corners = ((start, low), (start, high), (end, high), (end, low))
+        bars = np.stack([np.stack(corner, 1) for corner in corners], 1)
         axis.add_collection(
             PolyCollection(
                 list(bars), facecolor=colour, hatch=hatch, edgecolor=PAPER, linewidth=0.4
@@ -133,47 +142,13 @@ def _memory(section: Section, model: str, rows: Sequence[Row], folder: Path) -> 
         )
     # plain text: ticks cost four times as much to draw
     for place, row in zip(places, rows, strict=True):
-        label_of_bar = f"{_short(row['stack'])}   {size(row['memory']['peak_bytes'])}"
         axis.text(
-            -0.012,
-            place,
-            label_of_bar,
-            transform=axis.get_yaxis_transform(),
-            ha="right",
-            va="center",
-            fontsize=7.5,
-        )
+            -0.012, place, f"{_short(row['stack'])}   {size(row['memory']['peak_bytes'])}",
+            transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=7.5,
+        )  # fmt: skip
     axis.set_yticks([])
-    axis.set_xlim(0, 1.03 * ends.max())
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.set_xlabel("MB")
-    figure.text(
-        0.02, 1 - 0.12 / height, f"{model}: peak memory", fontsize=11.5, fontweight="bold", va="top"
-    )
-    patches = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor=PAPER, label=label)
-        for label, colour, hatch in PARTS
-    ]
-    at = (0.012, 1 - 0.3 / height)
-    figure.legend(
-        handles=patches,
-        loc="upper left",
-        bbox_to_anchor=at,
-        ncols=4,
-        fontsize=8,
-        borderaxespad=0,
-        handlelength=1.2,
-    )
-    figure.text(
-        0.02,
-        0.08 / height,
-        "\n".join(foot),
-        fontsize=6.8,
-        color=QUIET,
-        va="bottom",
-        linespacing=1.25,
-    )
-    return finish(figure, folder, f"{file_name(model)}-memory")
 
 
 def _parts(row: Row) -> list[float]:

@@ -4,6 +4,7 @@ their intervals. PNG and SVG."""
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ditbench.analysis.interaction import rules
 from ditbench.analysis.primary import primary_of
 from ditbench.analysis.rows import Interval, Row
 from ditbench.records.record import SHOWN
-from ditbench.reports.figures.scatter import finish
+from ditbench.reports.figures.frame import FOOT_LINE, finish, inscribe, small_print
 from ditbench.reports.figures.style import DPI, INK, PALE, PAPER, QUIET, in_style
 from ditbench.reports.sections.format import count, fixed, interval, times, value
 from ditbench.reports.sections.section import Section, file_name
@@ -37,6 +38,8 @@ WIDE, HIGH, LABEL, LINE = 1.25, 0.98, 1.65, 0.13
 label."""
 LETTERS = 21
 """Characters on a line of a cell."""
+METHODS = 16
+"""Methods that are drawn: 16 in two readings are 40 inches wide."""
 GROUPS = 12
 """Combinations of three and more that are drawn: the first in table order."""
 
@@ -73,15 +76,20 @@ def _draw(
     pairs = [t for t in interactions if len(t["parts"]) == 2]
     groups = list(dict.fromkeys(tuple(t["parts"]) for t in interactions if len(t["parts"]) > 2))
     names = [stack for stack in rows if any(stack in t["parts"] for t in pairs)]
+    left_out = ""
+    if len(names) > METHODS:
+        partners = Counter(part for t in pairs for part in t["parts"])
+        most = sorted(names, key=lambda name: -partners[name])[:METHODS]
+        left_out = f"Of {len(names)} methods the {METHODS} in most pairs are drawn. "
+        names = [name for name in names if name in most]
+        pairs = [t for t in pairs if set(t["parts"]) <= set(names)]
     both = {tuple(t["parts"]) for t in pairs if t["reading"] == "frozen"}
     readings = [1 + any(name == _later(parts, names) for parts in both) for name in names]
     starts = [LABEL + WIDE * sum(readings[:i]) for i in range(len(names) + 1)]
     width = max(8.0, starts[-1] + 0.15)
     letters = int(142 * width / 8)
-    foot = (
-        textwrap.wrap(section.caption(model), letters)
-        + textwrap.wrap(WORDS, letters)
-        + textwrap.wrap(" ".join(rules(interactions)), letters)
+    foot = small_print(
+        section.caption(model), WORDS, " ".join(rules(interactions)), letters=letters
     )
     suspect = any(rows[t["stack"]]["suspect"] for t in interactions)
     foot += (
@@ -89,6 +97,7 @@ def _draw(
         if suspect
         else []
     )
+    foot += [f"{left_out}All are in the table."] if left_out else []
     if len(groups) > GROUPS:
         foot.append(
             f"Of {count(len(groups), 'combination')} of three and more the first {GROUPS} are "
@@ -97,7 +106,11 @@ def _draw(
         groups = groups[:GROUPS]
     head = 0.48 + LINE * max((len(_lines(name, 20)) for name in names), default=0)
     height = (
-        head + HIGH * (len(names) + len(groups)) + (0.3 if groups else 0) + 0.25 + 0.125 * len(foot)
+        head
+        + HIGH * (len(names) + len(groups))
+        + (0.3 if groups else 0)
+        + 0.25
+        + FOOT_LINE * len(foot)
     )
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
@@ -137,16 +150,7 @@ def _draw(
         for i, t in enumerate(mine):
             _cell(axis, t, rows[t["stack"]], (LABEL + WIDE * i, y), WIDE, len(mine) > 1)
         y += HIGH
-    axis.text(
-        0.12,
-        height - 0.08,
-        "\n".join(foot),
-        fontsize=6.8,
-        color=QUIET,
-        va="bottom",
-        linespacing=1.25,
-    )
-    axis.text(0.12, 0.12, f"{model}: do they stack?", fontsize=11.5, fontweight="bold", va="top")
+    inscribe(figure, f"{model}: do they stack?", foot, 0.12 / width)
     return finish(figure, folder, f"{file_name(model)}-stacking")
 
 

@@ -18,19 +18,20 @@ from ditbench.acceleration.caching.schedule import Schedule
 from ditbench.method.artifact import command_for, trained_for
 from ditbench.records.files import read_json
 from ditbench.records.record import SHOWN
-from ditbench.reports.figures.scatter import write_png
+from ditbench.reports.figures.frame import finish
 from ditbench.reports.figures.schedule_heatmap import paint
 from ditbench.reports.figures.style import FAMILIES, INK, QUIET, in_style
 from ditbench.reports.sections.section import Section, file_name
 
-IMAGE, CARD = "training.png", "README.md"
+STEM, CARD, KINDS = "training", "README.md", ("png", "svg")
+IMAGE = f"{STEM}.png"
 SMOOTH = 15
 """Iterations the running mean goes over."""
 
 
 def write_card(folder: Path) -> Path:
-    """Write `README.md` and, where there is something to draw, `training.png` beside what was
-    trained."""
+    """Write `README.md` and, where there is something to draw, `training.png` and `training.svg`
+    beside what was trained."""
     manifest, image = read_json(folder / "manifest.json"), draw_training(folder)
     below = "" if manifest["below"] == "none" else f" under `{manifest['below']}`"
     facts = {
@@ -47,8 +48,8 @@ def write_card(folder: Path) -> Path:
 
 
 def copy_training(section: Section, folder: Path) -> dict[str, list[Path]]:
-    """Copy the image of every training that a model's cells rest on, where what was trained is on
-    this machine; the copies by model."""
+    """Copy the figure of every training that a model's cells rest on, where what was trained is on
+    this machine, as PNG and where it has one as SVG; the copies by model."""
     files: dict[str, list[Path]] = {}
     for model, rows in section.models.items():
         records = [section.records[row["key"]] for row in rows if row["status"] == SHOWN]
@@ -58,16 +59,17 @@ def copy_training(section: Section, folder: Path) -> dict[str, list[Path]]:
             for name, artifact in trained_for(record).items()
         }
         for trained, method in used.items():
-            if (trained / IMAGE).is_file():
+            for drawn in (path for kind in KINDS if (path := trained / f"{STEM}.{kind}").is_file()):
                 folder.mkdir(parents=True, exist_ok=True)
-                path = folder / f"{file_name(model)}-{method}-{trained.name}-training.png"
-                path.write_bytes((trained / IMAGE).read_bytes())
+                path = folder / f"{file_name(model)}-{method}-{trained.name}-{drawn.name}"
+                path.write_bytes(drawn.read_bytes())
                 files.setdefault(model, []).append(path)
     return files
 
 
-def draw_training(folder: Path) -> Path | None:
-    """Draw `training.png` beside what was trained; None where nothing there can be drawn."""
+def draw_training(folder: Path) -> list[Path]:
+    """Draw `training.png` and `training.svg` beside what was trained; none where nothing there can
+    be drawn."""
     log = folder / "log.csv"
     rows = list(csv.DictReader(log.open(newline=""))) if log.is_file() else []
     manifest = read_json(folder / "manifest.json")
@@ -75,7 +77,7 @@ def draw_training(folder: Path) -> Path | None:
         Schedule.read(folder / "schedule.json") if (folder / "schedule.json").is_file() else None
     )
     if not rows and schedule is None:
-        return None
+        return []
     # powers of ten
     with in_style({"text.parse_math": True}):
         num = bool(rows) + (schedule is not None)
@@ -86,11 +88,16 @@ def draw_training(folder: Path) -> Path | None:
             _curve(panels[0], rows)
         if schedule:
             paint(panels[-1], {"sublayers": schedule.sublayers, "keep": schedule.keep.tolist()})
+            panels[-1].yaxis.set_visible(True)
+            panels[-1].set_yticks([])
+            label = "sub-layer, by kind and depth"
+            # beside the names of the kinds
+            panels[-1].set_ylabel(label, fontsize=7.5, color=QUIET, labelpad=26)
             panels[-1].set_title("share of tokens computed (dark: reused)", fontsize=8, loc="left")
         below = "" if manifest["below"] == "none" else f" under {manifest['below']}"
         title = f"{manifest['method']} for {manifest['model']}, {manifest['steps']} steps{below}: {manifest['seconds']:.0f} s"
         figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
-        return write_png(figure, folder / IMAGE)
+        return finish(figure, folder, STEM)
 
 
 def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
@@ -131,5 +138,6 @@ def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
         )
     if whole:
         axis.set_yscale("log")
-    axis.set_xlabel("iteration", color=QUIET)
+    axis.set_xlabel("iteration", fontsize=7.5, color=QUIET)
+    axis.set_ylabel(f"loss, no unit{' (log scale)' * whole}", fontsize=7.5, color=QUIET)
     axis.legend(fontsize=7.5, labelcolor=INK)

@@ -22,9 +22,9 @@ from ditbench.reports.figures.sample_grid import asked_for, read_samples
 from ditbench.reports.sections.rows import ReportRow, labelled
 from ditbench.reports.sections.section import Section
 
-HEAVY = 400_000
-"""Bytes from which a PNG goes into the page as WebP with small losses; the file beside the page has
-none."""
+HEAVY, DENSE = 400_000, 1.0
+"""Bytes, and bits a pixel, from which a PNG goes into the page as WebP with small losses; the file
+beside the page has none. Enlarged samples have fewer bits, and would only grow as WebP."""
 IMAGES, VIDEOS, FRAMES = 4, 2, 16
 """Samples of a stack that go into the page, and frames of each, evenly spaced."""
 MANY = 32
@@ -52,7 +52,8 @@ def data_uri(path: Path) -> str:
     content, kind = path.read_bytes(), "png"
     if len(content) > HEAVY:
         with Image.open(path) as image:
-            content, kind = _webp(image.convert("RGB"), lossless=False), "webp"
+            if 8 * len(content) > DENSE * image.width * image.height:
+                content, kind = _webp(image.convert("RGB"), lossless=False), "webp"
     return _uri(content, kind)
 
 
