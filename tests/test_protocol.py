@@ -2,6 +2,7 @@
 values, some samples alone; and the complete examples of each."""
 
 import csv
+import inspect
 import json
 from functools import cache
 
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from test_families import forget
 from test_stack import TESTS
 
-from ditbench.method import METHODS, Stack, Stage, method
+from ditbench.method import CLAIMS, METHODS, Attachment, Stack, Stage, method
 from ditbench.method.plugins import load_plugin
 from ditbench.models.calls import take_rows
 from ditbench.models.family import families
@@ -198,6 +199,18 @@ def test_what_a_cache_keeps_outlives_the_drop(kind):
     assert both["fora.computed"] == alone["fora.computed"] - (calls - 1) * layers
 
 
+def test_the_ledger_has_the_rows_that_were_there_before_the_drop():
+    tried = subject("pixart")
+    held = []
+    for text in ("fora", "fora+drop_guidance"):
+        with Stack.parse(text).attached(tried.pipeline) as attached:
+            attached.start(STEPS, 1)
+            tried.generate(tried.sampling, [0])
+            held.append(attached.cache_bytes())
+            held.append(attached._held_bytes())
+    assert held[0] == held[1] == held[2] == 2 * held[3] > 0
+
+
 def test_dropping_without_the_claim_and_with_another_that_has_it_is_refused():
     name = declare(
         "unclaimed_test", lambda self, pipeline, at: at.drop_guidance(lambda: True), claims=set()
@@ -346,3 +359,14 @@ def test_an_example_is_a_page():
     assert len(lengths) == 6 and all(
         n < 60 for name, n in lengths.items() if name != "example_family"
     )
+
+
+def test_contributing_has_all_that_a_method_declares_and_is_given():
+    text = (TESTS.parent / "CONTRIBUTING.md").read_text()
+    arguments = [name for name in inspect.signature(method).parameters if name != "name"]
+    rows = [*arguments, *CLAIMS, *(f"Stage.{stage.name}" for stage in Stage)]
+    assert not [name for name in rows if f"| `{name}` |" not in text]
+    members = {name for name in vars(Attachment) if not name.startswith("_")} - {"narrow"}
+    assert not [name for name in members | {"now", "notes"} if f"| `at.{name}" not in text]
+    asked = ("check", "adapt", "recipe", "prepare", "unpreparable", "inputs", "attach")
+    assert not [name for name in asked if f"`{name}(" not in text]

@@ -25,14 +25,14 @@ class Attached:
         """(Frames, rows, columns) of image tokens where they cannot be read from the calls: FLUX on
         the meta device."""
         self._calls = 0  # transformer calls so far in this step
-        self._cache_bytes = 0
+        self._cache_bytes = self._bytes_at_drop = 0
 
     def start(self, num_steps: int, samples: int = 0) -> None:
         """Forget the last generation. `num_steps` are the steps asked for: where the scheduler sets
         another number, that is put in their place before the first. A generation begun without a
         start is noticed then too; how many `samples` it makes, and so which rows of a batch are
         guidance passes, is not known of it."""
-        now, self._calls = self.now, 0
+        now, self._calls, self._bytes_at_drop = self.now, 0, 0
         now.step, now.branch, now.num_steps, now.samples = 0, 0, num_steps, samples
         now.passes, now.batch, now.unguided = 1, 0, False
         for at in self.attachments.values():
@@ -123,7 +123,8 @@ class Attached:
             out = step(*args, **kwargs)
             self.now.step, self._calls = self.now.step + 1, 0
             if self.now.step == self.now.num_steps:
-                self._cache_bytes = self._held_bytes()
+                # where guidance was dropped, the most was kept just before
+                self._cache_bytes = max(self._held_bytes(), self._bytes_at_drop)
             return out
 
         @functools.wraps(set_timesteps)
@@ -184,6 +185,7 @@ class Attached:
         if now.unguided or not any(when() for at in methods for when in at.drops):
             return
         if now.passes > 1:
+            self._bytes_at_drop = self._held_bytes()
             for at in methods:
                 at.narrow(now.conditional, now.batch)
         now.unguided, now.passes = True, 1

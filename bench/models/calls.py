@@ -28,7 +28,7 @@ def take_rows(
     family names (`Family.shared_arguments`).
     """
     batch, shared = batch_of(args, kwargs), family_of(transformer).shared_arguments
-    names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+    names = list(inspect.signature(type(transformer).forward).parameters)[1:] if args else []
 
     def taken(tensor: Tensor) -> Tensor:
         return tensor[rows] if tensor.dim() and len(tensor) == batch else tensor
