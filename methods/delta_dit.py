@@ -42,9 +42,8 @@ class DeltaDit:
         ranges = (num - size, num), (0, size)
         cached: dict[tuple[int, int], Streams] = {}
         entered: dict[tuple[int, int], Streams] = {}
-        at.on_start(cached.clear)
+        at.keeps(cached)
         at.on_start(entered.clear)
-        at.holds(cached.values)
 
         def at_block(index: int) -> BlockRoute:
             def route(run: RunBlock, streams: Streams) -> Streams:

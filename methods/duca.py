@@ -77,8 +77,7 @@ class Duca:
         ratio = rules.ratio if self.ratio is None else self.ratio
         token_cache = TokenCache(at, self.selector, rules, interval, attend=self.attend)
         last: dict[int, Streams] = {}
-        at.on_start(last.clear)
-        at.holds(last.values)
+        at.keeps(last)
         phases = cache(lambda steps: rules.phases(interval, steps))
         by_block = rules.by_block if self.quirk is None else self.quirk
 

@@ -74,9 +74,8 @@ class TaylorSeer:
             return
         factors: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
         when: dict[tuple[int, int], int] = {}
-        at.on_start(factors.clear)
+        at.keeps(factors)
         at.on_start(when.clear)
-        at.holds(lambda: (parts for differences in factors.values() for parts in differences))
 
         def computes(step: int) -> bool:
             since = step - first + 1

@@ -107,10 +107,10 @@ class TeaCache:
         residual: dict[int, Streams] = {}
         entered: dict[int, Streams] = {}
         total: dict[int, float] = {}
-        for store in (before, residual, entered, total):
-            at.on_start(store.clear)
-        at.holds(before.values)
-        at.holds(residual.values)
+        for store in (before, residual):
+            at.keeps(store)
+        for each in (entered, total):
+            at.on_start(each.clear)
         state = {"skip": False}
         signal = (
             _time_embedding(pipeline.transformer, at) if family == "wan" else _modulated_input(at)

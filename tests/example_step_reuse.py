@@ -15,16 +15,15 @@ class StepReuse:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Patch the transformer's forward; everything done through `at` is taken back by itself."""
-        kept: dict[int, Any] = {}  # by guidance pass
-        at.on_start(kept.clear)  # nothing leaks into the next generation
-        at.holds(kept.values)  # counted as the method's memory
+        last: dict[int, Any] = {}  # by guidance pass
+        at.keeps(last)  # emptied before the next generation, counted as the method's memory
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if at.now.step % self.every and at.now.branch in kept:
+            if at.now.step % self.every and at.now.branch in last:
                 # a method that counts nothing and changes nothing is reported as inert
                 at.count("passes_reused")
-                return kept[at.now.branch]
-            kept[at.now.branch] = run(*args, **kwargs)
-            return kept[at.now.branch]
+                return last[at.now.branch]
+            last[at.now.branch] = run(*args, **kwargs)
+            return last[at.now.branch]
 
         run = at.patch(pipeline.transformer, "forward", forward)

@@ -262,6 +262,152 @@ def test_rows_of_masked_joint_attention_are_refused():
             transformer(*args, **kwargs)
 
 
+def among(hidden, seed=1):
+    """All tokens in another order for each sample: the tokens, and their places."""
+    order = some_rows(hidden, 1.0, seed)
+    return take(hidden, order), order
+
+
+def whole_and_other(kind, ask):
+    """Outputs of every attention that takes a context: of all rows with its own tokens, and of
+    `ask(run, hidden)`."""
+    pairs = []
+
+    def route(sublayer):
+        def routed(run, hidden):
+            out = run()
+            if sublayer.takes_context:
+                pairs.append((sublayer, out, ask(run, hidden)))
+            return out
+
+        return routed
+
+    run(kind, route)
+    kinds = {"flux": {"joint", "single"}, "sd3": {"joint"}}.get(kind, {"self"})
+    assert {sublayer.kind for sublayer, _, _ in pairs} == kinds
+    return pairs
+
+
+def assert_alike(a, b):
+    for x, y in zip(*((v if isinstance(v, tuple) else (v,)) for v in (a, b)), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keys_and_values_of_the_same_tokens_in_another_order_change_nothing(kind):
+    def ask(run, hidden):
+        tokens, places = among(hidden)
+        return run(context=tokens, places=places)
+
+    for _, whole, other in whole_and_other(kind, ask):
+        assert_alike(other, whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_and_other_keys_go_together(kind):
+    def ask(run, hidden):
+        tokens, places = among(hidden)
+        rows = some_rows(hidden, 0.4)
+        return rows, run(rows, context=tokens, places=places)
+
+    for _, whole, (rows, some) in whole_and_other(kind, ask):
+        if isinstance(whole, tuple):
+            assert_alike(some, (take(whole[0], rows), whole[1]))
+        else:
+            assert_alike(some, take(whole, rows))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_some_of_the_keys_the_outputs_are_others_and_as_many(kind):
+    def ask(run, hidden):
+        count = hidden.shape[1]
+        places = torch.arange(count - 3).expand(len(hidden), -1)
+        return run(context=hidden[:, : count - 3], places=places)
+
+    for _, whole, other in whole_and_other(kind, ask):
+        first, second = (v[0] if isinstance(v, tuple) else v for v in (whole, other))
+        assert first.shape == second.shape and not torch.allclose(first, second, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_route_round_another_asks_it_for_rows(kind):
+    """What the inner route computes for all rows, an outer one gets of some; halves of single blocks
+    too."""
+    transformer, args, kwargs = transformer_call(kind)
+    checked = []
+    with ExitStack() as undo, torch.no_grad():
+        at = Attachment(subject(kind).pipeline, Now(), undo)
+
+        def merged(sublayer):
+            def route(run, hidden):
+                pairs = hidden.unflatten(1, (-1, 2))
+                places = torch.arange(0, hidden.shape[1], 2).expand(len(hidden), -1)
+                if not sublayer.takes_context:
+                    return run()
+                return run(context=pairs.mean(2), places=places)
+
+            return route
+
+        def asks(sublayer):
+            def route(run, hidden):
+                whole, rows = run(), some_rows(hidden, 0.5)
+                image, some = (v[0] if isinstance(v, tuple) else v for v in (whole, run(rows)))
+                torch.testing.assert_close(some, take(image, rows), rtol=1e-4, atol=1e-5)
+                if sublayer.kind == "single":
+                    halves = run.project(run.attention(rows), rows)
+                    torch.testing.assert_close(halves, some, rtol=1e-4, atol=1e-5)
+                checked.append(sublayer.kind)
+                return whole
+
+            return route
+
+        for sublayer in at.sublayers:
+            at.reroute(sublayer, merged(sublayer))
+        inner = transformer(*args, **kwargs)[0]
+        for sublayer in at.sublayers:
+            at.reroute(sublayer, asks(sublayer))
+        assert_alike(transformer(*args, **kwargs)[0], inner)
+    assert len(checked) == len(at.sublayers)
+    assert not torch.allclose(inner, plain(kind), rtol=1e-3)
+
+
+def test_a_context_that_cannot_be_used_is_refused_in_a_sentence():
+    def refused(kind, name, sentence, **asked):
+        def route(sublayer):
+            def routed(run, hidden):
+                if sublayer.kind == name:
+                    given = {"context": hidden[:, :4]} | asked
+                    with pytest.raises(ValueError, match=sentence):
+                        run(**given)
+                return run()
+
+            return routed
+
+        run(kind, route)
+
+    refused("pixart", "cross", "cross cannot attend to other tokens than its own")
+    refused("dit", "mlp", "mlp cannot attend to other tokens than its own")
+    refused("flux", "context_mlp", "cannot attend to other tokens")
+    for kind, name in (("wan", "self"), ("flux", "joint"), ("flux", "single")):
+        refused(kind, name, "goes by position: say with places")
+    short = torch.zeros(2, 3, dtype=torch.int64)
+    refused("dit", "self", r"places \[2, 3\] are not one for each token .* \[4, 4,", places=short)
+
+
+def test_two_routes_that_choose_rows_or_a_context_of_one_sublayer_are_refused():
+    transformer, args, kwargs = transformer_call("dit")
+    for what, ask in (
+        ("rows", lambda run, hidden: run(some_rows(hidden, 0.5))),
+        ("a context", lambda run, hidden: run(context=hidden)),
+    ):
+        with ExitStack() as undo, torch.no_grad():
+            at = Attachment(subject("dit").pipeline, Now(), undo)
+            for _ in range(2):
+                at.reroute(at.sublayers[0], ask)
+            with pytest.raises(ValueError, match=f"two methods choose {what} of one sub-layer"):
+                transformer(*args, **kwargs)
+
+
 def test_take_and_put_are_loops_over_samples():
     x, rows = torch.randn(2, 5, 3), torch.tensor([[4, 0], [1, 2]])
     expected = torch.stack([x[b][rows[b]] for b in range(2)])

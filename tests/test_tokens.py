@@ -48,15 +48,8 @@ RULES = replace(TOCA["dit"], soft=0.0, bonus=0.0)
 
 
 def cache_of(selector, passes=1, **settings):
-    at = Attachment.__new__(Attachment)
-    at.now, at.counters, at.engaged, at.starts, at.held, at.shares = (
-        Now(num_steps=4, samples=1, grid=(1, 2, 2), passes=passes),
-        {},
-        False,
-        [],
-        [],
-        {},
-    )
+    now = Now(num_steps=4, samples=1, grid=(1, 2, 2), passes=passes)
+    at = Attachment(None, now, ExitStack())
     part = Part()
     at.sublayers = [part]
     return TokenCache(at, selector, replace(RULES, **settings)), part

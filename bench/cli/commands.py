@@ -156,6 +156,7 @@ def _score(args: argparse.Namespace) -> int:
     from ditbench.metrics.scoring import score_run
     from ditbench.runner.progress import plain, progress
 
+    _load(args.plugin)
     metrics = args.metrics.split(",") if args.metrics is not None else None
     _add_references(args.run, args.reference)
     with progress() as tell:
@@ -194,6 +195,7 @@ def _complain(sentences: list[str]) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
+    _load(args.plugin)
     return _tell_report(args.runs, args.out, args.json, None)
 
 

@@ -109,6 +109,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         help="names or their first words, comma separated (default: all that need no other environment)",
     )
 
+    _plugin_flag(score)
     _reference_flag(score)
 
     reference = command(
@@ -131,6 +132,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
     report = command("report", "make tables, figures and the page of runs from their records")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="folder for the report (default: RUN/report)")
+    _plugin_flag(report)
 
     recommend = command(
         "recommend",

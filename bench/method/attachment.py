@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,10 @@ class Attachment:
         self.starts: list[Callable[[], object]] = []
         self.inspections: list[Callable[[ExitStack], object]] = []
         self.held: list[Callable[[], Iterable[Any]]] = []
+        self.stores: list[dict[Any, Any]] = []
+        self.starts_anew = False
+        """Whether tensors are held whose rows nobody described."""
+        self.drops: list[Callable[[], bool]] = []
         self.shares: dict[tuple[int, int], float] = {}
         """Share of its tokens a sub-layer computed, by (step, sub-layer), in the generation under
         way or the last one."""
@@ -120,5 +124,81 @@ class Attachment:
 
     def holds(self, tensors: Callable[[], Iterable[Any]]) -> None:
         """Name the tensors the method keeps from step to step (tuples of tensors will do): they
-        enter the memory ledger."""
+        enter the memory ledger. Where guidance is dropped, a method that holds tensors in another way
+        than `keeps` has its `on_start` called, and starts anew."""
         self.held.append(tensors)
+        self.starts_anew = True
+
+    def keeps(self, store: dict[Any, Any], *, rows: bool = True) -> None:
+        """Keep tensors from step to step in `store`: it is emptied before every generation and enters
+        the memory ledger, and where guidance is dropped the rows of the conditional pass stay.
+
+        Its values are tensors [B,...], B the rows of the batch, tuples and transformer outputs of
+        them, or no tensors; with `rows=False` its tensors are anything else, and stay as they are.
+        """
+        self.on_start(store.clear)
+        self.held.append(store.values)
+        if rows:
+            self.stores.append(store)
+
+    def narrow(self, rows: slice, batch: int) -> None:
+        """Only `rows` of a batch of `batch` rows go on: slice what `keeps` named. A method that
+        `holds` others starts anew."""
+        if self.starts_anew:
+            for reset in self.starts:
+                reset()
+        if not any(self.stores):
+            return
+        from ditbench.models.calls import each_tensor
+
+        def narrowed(tensor: Any) -> Any:
+            return tensor[rows] if len(tensor) == batch else tensor
+
+        for store in self.stores:
+            store.update({key: each_tensor(narrowed, value) for key, value in store.items()})
+
+    def drop_guidance(self, when: Callable[[], bool]) -> None:
+        """Compute the conditional pass alone from the first step on at which `when()` is true, to
+        the end of the generation; its prediction stands for the guided one.
+
+        `when` is asked before the first transformer call of each step, with `now.step` and
+        `now.num_steps` set. The method has to claim `guidance`. Dropped rows are counted as
+        `guidance_passes_dropped`.
+        """
+        self.drops.append(when)
+
+    def run_samples(
+        self,
+        run: Callable[..., Any],
+        samples: Sequence[int],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        into: Any = None,
+    ) -> Any:
+        """The output of a transformer call for some samples alone, in all guidance passes of the call
+        (`now.rows_of`).
+
+        `run` is the transformer's forward, `args` and `kwargs` what it was called with, `samples`
+        numbers from 0. With `into`, an output for the whole batch, it is that output with these
+        samples' rows replaced; for no samples it is `into` itself. ValueError for no samples
+        without `into`.
+        """
+        from ditbench.models.calls import put_rows, take_rows
+
+        if not samples:
+            if into is None:
+                raise ValueError(
+                    "no samples to run the transformer for, and nothing to put them in"
+                )
+            return into
+        now, rows = self.now, self.now.rows_of(samples)
+        if rows == list(range(now.batch)):
+            return run(*args, **kwargs)
+        positional, named = take_rows(self._pipeline.transformer, args, kwargs, rows)
+        before = now.samples, now.batch
+        now.samples, now.batch = len(samples), len(rows)
+        try:
+            out = run(*positional, **named)
+        finally:
+            now.samples, now.batch = before
+        return out if into is None else put_rows(into, rows, out)

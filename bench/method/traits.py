@@ -51,8 +51,8 @@ class Traits:
     stage: Stage
     claims: frozenset[str]
     needs: frozenset[str]
-    """`cuda`, `sm>=89`, `package:NAME`, `package:NAME>=2.1`, `model:FAMILY` (one of those
-    named)."""
+    """`cuda`, `sm>=89`, `package:NAME`, `package:NAME>=2.1`, `model:FAMILY` (`|` between several),
+    `guidance-pass` (the unconditional pass can be left out)."""
     conflicts: frozenset[str]
     """Methods known not to mix although their claims are disjoint, by name."""
     reversible: bool
@@ -66,7 +66,9 @@ class Traits:
     compared with at the values of its `dial`; else ""."""
 
 
-NEED = re.compile(r"cuda|sm>=\d+|package:.+|model:.+")
+NEED = re.compile(r"cuda|sm>=\d+|package:.+|model:.+|guidance-pass")
+FAMILY_NEEDS = ("model:", "guidance-pass")
+"""How needs begin that the model's family meets or not, on whatever machine."""
 
 
 def declared(
@@ -116,7 +118,7 @@ def unmet(need: str, pipeline: Any) -> str | None:
     transformer = pipeline.transformer
     return lacking(
         need,
-        family_of(transformer).name if need.startswith("model:") else "",
+        family_of(transformer).name if need.startswith(FAMILY_NEEDS) else "",
         str(transformer.device),
     )
 
@@ -145,6 +147,15 @@ def lacking(need: str, family: str, device: str) -> str | None:
             None
             if family in rest.split("|")
             else f"works on {rest.replace('|', ' and ')}, not on {family}"
+        )
+    if need == "guidance-pass":
+        from ditbench.models.family import family_named
+
+        known = family_named(family)
+        return (
+            f"needs a guidance pass to leave out, and {known.title}'s guidance is embedded in its one"
+            if known.guidance == "embedded"
+            else None
         )
     match = re.fullmatch(r"sm>=(\d+)", need)
     if need != "cuda" and not match:

@@ -118,6 +118,9 @@ class Family:
     rows: Callable[[], Mapping[str, Callable[..., Any]]] = dict
     """Kind -> how some rows of it are computed: f(module, forward, rows, hidden, *arguments of the
     call). Not needed for kinds that treat every token alone. May import torch."""
+    contexts: tuple[str, ...] = ()
+    """Kinds whose keys and values may be made of other tokens: their functions of `rows` take
+    `rows=None` for all and `context=` (`token_rows.Context`)."""
     reroute: Callable[[], Mapping[str, Callable[..., None]]] = dict
     """Kind -> f(module, route, patch) for kinds that are not rerouted by their module's `forward`.
     May import torch."""

@@ -4,7 +4,8 @@ run it on every family of `families`.
 Rerouting patches the `forward` of the sub-layer's own modules; the block's code still does norm,
 modulation, gate and residual, and no forward of diffusers is copied.
 
-B batch, N image tokens, T text tokens, K chosen rows, H heads, D width, d width of a head.
+B batch, N image tokens, T text tokens, K chosen rows, M tokens of a context, H heads, D width, d
+width of a head.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ditbench.models.family import Family, Grid, Kind
 from ditbench.models.family import family_of as _family_of
-from ditbench.models.token_rows import Run, put, take, tokenwise, undeclared
+from ditbench.models.token_rows import ROUTED, Asked, Run, put, take, tokenwise, undeclared
 
 __all__ = [
     "Kind",
@@ -78,6 +79,8 @@ class Sublayer:
     """Whether text stands before the image where both attend together."""
     run_rows: Callable[..., Any]
     """How some rows are computed (`Family.rows`)."""
+    takes_context: bool = False
+    """Whether keys and values may be made of other tokens (`Family.contexts`)."""
     reroute_whole: Callable[..., None] | None = None
     """How it is rerouted, where not by its module's `forward` (`Family.reroute`)."""
 
@@ -132,23 +135,45 @@ class Sublayer:
         ([B,N,D], [B,T,D]). `run(rows)` returns the chosen rows [B,K,D]; queries of those rows, keys
         and values of all tokens; for `joint` rows of the image, text whole. For `single` it is a
         `token_rows.SingleRun`, whose halves can be run apart.
+
+        `run(rows, context=tokens, places=at)` makes keys and values of other tokens [B,M,D], merged
+        ones say, in place of `hidden`; `at` [B,M] int64 are the rows of `hidden` whose positions
+        they have, which rotary embeddings need. For `joint` they stand for the image, and the text
+        is there besides. ValueError where `takes_context` is false.
+
+        What is rerouted twice goes through the later route first; what that asks of `run`, the
+        earlier route's `run()` computes.
         """
         if self.reroute_whole is not None:
             return self.reroute_whole(self.module, route, patch)
         original = self.module.forward
+        inner = ROUTED.get(original)
+
+        def routed(asked: Asked, hidden: Tensor, rest: Any, kwargs: Any) -> Any:
+            def run(
+                rows: Tensor | None = None,
+                context: Tensor | None = None,
+                places: Tensor | None = None,
+            ) -> Any:
+                if context is not None and not self.takes_context:
+                    raise ValueError(f"{self.name} cannot attend to other tokens than its own")
+                now = asked.narrowed(rows, context, places)
+                if inner is not None:
+                    return inner(now, hidden, rest, kwargs)
+                if now.whole:
+                    return original(hidden, *rest, **kwargs)
+                more = kwargs if now.context is None else {**kwargs, "context": now.context}
+                return self.run_rows(self.module, original, now.rows, hidden, *rest, **more)
+
+            return route(run, hidden)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             # blocks call their modules either way
             hidden, *rest = args or (kwargs.pop("hidden_states"),)
-
-            def run(rows: Tensor | None = None) -> Any:
-                if rows is None:
-                    return original(hidden, *rest, **kwargs)
-                return self.run_rows(self.module, original, rows, hidden, *rest, **kwargs)
-
-            return route(run, hidden)
+            return routed(Asked(), hidden, rest, kwargs)
 
         patch(self.module, "forward", forward)
+        ROUTED[forward] = routed
         return None
 
     def _linear(self, name: str) -> Any:
@@ -175,6 +200,7 @@ def sublayers(transformer: nn.Module) -> list[Sublayer]:
                         norm=block.get_submodule(norm) if norm else None,
                         text_first=family.text_first,
                         run_rows=rows.get(name) or _rows_of(family, name, kind),
+                        takes_context=name in family.contexts,
                         reroute_whole=reroutes.get(name),
                     )
                 )  # fmt: skip

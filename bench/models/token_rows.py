@@ -1,7 +1,8 @@
 """Some rows of a sub-layer: what diffusers cannot do by itself. Queries of the chosen rows, keys
-and values of all tokens. What only one family needs is in its file of `families`.
+and values of all tokens or of others. What only one family needs is in its file of `families`.
 
-B batch, N image tokens, T text tokens, K chosen rows, H heads, D width, d width of a head.
+B batch, N image tokens, T text tokens, K chosen rows, M tokens of a context, H heads, D width, d
+width of a head.
 """
 
 from __future__ import annotations
@@ -9,27 +10,94 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 Run = Callable[..., Any]
-"""`run()` computes every row, `run(rows)` with rows [B,K] int64 only those. See
-`sublayers.Sublayer.reroute`."""
+"""`run()` computes every row, `run(rows)` with rows [B,K] int64 only those; `context` [B,M,D] are
+tokens that keys and values are made of in place of the sub-layer's own, `places` [B,M] int64 the
+tokens whose positions they have. See `sublayers.Sublayer.reroute`."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Tokens that keys and values are made of, in place of a sub-layer's own."""
+
+    tokens: Tensor
+    """[B,M,D], normalised and modulated."""
+    places: Tensor | None = None
+    """[B,M] int64: the tokens whose positions they have."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a sub-layer: which rows, attending to what."""
+
+    rows: Tensor | None = None
+    context: Context | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is what the model does by itself."""
+        return self.rows is None and self.context is None
+
+    def narrowed(
+        self, rows: Tensor | None, context: Tensor | None = None, places: Tensor | None = None
+    ) -> Asked:
+        """This, as a route asks it further; ValueError where both choose rows, or both a context,
+        and for places of another shape."""
+        other = None if context is None else Context(context, places)
+        if other and places is not None and places.shape != other.tokens.shape[:2]:
+            raise ValueError(
+                f"places {list(places.shape)} are not one for each token of the context "
+                f"{list(other.tokens.shape)}"
+            )
+        for mine, theirs, what in ((self.rows, rows, "rows"), (self.context, other, "a context")):
+            if mine is not None and theirs is not None:
+                raise ValueError(f"two methods choose {what} of one sub-layer")
+        return Asked(self.rows if rows is None else rows, self.context or other)
+
+
+def places_of(context: Context | None) -> Tensor | None:
+    """The places of a context's tokens, None without one; ValueError where it has none, for an
+    attention that goes by position."""
+    if context is not None and context.places is None:
+        raise ValueError(
+            "this attention goes by position: say with places [B,M] whose positions the tokens of the "
+            "context have"
+        )
+    return None if context is None else context.places
+
+
+ROUTED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""The `forward` that a route was put in as -> how a route put round it later asks it for rows or a
+context."""
 
 
 @dataclass(frozen=True)
 class SingleRun:
     """A `Run` of a FLUX single block, with its halves."""
 
-    attention: Callable[[Tensor | None], Tensor]
-    """Rows [B,K], None for all -> their attention [B,K,D]."""
+    attention: Callable[..., Tensor]
+    """Rows [B,K], None for all, context and places -> their attention [B,K,D]."""
     project: Callable[[Tensor, Tensor | None], Tensor]
     """Attention [B,K,D] and its rows -> the output: their MLP, and the projection of both."""
+    both: Callable[..., Tensor] | None = None
+    """Both halves, where another route stands in between."""
 
-    def __call__(self, rows: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        rows: Tensor | None = None,
+        context: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """The output for these rows, [B,K,D]."""
-        return self.project(self.attention(rows), rows)
+        if self.both is not None:
+            return self.both(rows, context, places)
+        other = () if context is None else (context, places)
+        return self.project(self.attention(rows, *other), rows)
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
@@ -52,15 +120,18 @@ def tokenwise(
 def self_attention(
     _module: nn.Module,
     forward: Run,
-    rows: Tensor,
+    rows: Tensor | None,
     hidden: Tensor,
-    _context: None = None,
+    _text: None = None,
+    context: Context | None = None,
     **kwargs: Any,
 ) -> Any:
     """Rows of self-attention without positions inside it, by diffusers' own cross-attention
     path."""
-    kwargs["encoder_hidden_states"] = hidden  # keys and values of all tokens
-    return forward(take(hidden, rows), **kwargs)
+    if context is not None:
+        refuse_mask(kwargs.get("attention_mask"))
+    kwargs["encoder_hidden_states"] = hidden if context is None else context.tokens
+    return forward(hidden if rows is None else take(hidden, rows), **kwargs)
 
 
 def undeclared(family: str, kind: str) -> Callable[..., Any]:
@@ -90,15 +161,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.stack([-imaginary, real], -1).flatten(-2) * sin).type_as(x)
 
 
-def at_rows(frequencies: Tensor, rows: Tensor) -> Tensor:
-    """[1,N,1,d], [B,K] -> [B,K,1,d]."""
-    return frequencies[0].expand(-1, 1, -1)[rows]
+def at_rows(rotary: tuple[Tensor, Tensor], rows: Tensor | None) -> tuple[Tensor, ...]:
+    """Cosines and sines [1,N,1,d] of all tokens, at rows [B,K]: [B,K,1,d]; None: as they are."""
+    return rotary if rows is None else tuple(part[0][rows] for part in rotary)
 
 
 def refuse_mask(mask: Any, **more: Any) -> None:
     """ValueError unless the mask and everything else an attention is called with are None."""
     if mask is not None or any(value is not None for value in more.values()):
         raise ValueError(
-            "some rows of a masked or otherwise conditioned attention cannot be computed; run all "
-            "of them"
+            "some rows, or a context, of a masked or otherwise conditioned attention cannot be "
+            "computed; run all of them"
         )

@@ -13,7 +13,7 @@ from ditbench.method.artifact import Need, find, needs_of
 from ditbench.method.dependencies import depends_on
 from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
-from ditbench.method.traits import lacking
+from ditbench.method.traits import FAMILY_NEEDS, lacking
 from ditbench.models.family import family_named
 from ditbench.models.prompts import load_prompts
 from ditbench.models.requests import takes_prompts
@@ -130,7 +130,7 @@ def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
     if problems := stack.problems():
         return "; ".join(problems)
     for method in stack.methods:
-        for need in sorted(n for n in method.traits.needs if n.startswith("model:")):
+        for need in sorted(n for n in method.traits.needs if n.startswith(FAMILY_NEEDS)):
             if lack := lacking(need, model.family, spec.device):
                 return f"{method.name}: {lack}"
     try:

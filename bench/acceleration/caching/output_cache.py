@@ -26,8 +26,7 @@ def reuse_outputs(at: Attachment, reuses: Callable[[int, Sublayer], bool]) -> No
     generation runs, whatever `reuses` says.
     """
     cached: dict[tuple[int, int], Any] = {}
-    at.on_start(cached.clear)
-    at.holds(cached.values)
+    at.keeps(cached)
 
     def route_of(sublayer: Sublayer) -> Route:
         def route(run: Run, _hidden: Any) -> Any:

@@ -104,6 +104,13 @@ class Attention(Selector):
         )
         at = signal, sublayer.block, self.now.branch
         if signal == "received":
+            whole = math.prod(self.now.grid)
+            whole += 0 if sublayer.stream == "image" else self.now.text_tokens
+            if (seen := probability.shape[2]) != whole:
+                raise ValueError(
+                    f"{sublayer.name} attends to {seen} tokens in place of {whole}, so which tokens are "
+                    "attended to is not known: choose another selector"
+                )
             self.signals[at] = probability.mean(1)
         else:
             entropy = -(probability * probability.clamp(min=1e-12).log()).sum(-1)

@@ -62,8 +62,7 @@ class TokenCache:
             *self.selector.stores,
         )
         for store in self._stores:
-            at.on_start(store.clear)
-            at.holds(store.values)
+            at.keeps(store)
 
     def __contains__(self, sublayer: Sublayer) -> bool:
         return self.selector.key(sublayer) in self.kept

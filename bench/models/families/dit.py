@@ -57,6 +57,7 @@ FAMILY = Family(
     transformer="DiTTransformer2DModel",
     stacks=(("transformer_blocks", (("self", "attn1", "norm1"), ("mlp", "ff", "norm3"))),),
     rows=_rows,
+    contexts=("self",),
     guidance="batched, conditional first",
     latent_output=False,  # its pipeline always decodes
     class_labels=True,

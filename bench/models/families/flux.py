@@ -15,37 +15,44 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ditbench.models.sampling import Sampling
+    from ditbench.models.token_rows import Context
 
 
 def joint_attention(
     module: nn.Module,
     _forward: Callable[..., Any],
-    rows: Tensor,
+    rows: Tensor | None,
     hidden: Tensor,
     *,
     encoder_hidden_states: Tensor,
+    context: Context | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Image rows [B,K,D] of the joint attention of a double block, and its text [B,T,D], which is
     computed whole."""
     import torch
 
-    from ditbench.models.token_rows import take
+    from ditbench.models.token_rows import places_of, take
 
     attn: Any = module
     text, t = encoder_hidden_states, encoder_hidden_states.shape[1]
-    own_q, own_k, own_v = _qkv(
-        attn, ("to_q", "norm_q"), ("to_k", "norm_k"), "to_v", take(hidden, rows), hidden
-    )
+    asking = hidden if rows is None else take(hidden, rows)
+    own = hidden if context is None else context.tokens
+    own_q, own_k, own_v = _qkv(attn, ("to_q", "norm_q"), ("to_k", "norm_k"), "to_v", asking, own)
     added = (("add_q_proj", "norm_added_q"), ("add_k_proj", "norm_added_k"), "add_v_proj")
     text_q, text_k, text_v = _qkv(attn, *added, text, text)
-    whole = torch.arange(t, device=rows.device).expand(len(rows), -1)
+    whole = torch.arange(t, device=hidden.device).expand(len(hidden), -1)
+
+    def behind_text(places: Tensor | None) -> Tensor | None:
+        return None if places is None else torch.cat([whole, places + t], 1)
+
     out = _attend(
         attn,
         torch.cat([text_q, own_q], 1),
         torch.cat([text_k, own_k], 1),
         torch.cat([text_v, own_v], 1),
-        torch.cat([whole, rows + t], 1),
+        behind_text(rows),
+        behind_text(places_of(context)),
         **kwargs,
     )
     return attn.to_out[1](attn.to_out[0](out[:, t:].contiguous())), attn.to_add_out(
@@ -53,12 +60,16 @@ def joint_attention(
     )
 
 
-def single_attention(attn: Any, rows: Tensor, hidden: Tensor, **kwargs: Any) -> Tensor:
+def single_attention(
+    attn: Any, rows: Tensor | None, hidden: Tensor, context: Context | None = None, **kwargs: Any
+) -> Tensor:
     """Attention of a single block for some rows of text and image: [B,K,D]."""
-    from ditbench.models.token_rows import take
+    from ditbench.models.token_rows import places_of, take
 
-    q, k, v = _qkv(attn, ("to_q", "norm_q"), ("to_k", "norm_k"), "to_v", take(hidden, rows), hidden)
-    return _attend(attn, q, k, v, rows, **kwargs)
+    asking = hidden if rows is None else take(hidden, rows)
+    own = hidden if context is None else context.tokens
+    q, k, v = _qkv(attn, ("to_q", "norm_q"), ("to_k", "norm_k"), "to_v", asking, own)
+    return _attend(attn, q, k, v, rows, places_of(context), **kwargs)
 
 
 def _qkv(
@@ -80,18 +91,20 @@ def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    q_at: Tensor,
+    q_at: Tensor | None,
+    k_at: Tensor | None,
     image_rotary_emb: Any = None,
     attention_mask: None = None,
     **more: Any,
 ) -> Tensor:
-    """Rotate and attend; `q_at` [B,K] are the queries' places in text + image."""
+    """Rotate and attend; `q_at` [B,K] and `k_at` [B,M] are the places of queries and keys in text +
+    image, None where they are all there are."""
     from ditbench.models.token_rows import at_rows, attend, refuse_mask, rotate
 
     refuse_mask(attention_mask, **more)
     cos, sin = (f[None, :, None, :].to(q.device) for f in image_rotary_emb)  # [1,T+N,1,d]
-    q = rotate(q, at_rows(cos, q_at), at_rows(sin, q_at))
-    return attend(attn, q, rotate(k, cos, sin), v)
+    q, k = rotate(q, *at_rows((cos, sin), q_at)), rotate(k, *at_rows((cos, sin), k_at))
+    return attend(attn, q, k, v)
 
 
 def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable[..., Any]) -> None:
@@ -102,15 +115,13 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
     """
     import torch
 
-    from ditbench.models.token_rows import SingleRun, take
+    from ditbench.models.token_rows import ROUTED, Asked, SingleRun, take
 
     block: Any = single
-    attn, mlp_in, act, out = (
-        block.attn.forward,
-        block.proj_mlp.forward,
-        block.act_mlp.forward,
-        block.proj_out.forward,
+    own = tuple(
+        part.forward for part in (block.attn, block.proj_mlp, block.act_mlp, block.proj_out)
     )
+    inner, (attn, mlp_in, act, out) = ROUTED.get(own[-1], (None, own))
     deferred: dict[str, Any] = {}
 
     def defer_mlp(hidden: Tensor) -> Tensor:
@@ -121,25 +132,37 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
         return hidden_states[..., :0]
 
     def project(_nothing: Tensor) -> Any:
-        hidden, kwargs = deferred.pop("hidden"), deferred.pop("kwargs")  # hidden [B,T+N,D]
+        return routed(Asked(), deferred.pop("hidden"), deferred.pop("kwargs"))
 
-        def attention(rows: Tensor | None) -> Tensor:
-            if rows is not None:
-                return single_attention(block.attn, rows, hidden, **kwargs)
-            mixed: Tensor = attn(hidden_states=hidden, **kwargs)
-            return mixed
+    def routed(asked: Asked, hidden: Tensor, kwargs: Any, half: bool = False) -> Any:
+        """The route, asked for its attention alone where `half`; hidden [B,T+N,D]."""
+
+        def attention(*further: Any) -> Any:
+            now = asked.narrowed(*further)
+            if inner is not None:
+                return inner(now, hidden, kwargs, True)
+            if now.whole:
+                return attn(hidden_states=hidden, **kwargs)
+            return single_attention(block.attn, now.rows, hidden, now.context, **kwargs)
 
         def output(mixed: Tensor, rows: Tensor | None) -> Tensor:
+            if half:
+                return mixed
+            rows = asked.rows if rows is None else rows
             inputs = hidden if rows is None else take(hidden, rows)
             result: Tensor = out(torch.cat([mixed, act(mlp_in(inputs))], dim=2))
             return result
 
-        return route(SingleRun(attention, output), hidden)
+        def both(*further: Any) -> Any:
+            return inner(asked.narrowed(*further), hidden, kwargs, half)
+
+        return route(SingleRun(attention, output, both if inner else None), hidden)
 
     patch(block.proj_mlp, "forward", defer_mlp)
     patch(block.act_mlp, "forward", lambda hidden: hidden)
     patch(block.attn, "forward", defer_attention)
     patch(block.proj_out, "forward", project)
+    ROUTED[project] = routed, (attn, mlp_in, act, out)
 
 
 def _meta_call(sampling: Sampling, config: Any, empty: Callable[..., Any]) -> dict[str, Any]:
@@ -207,6 +230,7 @@ FAMILY = Family(
         ("single_transformer_blocks", (("single", "", "norm"),)),
     ),
     rows=lambda: {"joint": joint_attention},
+    contexts=("joint", "single"),
     reroute=lambda: {"single": reroute_single},
     block_outputs=("text", "image"),
     guidance="embedded",

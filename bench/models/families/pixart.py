@@ -72,6 +72,7 @@ FAMILY = Family(
         ),
     ),
     rows=_rows,
+    contexts=("self",),
     guidance="batched, conditional last",
     # with one step the pipeline takes a second result of the scheduler, which LCM's gives
     single_step=("LCMScheduler", "FewStepScheduler"),

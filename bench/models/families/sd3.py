@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ditbench.models.sampling import Sampling
+    from ditbench.models.token_rows import Context
 
 CLIP_TOKENS = 77
 """Text tokens of the two CLIP encoders, whose features stand side by side; T5's follow."""
@@ -25,10 +26,11 @@ CLIP_TOKENS = 77
 def joint_attention(
     module: nn.Module,
     _forward: Callable[..., Any],
-    rows: Tensor,
+    rows: Tensor | None,
     hidden: Tensor,
     *,
     encoder_hidden_states: Tensor | None = None,
+    context: Context | None = None,
     **more: Any,
 ) -> Any:
     """Image rows [B,K,D] of joint attention, and its text [B,T,D], which is computed whole; without
@@ -46,14 +48,16 @@ def joint_attention(
         scale = getattr(attn, norm, None)
         return out if scale is None else scale(out)  # [B,H,.,d]
 
-    q = heads("to_q", "norm_q", take(hidden, rows))
-    k, v = heads("to_k", "norm_k", hidden), heads("to_v", "", hidden)
+    asking = hidden if rows is None else take(hidden, rows)
+    own = hidden if context is None else context.tokens
+    q = heads("to_q", "norm_q", asking)
+    k, v = heads("to_k", "norm_k", own), heads("to_v", "", own)
     if (text := encoder_hidden_states) is not None:
         q = torch.cat([q, heads("add_q_proj", "norm_added_q", text)], 2)
         k = torch.cat([k, heads("add_k_proj", "norm_added_k", text)], 2)
         v = torch.cat([v, heads("add_v_proj", "", text)], 2)
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    count = rows.shape[1]
+    count = asking.shape[1]
     image = attn.to_out[1](attn.to_out[0](mixed[:, :count]))
     if text is None:
         return image
@@ -136,6 +140,7 @@ FAMILY = Family(
         ),
     ),
     rows=lambda: {"joint": joint_attention, "self": joint_attention},
+    contexts=("joint", "self"),
     text_first=False,
     block_outputs=("text", "image"),
     guidance="batched, conditional last",

@@ -11,28 +11,32 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ditbench.models.sampling import Request, Sampling
+    from ditbench.models.token_rows import Context
 
 
 def self_attention(
     module: nn.Module,
     _forward: Callable[..., Any],
-    rows: Tensor,
+    rows: Tensor | None,
     hidden: Tensor,
-    _context: None,
+    _text: None,
     mask: None,
     rotary: tuple[Tensor, Tensor],
+    context: Context | None = None,
 ) -> Tensor:
-    """Rows [B,K] of self-attention over hidden [B,N,D]: [B,K,D]."""
-    from ditbench.models.token_rows import at_rows, attend, refuse_mask, rotate, take
+    """Rows [B,K] of self-attention over hidden [B,N,D], or over a context: [B,K,D]."""
+    from ditbench.models.token_rows import at_rows, attend, places_of, refuse_mask, rotate, take
 
     attn: Any = module
     refuse_mask(mask)
-    q = attn.norm_q(attn.to_q(take(hidden, rows))).unflatten(2, (attn.heads, -1))  # [B,K,H,d]
-    k = attn.norm_k(attn.to_k(hidden)).unflatten(2, (attn.heads, -1))  # [B,N,H,d]
-    v = attn.to_v(hidden).unflatten(2, (attn.heads, -1))
-    cos, sin = rotary  # [1,N,1,d]
-    q = rotate(q, at_rows(cos, rows), at_rows(sin, rows))
-    out: Tensor = attn.to_out[1](attn.to_out[0](attend(attn, q, rotate(k, cos, sin), v)))
+    asking = hidden if rows is None else take(hidden, rows)
+    own = hidden if context is None else context.tokens
+    q = attn.norm_q(attn.to_q(asking)).unflatten(2, (attn.heads, -1))  # [B,K,H,d]
+    k = attn.norm_k(attn.to_k(own)).unflatten(2, (attn.heads, -1))  # [B,N,H,d]
+    v = attn.to_v(own).unflatten(2, (attn.heads, -1))
+    q = rotate(q, *at_rows(rotary, rows))
+    k = rotate(k, *at_rows(rotary, places_of(context)))
+    out: Tensor = attn.to_out[1](attn.to_out[0](attend(attn, q, k, v)))
     return out
 
 
@@ -97,6 +101,7 @@ FAMILY = Family(
         ),
     ),
     rows=_rows,
+    contexts=("self",),
     guidance="two calls",
     hidden_by_keyword=True,
     video=True,

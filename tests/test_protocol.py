@@ -1,0 +1,372 @@
+"""What methods from outside can say: which rows are conditional, guidance dropped, other keys and
+values, some samples alone; and the complete examples of each."""
+
+import csv
+import inspect
+import json
+from functools import cache
+
+import pytest
+import torch
+from command import command
+from safetensors import safe_open
+from test_families import forget
+from test_stack import TESTS
+
+from ditbench.method import CLAIMS, METHODS, Attachment, Stack, Stage, method
+from ditbench.method.plugins import load_plugin
+from ditbench.models.calls import take_rows
+from ditbench.models.family import families
+from ditbench.models.sublayers import sublayers
+from ditbench.profiling.counting import count_generation
+from ditbench.records.scores import read_scores
+from ditbench.testing import KINDS, check_method, tiny
+
+STEPS = 4
+GUIDED = [kind for kind in KINDS if families()[kind].guidance != "embedded"]
+CACHES = (
+    "fora",
+    "toca(interval=3)",
+    "duca(interval=4)",
+    "teacache(threshold=5.0)",
+    "taylorseer(interval=2,order=1,first=1)",
+    "delta_dit(interval=2)",
+    "diffsparse(allocator='uniform',keep=0.5)",
+    "pab(first=1000,last=0)",
+    "step_reuse",
+)
+REFUSED = (
+    "drop_guidance: needs a guidance pass to leave out, and FLUX's guidance is embedded in its one"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def examples():
+    """The methods of the example files, and afterwards none of them."""
+    names = ("step_reuse", "drop_guidance", "token_merging", "sample_cache")
+    for name in names:
+        assert load_plugin(TESTS / f"example_{name}.py") == [name]
+    yield
+    forget()
+    for name in names:
+        METHODS.pop(name, None)
+
+
+@cache
+def subject(kind):
+    return tiny(kind, steps=STEPS)
+
+
+def declare(name, attach, **facts):
+    """A throw-away method of one's own making; returns its name."""
+    METHODS.pop(name, None)
+    facts = {"stage": Stage.SCHEDULE, "claims": {"guidance"}} | facts
+    method(name, family="test", **facts)(
+        type("Thrown", (), {"attach": attach, "__module__": __name__})
+    )
+    return name
+
+
+def generate(text, kind, *which, guidance=3.0):
+    """Samples under a stack, its counters, and the FLOPs of the generation."""
+    tried, made = subject(kind), []
+    sampling = tried.sampling.__class__(**vars(tried.sampling) | {"guidance": guidance})
+    with Stack.parse(text).attached(tried.pipeline) as attached:
+
+        def run():
+            attached.start(STEPS, len(which))
+            made.append(tried.generate(sampling, which))
+
+        flops = count_generation(tried.pipeline, run).flops
+        return made[0], attached.counters(), flops
+
+
+def conditioning(args, kwargs):
+    text = kwargs.get("encoder_hidden_states")
+    return kwargs["class_labels"] if text is None else text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_conditional_rows_are_those_that_are_given_the_prompt(kind):
+    seen = {}
+
+    def attach(self, pipeline, at):
+        def look(module, args, kwargs):
+            rows = conditioning(args, kwargs)[at.now.conditional]
+            seen.setdefault((at.now.step, at.now.branch), []).append((rows.clone(), at.now.batch))
+
+        at.count("looked")
+        # after the harness's own, which is the last to be put in
+        at.patch(
+            pipeline.transformer,
+            "forward",
+            lambda *args, **kwargs: (look(None, args, kwargs), run(*args, **kwargs))[1],
+        )
+
+    run = subject(kind).pipeline.transformer.forward
+    name = declare("looking_test", attach, claims=set())
+    generate(name, kind, 0, 1, guidance=1.0)
+    alone, guided = seen.copy(), seen.clear()
+    assert guided is None and all(len(rows) == batch == 2 for ((rows, batch),) in alone.values())
+    generate(name, kind, 0, 1)
+    for step in range(STEPS):
+        ((rows, batch),) = seen[step, 0]
+        assert torch.equal(rows, alone[step, 0][0][0])
+        assert batch == (4 if families()[kind].batched else 2)
+    calls = {branch for _, branch in seen}
+    assert calls == ({0, 1} if kind == "wan" else {0})
+    assert kind != "wan" or all(len(seen[step, 1][0][0]) == 0 for step in range(STEPS))
+
+
+def test_rows_of_a_generation_that_nobody_began_are_an_error():
+    name = declare("unbegun_test", lambda self, pipeline, at: at.drop_guidance(lambda: True))
+    tried = subject("pixart")
+    with (
+        Stack.parse(name).attached(tried.pipeline),
+        pytest.raises(ValueError, match="a generation begun without start"),
+    ):
+        tried.generate(tried.sampling, [0])
+
+
+@pytest.mark.parametrize("kind", GUIDED)
+def test_guidance_dropped_from_the_first_step_is_no_guidance(kind):
+    plain, _, cost = generate("none", kind, 0, 1, guidance=1.0)
+    dropped, counters, same = generate("drop_guidance(share=0.0)", kind, 0, 1)
+    torch.testing.assert_close(dropped, plain, rtol=1e-5, atol=1e-5)
+    assert same == cost
+    assert counters == {"drop_guidance.guidance_passes_dropped": 2 * STEPS}
+
+
+@pytest.mark.parametrize("kind", GUIDED)
+def test_the_steps_without_guidance_cost_half(kind):
+    whole = generate("none", kind, 0)[2]
+    for share, guided_steps in ((0.25, 1), (0.5, 2), (0.6, 3), (1.0, 4)):
+        _, counters, flops = generate(f"drop_guidance(share={share})", kind, 0)
+        assert 2 * STEPS * flops == whole * (STEPS + guided_steps)
+        dropped = {"drop_guidance.guidance_passes_dropped": STEPS - guided_steps}
+        assert counters == (dropped if guided_steps < STEPS else {})
+
+
+def test_count_knows_what_is_dropped_without_weights():
+    plugin = ("--plugin", TESTS / "example_drop_guidance.py", "--json")
+    models = "dit-tiny,pixart-tiny,wan-tiny,flux-tiny"
+    done = command("count", *plugin, "--models", models, "--methods", "drop_guidance", "--steps", 8)
+    load_plugin(TESTS / "example_drop_guidance.py")
+    rows = json.loads(done.stdout.splitlines()[-1])
+    by = {(row["model"], row["stack"]): row for row in rows}
+    for model in models.split(",")[:3]:
+        plain, mine = by[model, "none"], by[model, "drop_guidance"]
+        assert (plain["passes"], mine["passes"]) == (16, 12)
+        assert mine["forwards"] == (12 if "wan" in model else 8)
+        assert 4 * mine["flops"] == 3 * plain["flops"]
+    assert by["flux-tiny", "drop_guidance"]["note"] == REFUSED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["drop_guidance", "token_merging", "sample_cache(threshold=9.0)"])
+def test_the_examples_keep_the_contract(text, kind):
+    checks = check_method(text, subject(kind))
+    assert not [check for check in checks if not check.passed]
+    refused = [check.note for check in checks if check.name == "refused"]
+    assert refused == ([REFUSED] if (text, kind) == ("drop_guidance", "flux") else [])
+
+
+@pytest.mark.parametrize("kind", GUIDED)
+@pytest.mark.parametrize("text", CACHES)
+def test_caches_follow_where_guidance_is_dropped(text, kind):
+    stack = f"{text}+drop_guidance"
+    checks = check_method(stack, subject(kind))
+    assert not [check for check in checks if not check.passed]
+    refused = any(check.name == "refused" for check in checks)
+    assert refused == (text.startswith("pab") and kind == "wan")
+    if not refused:
+        made, counters, flops = generate(stack, kind, 0, 1)
+        early = declare("early_test", METHODS["drop_guidance"].attach, stage=Stage.WEIGHTS)
+        METHODS[early].share = 0.5
+        other, counted, same = generate(f"{text}+{early}", kind, 0, 1)
+        assert torch.equal(made, other) and flops == same
+        assert sum(counted.values()) == sum(counters.values())
+
+
+@pytest.mark.parametrize("kind", GUIDED)
+def test_what_a_cache_keeps_outlives_the_drop(kind):
+    """FORA computes as often as it would without, and keeps the conditional rows."""
+    alone, both = generate("fora", kind, 0)[1], generate("fora+drop_guidance", kind, 0)[1]
+    calls = 2 if kind == "wan" else 1
+    layers = len(sublayers(subject(kind).pipeline.transformer))
+    assert alone["fora.computed"] + alone["fora.reused"] == calls * STEPS * layers
+    assert both["fora.computed"] + both["fora.reused"] == (2 * calls + 2) * layers
+    assert both["fora.computed"] == alone["fora.computed"] - (calls - 1) * layers
+
+
+def test_the_ledger_has_the_rows_that_were_there_before_the_drop():
+    tried = subject("pixart")
+    held = []
+    for text in ("fora", "fora+drop_guidance"):
+        with Stack.parse(text).attached(tried.pipeline) as attached:
+            attached.start(STEPS, 1)
+            tried.generate(tried.sampling, [0])
+            held.append(attached.cache_bytes())
+            held.append(attached._held_bytes())
+    assert held[0] == held[1] == held[2] == 2 * held[3] > 0
+
+
+def test_dropping_without_the_claim_and_with_another_that_has_it_is_refused():
+    name = declare(
+        "unclaimed_test", lambda self, pipeline, at: at.drop_guidance(lambda: True), claims=set()
+    )
+    with (
+        pytest.raises(ValueError, match="unclaimed_test drops guidance, so it has to claim"),
+        Stack.parse(name).attached(subject("dit").pipeline),
+    ):
+        pass
+    METHODS.pop(name)
+    (problem,) = Stack.parse("distill+drop_guidance").problems()
+    assert problem == "distill and drop_guidance both claim guidance"
+
+
+@pytest.mark.parametrize("text", ["fora", "toca(interval=3,selector='change')", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_tokens_go_with_other_methods(text, kind):
+    for more in ("", "" if kind == "flux" else "+drop_guidance"):
+        checks = check_method(f"{text}+token_merging{more}", subject(kind))
+        assert not [check for check in checks if not check.passed]
+        assert len(checks) > 2
+
+
+def test_a_ranking_by_attention_does_not_take_merged_tokens_for_others():
+    with pytest.raises(ValueError, match=r"0.self attends to 8 tokens in place of 16.*another sel"):
+        generate("toca(interval=3)+token_merging", "dit", 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merging_saves_the_keys_and_values_it_does_not_make(kind):
+    """Two products of width D, and two of attention, for each token that is gone."""
+    plain, merged = generate("none", kind, 0), generate("token_merging", kind, 0)
+    tried = subject(kind)
+    saved = 0
+    for sublayer in sublayers(tried.pipeline.transformer):
+        if sublayer.takes_context:
+            n = {"dit": 16, "wan": 48}.get(kind, 24)
+            text = {"flux": 16, "sd3": 32}.get(kind, 0)
+            width = sublayer.linears[0].in_features
+            saved += 2 * (n // 2) * (2 * width**2 + 2 * (n + text) * width)
+    assert plain[2] - merged[2] == STEPS * (1 if kind == "flux" else 2) * saved
+    assert not torch.equal(plain[0], merged[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_samples_alone_are_what_they_are_in_the_batch(kind):
+    errors = []
+
+    def attach(self, pipeline, at):
+        def forward(*args, **kwargs):
+            out, now = run(*args, **kwargs), at.now
+            part = at.run_samples(run, [2, 0], args, kwargs)
+            rows = now.rows_of([2, 0])
+            errors.append(float((part[0] - out[0][rows]).norm() / out[0][rows].norm()))
+            assert (now.samples, now.batch) == (3, 3 * now.passes)
+            mixed = at.run_samples(run, [1], args, kwargs, into=out)
+            errors.append(float((mixed[0] - out[0]).norm() / out[0].norm()))
+            assert type(mixed) is type(part) is type(out)
+            assert at.run_samples(run, [], args, kwargs, into=out) is out
+            return out
+
+        run = at.patch(pipeline.transformer, "forward", forward)
+
+    generate(declare("parts_test", attach, claims={"block-schedule"}), kind, 0, 1, 2)
+    assert len(errors) == 2 * STEPS * (2 if kind == "wan" else 1) and max(errors) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_that_are_not_run_cost_nothing(kind):
+    """Sample 1 of two is left out at every second step."""
+
+    def attach(self, pipeline, at):
+        last = {}
+        at.keeps(last)
+
+        def forward(*args, **kwargs):
+            samples = [0] if at.now.step % 2 else [0, 1]
+            last[at.now.branch] = at.run_samples(
+                run, samples, args, kwargs, last.get(at.now.branch)
+            )
+            return last[at.now.branch]
+
+        run = at.patch(pipeline.transformer, "forward", forward)
+
+    name = declare("half_test", attach, claims={"block-schedule"})
+    assert 4 * generate(name, kind, 0, 1)[2] == 3 * generate("none", kind, 0, 1)[2]
+
+
+def test_what_has_no_batch_dimension_is_not_sliced():
+    transformer = subject("flux").pipeline.transformer
+    kwargs = {
+        "hidden_states": torch.zeros(3, 24, 16), "timestep": torch.arange(3.0),
+        "txt_ids": torch.arange(9.0).view(3, 3), "guidance": torch.tensor(3.5),
+        "joint_attention_kwargs": {"scale": torch.arange(3), "name": "x"}, "return_dict": False,
+    }  # fmt: skip
+    args, taken = take_rows(transformer, (), kwargs, [2, 0])
+    assert args == () and taken["timestep"].tolist() == [2, 0] and len(taken["hidden_states"]) == 2
+    assert torch.equal(taken["txt_ids"], kwargs["txt_ids"]) and taken["guidance"] == 3.5
+    assert taken["joint_attention_kwargs"]["scale"].tolist() == [2, 0]
+    (hidden, ids), _ = take_rows(
+        subject("dit").pipeline.transformer, (torch.arange(4.0).view(2, 2), None), {}, slice(1, 2)
+    )
+    assert hidden.tolist() == [[2, 3]] and ids is None
+
+
+def test_each_sample_decides_for_itself():
+    """Alone and beside others it is run at the same steps, costs the same and is the same."""
+    text = "sample_cache(threshold=0.15)"
+    alone, together = [generate(text, "wan", i) for i in range(3)], generate(text, "wan", 0, 1, 2)
+    counts = [counters["sample_cache.samples_reused"] for _, counters, _ in alone]
+    assert counts == [2, 4, 2] and together[1] == {"sample_cache.samples_reused": 8}
+    assert together[2] == sum(flops for _, _, flops in alone)
+    for i, (sample, _, _) in enumerate(alone):
+        torch.testing.assert_close(together[0][i : i + 1], sample, rtol=1e-3, atol=1e-3)
+
+
+def test_a_metric_from_outside_is_scored_by_score_and_reported(tmp_path):
+    out, plugin = tmp_path / "run", ("--plugin", TESTS / "example_metric.py")
+    sizes = ("--num-samples", 4, "--rounds", 1, "--models", "dit-tiny", "--methods", "none")
+    assert command("run", *sizes, "--out", out).returncode == 0
+    assert "unknown metric 'clipped'" in command("score", out, "--metrics", "clipped").stderr
+    assert command("score", out, "--metrics", "clipped", *plugin).returncode == 0
+    ((cell, scores),) = read_scores(out).items()
+    with safe_open(out / "cells" / cell / "samples.safetensors", "np") as file:
+        samples = file.get_tensor("samples")
+    by_hand = [(sample >= 250).sum() / sample.size for sample in samples]
+    assert scores.arrays["clipped.share"].tolist() == by_hand and sum(by_hand) > 0
+    assert command("report", out, *plugin).returncode == 0
+    with (out / "report/tables/quality.csv").open() as table:
+        (row,) = [row for row in csv.DictReader(table) if row["metric"] == "clipped.share"]
+    assert (
+        float(row["value"]) == pytest.approx(sum(by_hand) / 4, abs=1e-6) and row["value_n"] == "4"
+    )
+
+
+def test_run_scores_a_metric_of_its_plugin(tmp_path):
+    sizes = ("--num-samples", 2, "--rounds", 1, "--models", "dit-tiny", "--methods", "none")
+    plugin = ("--plugin", TESTS / "example_metric.py")
+    assert command("run", *sizes, *plugin, "--out", tmp_path / "run").returncode == 0
+    (scores,) = read_scores(tmp_path / "run").values()
+    assert scores.arrays["clipped.share"].shape == (2,)
+
+
+def test_an_example_is_a_page():
+    lengths = {path.stem: len(path.read_text().splitlines()) for path in TESTS.glob("example_*.py")}
+    assert len(lengths) == 6 and all(
+        n < 60 for name, n in lengths.items() if name != "example_family"
+    )
+
+
+def test_contributing_has_all_that_a_method_declares_and_is_given():
+    text = (TESTS.parent / "CONTRIBUTING.md").read_text()
+    arguments = [name for name in inspect.signature(method).parameters if name != "name"]
+    rows = [*arguments, *CLAIMS, *(f"Stage.{stage.name}" for stage in Stage)]
+    assert not [name for name in rows if f"| `{name}` |" not in text]
+    members = {name for name in vars(Attachment) if not name.startswith("_")} - {"narrow"}
+    assert not [name for name in members | {"now", "notes"} if f"| `at.{name}" not in text]
+    asked = ("check", "adapt", "recipe", "prepare", "unpreparable", "inputs", "attach")
+    assert not [name for name in asked if f"`{name}(" not in text]
