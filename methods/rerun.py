@@ -3,7 +3,6 @@ its noise (ceiling)."""
 
 from __future__ import annotations
 
-import inspect
 import sys
 from typing import Any, ClassVar
 
@@ -57,24 +56,23 @@ class Rerun:
     def _split(self, transformer: Any, at: Attachment) -> None:
         import torch
 
-        signature = inspect.signature(transformer.forward)
+        from ditbench.models.calls import batch_of, change_rows, each_tensor
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            arguments = signature.bind(*args, **kwargs).arguments
-            batch = len(arguments["hidden_states"])
+            batch = batch_of(args, kwargs)
+
+            def run_on(change: Any) -> Any:
+                positional, named = change_rows(transformer, args, kwargs, change)
+                return run(*positional, **named)
+
             if batch == 1:
                 at.count("passes_doubled")
-                return _apply(
-                    lambda whole: whole[:1],
-                    run(**_rows(arguments, batch, lambda x: torch.cat([x, x]))),
-                )
+                twice = run_on(lambda x: torch.cat([x, x]))
+                return each_tensor(lambda whole: whole[:1], twice)
             at.count("passes_split")
             size = -(-batch // self.parts)
-            outs = [
-                run(**_rows(arguments, batch, lambda x, i=i: x[i : i + size]))  # type: ignore[misc]
-                for i in range(0, batch, size)
-            ]
-            return _apply(lambda *pieces: torch.cat(pieces), *outs)
+            outs = [run_on(lambda x, i=i: x[i : i + size]) for i in range(0, batch, size)]
+            return each_tensor(lambda *pieces: torch.cat(pieces), *outs)
 
         run = at.patch(transformer, "forward", forward)
 
@@ -110,30 +108,3 @@ class Rerun:
 def _module(pipeline: Any) -> Any:
     """The module the pipeline's class is written in."""
     return sys.modules[type(pipeline).__module__]
-
-
-def _rows(arguments: dict[str, Any], batch: int, choose: Any) -> dict[str, Any]:
-    """The arguments with every tensor of `batch` rows replaced by `choose` of it; the ids of FLUX's
-    places have no rows of samples."""
-    return {
-        name: value if name.endswith("_ids") else _each(value, batch, choose)
-        for name, value in arguments.items()
-    }
-
-
-def _each(value: Any, batch: int, choose: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _each(item, batch, choose) for name, item in value.items()}
-    return choose(value) if getattr(value, "ndim", 0) and len(value) == batch else value
-
-
-def _apply(join: Any, *outs: Any) -> Any:
-    """What the transformer returns, a tuple of tensors or one of diffusers' outputs, joined piece
-    by piece."""
-    pieces = [
-        join(*column)
-        for column in zip(
-            *(tuple(out.values()) if hasattr(out, "values") else out for out in outs), strict=True
-        )
-    ]
-    return type(outs[0])(*pieces) if hasattr(outs[0], "values") else tuple(pieces)

@@ -239,6 +239,11 @@ def test_a_ranking_by_attention_does_not_take_merged_tokens_for_others():
         generate("toca(interval=3)+token_merging", "dit", 0)
 
 
+def test_attention_reused_inside_a_rerouted_single_block_is_an_error_in_a_sentence():
+    with pytest.raises(ValueError, match="no other method can reuse the attention inside it"):
+        generate("pab(first=1000,last=0)+token_merging", "flux", 0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_merging_saves_the_keys_and_values_it_does_not_make(kind):
     """Two products of width D, and two of attention, for each token that is gone."""

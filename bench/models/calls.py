@@ -18,27 +18,38 @@ def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     return len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
 
 
-def take_rows(
-    transformer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Any
+def change_rows(
+    transformer: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    change: Callable[[Tensor], Tensor],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a transformer call for some rows of its batch; `rows` is a slice, or int64
-    [K].
+    """The arguments of a transformer call with `change` made to every tensor that has the batch as
+    its first dimension.
 
-    What has no batch dimension stays as it is: numbers, tensors of another length, and what the
-    family names (`Family.shared_arguments`).
+    Others stay as they are: numbers, tensors of another length, and what the family names
+    (`Family.shared_arguments`).
     """
     batch, shared = batch_of(args, kwargs), family_of(transformer).shared_arguments
     names = list(inspect.signature(type(transformer).forward).parameters)[1:] if args else []
 
-    def taken(tensor: Tensor) -> Tensor:
-        return tensor[rows] if tensor.dim() and len(tensor) == batch else tensor
+    def changed(tensor: Tensor) -> Tensor:
+        return change(tensor) if tensor.dim() and len(tensor) == batch else tensor
 
     positional = tuple(
-        value if name in shared else each_tensor(taken, value)
+        value if name in shared else each_tensor(changed, value)
         for name, value in zip(names, args, strict=False)
     )
-    named = {k: v if k in shared else each_tensor(taken, v) for k, v in kwargs.items()}
+    named = {k: v if k in shared else each_tensor(changed, v) for k, v in kwargs.items()}
     return positional, named
+
+
+def take_rows(
+    transformer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a transformer call for some rows of its batch (`change_rows`); `rows` is a
+    slice, or int64 [K]."""
+    return change_rows(transformer, args, kwargs, lambda tensor: tensor[rows])
 
 
 def put_rows(whole: Any, rows: list[int], part: Any) -> Any:

@@ -132,6 +132,10 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
         return hidden_states[..., :0]
 
     def project(_nothing: Tensor) -> Any:
+        if not deferred:
+            raise ValueError(
+                "a single block is one sub-layer: no other method can reuse the attention inside it"
+            )
         return routed(Asked(), deferred.pop("hidden"), deferred.pop("kwargs"))
 
     def routed(asked: Asked, hidden: Tensor, kwargs: Any, half: bool = False) -> Any:
