@@ -96,7 +96,7 @@ def test_a_record_leads_to_the_very_files_its_cell_was_prepared_with_and_to_no_o
 def test_the_page_shows_what_its_rows_were_trained_with_once_and_nothing_of_other_weights(tmp_path):
     manifests = {p: json.loads(p.read_text()) for p in BUNDLED.glob("diffsparse/*/manifest.json")}
     (shipped,) = [
-        p for p, m in manifests.items() if (m["model"], m["below"]) == ("pixart-tiny", "none")
+        p for p, m in manifests.items() if (m["model"], m["stack"]) == ("pixart-tiny", "diffsparse")
     ]
     stacks = (("none", "ok"), ("diffsparse", "ok"), ("int8+diffsparse", "ok"), ("noop", "ok"))
     run = write_run(tmp_path / "run", models=("pixart-tiny",), stacks=stacks, n=9)
