@@ -278,6 +278,20 @@ def test_what_is_tuned_alone_is_prepared_on_the_plain_model_and_its_steps(traine
     assert "prepare 'distill+diffsparse' --models pixart-tiny" in stacked["diffsparse"].sentence
 
 
+def test_fewer_steps_are_below_whatever_is_prepared_though_they_attach_later():
+    def needs(text):
+        (need,) = artifact.needs_of(models()["pixart-tiny"], Stack.parse(text), "bundled")
+        return need
+
+    fewer = needs("fewer_steps+diffsparse")
+    assert (fewer.below, fewer.steps) == ("fewer_steps", 10)
+    assert "prepare 'fewer_steps+diffsparse' --models pixart-tiny" in fewer.sentence
+    assert fewer.key != needs("diffsparse").key
+    frozen = needs("fewer_steps+diffsparse(tuned='alone')")
+    assert frozen.key == needs("diffsparse").key
+    assert needs("fewer_steps+teacache(saved=0.43)").steps == 10
+
+
 def test_what_is_prepared_below_is_in_place_when_the_next_is_prepared(trained, monkeypatch):
     seen = {}
 

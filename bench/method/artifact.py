@@ -101,6 +101,10 @@ def quoted(text: str) -> str:
     return f"'{text}'" if "'" not in text else shlex.quote(text)
 
 
+SETS_STEPS = frozenset({"num-steps", "scheduler"})
+"""Claims of methods that decide which steps there are to prepare for."""
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A prepared folder."""
@@ -213,14 +217,19 @@ def _sha256(path: Path) -> str:
 
 
 def below_of(stack: Stack, method: Any) -> Stack:
-    """What a method of a stack is prepared on top of: the methods that attach before it, or nothing
-    where it was tuned alone.
+    """What a method of a stack is prepared on top of: the methods that attach before it, and those
+    that set the sampler's steps whenever they attach; or nothing where it was tuned alone.
 
     Without those that claim what the method is `blind_to`.
     """
     if getattr(method, "tuned", "stack") == "alone":
         return Stack()
-    before = stack.methods[: stack.methods.index(method)]
+    place = stack.methods.index(method)
+    before = [
+        m
+        for i, m in enumerate(stack.methods)
+        if i < place or (i > place and m.traits.claims & SETS_STEPS)
+    ]
     return Stack(
         tuple(m for m in before if not m.traits.claims & getattr(method, "blind_to", frozenset()))
     )
