@@ -46,10 +46,12 @@ class Int8:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Quantise in place."""
-        from ditbench.acceleration.quantization import down_projections, quantize, smooth
+        from ditbench.acceleration.quantization import down_projections, quantize, smooth, unread
 
         with quiet():  # torchao remarks on kernels it does not find; none of them is about int8
+            from torchao.kernel import intmm
             from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+        at.patch(intmm, "safe_int_mm", unread(intmm.safe_int_mm))
         if self.down == "smoothed":
             if at.artifact is None:
                 raise unprepared(self)

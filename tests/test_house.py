@@ -44,7 +44,7 @@ LEVELS = [
     {"models"},
     {"extractors", "method"},
     {"metrics", "profiling"},
-    {"acceleration", "analysis", "runner"},
+    {"acceleration", "analysis", "runner", "simulation"},
     {"methods", "reports.sections", "zoo"},
     {"reports.tables", "testing"},
     {"reports.answers", "reports.figures", "reports.terminal"},

@@ -26,7 +26,7 @@ ALONE = "Several stacks or models are one word with commas, as in fora,int8"
 GRAMMAR = [
     # a command that is not there
     ("reprot runs/default", "no command 'reprot'; did you mean report", "ditbench COMMAND"),
-    ("diffsparse", "no command 'diffsparse'; the nearest of 15 names are", "ditbench COMMAND"),
+    ("diffsparse", "no command 'diffsparse'; the nearest of 16 names are", "ditbench COMMAND"),
     # a flag that is not there
     ("run --modles tiny", "--modles: no such flag; did you mean --models", "ditbench run"),
     ("--modles=tiny", "--modles: no such flag; did you mean --models", "ditbench run"),
@@ -76,6 +76,11 @@ VALUES = [
     ("--methods fora(intervall=2)", "fora has no knob 'intervall'; did you mean interval?"),
     ("--methods fora(interval=2", f"do not match; {QUOTES}"),
     ("stack fora(interval=2, int8", f"write it like fora(interval=3)+int8, or none; {QUOTES}"),
+    ("estimate --gpu h101", "--gpu: no GPU 'h101' and no FILE.toml; did you mean h100"),
+    ("estimate --gpu no.toml", "--gpu: there is no file 'no.toml'"),
+    ("estimate --steps 0", "--steps: 0 is less than 1"),
+    ("estimate --batch-size 0", "--batch-size: 0 is not between 1 and 4096"),
+    ("estimate --dtype int3", "--dtype: 'int3' is none of float32, bfloat16, float16"),
     ("count --models flux-9", "no model 'flux-9'; did you mean flux-"),
     (
         "count --models zzzz",

@@ -65,6 +65,25 @@ def quantize(
     at.on_inspection(lambda undo: _note_first_run(pipeline.transformer, at, chosen, undo))
 
 
+def unread(safe_int_mm: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """torchao's integer product [m,k] x [k,n] without its look at the text of a tensor, for which a
+    GPU is read 48 times a linear layer (pytorch/ao#4872; torchao 0.17 and 0.18).
+
+    What it gives is the same; on the CPU, where products are compiled, and for sizes cuBLAS does
+    not take, it is torchao's own.
+    """
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        eights = a.shape[1] % 8 == 0 and b.shape[1] % 8 == 0
+        if a.device.type in ("cpu", "meta") or torch.compiler.is_compiling() or not eights:
+            return safe_int_mm(a, b)
+        if len(a) <= 16:  # too few rows for cuBLAS: in float32, as torchao does then
+            return (a.float() @ b.float()).to(torch.int32)
+        return torch._int_mm(a, b.contiguous())
+
+    return product
+
+
 def down_projections(parts: Collection[Sublayer]) -> list[nn.Linear]:
     """The last linear layer of every MLP; of FLUX's single blocks the one that joins attention and
     MLP."""

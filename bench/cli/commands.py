@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.cli import queries as asking
+from ditbench.cli.estimating import estimate
 from ditbench.cli.parser import GATE, OK, SOME_FAILED, USAGE, parsers
 from ditbench.cli.usage import (
     UsageError,
@@ -341,7 +342,7 @@ def _show(
 
 
 COMMANDS = {
-    "run": _run, "plan": _plan, "count": _count, "prepare": _prepare, "match": _match,
+    "run": _run, "plan": _plan, "count": _count, "estimate": estimate, "prepare": _prepare, "match": _match,
     "stack": _stack, "score": _score,
     "report": _report, "recommend": asking.recommend, "compare": asking.compare,
     "reproduce": asking.reproduce,

@@ -63,6 +63,28 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         )
     _plugin_flag(count)
 
+    estimate = command(
+        "estimate", "say what models need of a GPU at full size, simulated: memory, time, batch"
+    )
+    estimate.add_argument(
+        "--models", default="full", help="names or groups (tiny, full), comma separated"
+    )
+    estimate.add_argument("--methods", help="stacks beside none, comma separated")
+    estimate.add_argument(
+        "--gpu", default="h100", help="h100, h200, a100, l20, rtx4090 or a FILE.toml of your own"
+    )
+    estimate.add_argument("--dtype", help="of weights and activations (default: bfloat16)")
+    estimate.add_argument(
+        "--steps", type=whole_number, help="in place of the model's (default: the model's)"
+    )
+    for flag, about in (
+        ("batch-size", "samples a pipeline call (default: 1)"),
+        ("num-samples", "samples of the run whose hours are told; a video counts as four"),
+        ("rounds", "how often that run times every cell"),
+    ):
+        estimate.add_argument(f"--{flag}", type=whole_number, metavar="N", help=about)
+    _plugin_flag(estimate)
+
     prepare = command("prepare", "train or calibrate what a method needs beforehand")
     prepare.add_argument(
         "method", help="a method or stack, knobs included; what is below a method is prepared for"

@@ -22,8 +22,8 @@ class Attached:
         self.now = now
         self.attachments = attachments
         self.grid: tuple[int, int, int] | None = None
-        """(Frames, rows, columns) of image tokens where they cannot be read from the calls: FLUX on
-        the meta device."""
+        """(Frames, rows, columns) of image tokens where whoever generates knows them (see
+        `models.sublayers.call_sizes`)."""
         self._calls = 0  # transformer calls so far in this step
         self._cache_bytes = self._bytes_at_drop = 0
 

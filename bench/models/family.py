@@ -160,6 +160,9 @@ class Family:
     call_grid: Callable[[Any, Any, Mapping[str, Any]], Grid | None] = patch_grid
     """f(transformer, hidden states, keyword arguments) -> the token grid of a call of the
     transformer; None where it cannot be read."""
+    grid_by_value: bool = False
+    """Whether `call_grid` reads values of tensors, which on a GPU makes the host wait: it is not
+    asked where the grid is known."""
     tokenizers: Callable[[Any, Sampling], dict[str, int]] = lambda pipe, sampling: {
         "tokenizer": sampling.text_tokens
     }
@@ -251,6 +254,13 @@ def family_of(transformer: Any) -> Family:
             return family
     known = sorted(family.transformer for family in families().values())
     raise ValueError(f"{name} has no anatomy; there is one for {', '.join(known)}")
+
+
+def grid_of(pipeline: Any, sampling: Sampling) -> Grid:
+    """The token grid of a sampling, by the sizes of a loaded pipeline's parts; ValueError for a
+    size that is no whole number of tokens."""
+    parts = {name: dict(getattr(pipeline, name).config) for name in ("transformer", "vae")}
+    return family_of(pipeline.transformer).grid(type(pipeline).__name__, parts, sampling)
 
 
 def no_single_step(pipeline: Any) -> str | None:

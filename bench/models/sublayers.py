@@ -10,6 +10,7 @@ width of a head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -214,12 +215,15 @@ def call_sizes(
     """Rows of the batch, (frames, rows, columns) of image tokens, and text tokens of a call of the
     transformer with these arguments.
 
-    `grid`: what the image tokens are where it cannot be read from the call, as on the meta device
-    for FLUX, whose tokens have places without values there. ValueError without it.
+    `grid`: what the image tokens are where that is known. It is believed where the call tells it by
+    values alone (FLUX: the places of its tokens) and has as many tokens: on the meta device there
+    are no values, and a GPU is waited for. ValueError where neither tells it.
     """
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     text = kwargs.get("encoder_hidden_states")
-    grid = _family_of(transformer).call_grid(transformer, hidden, kwargs) or grid
+    family = _family_of(transformer)
+    if not (family.grid_by_value and grid and math.prod(grid) == hidden.shape[1]):
+        grid = family.call_grid(transformer, hidden, kwargs) or grid
     if grid is None:
         raise ValueError(
             "rows and columns of the picture cannot be read from a call on the meta device"

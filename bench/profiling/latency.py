@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ditbench.models.family import family_of, grid_of
 from ditbench.models.requests import Request, call_arguments
 from ditbench.models.sampling import Sampling
 
@@ -81,6 +82,8 @@ class Sampler:
             attached,
             device,
         )
+        if family_of(pipe.transformer).grid_by_value:
+            attached.grid = grid_of(pipe, sampling)
 
     def __call__(self, requests: Sequence[Request]) -> tuple[np.ndarray, Timing]:
         """Samples of a batch, uint8 [n, H, W, 3] or [n, T, H, W, 3], and how long the call took."""

@@ -232,7 +232,10 @@ class Shuffle(Selector):
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Uniform over 0..1."""
         g = torch.Generator().manual_seed(1_000_003 * self.now.step + sublayer.index)
-        order = torch.rand(hidden.shape[1], generator=g).to(hidden.device, hidden.dtype)
+        # not waited for: the host's copy is taken before the call returns, pinned or not
+        order = torch.rand(hidden.shape[1], generator=g).to(
+            hidden.device, hidden.dtype, non_blocking=True
+        )
         return order.expand(len(hidden), -1)
 
 

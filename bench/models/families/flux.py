@@ -244,6 +244,7 @@ FAMILY = Family(
     meta_call=_meta_call,
     token_size=_token_size,
     call_grid=_call_grid,
+    grid_by_value=True,
     tokenizers=_tokenizers,
     narrow=_narrow,
 )

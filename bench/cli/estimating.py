@@ -1,0 +1,59 @@
+"""`estimate`: what models and stacks need of a GPU, simulated."""
+
+from __future__ import annotations
+
+import argparse
+
+from ditbench.cli.parser import OK, SOME_FAILED
+
+HIDDEN = ("batch", "status", "note", "seconds", "peaks", "copies_by_line", "syncs_by_line")
+CAPTION = (
+    "simulated, not measured. GB are 10^9 bytes that tensors ask for (weights, kept outputs and "
+    "ranking as they are at the sampler loop's peak). step_ms and call_s: the least time at "
+    "published peaks; kernels and copies from the host: a step's, and the sampler loop's. hours: of "
+    "the calls of a run of one cell"
+)
+
+
+def estimate(args: argparse.Namespace) -> int:
+    """Print a row for every model and stack; `SOME_FAILED` where one broke down, or none has
+    numbers."""
+    from ditbench.method.plugins import load_plugin
+    from ditbench.method.stack import Stack, split_stacks
+    from ditbench.models.table import select
+    from ditbench.reports.terminal.table import show_rows
+    from ditbench.runner.progress import plain, progress
+    from ditbench.runner.spec import from_table, read_toml
+    from ditbench.simulation.estimate import estimate as rows_of
+    from ditbench.simulation.gpus import gpu_named
+
+    for plugin in args.plugin:
+        load_plugin(plugin)
+    models, gpu = select(args.models), gpu_named(args.gpu)
+    texts = ["none", *(split_stacks(args.methods) if args.methods is not None else [])]
+    stacks = [Stack.parse(text) for text in dict.fromkeys(texts)]
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"--steps: {args.steps} is less than 1")
+    table = {
+        name: value
+        for name in ("batch_size", "num_samples", "rounds", "dtype")
+        if (value := getattr(args, name)) is not None
+    }
+    spec = from_table({"batch_size": 1, "dtype": "bfloat16", **table}, read_toml("default"))
+    rows = []
+    with progress() as tell:
+        step = plain(tell)
+        done = rows_of(
+            models, stacks, gpu, batch=spec.batch_size, dtype=spec.dtype, steps=args.steps,
+            samples=spec.num_samples, rounds=spec.rounds,
+        )  # fmt: skip
+        of = len(models) * len(stacks)
+        step("simulating", 0, of)
+        for row in done:
+            rows.append(row)
+            step(f"{row['model']}/{row['stack']}", len(rows), of)
+    reasons = [f"{r['model']} {r['stack']} {r['status']}: {r['note']}" for r in rows if r["note"]]
+    head = f"{gpu.title}, {spec.dtype}, batch {spec.batch_size}, {spec.num_samples} samples"
+    show_rows(rows, args.json, "\n".join([f"{head}; {CAPTION}", *reasons]), HIDDEN)
+    states = {row["status"] for row in rows}
+    return SOME_FAILED if "failed" in states or "ok" not in states else OK

@@ -1,0 +1,190 @@
+"""One generation on the simulated device: the real pipeline call, from the prompt to the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ditbench.method.stack import Stack
+from ditbench.models.architecture import build
+from ditbench.models.blocks import blocks
+from ditbench.models.family import grid_of
+from ditbench.models.requests import Request, call_arguments
+from ditbench.models.sampling import Sampling
+from ditbench.models.sublayers import sublayers
+from ditbench.models.table import Model
+from ditbench.profiling.memory import _tensors
+from ditbench.simulation.device import NAME, Device, GoesByValues, Work
+from ditbench.simulation.replay import Replay
+
+TEXT, DENOISE, DECODE = "text", "denoise", "decode"
+"""Stages of a call: to the transformer's first run, to the decoder, to the end."""
+PARTS = {"transformer": "transformer", "text_encoder": "text encoder", "vae": "decoder"}
+"""Component of a pipeline, by how its name begins -> what its weights are called in the ledger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one stage took."""
+
+    work: Work
+    peak: int
+    """Bytes."""
+    at_peak: dict[str, int]
+    """What the peak consists of, bytes: weights by part, kept outputs, ranking, activations."""
+
+
+@dataclass(kw_only=True)
+class Rehearsal:
+    """What one generation took."""
+
+    stages: dict[str, Stage] = field(default_factory=dict)
+    calls: int = 0
+    """Of the transformer."""
+    peak_call: int = 0
+    """Transformer call, from 1, in which memory was at its most in the sampler loop."""
+    latents: tuple[int, ...] = ()
+    """Shape of what was decoded."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes, over all stages."""
+        return max(stage.peak for stage in self.stages.values())
+
+
+class _Enough(Exception):
+    """The sampler loop need not go on."""
+
+
+class Stand:
+    """A model's whole pipeline on the device, with random weights of its published sizes."""
+
+    def __init__(
+        self, device: Device, model: Model, dtype: str, changes: dict[str, Any] | None = None
+    ) -> None:
+        """`changes` overrides sizes of the architecture, as `part.key`."""
+        self.device, self.model = device, model
+        self.pipe = build(model, device=NAME, dtype=getattr(torch, dtype), changes=changes)
+        if hasattr(self.pipe.scheduler, "index_for_timestep"):
+            # found by value, of which the device has none: sampling begins at the first
+            self.pipe.scheduler.index_for_timestep = lambda timestep, schedule_timesteps=None: 0
+        self._beside = Replay(device)  # text encoders and decoder: no stack changes them
+
+    def rehearse(
+        self,
+        stack: Stack,
+        sampling: Sampling,
+        requests: Sequence[Request],
+        *,
+        prepared: dict[str, Any] | None = None,
+        until: int | None = None,
+        latents: tuple[int, ...] = (),
+    ) -> Rehearsal:
+        """Run the pipeline under a stack. With `until` the sampler loop ends after that transformer
+        call, and `latents`, the shape of a batch of them, are decoded right away: for peaks of
+        memory only.
+
+        Raises `device.GoesByValues` where values of the device decide what runs, as far as is seen:
+        where the sampler loop reads any, or a shape depends on some; and what the pipeline raises.
+        """
+        arguments = call_arguments(self.model, sampling, requests)
+        rehearsal = Rehearsal()
+        with torch.no_grad(), self._replaying(), stack.attached(self.pipe, prepared) as attached:
+            self.device.ledger.held = lambda: (
+                t for at in attached.attachments.values() for held in at.held for t in held()
+            )
+            attached.grid = grid_of(self.pipe, sampling)
+            attached.start(sampling.steps, len(requests))
+            self._name_weights()
+            before = self.device.work.syncs.copy()
+            try:
+                with _stages(self.pipe, self.device, rehearsal, until):
+                    self._call(arguments, latents)
+            except GoesByValues:
+                raise
+            except Exception as error:  # the zeros it read in place of values may be the reason
+                _refuse_reads(self.device.work.syncs - before, error)
+                raise
+            finally:
+                self.device.ledger.held = tuple
+        _refuse_reads(rehearsal.stages[DENOISE].work.syncs)
+        return rehearsal
+
+    def _call(self, arguments: dict[str, Any], latents: tuple[int, ...]) -> None:
+        try:
+            self.pipe(**arguments, output_type="np")
+        except _Enough:
+            dtype = next(self.pipe.vae.parameters()).dtype
+            self.pipe.vae.decode(torch.empty(latents, dtype=dtype, device=NAME))
+
+    @contextmanager
+    def _replaying(self) -> Iterator[None]:
+        """Replay blocks and sub-layers that are alike, and the parts beside the transformer."""
+        transformer, parts = self.pipe.transformer, self.pipe.components
+        inner = [m for s in sublayers(transformer) for m in s.modules]
+        encoders = [m for name, m in parts.items() if name.startswith("text_encoder") and m]
+        modules = dict.fromkeys([*(b.module for b in blocks(transformer)), *inner])
+        with (
+            Replay(self.device).over(modules),
+            self._beside.over(encoders),
+            self._beside.over([self.pipe.vae], "decode"),
+        ):
+            yield
+
+    def _name_weights(self) -> None:
+        for name, part in self.pipe.components.items():
+            purpose = next((what for start, what in PARTS.items() if name.startswith(start)), name)
+            for tensor in _tensors(part) if hasattr(part, "parameters") else ():
+                self.device.ledger.rename(tensor, purpose)
+
+
+def _refuse_reads(syncs: Mapping[str, int], error: Exception | None = None) -> None:
+    if syncs:
+        lines = ", ".join(f"{line} ({n} times)" for line, n in sorted(syncs.items()))
+        why = f"what runs goes by values, which are read from the device at {lines}"
+        raise GoesByValues(why, syncs) from error
+
+
+@contextmanager
+def _stages(pipe: Any, device: Device, rehearsal: Rehearsal, until: int | None) -> Iterator[None]:
+    """Note work and memory by stage, and leave no trace."""
+    ledger = device.ledger
+    now, began, highest = TEXT, device.work.copy(), 0
+    ledger.mark()
+
+    def enter(stage: str) -> None:
+        nonlocal now, began
+        peak, at_peak = ledger.close()
+        rehearsal.stages[now] = Stage(work=device.work.minus(began), peak=peak, at_peak=at_peak)
+        now, began = stage, device.work.copy()
+        ledger.mark()
+
+    def called(*_: Any) -> None:
+        if until is not None and rehearsal.calls == until:
+            raise _Enough
+        if now == TEXT:
+            enter(DENOISE)
+        rehearsal.calls += 1
+
+    def returned(*_: Any) -> None:
+        nonlocal highest
+        if ledger.peak > highest:
+            highest, rehearsal.peak_call = ledger.peak, rehearsal.calls
+
+    def decoding(latents: Any, *args: Any, **kwargs: Any) -> Any:
+        rehearsal.latents = tuple(latents.shape)
+        enter(DECODE)
+        return decode(latents, *args, **kwargs)
+
+    decode = pipe.vae.decode
+    with ExitStack() as undo:
+        undo.callback(pipe.transformer.register_forward_pre_hook(called).remove)
+        undo.callback(pipe.transformer.register_forward_hook(returned, always_call=True).remove)
+        undo.callback(setattr, pipe.vae, "decode", decode)
+        pipe.vae.decode = decoding
+        yield
+        enter("")

@@ -1,0 +1,302 @@
+"""The simulated device: what is counted on it, that no method makes the host wait in the sampler
+loop, and what `estimate` makes of it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from narrow import NAMES, narrow
+from torch import nn
+
+from ditbench.method.registry import names
+from ditbench.method.stack import Stack
+from ditbench.models.requests import make_requests
+from ditbench.models.sampling import sampling_of
+from ditbench.models.table import select
+from ditbench.quiet import quiet
+from ditbench.simulation import estimate as estimating
+from ditbench.simulation.device import NAME, GoesByValues, Kernel, simulated
+from ditbench.simulation.gpus import TABLE, Gpu, gpu_named
+from ditbench.simulation.rehearsal import Stand
+from ditbench.simulation.replay import Replay
+from ditbench.simulation.roofline import seconds
+
+GPU = Gpu(
+    title="a GPU", memory=1e9, bandwidth=1e12, flops={"bfloat16": 1e15}, launch=1e-6, source="none"
+)
+BY_VALUE = {
+    "teacache": "it skips a step when the input has moved too far, which is a value",
+    "firstblock": "as TeaCache, by the first block's output; diffusers reads it",
+    "pab": "diffusers asks for the time step as a number, and its pipelines keep that on the GPU",
+    "fastercache": "as pab",
+}
+"""Methods that need values of the device in the sampler loop by their nature, and why."""
+
+
+def new(*shape, dtype=torch.bfloat16):
+    return torch.empty(*shape, dtype=dtype, device=NAME)
+
+
+def test_kernels_and_bytes_of_a_linear_layer():
+    with simulated() as device, torch.no_grad():
+        layer = nn.Linear(64, 128, device=NAME, dtype=torch.bfloat16)
+        assert device.ledger.live == 2 * (64 * 128 + 128)
+        device.work.kernels.clear()
+        layer(new(32, 64))
+        (kernel,) = device.work.kernels
+        bytes_ = 2 * (64 * 128 + 128 + 32 * 64 + 32 * 128)
+        assert kernel == Kernel("addmm", "bfloat16", 2 * 32 * 64 * 128, bytes_)
+
+
+def test_attention_is_one_kernel_without_a_map_unless_it_is_asked_for_by_products():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention as attend
+
+    with simulated() as device, torch.no_grad():
+        q = new(1, 2, 256, 32)
+        device.ledger.mark()
+        before = device.ledger.live
+        attend(query=q, key=q, value=q)
+        assert device.ledger.peak - before == q.nbytes
+        assert device.work.kernels == {
+            Kernel(
+                "scaled_dot_product_attention", "bfloat16", 4 * 2 * 256 * 256 * 32, 4 * q.nbytes
+            ): 1
+        }
+        with sdpa_kernel(SDPBackend.MATH):
+            attend(q, q, q)
+        assert device.ledger.peak - before > 2 * 2 * 256 * 256
+
+
+def test_the_ledger_follows_what_is_freed_and_names_the_peak():
+    with simulated() as device:
+        a = new(1000)
+        device.ledger.rename(a, "transformer")
+        b = new(500)
+        device.ledger.held = lambda: [b]
+        c = new(250)
+        del c
+        assert (device.ledger.live, device.ledger.close()) == (
+            3000,
+            (3500, {"transformer": 2000, "kept outputs": 1000, "activations": 500}),
+        )
+        device.ledger.mark()
+        assert device.ledger.close()[0] == 3000
+
+
+def test_views_take_no_memory_and_no_kernel():
+    with simulated() as device:
+        a = new(8, 8)
+        device.work.kernels.clear()
+        b = a.t().unflatten(0, (2, 4))[:1].expand(3, -1, -1)
+        assert (device.ledger.live, device.work.kernels.total()) == (128, 0)
+        b.contiguous()  # reads what it is expanded from
+        assert [k.moved for k in device.work.kernels] == [64 + 2 * 3 * 4 * 8]
+
+
+def test_reads_and_copies_are_noted_by_line_and_wrong_devices_raise():
+    with simulated() as device:
+        a = new(4)
+        assert (a.sum().item(), a.tolist(), a.float().cpu().numpy().tolist()) == (
+            0.0,
+            [0.0] * 4,
+            [0.0] * 4,
+        )
+        assert a.device.type in repr(a)
+        assert sum(device.work.syncs.values()) == 7  # one, four, one and one
+        assert all(line.startswith(__name__) for line in device.work.syncs)
+        torch.ones(2).to(NAME)
+        torch.ones(2).to(NAME, non_blocking=True)
+        torch.tensor([1.0], device=NAME)
+        assert sum(device.work.copies.values()) == 2
+        assert (a * torch.tensor(2.0)).device.type == NAME  # a number, as on a GPU
+        with pytest.raises(RuntimeError, match="same device"):
+            a + torch.ones(4)
+        with pytest.raises(GoesByValues, match="values"):
+            a[a > 0]
+
+
+def test_the_hosts_tensors_keep_their_values():
+    with simulated():
+        assert torch.linspace(0, 1, 3).tolist() == [0.0, 0.5, 1.0]
+    assert (torch.ones(2) + 1).tolist() == [2.0, 2.0]
+
+
+def test_a_replayed_module_does_what_a_run_one_does():
+    def mlp():
+        return nn.Sequential(
+            nn.Linear(64, 256, device=NAME), nn.GELU(), nn.Linear(256, 64, device=NAME)
+        )
+
+    with simulated() as device, torch.no_grad():
+        blocks, x = [mlp() for _ in range(3)], torch.empty(2, 64, device=NAME)
+        seen = []
+        for replay in (False, True):
+            device.ledger.mark()
+            before, began = device.work.copy(), device.ledger.live
+            runs = Replay(device)
+            with runs.over(blocks if replay else []):
+                outs = [block(x) for block in blocks]
+            seen.append(
+                (
+                    device.work.minus(before),
+                    device.ledger.close()[0] - began,
+                    device.ledger.live - began,
+                )
+            )
+            del outs
+        assert seen[0] == seen[1] and runs.replayed == 2
+        # a hook that is no library's may do anything
+        blocks[1].register_forward_hook(lambda *_: None)
+        runs = Replay(device)
+        with runs.over(blocks):
+            [block(x) for block in blocks]
+        assert runs.replayed == 1
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def stand(request):
+    row, changes = narrow(request.param)
+    with simulated() as device, quiet():
+        stand = Stand(device, replace(row, steps=8), "bfloat16", changes)
+    return stand
+
+
+def rehearse(stand, stack, num=2, **more):
+    sampling = stack.adapt(sampling_of(stand.model))
+    with quiet():
+        return stand.rehearse(stack, sampling, make_requests(stand.model, num, 0), **more)
+
+
+def test_no_method_makes_the_host_wait_in_the_sampler_loop(stand):
+    """No read of a value, no copy from the host and no tensor on a wrong device but where the
+    method's nature or diffusers' samplers want one."""
+    tried = []
+    with simulated(stand.device):
+        for text in (
+            "none",
+            "diffsparse(allocator='uniform')",
+            "duca(selector='shuffle')",
+            *names(),
+        ):
+            stack = Stack.parse(text)
+            if stack.refusal(stand.pipe) or any(m.recipe() is not None for m in stack.methods):
+                continue
+            tried.append(text)
+            if text in BY_VALUE:
+                with pytest.raises(GoesByValues) as reason:
+                    rehearse(stand, stack)
+                assert reason.value.syncs
+                continue
+            loop = rehearse(stand, stack).stages["denoise"].work
+            assert (text, dict(loop.syncs)) == (text, {})
+            assert not [line for line in loop.copies if line.startswith("ditbench")], text
+    assert {"none", "fora", "int8", "int8wo", "rerun", "taylorseer", "teacache", "toca"} < set(
+        tried
+    )
+
+
+def test_memory_grows_by_as_much_for_each_sample():
+    """What `largest_batch` takes for granted, at full size; and how far the second generation has
+    to go for it."""
+    stack = Stack.parse("fora(interval=2)")
+    with simulated() as device, quiet():
+        stand = Stand(device, replace(select("dit-xl-2-256")[0], steps=3), "bfloat16")
+        one, two, five = (rehearse(stand, stack, num) for num in (1, 2, 5))
+        cut = rehearse(stand, stack, 2, until=one.peak_call, latents=two.latents)
+    transformer = stand.pipe.transformer
+    weights = sum(t.nbytes for t in (*transformer.parameters(), *transformer.buffers()))
+    kept = 2 * 28 * 2 * 256 * 1152 * 2  # two sub-layers in 28 blocks, two passes, 256 tokens, bf16
+    at_peak = one.stages["denoise"].at_peak
+    assert (at_peak["transformer"], at_peak["kept outputs"]) == (weights, kept)
+    assert two.stages["denoise"].at_peak["kept outputs"] == 2 * kept
+    for name in ("denoise", "decode"):
+        peaks = [r.stages[name].peak for r in (one, two, five)]
+        assert peaks[2] - peaks[1] == pytest.approx(3 * (peaks[1] - peaks[0]), rel=0.01)
+        assert cut.stages[name].peak == pytest.approx(peaks[1], rel=1e-3)
+    gpu = replace(GPU, memory=five.peak + 1e6)
+    assert estimating.largest_batch(one, two, gpu, 1) == 5
+    assert estimating.largest_batch(one, two, replace(GPU, memory=1e6), 1) == 0
+
+
+def test_the_least_time_is_that_of_the_rate_the_memory_or_a_launch():
+    product = Kernel("mm", "bfloat16", 10**13, 10**6)
+    copy = Kernel("clone", "float32", 0, 10**10)
+    small = Kernel("add", "float32", 0, 10)
+    assert seconds({product: 2, copy: 1, small: 3}, GPU) == pytest.approx(0.02 + 0.01 + 3e-6)
+    with pytest.raises(ValueError, match="a GPU has no rate for products in float8"):
+        seconds({Kernel("mm", "float8_e4m3fn", 1, 1): 1}, GPU)
+
+
+def test_a_cell_calls_the_pipeline_as_often_as_the_worker_does():
+    """64 samples in batches of 16, three rounds: a warm-up, three, and twice a warm-up and one."""
+    assert estimating.calls_of_run(64, 3, 16) == 8
+    assert estimating.calls_of_run(16, 1, 16) == 2  # the one batch is timed too
+
+
+def test_every_gpu_says_where_its_figures_are_from():
+    import tomllib
+
+    for name in tomllib.loads(TABLE.read_text()):
+        gpu = gpu_named(name)
+        assert "/" in gpu.source and gpu.flops["bfloat16"] > gpu.flops["float32"] > 1e13
+
+
+FILES = [
+    ("memory = 1", "it does not say title, bandwidth"),
+    ("memroy = 1", "no key 'memroy'; did you mean memory"),
+    ("memory = [", "Invalid value"),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), FILES)
+def test_a_file_that_describes_no_gpu_is_refused_in_a_sentence(tmp_path, text, sentence):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"--gpu: .*mine\.toml: ") as error:
+        gpu_named(str(path))
+    assert sentence in str(error.value)
+
+
+def test_numbers_of_a_file_are_checked(tmp_path):
+    good = (
+        'title="x"\nsource="y"\nmemory=8e10\nbandwidth=1e12\nlaunch=5e-6\nflops={bfloat16=1e15}\n'
+    )
+    (tmp_path / "mine.toml").write_text(good)
+    assert gpu_named(str(tmp_path / "mine.toml")).rate("bfloat16") == 1e15
+    (tmp_path / "mine.toml").write_text(good.replace("8e10", "-1"))
+    with pytest.raises(ValueError, match="memory: -1 is no number above 0"):
+        gpu_named(str(tmp_path / "mine.toml"))
+
+
+def test_estimate_has_a_row_for_every_stack_and_a_reason_where_it_has_no_numbers(stand):
+    row, changes = narrow(stand.model.name)
+    texts = "none", "fora(interval=2)", "teacache", "diffsparse", "toca"
+    rows = list(
+        estimating.estimate(
+            [row], [Stack.parse(t) for t in texts], gpu_named("h100"), steps=4, changes=changes
+        )
+    )
+    assert [r["stack"] for r in rows] == list(texts)
+    assert [r["status"] for r in rows] == ["ok", "ok", "refused", "refused", "ok"]
+    none, fora, teacache, diffsparse, _ = rows
+    assert "read from the device at ditbench.methods.teacache:" in teacache["note"]
+    assert "has to be prepared" in diffsparse["note"]
+    assert none["weights_gb"] == fora["weights_gb"] > 0 == none["kept_gb"] < fora["kept_gb"]
+    assert fora["kernels"] < none["kernels"] and fora["step_ms"] < none["step_ms"]
+    assert none["call_s"] == pytest.approx(sum(none["seconds"].values()))
+    assert none["peaks"][none["peak_in"]]["bytes"] == none["peak_gb"] * 1e9
+    assert all(sum(p["of"].values()) == p["bytes"] for p in fora["peaks"].values())
+    assert all(r.keys() == none.keys() for r in rows)
+
+
+def test_a_pipeline_that_is_sampled_knows_its_tokens_without_reading_them(stand):
+    from ditbench.models.family import family_of, grid_of
+    from ditbench.profiling.latency import Sampler
+
+    sampling = sampling_of(stand.model)
+    with simulated(stand.device), Stack.parse("fora").attached(stand.pipe) as attached:
+        Sampler(stand.pipe, stand.model, sampling, attached, NAME)
+        by_value = family_of(stand.pipe.transformer).grid_by_value
+        assert attached.grid == (grid_of(stand.pipe, sampling) if by_value else None)
+        assert by_value == (stand.model.family == "flux")
