@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from ditbench.cli import preparing
 from ditbench.cli import queries as asking
 from ditbench.cli.estimating import estimate
 from ditbench.cli.parser import GATE, OK, SOME_FAILED, USAGE, parsers
@@ -131,12 +132,13 @@ def _stack(args: argparse.Namespace) -> int:
         rules,
         shorter_students,
     )
+    from ditbench.method.plugins import load_plugins
     from ditbench.method.stack import Stack
     from ditbench.records.record import read_run
     from ditbench.records.scores import read_scores
 
     spec = _spec(args)
-    _load(spec.plugins)
+    load_plugins(spec.plugins)
     parts = [Stack.parse(text) for text in args.parts]
     shorter = set(shorter_students(parts))
     cells = _cells(
@@ -154,10 +156,11 @@ def _stack(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
+    from ditbench.method.plugins import load_plugins
     from ditbench.metrics.scoring import score_run
     from ditbench.runner.progress import plain, progress
 
-    _load(args.plugin)
+    load_plugins(args.plugin)
     metrics = args.metrics.split(",") if args.metrics is not None else None
     _add_references(args.run, args.reference)
     with progress() as tell:
@@ -196,7 +199,9 @@ def _complain(sentences: list[str]) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    _load(args.plugin)
+    from ditbench.method.plugins import load_plugins
+
+    load_plugins(args.plugin)
     return _tell_report(args.runs, args.out, args.json, None)
 
 
@@ -221,108 +226,12 @@ def _tell_report(
     return SOME_FAILED if wrong or any(run.damaged for run in runs) else OK
 
 
-def _count(args: argparse.Namespace) -> int:
-    from ditbench.method.stack import Stack, split_stacks
-    from ditbench.models.table import select
-    from ditbench.profiling.conventions import count_in
-    from ditbench.runner.progress import plain, progress
-
-    _load(args.plugin)
-    models, texts = (
-        select(args.models),
-        ["none", *(split_stacks(args.methods) if args.methods is not None else [])],
-    )
-    stacks = [Stack.parse(text) for text in dict.fromkeys(texts)]
-    sizes = {
-        name: getattr(args, name) for name in ("height", "width", "frames", "steps", "text_tokens")
-    }
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: {value} is less than 1")
-    with progress() as tell:
-        rows, lines = count_in(args.convention, models, stacks, plain(tell), **sizes)
-    _show(
-        rows,
-        args.json,
-        lines,
-        hide=["size", "text_tokens", "passes", "not_counted", "status", "note", "work"],
-    )
-    states = {row["status"] for row in rows}
-    return SOME_FAILED if "failed" in states or "ok" not in states else OK
-
-
-def _load(plugins: Sequence[str]) -> None:
-    from ditbench.method.plugins import load_plugin
-
-    for plugin in plugins:
-        load_plugin(plugin)
-
-
-def _prepare(args: argparse.Namespace) -> int:
-    from ditbench.method.prepare import prepare
-    from ditbench.method.stack import Stack
-    from ditbench.models.table import select
-    from ditbench.reports.figures.training_curve import write_card
-    from ditbench.runner.progress import counting, progress
-
-    _load(args.plugin)
-    stack, models = Stack.parse(args.method), select(args.models)
-    with progress() as tell:
-        rows = prepare(
-            models,
-            stack,
-            args.weights,
-            lambda need: counting(tell, f"{need.model} {need.method}"),
-            args.out,
-            args.plugin,
-        )
-    for row in rows:
-        if row["made"]:  # what was there, ditbench's own too, is left alone
-            write_card(Path(row["folder"]))
-    _show(rows, args.json, "")
-    return OK
-
-
-def _match(args: argparse.Namespace) -> int:
-    from ditbench.method.stack import Stack, split_stacks
-    from ditbench.models.table import select
-    from ditbench.profiling.matched import match
-
-    _load(args.plugin)
-    if not 0 < args.saved < 1:
-        raise ValueError(f"--saved: {args.saved} is not between 0 and 1")
-    models, stacks = select(args.models), [Stack.parse(text) for text in split_stacks(args.methods)]
-    rows = [
-        row
-        for model in models
-        for row in match(model, stacks, args.saved, args.weights, args.plugin)
-    ]
-    _show(rows, args.json, "saved: share of the un-accelerated model's FLOPs, on training requests")
-    return SOME_FAILED if any(row["note"] for row in rows) else OK
-
-
 def _list(args: argparse.Namespace) -> int:
     from ditbench.cli import listing
 
     rows = listing.rows(args.what, args.verbose, args.plugin)
     _show(rows, args.json, "")
     return OK
-
-
-def _check(args: argparse.Namespace) -> int:
-    from ditbench.method.stack import Stack
-    from ditbench.models.table import select
-    from ditbench.testing.contract import check_models
-
-    _load(args.plugin)
-    stack, models = Stack.parse(args.method), select(args.models)
-    rows = check_models(stack, models, args.plugin)
-    failed = sum(row["result"] == "failed" for row in rows)
-    caption = f"{len(rows) - failed} of {len(rows)} clauses passed"
-    if failed:
-        caption += "; clauses that need what a failed one would have given were not tried"
-    _show(rows, args.json, caption)
-    return GATE if failed else OK
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -342,9 +251,9 @@ def _show(
 
 
 COMMANDS = {
-    "run": _run, "plan": _plan, "count": _count, "estimate": estimate, "prepare": _prepare, "match": _match,
-    "stack": _stack, "score": _score,
+    "run": _run, "plan": _plan, "count": preparing.count, "estimate": estimate,
+    "prepare": preparing.prepare, "match": preparing.match, "stack": _stack, "score": _score,
     "report": _report, "recommend": asking.recommend, "compare": asking.compare,
     "reproduce": asking.reproduce,
-    "reference": _reference, "list": _list, "check": _check, "doctor": _doctor,
+    "reference": _reference, "list": _list, "check": preparing.check, "doctor": _doctor,
 }  # fmt: skip

@@ -18,7 +18,7 @@ CAPTION = (
 def estimate(args: argparse.Namespace) -> int:
     """Print a row for every model and stack; `SOME_FAILED` where one broke down, or none has
     numbers."""
-    from ditbench.method.plugins import load_plugin
+    from ditbench.method.plugins import load_plugins
     from ditbench.method.stack import Stack, split_stacks
     from ditbench.models.table import select
     from ditbench.reports.terminal.table import show_rows
@@ -27,8 +27,7 @@ def estimate(args: argparse.Namespace) -> int:
     from ditbench.simulation.estimate import estimate as rows_of
     from ditbench.simulation.gpus import gpu_named
 
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    load_plugins(args.plugin)
     models, gpu = select(args.models), gpu_named(args.gpu)
     texts = ["none", *(split_stacks(args.methods) if args.methods is not None else [])]
     stacks = [Stack.parse(text) for text in dict.fromkeys(texts)]

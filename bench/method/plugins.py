@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,12 @@ from ditbench.records.files import file_sha256
 
 SHA256 = "__source_sha256__"
 """Where the module of a plug-in keeps the hash of the source it was made of."""
+
+
+def load_plugins(paths: Iterable[str | Path]) -> None:
+    """Run several Python files; ValueError as `load_plugin`."""
+    for path in paths:
+        load_plugin(path)
 
 
 def load_plugin(path: str | Path) -> list[str]:

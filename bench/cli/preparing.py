@@ -1,0 +1,112 @@
+"""Commands that work on models and methods without a run: `count`, `prepare`, `match`, `check`. They
+read flags, call and print."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ditbench.cli.parser import GATE, OK, SOME_FAILED
+
+
+def count(args: argparse.Namespace) -> int:
+    """FLOPs of models under stacks; SOME_FAILED where one could not be counted."""
+    from ditbench.method.plugins import load_plugins
+    from ditbench.method.stack import Stack, split_stacks
+    from ditbench.models.table import select
+    from ditbench.profiling.conventions import count_in
+    from ditbench.reports.terminal.table import show_rows
+    from ditbench.runner.progress import plain, progress
+
+    load_plugins(args.plugin)
+    models, texts = (
+        select(args.models),
+        ["none", *(split_stacks(args.methods) if args.methods is not None else [])],
+    )
+    stacks = [Stack.parse(text) for text in dict.fromkeys(texts)]
+    sizes = {
+        name: getattr(args, name) for name in ("height", "width", "frames", "steps", "text_tokens")
+    }
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: {value} is less than 1")
+    with progress() as tell:
+        rows, lines = count_in(args.convention, models, stacks, plain(tell), **sizes)
+    show_rows(
+        rows,
+        args.json,
+        lines,
+        hide=["size", "text_tokens", "passes", "not_counted", "status", "note", "work"],
+    )
+    states = {row["status"] for row in rows}
+    return SOME_FAILED if "failed" in states or "ok" not in states else OK
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Train or calibrate what a method needs."""
+    from ditbench.method.plugins import load_plugins
+    from ditbench.method.prepare import prepare as prepare_models
+    from ditbench.method.stack import Stack
+    from ditbench.models.table import select
+    from ditbench.reports.figures.training_curve import write_card
+    from ditbench.reports.terminal.table import show_rows
+    from ditbench.runner.progress import counting, progress
+
+    load_plugins(args.plugin)
+    stack, models = Stack.parse(args.method), select(args.models)
+    with progress() as tell:
+        rows = prepare_models(
+            models,
+            stack,
+            args.weights,
+            lambda need: counting(tell, f"{need.model} {need.method}"),
+            args.out,
+            args.plugin,
+        )
+    for row in rows:
+        if row["made"]:  # what was there, ditbench's own too, is left alone
+            write_card(Path(row["folder"]))
+    show_rows(rows, args.json, "")
+    return OK
+
+
+def match(args: argparse.Namespace) -> int:
+    """Knobs that save the same fraction of FLOPs; SOME_FAILED where one has none."""
+    from ditbench.method.plugins import load_plugins
+    from ditbench.method.stack import Stack, split_stacks
+    from ditbench.models.table import select
+    from ditbench.profiling.matched import match as match_model
+    from ditbench.reports.terminal.table import show_rows
+
+    load_plugins(args.plugin)
+    if not 0 < args.saved < 1:
+        raise ValueError(f"--saved: {args.saved} is not between 0 and 1")
+    models, stacks = select(args.models), [Stack.parse(text) for text in split_stacks(args.methods)]
+    rows = [
+        row
+        for model in models
+        for row in match_model(model, stacks, args.saved, args.weights, args.plugin)
+    ]
+    show_rows(
+        rows, args.json, "saved: share of the un-accelerated model's FLOPs, on training requests"
+    )
+    return SOME_FAILED if any(row["note"] for row in rows) else OK
+
+
+def check(args: argparse.Namespace) -> int:
+    """Try a method's contract; GATE when a clause fails."""
+    from ditbench.method.plugins import load_plugins
+    from ditbench.method.stack import Stack
+    from ditbench.models.table import select
+    from ditbench.reports.terminal.table import show_rows
+    from ditbench.testing.contract import check_models
+
+    load_plugins(args.plugin)
+    stack, models = Stack.parse(args.method), select(args.models)
+    rows = check_models(stack, models, args.plugin)
+    failed = sum(row["result"] == "failed" for row in rows)
+    caption = f"{len(rows) - failed} of {len(rows)} clauses passed"
+    if failed:
+        caption += "; clauses that need what a failed one would have given were not tried"
+    show_rows(rows, args.json, caption)
+    return GATE if failed else OK
