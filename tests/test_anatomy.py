@@ -394,6 +394,27 @@ def test_a_context_that_cannot_be_used_is_refused_in_a_sentence():
     refused("dit", "self", r"places \[2, 3\] are not one for each token .* \[4, 4,", places=short)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_and_contexts_of_another_batch_and_empty_ones_are_refused(kind):
+    asked = (
+        (lambda h, at: {"context": h[:1], "places": at[:1]}, "a context for 1 of a batch of"),
+        (lambda h, at: {"rows": at[:1]}, "rows for 1 of a batch of"),
+        (lambda h, at: {"context": h[:, :0], "places": at[:, :0]}, "has nothing to attend to"),
+    )
+
+    def route(sublayer):
+        def routed(run, hidden):
+            at = torch.arange(hidden.shape[1]).expand(len(hidden), -1)
+            for given, said in asked if sublayer.takes_context else ():
+                with pytest.raises(ValueError, match=said):
+                    run(**given(hidden, at))
+            return run()
+
+        return routed
+
+    assert torch.equal(run(kind, route), plain(kind))
+
+
 def test_two_routes_that_choose_rows_or_a_context_of_one_sublayer_are_refused():
     transformer, args, kwargs = transformer_call("dit")
     for what, ask in (

@@ -350,3 +350,12 @@ def test_count_has_a_row_for_whatever_goes_wrong_and_an_exit_code(
         rows = json.loads(out.splitlines()[-1])
         assert [row["status"] for row in rows] == states
         assert all(bool(row["note"]) == (row["status"] != "ok") for row in rows)
+
+
+def test_a_stack_in_several_spellings_is_counted_once(capsys):
+    stacks = "none,fora,fora(),fora(interval=3)+int8,int8+fora(interval=3)"
+    arguments = ("--models", "dit-tiny", "--steps", "1", "--methods", stacks)
+    code, out, _ = told(capsys, "count", "--json", *arguments)
+    rows = json.loads(out.splitlines()[-1])
+    told_of = [row["stack"] for row in rows]
+    assert code == 0 and len(told_of) == len(set(told_of)) == 3, told_of

@@ -149,8 +149,12 @@ def test_a_declaration_that_cannot_be_used_is_refused():
         register_metric(Metric(name="mine.bright", **row), ModuleType("mine"))
     with pytest.raises(ValueError, match="metric family 'clip' is ditbench's"):
         register_metric(Metric(name="mine.b", **row | {"family": "clip"}), ModuleType("mine"))
+    facts = dict(family="dit", group="full", steps=1, guidance=1.0, height=8, width=8)
     with pytest.raises(ValueError, match="'tiny' is a group of models"):
-        register_model(Model(name="tiny", family="dit", group="full", steps=1, guidance=1.0, height=8, width=8))  # fmt: skip
+        register_model(Model(name="tiny", **facts))
+    for name in ("", "a b", "x,y", "../x", "x/y"):
+        with pytest.raises(ValueError, match=f"'{name}' is no name for a model: letters"):
+            register_model(Model(name=name, **facts))
     with pytest.raises(ValueError, match="transformer DiTTransformer2DModel is of the family dit"):
         register_family(
             Family(

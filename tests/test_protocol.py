@@ -4,6 +4,7 @@ values, some samples alone; and the complete examples of each."""
 import csv
 import inspect
 import json
+from collections import namedtuple
 from functools import cache
 
 import pytest
@@ -302,6 +303,45 @@ def test_samples_that_are_not_run_cost_nothing(kind):
 
     name = declare("half_test", attach, claims={"block-schedule"})
     assert 4 * generate(name, kind, 0, 1)[2] == 3 * generate("none", kind, 0, 1)[2]
+
+
+@pytest.mark.parametrize("strangers", [[-1], [0, 2]])
+def test_samples_that_are_not_there_are_refused(strangers):
+    """-1 would be a row of the last pass, and 2 of 2 samples the first of the second pass."""
+
+    def attach(self, pipeline, at):
+        def forward(*args, **kwargs):
+            return at.run_samples(run, torch.tensor(strangers), args, kwargs)
+
+        run = at.patch(pipeline.transformer, "forward", forward)
+
+    name = declare("strangers_test", attach, claims={"block-schedule"})
+    for kind in ("dit", "wan"):
+        with pytest.raises(ValueError, match=f"sample {strangers[-1]} is none of 0 to 1"):
+            generate(name, kind, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["dit", "pixart"])
+def test_what_is_kept_beside_rows_outlives_dropped_guidance(kind):
+    """Tensors without dimensions stay, and rows in named tuples are sliced."""
+    Pair, kept = namedtuple("Pair", "image total"), []
+
+    def attach(self, pipeline, at):
+        store = {}
+        at.keeps(store)
+        at.drop_guidance(lambda: at.now.step >= 2)
+
+        def forward(*args, **kwargs):
+            before = store.get("pair")
+            kept.append(before and (type(before), len(before.image), before.total))
+            out = run(*args, **kwargs)
+            store["pair"] = Pair(out[0], torch.tensor(7.0))
+            return out
+
+        run = at.patch(pipeline.transformer, "forward", forward)
+
+    generate(declare("pair_test", attach), kind, 0, 1)
+    assert kept == [None, (Pair, 4, 7.0), (Pair, 2, 7.0), (Pair, 2, 7.0)]
 
 
 def test_what_has_no_batch_dimension_is_not_sliced():

@@ -68,11 +68,26 @@ def test_records_come_back_as_they_were(run, published):
 def test_neither_folders_of_the_machine_nor_tracebacks_are_published(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     edit(copy, lambda record: record.update(traceback=f"File {copy}/method.py"))
-    (copy / "command.txt").write_text(f"python run_bench.py --out {copy} --methods 'fora, int8'\n")
+    edit(copy, lambda record: record.update(settings={"weights": f"{copy}/my weights"}))
+    edit(copy, lambda record: record.update(reason=f"no file ({copy}/a.npz), nor either/or"))
+    (copy / "command.txt").write_text(
+        f"python run_bench.py --out {copy} --methods 'fora, int8' --plugin {copy}/mine.py "
+        f"--reference=dit-tiny={copy}/a.npz\n"
+    )
+    spec = json.loads((copy / "spec.json").read_text())
+    spec["spec"]["plugins"] = [f"{copy}/mine.py", "tests/example_metric.py"]
+    spec["spec"]["references"] = [f"dit-tiny={copy}/a.npz"]
+    (copy / "spec.json").write_text(json.dumps(spec))
     publish(copy, tmp_path / "out")
     assert (tmp_path / "out/command.txt").read_text() == (
-        "python run_bench.py --methods 'fora, int8'\n"
+        "python run_bench.py --methods 'fora, int8' --plugin mine.py --reference=dit-tiny=a.npz\n"
     )
+    kept = json.loads((tmp_path / "out/spec.json").read_text())["spec"]
+    assert kept["plugins"] == ["mine.py", "tests/example_metric.py"]
+    assert kept["references"] == ["dit-tiny=a.npz"]
+    for record in read_run(tmp_path / "out").records:
+        assert record["settings"]["weights"] == "my weights"
+        assert record["reason"] == "no file (a.npz), nor either/or"
     for path in (tmp_path / "out").rglob("*.json*"):
         assert str(tmp_path) not in path.read_text(), path
 
@@ -135,6 +150,22 @@ def test_damaged_archives_cost_their_content_and_nothing_else(published, tmp_pat
     (section,) = read_sections([copy])
     assert len(section.rows) == len(read_run(published).records)
     assert section.rows[0]["quality"]["align.shapes_v1"]["reason"] == "not scored yet"
+    assert section.left_out == [
+        "scores.zip is missing or damaged: there are no scores",
+        "thumbnails.zip is missing or damaged: there are no samples to show",
+    ]
+
+
+def test_scores_that_one_cell_has_lost_are_named(published, tmp_path):
+    copy = shutil.copytree(published, tmp_path / "run")
+    with zipfile.ZipFile(published / "scores.zip") as whole:
+        content = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(copy / "scores.zip", "w") as file:
+        for name, scores in content.items():
+            file.writestr(name, scores[:99] if name == "dit-tiny--none.safetensors" else scores)
+    (section,) = read_sections([copy])
+    assert section.left_out == ["scores.zip has no scores of dit-tiny--none that can be read"]
+    assert read_sections([published])[0].left_out == []
 
 
 def test_a_damaged_line_is_named_and_the_others_are_read(published, tmp_path):
@@ -142,9 +173,11 @@ def test_a_damaged_line_is_named_and_the_others_are_read(published, tmp_path):
     shutil.copytree(published, copy)
     lines = (copy / "records.jsonl").read_text().splitlines()
     lines[1], lines[2] = lines[1][:50], json.dumps({"schema": 99})
-    (copy / "records.jsonl").write_text("\n".join(lines))
+    text = "\n".join(lines).encode()
+    (copy / "records.jsonl").write_bytes(text + b'\n{"key": "\xff"}\n')
     read = read_run(copy)
-    assert len(read.records) == len(lines) - 2 and len(read.damaged) == 2
+    assert len(read.records) == len(lines) - 2 and len(read.damaged) == 3
+    assert f"line {len(lines) + 1}, is damaged" in read.damaged[2]
     assert "records.jsonl, line 2, is damaged" in read.damaged[0]
     assert "line 3, has schema version 99" in read.damaged[1]
 
@@ -166,6 +199,30 @@ def test_a_run_that_is_not_scored_is_not_published(tmp_path):
     with pytest.raises(ValueError, match=r"dit-tiny--\S+ has no scores; `score .*` makes them"):
         publish(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("requests/dit-tiny.json", r"dit-tiny\.json is missing"),
+        ("cells/dit-tiny--none/samples.safetensors", "dit-tiny--none: its samples file is missing"),
+    ],
+)
+def test_a_run_that_lacks_something_leaves_what_is_published_as_it_was(tmp_path, lost, said):
+    run, out = write_run(tmp_path / "run", n=4), tmp_path / "out"
+    before = {path: path.read_bytes() for path in publish(run, out)}
+    edit(run, lambda record: record.update(seconds=1.0))
+    (run / lost).unlink()
+    with pytest.raises(ValueError, match=said):
+        publish(run, out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_of_what_was_published_before_under_a_name_nothing_is_left(tmp_path):
+    two = write_run(tmp_path / "two", models=MODELS, n=4, resolution=32)
+    publish(two, tmp_path / "out")
+    files = publish(write_run(tmp_path / "one", n=4), tmp_path / "out")
+    assert {path for path in (tmp_path / "out").rglob("*") if path.is_file()} == {*files}
 
 
 def test_thumbnails_are_the_first_samples(run, published):

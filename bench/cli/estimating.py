@@ -30,7 +30,7 @@ def estimate(args: argparse.Namespace) -> int:
     load_plugins(args.plugin)
     models, gpu = select(args.models), gpu_named(args.gpu)
     texts = ["none", *(split_stacks(args.methods) if args.methods is not None else [])]
-    stacks = [Stack.parse(text) for text in dict.fromkeys(texts)]
+    stacks = list({str(stack): stack for stack in map(Stack.parse, texts)}.values())
     if args.steps is not None and args.steps < 1:
         raise ValueError(f"--steps: {args.steps} is less than 1")
     table = {

@@ -23,7 +23,7 @@ def count(args: argparse.Namespace) -> int:
         select(args.models),
         ["none", *(split_stacks(args.methods) if args.methods is not None else [])],
     )
-    stacks = [Stack.parse(text) for text in dict.fromkeys(texts)]
+    stacks = list({str(stack): stack for stack in map(Stack.parse, texts)}.values())
     sizes = {
         name: getattr(args, name) for name in ("height", "width", "frames", "steps", "text_tokens")
     }

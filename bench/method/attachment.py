@@ -152,7 +152,7 @@ class Attachment:
         from ditbench.models.calls import each_tensor
 
         def narrowed(tensor: Any) -> Any:
-            return tensor[rows] if len(tensor) == batch else tensor
+            return tensor[rows] if tensor.dim() and len(tensor) == batch else tensor
 
         for store in self.stores:
             store.update({key: each_tensor(narrowed, value) for key, value in store.items()})
@@ -185,7 +185,7 @@ class Attachment:
         """
         from ditbench.models.calls import put_rows, take_rows
 
-        if not samples:
+        if not len(samples):
             if into is None:
                 raise ValueError(
                     "no samples to run the transformer for, and nothing to put them in"

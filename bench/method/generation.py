@@ -63,8 +63,10 @@ class Now:
 
     def rows_of(self, samples: Any) -> list[int]:
         """The rows of the batch that belong to samples, given by number from 0, in all guidance
-        passes of the call under way: those of the first pass, then those of the second."""
-        chosen = list(samples)
-        if self.passes == 1:
-            return chosen
-        return [p * self.known_samples() + s for p in range(self.passes) for s in chosen]
+        passes of the call under way: those of the first pass, then those of the second. ValueError
+        for a number that no sample has."""
+        chosen = [int(sample) for sample in samples]
+        count = self.batch if self.passes == 1 else self.known_samples()
+        if strangers := [sample for sample in chosen if not 0 <= sample < count]:
+            raise ValueError(f"sample {strangers[0]} is none of 0 to {count - 1}")
+        return [p * count + sample for p in range(self.passes) for sample in chosen]

@@ -62,15 +62,14 @@ def put_rows(whole: Any, rows: list[int], part: Any) -> Any:
 
 
 def each_tensor(change: Callable[..., Any], value: Any, *others: Any) -> Any:
-    """`value` with each tensor in it, in tuples, lists, mappings and outputs of diffusers, replaced
-    by `change(tensor, *those at the same place of others)`."""
+    """`value` with each tensor in it, in tuples (named ones too), lists, mappings and outputs of
+    diffusers, replaced by `change(tensor, *those at the same place of others)`."""
     if isinstance(value, Tensor):
         return change(value, *others)
     if isinstance(value, Mapping):
         changed = {k: each_tensor(change, v, *(o[k] for o in others)) for k, v in value.items()}
         return changed if type(value) is dict else type(value)(**changed)
     if isinstance(value, (tuple, list)):
-        return type(value)(
-            each_tensor(change, *parts) for parts in zip(value, *others, strict=True)
-        )
+        parts = [each_tensor(change, *parts) for parts in zip(value, *others, strict=True)]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value

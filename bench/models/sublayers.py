@@ -158,7 +158,7 @@ class Sublayer:
             ) -> Any:
                 if context is not None and not self.takes_context:
                     raise ValueError(f"{self.name} cannot attend to other tokens than its own")
-                now = asked.narrowed(rows, context, places)
+                now = asked.narrowed(hidden, rows, context, places)
                 if inner is not None:
                     return inner(now, hidden, rest, kwargs)
                 if now.whole:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from ditbench.suggest import suggest
 
 HERE = Path(__file__).resolve().parent
 GROUPS = ("tiny", "full")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What names of models look like."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,12 @@ def models() -> dict[str, Model]:
 
 
 def register_model(model: Model) -> Model:
-    """Add a model to the table; ValueError for a name that is there already, or is a group's."""
+    """Add a model to the table; ValueError for a name that is there already, is a group's, or
+    cannot name files and stand in lists."""
+    if not NAME.fullmatch(model.name):
+        raise ValueError(
+            f"{model.name!r} is no name for a model: letters, digits, dots, dashes and underscores"
+        )
     if model.name in GROUPS:
         raise ValueError(f"{model.name!r} is a group of models; choose another name")
     REGISTRY.add(model.name, model, calling_module())

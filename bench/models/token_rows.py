@@ -44,10 +44,20 @@ class Asked:
         return self.rows is None and self.context is None
 
     def narrowed(
-        self, rows: Tensor | None, context: Tensor | None = None, places: Tensor | None = None
+        self,
+        hidden: Tensor,
+        rows: Tensor | None = None,
+        context: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Asked:
-        """This, as a route asks it further; ValueError where both choose rows, or both a context,
-        and for places of another shape."""
+        """This, as a route asks it further of a sub-layer with the input `hidden`; ValueError where
+        both choose rows, or both a context, for places of another shape, for a context without
+        tokens, and for rows or a context of another batch."""
+        for given, what in ((rows, "rows"), (context, "a context")):
+            if given is not None and len(given) != len(hidden):
+                raise ValueError(f"{what} for {len(given)} of a batch of {len(hidden)}")
+        if context is not None and not context.shape[1]:
+            raise ValueError("a context without tokens has nothing to attend to")
         other = None if context is None else Context(context, places)
         if other and places is not None and places.shape != other.tokens.shape[:2]:
             raise ValueError(

@@ -160,7 +160,7 @@ def read_run(folder: Path) -> Run:
             damaged.append(str(error))
     lines = RunFolder(folder).published_records
     if lines.is_file():
-        for i, line in enumerate(lines.read_text().splitlines(), 1):
+        for i, line in enumerate(lines.read_bytes().splitlines(), 1):
             try:
                 records.append(_checked(_parsed(line), f"{lines}, line {i},"))
             except ValueError as error:
@@ -168,10 +168,10 @@ def read_run(folder: Path) -> Run:
     return Run(folder, spec, records, damaged)
 
 
-def _parsed(line: str) -> Any:
+def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError:
+    except ValueError:  # neither JSON nor, perhaps, text
         return None  # no record
 
 

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ditbench import ROOT
+from ditbench.method.plugins import load_plugin
 from ditbench.reports.publishing.documents import PUBLISHED, rewrite, section_of
 from ditbench.reports.sections.format import number
+from ditbench.reports.sections.section import file_name
 
 
 def flags() -> argparse.ArgumentParser:
@@ -32,6 +34,13 @@ def flags() -> argparse.ArgumentParser:
         action="store_true",
         help="also draw plots/overview.png of the run that is added",
     )
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="a file with metrics of your own that the run was scored by; may be given again",
+    )
     return parser
 
 
@@ -41,10 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = flags().parse_args(arguments)
     checkout = args.checkout
     try:
+        for plugin in args.plugin:
+            load_plugin(plugin)
         if args.add:
-            _add(
-                args.add, checkout / PUBLISHED / (args.name or args.add.resolve().name), args.figure
-            )
+            name = args.name or args.add.resolve().name
+            if file_name(name) != name:  # markers of tables name it as a word
+                raise ValueError(
+                    f"{name!r} is no name for a published run: letters, digits, dots and dashes"
+                )
+            _add(args.add, checkout / PUBLISHED / name, args.figure)
         changed = rewrite(checkout)
     except (FileNotFoundError, ValueError) as error:
         sys.stderr.write(f"{error}\n")

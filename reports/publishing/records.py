@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from io import BytesIO
@@ -33,6 +34,10 @@ SIDE, QUALITY = 192, 85
 """Of a thumbnail: its longer side in pixels at most, and WebP's quality."""
 REQUEST = ("id", "seed", "prompt", "label")
 """What is kept of a request."""
+ABSOLUTE = re.compile(r"/[^/:]*(/[^/:]+)+/?")
+"""A text that is an absolute path."""
+FOLDERS = re.compile(r"""(?<![^\s=:'"(\[,])/([^\s/'"]+/)+(?=[^\s/'"])""")
+"""The folders of an absolute path within a text."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Date of every file in an archive, so that the same run gives the same bytes."""
 
@@ -40,59 +45,72 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 def publish(run: Path, folder: Path) -> list[Path]:
     """Write what reports need of the run into `folder`; returns the files written.
 
-    Records are kept whole but for tracebacks, which name folders of the machine; scores without features, which their
-    statistics replace (numbers rounded to single precision); of requests what was asked for; of
-    samples a few thumbnails. Raises ValueError for a folder that is no run, is published already,
-    or has records that cannot be read, and for a measured cell without scores.
+    Records are kept whole but for tracebacks and folders of the machine; scores without features,
+    which their statistics replace (numbers rounded to single precision); of requests what was asked
+    for; of samples a few thumbnails. Raises ValueError for a folder that is no run, is published
+    already, or has records, requests, samples or features that cannot be read, and for a measured
+    cell without scores; then nothing is written.
     """
     check_not_published(run)
     content, scores = read_run(run), read_scores(run)
     if content.damaged:
         raise ValueError(content.damaged[0])
-    for record in content.records:
-        if record["status"] in MEASURED and record["key"] not in scores:
+    measured = [record for record in content.records if record["status"] in MEASURED]
+    for record in measured:
+        if record["key"] not in scores:
             raise ValueError(f"{record['key']} has no scores; `score {run}` makes them")
-    folder.mkdir(parents=True, exist_ok=True)
     source, into = RunFolder(run), RunFolder(folder)
-    files = [_write_text(into.spec, json.dumps(_spec(content.spec), indent=1) + "\n")]
+    made = {into.spec: as_text(without_folders(_spec(content.spec)), indent=1)}
     if source.command.is_file():
-        files.append(_write_text(into.command, _without_out(source.command.read_text())))
-    lines = [
-        json.dumps({**record, "traceback": ""}, separators=(",", ":")) for record in content.records
-    ]
-    files.append(_write_text(into.published_records, "\n".join(lines) + "\n"))
+        made[into.command] = _command(source.command.read_text()).encode()
     if source.references.is_file():
-        files.append(_write_text(into.references, json.dumps(_pointers(source.references))))
-    into.requests("any").parent.mkdir(exist_ok=True)
-    for model in dict.fromkeys(r["model"] for r in content.records):
+        made[into.references] = as_text(_pointers(source.references))
+    for model in dict.fromkeys(record["model"] for record in content.records):
         requests = [
             json.dumps({name: request.get(name) for name in REQUEST})
-            for request in read_json(source.requests(model))
+            for request in _requests(source, model)
         ]
-        files.append(_write_text(into.requests(model), "[\n" + ",\n".join(requests) + "\n]\n"))
+        made[into.requests(model)] = f"[\n{f',{chr(10)}'.join(requests)}\n]\n".encode()
     sets = sets_of(None, ReferenceSets(run))
     small = {
         f"{r['key']}.safetensors": as_bytes(without_features(r, scores[r["key"]], sets))
         for r in content.records
         if r["key"] in scores
     }
-    files.append(_write_zip(into.published_scores, small, ZIP_DEFLATED))
+    made[into.published_scores] = _zipped(small, ZIP_DEFLATED)
     thumbnails = {
         f"{r['key']}/{i}-{t}.webp": _webp(frame)
-        for r in content.records
-        if r["status"] in MEASURED
-        for i, sample in enumerate(first_samples(source, r["key"], few, spaced))
+        for r in measured
+        for i, sample in enumerate(_first_samples(source, r["key"]))
         for t, frame in enumerate(sample)
     }
-    files.append(_write_zip(into.thumbnails, thumbnails, ZIP_STORED))
-    return files
+    made[into.thumbnails] = _zipped(thumbnails, ZIP_STORED)
+    # last, as a folder without them is no published run
+    made[into.published_records] = b"".join(
+        as_text(without_folders({**record, "traceback": ""}), separators=(",", ":"))
+        for record in content.records
+    )
+    into.requests("any").parent.mkdir(parents=True, exist_ok=True)
+    for path in {into.command, into.references, *into.requests("any").parent.iterdir()} - {*made}:
+        path.unlink(missing_ok=True)  # of what was published here before
+    for path, of_path in made.items():
+        with replacing(path) as partial:
+            partial.write_bytes(of_path)
+    return list(made)
 
 
 def without_features(record: Record, scores: Scores, sets: Sets) -> Scores:
     """The scores of a cell with its statistics in place of its features.
 
-    A statistic that cannot be worked out has its reason instead.
+    A statistic that cannot be worked out has its reason instead. ValueError names features of which
+    no known metric is made: they would be lost.
     """
+    read = {metric.features for metric in metrics().values() if metric.statistic}
+    if unread := [n for n in scores.arrays if n.startswith(FEATURE) and n not in read]:
+        raise ValueError(
+            f"{record['key']} has {unread[0]}, of which no metric here is made; --plugin FILE.py "
+            "names the file that declares one"
+        )
     arrays = {
         name: rounded(array)
         for name, array in scores.arrays.items()
@@ -127,17 +145,30 @@ def spaced(frames: int) -> Sequence[int]:
     return sorted({round(i * (frames - 1) / (FRAMES - 1)) for i in range(FRAMES)})
 
 
+def without_folders(value: Any) -> Any:
+    """A JSON document with the last part of each absolute path in its texts in place of the path,
+    which names folders of the machine."""
+    if isinstance(value, dict):
+        return {without_folders(name): without_folders(of_name) for name, of_name in value.items()}
+    if isinstance(value, list):
+        return [without_folders(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    return Path(value).name if ABSOLUTE.fullmatch(value) else FOLDERS.sub("", value)
+
+
 def _spec(document: dict[str, Any]) -> dict[str, Any]:
     """A spec without the folder it was run in."""
     return document | {"spec": document.get("spec", {}) | {"out": ""}}
 
 
-def _without_out(command: str) -> str:
-    """A command without the folder it was run in."""
+def _command(command: str) -> str:
+    """A command without the folder it was run in, nor others of the machine."""
     words = shlex.split(command)
     if "--out" in words:
         del words[words.index("--out") : words.index("--out") + 2]
-    return shlex.join(word for word in words if not word.startswith("--out=")) + "\n"
+    kept = [word for word in words if not word.startswith("--out=")]
+    return shlex.join(without_folders(kept)) + "\n"
 
 
 def _pointers(path: Path) -> dict[str, Any]:
@@ -151,6 +182,21 @@ def _pointers(path: Path) -> dict[str, Any]:
     }
 
 
+def _requests(source: RunFolder, model: str) -> list[dict[str, Any]]:
+    try:
+        requests: list[dict[str, Any]] = read_json(source.requests(model))
+    except FileNotFoundError:
+        raise ValueError(f"{source.requests(model)} is missing") from None
+    return requests
+
+
+def _first_samples(source: RunFolder, key: str) -> list[list[Pixels]]:
+    try:
+        return first_samples(source, key, few, spaced)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
 def _webp(pixels: Pixels) -> bytes:
     picture = Image.fromarray(pixels)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -159,14 +205,14 @@ def _webp(pixels: Pixels) -> bytes:
     return content.getvalue()
 
 
-def _write_text(path: Path, text: str) -> Path:
-    with replacing(path) as partial:
-        partial.write_text(text)
-    return path
+def as_text(document: Any, **style: Any) -> bytes:
+    """A JSON document and the end of its last line."""
+    return f"{json.dumps(document, **style)}\n".encode()
 
 
-def _write_zip(path: Path, content: dict[str, bytes], compression: int) -> Path:
-    with replacing(path) as partial, ZipFile(partial, "w", compression, compresslevel=9) as file:
+def _zipped(content: dict[str, bytes], compression: int) -> bytes:
+    archive = BytesIO()
+    with ZipFile(archive, "w", compression, compresslevel=9) as file:
         for name, of_name in content.items():
             file.writestr(ZipInfo(name, EPOCH), of_name, compression, 9)
-    return path
+    return archive.getvalue()

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from ditbench.analysis.interaction import together
 from ditbench.analysis.step_sweep import over_steps
-from ditbench.analysis.summary import read_scores, summarise
+from ditbench.analysis.summary import Scores, read_scores, summarise
 from ditbench.extractors.references import ReferenceSets
 from ditbench.records.files import read_json
-from ditbench.records.record import SHOWN, Record, read_run
+from ditbench.records.record import MEASURED, SHOWN, Record, read_run
 from ditbench.records.run_folder import RunFolder
 from ditbench.reports.sections.format import count
 from ditbench.reports.sections.rows import ReportRow, comparable, report_rows
@@ -146,6 +147,8 @@ def _section(folder: Path, name: str) -> Section:
         f"scores/{key}.safetensors is damaged or of another version; scoring again makes it anew"
         for key in unread
     ]
+    if files.published_records.is_file():
+        left_out += _lost(files, run.records, scores)
     missing = [
         key
         for key in run.spec.get("cells", [])
@@ -168,6 +171,19 @@ def _section(folder: Path, name: str) -> Section:
         spec=spec,
         stacking=together(paired, scores, sets_of_run=ReferenceSets(folder)), over_steps=over_steps(paired, scores),
     )  # fmt: skip
+
+
+def _lost(files: RunFolder, records: Sequence[Record], scores: Mapping[str, Scores]) -> list[str]:
+    """A sentence for what a published run should have, as it was published with, and has not."""
+    measured = [record["key"] for record in records if record["status"] in MEASURED]
+    unscored = [key for key in measured if key not in scores]
+    if unscored and len(unscored) == len(measured):
+        lost = ["scores.zip is missing or damaged: there are no scores"]
+    else:
+        lost = [f"scores.zip has no scores of {key} that can be read" for key in unscored]
+    if measured and not is_zipfile(files.thumbnails):
+        lost.append("thumbnails.zip is missing or damaged: there are no samples to show")
+    return lost
 
 
 def file_name(text: str) -> str:

@@ -142,7 +142,7 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
         """The route, asked for its attention alone where `half`; hidden [B,T+N,D]."""
 
         def attention(*further: Any) -> Any:
-            now = asked.narrowed(*further)
+            now = asked.narrowed(hidden, *further)
             if inner is not None:
                 return inner(now, hidden, kwargs, True)
             if now.whole:
@@ -158,7 +158,7 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
             return result
 
         def both(*further: Any) -> Any:
-            return inner(asked.narrowed(*further), hidden, kwargs, half)
+            return inner(asked.narrowed(hidden, *further), hidden, kwargs, half)
 
         return route(SingleRun(attention, output, both if inner else None), hidden)
 
