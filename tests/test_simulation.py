@@ -196,6 +196,21 @@ def test_no_method_makes_the_host_wait_in_the_sampler_loop(stand):
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "texts"),
+    [
+        ("dit-tiny", ("distill", "distill+diffsparse", "l2c")),
+        ("flux-tiny", ("distill+diffsparse", "magcache")),
+    ],
+)
+def test_what_was_prepared_for_a_tiny_model_makes_no_host_wait_either(model, texts):
+    rows = list(
+        estimating.estimate(select(model), [Stack.parse(t) for t in texts], gpu_named("a100"))
+    )
+    assert [(r["status"], r["note"]) for r in rows] == [("ok", "")] * len(texts)
+    assert not [line for r in rows for line in r["copies_by_line"] if line.startswith("ditbench")]
+
+
 def test_memory_grows_by_as_much_for_each_sample():
     """What `largest_batch` takes for granted, at full size; and how far the second generation has
     to go for it."""

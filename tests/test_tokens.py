@@ -339,6 +339,27 @@ def test_watching_attention_changes_nothing_and_what_is_received_adds_up_to_one(
     assert all(torch.allclose(v.sum(1), torch.ones(len(v)), atol=1e-4) for v in received.values())
 
 
+@pytest.mark.parametrize("masked", ["no", "keys", "rows"])
+@pytest.mark.parametrize("limit", [1, 2 * 3 * 8 * 5, 2 * 3 * 8 * 7])
+def test_an_attention_map_in_pieces_gives_the_signals_of_the_whole(monkeypatch, masked, limit):
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 3, 7, 4, generator=g), torch.randn(2, 3, 8, 4, generator=g)
+    masks = {
+        "no": None,
+        "keys": torch.randn(2, 1, 1, 8, generator=g),
+        "rows": torch.rand(2, 3, 7, 8, generator=g) < 0.9,
+    }
+    mask = masks[masked]
+    whole = (q @ k.transpose(-1, -2)) * 4**-0.5
+    whole = whole if mask is None else whole + selectors._additive(mask, whole)
+    p = whole.softmax(-1).mean(1)
+    expected = p.mean(1), -(p * p.clamp(min=1e-12).log()).sum(-1)
+    monkeypatch.setattr(selectors, "MAP", limit)
+    signals = selectors._received(q, k, mask), selectors._entropy(q, k, mask)
+    compare = torch.equal if limit >= 2 * 3 * 8 * 7 else torch.allclose  # whole: to the last bit
+    assert all(compare(a, b) for a, b in zip(signals, expected, strict=True))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_run_whole_are_bit_identical_and_skipped_blocks_are_skipped(kind):
     subject = tiny(kind, steps=2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.models.sampling import Sampling, count_for, sampling_of
@@ -71,10 +72,14 @@ def _row(
 
     row: dict[str, Any] = {"model": stand.model.name, "stack": str(stack), "batch": batch}
     try:
-        if reason := _refusal(stand, stack):
+        if reason := stack.refusal(stand.pipe):
             return row | _nothing("refused", reason)
+        try:
+            prepared = _prepared(stand.model, stack)
+        except ValueError as error:
+            return row | _nothing("refused", str(error))
         sampling = stack.adapt(sampling)
-        one, two = _rehearsed(stand, stack, sampling, batch)
+        one, two = _rehearsed(stand, stack, sampling, batch, prepared)
     except GoesByValues as reason:
         return row | _nothing("refused", str(reason)) | {"syncs_by_line": reason.syncs}
     except Exception as error:  # of a method or of the pipeline: the other rows are still wanted
@@ -85,26 +90,31 @@ def _row(
         return row | _nothing("refused", str(error))
 
 
-def _refusal(stand: Stand, stack: Stack) -> str | None:
-    """Why a stack has no numbers here; None where it may."""
-    if reason := stack.refusal(stand.pipe):
-        return reason
+def _prepared(model: Model, stack: Stack) -> dict[str, Path]:
+    """The folders of what a stack was prepared for; ValueError where one is absent, as all are of
+    full-size models."""
+    from ditbench.method.artifact import resolve
+
+    if model.group == "tiny":
+        return {name: made.folder for name, made in resolve(model, stack, "bundled").items()}
     for m in stack.methods:
         if m.recipe() is not None:
-            return f"{m.name} has to be prepared, and for full-size models nothing is"
-    return None
+            raise ValueError(f"{m.name} has to be prepared, and for full-size models nothing is")
+    return {}
 
 
 def _rehearsed(
-    stand: Stand, stack: Stack, sampling: Sampling, batch: int
+    stand: Stand, stack: Stack, sampling: Sampling, batch: int, prepared: dict[str, Path]
 ) -> tuple[Rehearsal, Rehearsal]:
     """A generation of `batch` samples, and one of twice as many as far as its memory goes."""
     from ditbench.models.requests import make_requests
 
     requests = make_requests(stand.model, 2 * batch, 0)
-    one = stand.rehearse(stack, sampling, requests[:batch])
+    one = stand.rehearse(stack, sampling, requests[:batch], prepared=prepared)
     latents = (one.latents[0] * 2, *one.latents[1:])
-    two = stand.rehearse(stack, sampling, requests, until=one.peak_call, latents=latents)
+    two = stand.rehearse(
+        stack, sampling, requests, prepared=prepared, until=one.peak_call, latents=latents
+    )
     return one, two
 
 

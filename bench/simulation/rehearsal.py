@@ -125,7 +125,8 @@ class Stand:
     def _replaying(self) -> Iterator[None]:
         """Replay blocks and sub-layers that are alike, and the parts beside the transformer."""
         transformer, parts = self.pipe.transformer, self.pipe.components
-        inner = [m for s in sublayers(transformer) for m in s.modules]
+        listed = sublayers(transformer)
+        inner = [m for s in listed for m in (*s.modules, *([s.norm] if s.norm else []))]
         encoders = [m for name, m in parts.items() if name.startswith("text_encoder") and m]
         modules = dict.fromkeys([*(b.module for b in blocks(transformer)), *inner])
         with (

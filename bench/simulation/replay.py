@@ -19,7 +19,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ditbench.profiling.repeated_calls import _PLAIN, _from_library, _shapes
-from ditbench.simulation.device import Device, Work, on_device
+from ditbench.simulation.device import NAME, Device, Work, on_device
 from ditbench.simulation.ledger import ACTIVATIONS
 
 
@@ -30,8 +30,10 @@ class _Call:
     work: Work
     above: int
     """Bytes that were live at its most, above those when it began."""
+    storages: tuple[tuple[int, torch.dtype], ...]
+    """Numbers and type of each storage that it returned."""
     outputs: tuple[Any, ...]
-    """Leaves of what it returned: (shape, stride, dtype) of tensors."""
+    """Leaves of what it returned: place of the storage, shape, stride and offset; None as it is."""
     spec: TreeSpec
 
 
@@ -79,33 +81,38 @@ class Replay:
         return replaying
 
     def _noted(self, work: Work, above: int, args: Any, kwargs: Any, out: Any) -> _Call | None:
-        """None where what it returned cannot be made anew: not all of a storage of its own."""
+        """None where what it returned cannot be made anew: part of what it was given, or no tensor
+        of the device."""
         leaves, spec = tree_flatten(out)
-        storages = {t.untyped_storage()._cdata for t in tree_flatten((args, kwargs))[0] if _is(t)}
+        given = {t.untyped_storage()._cdata for t in tree_flatten((args, kwargs))[0] if _is(t)}
+        storages: dict[int, int] = {}  # -> place in `sizes`
+        sizes: list[tuple[int, torch.dtype]] = []
         outputs: list[Any] = []
         for leaf in leaves:
-            if not _is(leaf):
-                if leaf is not None:
-                    return None
+            if leaf is None:
                 outputs.append(None)
                 continue
-            storage = leaf.untyped_storage()
-            whole = storage.nbytes() == leaf.numel() * leaf.element_size()
-            if storage._cdata in storages or not whole or not on_device(leaf):
+            if not _is(leaf) or not on_device(leaf):
                 return None
-            storages.add(storage._cdata)
-            outputs.append((tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device))
-        return _Call(work, above, tuple(outputs), spec)
+            storage = leaf.untyped_storage()
+            if storage._cdata in given:
+                return None
+            if storage._cdata not in storages:
+                storages[storage._cdata] = len(sizes)
+                sizes.append((storage.nbytes() // leaf.element_size(), leaf.dtype))
+            place = storages[storage._cdata]
+            if sizes[place][1] != leaf.dtype:
+                return None
+            outputs.append((place, leaf.shape, leaf.stride(), leaf.storage_offset()))
+        return _Call(work, above, tuple(sizes), tuple(outputs), spec)
 
     def _again(self, call: _Call) -> Any:
         self.replayed += 1
         self.device.work.plus(call.work)
         self.device.ledger.passes(call.above)
         self.device.purpose = ACTIVATIONS
-        leaves = [
-            leaf and torch.empty_strided(leaf[0], leaf[1], dtype=leaf[2], device=leaf[3])
-            for leaf in call.outputs
-        ]
+        storages = [torch.empty(size, dtype=dtype, device=NAME) for size, dtype in call.storages]
+        leaves = [leaf and storages[leaf[0]].as_strided(*leaf[1:]) for leaf in call.outputs]
         self.device.purpose = ""
         return tree_unflatten(leaves, call.spec)
 

@@ -8,7 +8,7 @@ same whatever the selector (as in the code of arXiv:2410.05317).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]
 """(sub-layer, guidance pass)."""
+
+
+MAP = 1 << 27
+"""Numbers of an attention map, all heads and samples, above which it is made in pieces: of FLUX at
+1024x1024 the whole has 510 million, of Wan at 480p and 81 frames 13 billion."""
 
 
 class Selector:
@@ -97,23 +102,18 @@ class Attention(Selector):
         if every and rows is not None:  # what a run of these rows alone would have shown
             text = self.now.text_tokens if sublayer.kind == "joint" else 0
             q = _queries(q, rows, text, not text or sublayer.text_first)
-        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-        # [B,K,M]
-        probability = (
-            (scores if mask is None else scores + _additive(mask, scores)).softmax(-1).mean(1)
-        )
         at = signal, sublayer.block, self.now.branch
         if signal == "received":
             whole = math.prod(self.now.grid)
             whole += 0 if sublayer.stream == "image" else self.now.text_tokens
-            if (seen := probability.shape[2]) != whole:
+            if (seen := k.shape[-2]) != whole:
                 raise ValueError(
                     f"{sublayer.name} attends to {seen} tokens in place of {whole}, so which tokens are "
                     "attended to is not known: choose another selector"
                 )
-            self.signals[at] = probability.mean(1)
+            self.signals[at] = _received(q, k, mask)
         else:
-            entropy = -(probability * probability.clamp(min=1e-12).log()).sum(-1)
+            entropy = _entropy(q, k, mask)
             self.signals[at] = (
                 entropy if rows is None else self.signals[at].scatter(1, rows, entropy)
             )
@@ -279,6 +279,41 @@ class _Watch(TorchFunctionMode):
             mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
             self.seen = q.detach(), k.detach(), mask
         return func(*args, **kwargs)
+
+
+def _maps(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
+    """The attention map of q [B,H,K,d] and k [B,H,M,d], [B,K,M], the mean over heads: whole, or a
+    run of queries at a time where it would have more than `MAP` numbers by head."""
+    batch, heads, count, width = q.shape
+    size = max(1, MAP // (batch * heads * k.shape[2]))
+    if size >= count:
+        yield _mean_map((q @ k.transpose(-1, -2)) * width**-0.5, mask)
+        return
+    q = q * width**-0.5  # the queries, which are smaller than the map
+    for first in range(0, count, size):
+        rows = slice(first, first + size)
+        part = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
+        yield _mean_map(q[:, :, rows] @ k.transpose(-1, -2), part)
+
+
+def _mean_map(scores: Tensor, mask: Tensor | None) -> Tensor:
+    scores = scores if mask is None else scores + _additive(mask, scores)
+    return scores.softmax(-1).mean(1)
+
+
+def _received(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """How much the keys are attended to, [B,M]: the mean over queries."""
+    first, *others = (
+        probability.mean(1) if probability.shape[1] == q.shape[2] else probability.float().sum(1)
+        for probability in _maps(q, k, mask)
+    )
+    return (sum(others, first) / q.shape[2]).to(q.dtype) if others else first
+
+
+def _entropy(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """How widely the queries attend, [B,K]."""
+    parts = [-(p * p.clamp(min=1e-12).log()).sum(-1) for p in _maps(q, k, mask)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _queries(q: Tensor, rows: Tensor, text: int, text_first: bool) -> Tensor:

@@ -51,7 +51,8 @@ class Intervals(nn.Module):
 
     def _adding(self, branch: nn.Module) -> Any:
         def add(_module: Any, _inputs: Any, out: Tensor) -> Tensor:
-            embedding = self.told(STRETCH * self.length.to(out.device)).to(out.dtype)
+            length = self.length.to(out.device, non_blocking=True)
+            embedding = self.told(STRETCH * length).to(out.dtype)
             return out + branch(embedding)  # type: ignore[no-any-return]
 
         return add
