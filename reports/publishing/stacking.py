@@ -15,8 +15,9 @@ Row = Mapping[str, Any]
 
 
 def verdict_table(section: Section) -> str:
-    """Markdown of a run's verdicts on combinations: a row per combination and a column per model,
-    one word a cell. Combinations whose methods were prepared alone ("frozen") are left out."""
+    """Markdown of a run's verdicts on combinations: a row per combination that ran on some model and
+    a column per model, one word a cell. Combinations whose methods were prepared alone ("frozen")
+    are left out."""
     rows = [row for row in document(section.stacking) if row["reading"] != "frozen"]
     return _table(rows, lambda row: str(row["verdict"]) if "alignment" in row else DASH)
 
@@ -29,6 +30,8 @@ def answer_table(section: Section) -> str:
 
 def _table(rows: Sequence[Row], show: Callable[[Row], str]) -> str:
     cells = {(_combination(row), row["model"]): show(row) for row in rows}
+    measured = {_combination(row) for row in rows if "alignment" in row}
+    cells = {place: text for place, text in cells.items() if place[0] in measured}
     return grid("combination", (name for name, _ in cells), cells)
 
 
@@ -39,8 +42,8 @@ def _combination(row: Row) -> str:
 
 
 def _answer(row: Row) -> str:
-    if "alignment" not in row:
-        return str(row["verdict"])
+    if "alignment" not in row:  # the reason is on the page
+        return str(row["verdict"]).partition(":")[0]
     gamma = (
         f"gamma {fixed(row.get('gamma_flops'), 2)} (FLOPs), {spoken(row['gamma_clock'], 2)} (time)"
     )
