@@ -36,8 +36,10 @@ def test_full_size_models_need_the_bytes_that_their_sizes_say(name):
     peaks, loops = {}, {}
     with simulated() as device, quiet():
         stand = Stand(device, model, "bfloat16")
-        for text in STACKS:
-            rehearsal = stand.rehearse(Stack.parse(text), sampling, make_requests(model, 1, 0))
+        stacks = [s.replace("'uniform'", "'uniform',selector='norm'") for s in STACKS]
+        # Wan's map is made in a hundred pieces a sub-layer, which takes minutes here
+        for text, spelt in zip(STACKS, stacks if name.startswith("wan") else STACKS, strict=True):
+            rehearsal = stand.rehearse(Stack.parse(spelt), sampling, make_requests(model, 1, 0))
             loop = rehearsal.stages["denoise"]
             peaks[text], loops[text] = loop.at_peak, loop.work
             assert not [line for line in loop.work.copies if line.startswith("ditbench")]
@@ -45,8 +47,8 @@ def test_full_size_models_need_the_bytes_that_their_sizes_say(name):
     assert none["transformer"] == transformer and none.get("kept outputs", 0) == 0
     # at the peak one output may be on its way; ages, scores and FLUX's attention come on top
     for kept in (sparse, toca):
-        assert 0.97 * outputs < kept["kept outputs"] < 1.6 * outputs
-    assert 0.97 * outputs < taylorseer["kept outputs"] <= 5 * outputs
+        assert 0.95 * outputs < kept["kept outputs"] < 1.6 * outputs
+    assert 0.95 * outputs < taylorseer["kept outputs"] <= 5 * outputs
     # scales of rows come on top
     assert 0 < int8["transformer"] - (transformer - quantised) < 0.01 * transformer
     # an attention map in pieces, three at a time
