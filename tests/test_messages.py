@@ -139,18 +139,18 @@ def test_an_error_inside_a_method_of_a_plugin_is_reported_with_its_line(tmp_path
 
     (tmp_path / "mine.py").write_text(
         "from ditbench.method import Stage, method\n\n\n"
-        "@method('breaks_test', family='test', stage=Stage.SCHEDULE)\n"
+        "@method('breaks_inside', family='test', stage=Stage.SCHEDULE)\n"
         "class Breaks:\n"
         "    def attach(self, pipeline, at):\n"
         "        [].pop()\n"
     )
     load_plugin(tmp_path / "mine.py")
     try:
-        find("breaks_test")().attach(None, None)
+        find("breaks_inside")().attach(None, None)
     except IndexError as error:
         assert line_in_plugin(error) == " (mine.py, line 7)"
     finally:
-        METHODS.pop("breaks_test", None)
+        METHODS.pop("breaks_inside", None)
     assert line_in_plugin(ValueError("ours")) == ""
 
 
