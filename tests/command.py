@@ -4,6 +4,7 @@ import contextlib
 import io
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from ditbench.cli import main
 from ditbench.method.plugins import forget
@@ -30,3 +31,9 @@ def command(*arguments: object) -> Done:
             if name.startswith("ditbench_plugin_"):
                 forget(name)
     return Done(code, stdout.getvalue(), stderr.getvalue())
+
+
+def ours():
+    """Names of the methods that come with ditbench, not of those that other tests declared."""
+    folder = Path(__file__).resolve().parents[1] / "methods"
+    return sorted(path.stem for path in folder.glob("[!_]*.py"))

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from ditbench import ZOO
+from ditbench.cli.commands import COMMANDS
 from ditbench.cli.parser import parsers
 from ditbench.method import METHODS, artifact
 from ditbench.method.stack import Stack
@@ -272,13 +273,6 @@ def test_printed_prepare_commands_make_what_was_missing(nothing_shipped, tmp_pat
                 (again,) = [c for c in plan.plan(spec) if c.stack == cell.stack]
                 assert again.refusal != sentence
                 cell = again
-
-
-COMMANDS = (
-    "run", "plan", "count", "prepare", "match", "stack", "score", "report", "recommend", "compare",
-    "reproduce", "reference", "list",
-    "check", "doctor",
-)  # fmt: skip
 
 
 def test_what_cannot_be_prepared_is_said_without_a_command(nothing_shipped):

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command import ours
 from narrow import NAMES, narrow
 from torch import nn
 
-from ditbench.method.registry import names
 from ditbench.method.stack import Stack
 from ditbench.models.requests import make_requests
 from ditbench.models.sampling import sampling_of
@@ -177,7 +177,7 @@ def test_no_method_makes_the_host_wait_in_the_sampler_loop(stand):
             "none",
             "diffsparse(allocator='uniform')",
             "duca(selector='shuffle')",
-            *names(),
+            *ours(),
         ):
             stack = Stack.parse(text)
             if stack.refusal(stand.pipe) or any(m.recipe() is not None for m in stack.methods):
