@@ -73,7 +73,7 @@ def test_the_ledger_follows_what_is_freed_and_names_the_peak():
         a = new(1000)
         device.ledger.rename(a, "transformer")
         b = new(500)
-        device.ledger.held = lambda: [b]
+        device.ledger.method_tensors = lambda: [b]
         c = new(250)
         del c
         assert (device.ledger.live, device.ledger.close()) == (

@@ -26,7 +26,6 @@ from ditbench.analysis.published_statistics import (
 from ditbench.analysis.rows import Record
 from ditbench.analysis.statistic_cache import Kept, key_of
 from ditbench.extractors.references import ReferenceSets
-from ditbench.metrics.table import metrics
 from ditbench.statistics.estimates import Array
 from ditbench.statistics.frechet import Reference, floor, read_frechet, read_jackknifed, too_few
 from ditbench.statistics.inception_score import read_inception_score
@@ -168,10 +167,6 @@ class Sets:
             return None
         reference = self.reference(metric, record)
         return None if reference is None else make(n, reference)
-
-    def metrics_of(self, scores: Scores) -> list[Metric]:
-        """The metrics that are statistics of features of these scores."""
-        return [m for m in metrics().values() if m.statistic and m.features in scores.arrays]
 
     def all_of(self, metric: Metric, record: Record, scores: Scores) -> dict[str, NDArray[Any]]:
         """Everything reports need of a statistic, as `published_statistics` names it; ValueError

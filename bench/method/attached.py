@@ -195,9 +195,15 @@ class Attached:
             if at.drops:
                 at.count("guidance_passes_dropped", rows)
 
+    def method_tensors(self) -> Iterator[Any]:
+        """The tensors that methods keep from step to step; one that is in two places comes twice."""
+        for at in self.attachments.values():
+            for values in at.held:
+                yield from _tensors(values())
+
     def _held_bytes(self) -> int:
-        kept = (t for at in self.attachments.values() for held in at.held for t in _tensors(held()))
-        return sum({id(t): t.element_size() * t.nelement() for t in kept}.values())
+        sizes = {id(t): t.element_size() * t.nelement() for t in self.method_tensors()}
+        return sum(sizes.values())
 
 
 def _tensors(values: Any) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ditbench.models.family import Family, Grid, Kind
 from ditbench.models.family import family_of as _family_of
-from ditbench.models.token_rows import ROUTED, Asked, Run, put, take, tokenwise, undeclared
+from ditbench.models.token_rows import ROUTED, Run, Selection, put, take, tokenwise, undeclared
 
 __all__ = [
     "Kind",
@@ -150,7 +150,7 @@ class Sublayer:
         original = self.module.forward
         inner = ROUTED.get(original)
 
-        def routed(asked: Asked, hidden: Tensor, rest: Any, kwargs: Any) -> Any:
+        def routed(selection: Selection, hidden: Tensor, rest: Any, kwargs: Any) -> Any:
             def run(
                 rows: Tensor | None = None,
                 context: Tensor | None = None,
@@ -158,7 +158,7 @@ class Sublayer:
             ) -> Any:
                 if context is not None and not self.takes_context:
                     raise ValueError(f"{self.name} cannot attend to other tokens than its own")
-                now = asked.narrowed(hidden, rows, context, places)
+                now = selection.narrowed(hidden, rows, context, places)
                 if inner is not None:
                     return inner(now, hidden, rest, kwargs)
                 if now.whole:
@@ -171,7 +171,7 @@ class Sublayer:
         def forward(*args: Any, **kwargs: Any) -> Any:
             # blocks call their modules either way
             hidden, *rest = args or (kwargs.pop("hidden_states"),)
-            return routed(Asked(), hidden, rest, kwargs)
+            return routed(Selection(), hidden, rest, kwargs)
 
         patch(self.module, "forward", forward)
         ROUTED[forward] = routed

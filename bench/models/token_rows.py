@@ -32,8 +32,8 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of a sub-layer: which rows, attending to what."""
+class Selection:
+    """What a sub-layer computes: which rows, attending to what."""
 
     rows: Tensor | None = None
     context: Context | None = None
@@ -49,7 +49,7 @@ class Asked:
         rows: Tensor | None = None,
         context: Tensor | None = None,
         places: Tensor | None = None,
-    ) -> Asked:
+    ) -> Selection:
         """This, as a route asks it further of a sub-layer with the input `hidden`; ValueError where
         both choose rows, or both a context, for places of another shape, for a context without
         tokens, and for rows or a context of another batch."""
@@ -67,7 +67,7 @@ class Asked:
         for mine, theirs, what in ((self.rows, rows, "rows"), (self.context, other, "a context")):
             if mine is not None and theirs is not None:
                 raise ValueError(f"two methods choose {what} of one sub-layer")
-        return Asked(self.rows if rows is None else rows, self.context or other)
+        return Selection(self.rows if rows is None else rows, self.context or other)
 
 
 def places_of(context: Context | None) -> Tensor | None:

@@ -69,7 +69,7 @@ _PRODUCT = re.compile(
 )
 
 
-def _formulas() -> dict[Any, Callable[..., int]]:
+def formulas() -> dict[Any, Callable[..., int]]:
     """Operation -> FLOPs of (its arguments, `out_val`): PyTorch's formulas, and ours where it has
     none."""
     ours = {
@@ -128,7 +128,7 @@ class Counter(TorchDispatchMode):
         self.uncounted: Tally[str] = Tally()
         self.forwards = self.passes = 0
         self._linears = _Linears()
-        self._formulas = _formulas()
+        self.formulas = formulas()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -150,8 +150,8 @@ class Counter(TorchDispatchMode):
         if _ASIDE:
             return out
         packet = func._overloadpacket
-        if packet in self._formulas:
-            self.flops[self.part, self._kind(packet)] += self._formulas[packet](
+        if packet in self.formulas:
+            self.flops[self.part, self._kind(packet)] += self.formulas[packet](
                 *args, **kwargs, out_val=out
             )
         elif looks_like_a_product(str(packet).partition(".")[2]):

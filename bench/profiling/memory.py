@@ -23,7 +23,7 @@ def measure_memory(
         t.untyped_storage().nbytes()
         for part in pipe.components.values()
         if hasattr(part, "parameters")
-        for t in _tensors(part)
+        for t in tensors_of(part)
     )
     if device.startswith("cuda"):
         import torch
@@ -48,7 +48,7 @@ def measure_memory(
     return ledger | {"reserved_bytes": reserved, "source": source}
 
 
-def _tensors(part: Any) -> Iterator[Any]:
+def tensors_of(part: Any) -> Iterator[Any]:
     """Parameters and buffers, those of quantized tensors by their inner tensors."""
     for tensor in (*part.parameters(), *part.buffers()):
         inner = getattr(tensor, "__tensor_flatten__", None)

@@ -28,7 +28,7 @@ LIBRARIES = frozenset(
 METHODS = "ditbench.methods"
 """The part of ditbench whose code may do something else at every step; the rest watches, and leaves
 what is computed as it is."""
-_PLAIN = (bool, int, float, str, type(None))
+PLAIN = (bool, int, float, str, type(None))
 
 
 class Calls:
@@ -100,26 +100,26 @@ def kind_of_call(pipe: Any, args: Any, kwargs: Any) -> Any:
             t for t in (*own["_parameters"].values(), *own["_buffers"].values()) if t is not None
         ]
         code = (type(module).forward, *hooks, *map(type, tensors))
-        if not (_by_libraries(module, but="forward") and all(map(_from_library, code))):
+        if not (_by_libraries(module, but="forward") and all(map(from_library, code))):
             return None
-        settings = tuple((key, value) for key, value in own.items() if isinstance(value, _PLAIN))
+        settings = tuple((key, value) for key, value in own.items() if isinstance(value, PLAIN))
         modules.append((id(module), settings, tuple(tuple(t.shape) for t in tensors)))
-    return _shapes((args, kwargs)), tuple(modules)
+    return shapes_of((args, kwargs)), tuple(modules)
 
 
 def _by_libraries(owner: Any, but: str = "") -> bool:
     """Whether an object's class and all that can be called of its own attributes is library
     code."""
     called = (value for name, value in vars(owner).items() if name != but and callable(value))
-    return _from_library(type(owner)) and all(map(_from_library, called))
+    return from_library(type(owner)) and all(map(from_library, called))
 
 
-def _from_library(code: Callable[..., Any]) -> bool:
+def from_library(code: Callable[..., Any]) -> bool:
     """Whether something that can be called, and what it wraps, was written in a library."""
     if isinstance(code, partial):
-        return _from_library(code.func)
+        return from_library(code.func)
     if isinstance(code, MethodType):
-        return _from_library(code.__func__)
+        return from_library(code.__func__)
     # its globals, for `functools.wraps` has it bear the name of another module
     if isinstance(code, FunctionType):
         written_in = code.__globals__["__name__"]
@@ -128,19 +128,19 @@ def _from_library(code: Callable[..., Any]) -> bool:
     if written_in.partition(".")[0] not in LIBRARIES and not _of_the_harness(written_in):
         return False
     wrapped = getattr(code, "__wrapped__", None)
-    return wrapped is None or _from_library(wrapped)
+    return wrapped is None or from_library(wrapped)
 
 
 def _of_the_harness(module: str) -> bool:
     return module.startswith("ditbench.") and not f"{module}.".startswith(f"{METHODS}.")
 
 
-def _shapes(value: Any) -> Any:
+def shapes_of(value: Any) -> Any:
     """Shapes and types of all tensors in an argument, and what else it holds."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.dtype, value.device.type
     if isinstance(value, Mapping):
-        return tuple((key, _shapes(item)) for key, item in value.items())
+        return tuple((key, shapes_of(item)) for key, item in value.items())
     if isinstance(value, tuple | list):
-        return tuple(map(_shapes, value))
-    return value if isinstance(value, _PLAIN) else id(value)
+        return tuple(map(shapes_of, value))
+    return value if isinstance(value, PLAIN) else id(value)

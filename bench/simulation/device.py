@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import sdpa_flop_count
 
-from ditbench.profiling.flop_counter import _formulas
+from ditbench.profiling.flop_counter import formulas
 from ditbench.simulation.ledger import ACTIVATIONS, RANKING, Ledger
 
 NAME = "gpu"
@@ -117,7 +117,7 @@ class Device(TorchDispatchMode):
         self.purpose = ""
         """What tensors made now are for, in the ledger; "": by the line that makes them."""
         self.fakes = FakeTensorMode(allow_non_fake_inputs=True)
-        self._formulas = _formulas()
+        self.formulas = formulas()
 
     def launch(self, name: str, flops: int, tensors: list[Tensor], dtype: torch.dtype) -> None:
         """Note one kernel that reads and writes these tensors."""
@@ -187,7 +187,7 @@ class Device(TorchDispatchMode):
     def _launched(
         self, packet: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor], out: Any
     ) -> None:
-        count = self._formulas.get(packet)
+        count = self.formulas.get(packet)
         flops = int(count(*args, **kwargs, out_val=out)) if count else 0
         if packet in _ROWS_READ:
             given = [*made, *given[1:]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from torch import Tensor
 
@@ -26,7 +25,7 @@ class Ledger:
         """The most that was live since the last `mark`."""
         self.at_peak: dict[str, int] = {}
         """What the peak consisted of, bytes by purpose."""
-        self.held: Callable[[], Iterable[Tensor]] = tuple
+        self.method_tensors: Callable[[], Iterable[Tensor]] = tuple
         """The tensors that methods keep from step to step."""
         self._sizes: dict[int, tuple[int, str]] = {}
         self._by_purpose: Tally[str] = Tally()
@@ -124,20 +123,9 @@ class Ledger:
         self._snapshot_is_old = False
         at_peak = Tally(self._by_purpose)
         at_peak[ACTIVATIONS] += self._extra
-        for key in {t.untyped_storage()._cdata for t in _tensors(self.held())}:
+        for key in {t.untyped_storage()._cdata for t in self.method_tensors()}:
             if key in self._sizes:
                 size, purpose = self._sizes[key]
                 at_peak[purpose] -= size
                 at_peak[KEPT] += size
         self.at_peak = dict(at_peak)
-
-
-def _tensors(values: Any) -> Iterable[Tensor]:
-    """The device's tensors in what methods hold: tensors, tuples of them, dictionaries."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())
-        elif isinstance(value, tuple | list):
-            yield from _tensors(value)

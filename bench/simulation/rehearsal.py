@@ -17,7 +17,7 @@ from ditbench.models.requests import Request, call_arguments
 from ditbench.models.sampling import Sampling
 from ditbench.models.sublayers import sublayers
 from ditbench.models.table import Model
-from ditbench.profiling.memory import _tensors
+from ditbench.profiling.memory import tensors_of
 from ditbench.simulation.device import NAME, Device, GoesByValues, Work
 from ditbench.simulation.replay import Replay
 
@@ -94,9 +94,7 @@ class Stand:
         arguments = call_arguments(self.model, sampling, requests)
         rehearsal = Rehearsal()
         with torch.no_grad(), self._replaying(), stack.attached(self.pipe, prepared) as attached:
-            self.device.ledger.held = lambda: (
-                t for at in attached.attachments.values() for held in at.held for t in held()
-            )
+            self.device.ledger.method_tensors = attached.method_tensors
             attached.grid = grid_of(self.pipe, sampling)
             attached.start(sampling.steps, len(requests))
             self._name_weights()
@@ -110,7 +108,7 @@ class Stand:
                 _refuse_reads(self.device.work.syncs - before, error)
                 raise
             finally:
-                self.device.ledger.held = tuple
+                self.device.ledger.method_tensors = tuple
         _refuse_reads(rehearsal.stages[DENOISE].work.syncs)
         return rehearsal
 
@@ -139,7 +137,7 @@ class Stand:
     def _name_weights(self) -> None:
         for name, part in self.pipe.components.items():
             purpose = next((what for start, what in PARTS.items() if name.startswith(start)), name)
-            for tensor in _tensors(part) if hasattr(part, "parameters") else ():
+            for tensor in tensors_of(part) if hasattr(part, "parameters") else ():
                 self.device.ledger.rename(tensor, purpose)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from ditbench.profiling.repeated_calls import _PLAIN, _from_library, _shapes
+from ditbench.profiling.repeated_calls import PLAIN, from_library, shapes_of
 from ditbench.simulation.device import NAME, Device, Work, on_device
 from ditbench.simulation.ledger import ACTIVATIONS
 
@@ -129,17 +129,17 @@ class Replay:
             if part is not module and not ours:
                 return None
             hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
-            if not all(map(_from_library, hooks)):
+            if not all(map(from_library, hooks)):
                 return None
             tensors = tuple(
                 (type(t), t.shape, t.dtype)
                 for t in (*own["_parameters"].values(), *own["_buffers"].values())
                 if t is not None
             )
-            settings = tuple((key, v) for key, v in own.items() if isinstance(v, _PLAIN))
+            settings = tuple((key, v) for key, v in own.items() if isinstance(v, PLAIN))
             parts.append((path, type(part), settings, tensors))
         fused = torch.backends.cuda.flash_sdp_enabled()
-        return name, _shapes((args, kwargs)), tuple(parts), fused
+        return name, shapes_of((args, kwargs)), tuple(parts), fused
 
 
 def _is(leaf: Any) -> bool:

@@ -167,8 +167,8 @@ def _command(command: str) -> str:
     words = shlex.split(command)
     if "--out" in words:
         del words[words.index("--out") : words.index("--out") + 2]
-    kept = [word for word in words if not word.startswith("--out=")]
-    return shlex.join(without_folders(kept)) + "\n"
+    others = [word for word in words if not word.startswith("--out=")]
+    return shlex.join(without_folders(others)) + "\n"
 
 
 def _pointers(path: Path) -> dict[str, Any]:

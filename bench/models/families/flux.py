@@ -115,7 +115,7 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
     """
     import torch
 
-    from ditbench.models.token_rows import ROUTED, Asked, SingleRun, take
+    from ditbench.models.token_rows import ROUTED, Selection, SingleRun, take
 
     block: Any = single
     own = tuple(
@@ -136,13 +136,13 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
             raise ValueError(
                 "a single block is one sub-layer: no other method can reuse the attention inside it"
             )
-        return routed(Asked(), deferred.pop("hidden"), deferred.pop("kwargs"))
+        return routed(Selection(), deferred.pop("hidden"), deferred.pop("kwargs"))
 
-    def routed(asked: Asked, hidden: Tensor, kwargs: Any, half: bool = False) -> Any:
+    def routed(selection: Selection, hidden: Tensor, kwargs: Any, half: bool = False) -> Any:
         """The route, asked for its attention alone where `half`; hidden [B,T+N,D]."""
 
         def attention(*further: Any) -> Any:
-            now = asked.narrowed(hidden, *further)
+            now = selection.narrowed(hidden, *further)
             if inner is not None:
                 return inner(now, hidden, kwargs, True)
             if now.whole:
@@ -152,13 +152,13 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
         def output(mixed: Tensor, rows: Tensor | None) -> Tensor:
             if half:
                 return mixed
-            rows = asked.rows if rows is None else rows
+            rows = selection.rows if rows is None else rows
             inputs = hidden if rows is None else take(hidden, rows)
             result: Tensor = out(torch.cat([mixed, act(mlp_in(inputs))], dim=2))
             return result
 
         def both(*further: Any) -> Any:
-            return inner(asked.narrowed(hidden, *further), hidden, kwargs, half)
+            return inner(selection.narrowed(hidden, *further), hidden, kwargs, half)
 
         return route(SingleRun(attention, output, both if inner else None), hidden)
 
