@@ -236,7 +236,11 @@ def test_an_edited_plugin_is_run_again_by_the_same_command_and_nothing_else_is(t
     plugin.write_text(CONSTANT.replace("0.25", "0.75"))
     done = bench(out, *flags)
     after = {r["stack"]: r for r in read_run(out).records}
-    assert after["none"] == before["none"] and after["constant"]["key"] != before["constant"]["key"]
+    old, new = before["none"], after["none"]
+    assert new["timing"][: len(old["timing"])] == old["timing"]  # timed again beside the new cell
+    assert {**new, "timing": [], "seconds": 0} == {**old, "timing": [], "seconds": 0}
+    assert samples(out)[new["key"]] == first[old["key"]]
+    assert after["constant"]["key"] != before["constant"]["key"]
     assert samples(out)[after["constant"]["key"]] != first[before["constant"]["key"]]
     assert after["constant"]["depends_on"]["sources"] != before["constant"]["depends_on"]["sources"]
     assert done.stdout.splitlines()[-1].count('"stack": "constant"') == 1

@@ -43,8 +43,9 @@ def rule(metric: Metric) -> str:
         f"{ALPHA / 2:.1%}), p-values adjusted by Holm over the combinations and models of the run. "
         "Equal-time control: of none, fewer steps, and students of fewer steps, the one with the "
         f"most steps that is no slower (within {NOT_SLOWER - 1:.0%}) by the interval of the times. "
-        "Where the times are unreliable (one round, or a baseline that drifted over "
-        f"{DRIFT_BOUND:.0%}) FLOPs stand in for them: see the column basis."
+        "Where the times are unreliable (one round, a baseline that drifted over "
+        f"{DRIFT_BOUND:.0%}, or cells timed by different commands) FLOPs stand in for them: see the "
+        "column basis."
     )
 
 
@@ -127,8 +128,8 @@ def _but_for_steps(method: Mapping[str, Any]) -> tuple[str, Any]:
 
 def reliable(records: Sequence[Record]) -> bool:
     """Whether the times of cells may decide anything: at least two rounds that all share, and a
-    baseline (the first) that did not drift."""
-    drift = times.drift(records[0]["timing"])
+    baseline (the first) that did not drift beside them."""
+    drift = times.drift(records[0]["timing"], records[-1]["timing"])
     shared = times.time_contrast([r["timing"] for r in records], [1] * len(records))
     return (
         drift is not None

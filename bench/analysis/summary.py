@@ -85,7 +85,7 @@ def _row(
     disagreement = None
     if none is not None and record["stack"] != "none" and measured:
         disagreement = judges.disagreement(scores.get(record["key"]), scores.get(none["key"]))
-    drift = times.drift(none["timing"]) if none is not None else None
+    drift = times.drift(none["timing"], record["timing"]) if none is not None else None
     return {
         "key": record["key"],
         "model": record["model"],

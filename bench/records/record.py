@@ -30,6 +30,9 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 class TimedCall(TypedDict):
     """One timed pipeline call, seconds; the three stages add up to the call."""
 
+    session: NotRequired[str]
+    """The command that timed it, by its start (UTC). Two calls are compared where session, round and
+    batch agree. Missing in records of before 2026-11-26."""
     round: int
     batch: int  # which batch of requests
     size: int  # samples in the batch

@@ -4,6 +4,7 @@ spec.json, command.txt           what was run, and by which command
 requests/MODEL.json              what a model was asked for, in sample order
 cells/KEY/record.json            a finished cell (`ditbench.records.record`)
 cells/KEY/round-N.json           what round N of a cell measured
+cells/KEY/round-N-SESSION.json   its time again, beside cells that a later command added
 cells/KEY/samples.safetensors    uint8 [n, H, W, 3] or [n, T, H, W, 3]
 scores/KEY.safetensors           per-sample values and features (`ditbench.records.scores`)
 references.json                  reference files by model and extractor
@@ -76,9 +77,10 @@ class RunFolder:
         """A cell's record; there once all its rounds are."""
         return self.cell(key) / "record.json"
 
-    def round(self, key: str, number: int) -> Path:
-        """What one round of a cell measured."""
-        return self.cell(key) / f"round-{number}.json"
+    def round(self, key: str, number: int, session: str = "") -> Path:
+        """What one round of a cell measured; with `session` (digits and letters), its time again in
+        that command."""
+        return self.cell(key) / f"round-{number}{'-' if session else ''}{session}.json"
 
     def samples(self, key: str) -> Path:
         """A cell's samples."""
@@ -93,8 +95,13 @@ class RunFolder:
         return self.path / "superseded" / key
 
     def rounds(self, key: str) -> list[Path]:
-        """The rounds of a cell that are there, in the order of their names."""
-        return sorted(self.cell(key).glob("round-*.json"))
+        """The rounds of a cell that are there, in order."""
+        paths = [p for p in self.cell(key).glob("round-*.json") if p.stem.count("-") == 1]
+        return sorted(paths, key=lambda path: (len(path.name), path.name))
+
+    def timed_again(self, key: str, number: int | None = None) -> list[Path]:
+        """What was timed again of a cell, of all its rounds or of one, by command."""
+        return sorted(self.cell(key).glob(f"round-{'*' if number is None else number}-*.json"))
 
     def records(self) -> list[Path]:
         """The records that are there, in no particular order."""

@@ -3,17 +3,17 @@ Killed anywhere, it can go on.
 
 The unit of work is one round of one cell. Its process writes `round-N.json` whole or not at all;
 when a cell has all its rounds they are put together as `record.json`. Within a round the order of
-cells is shuffled, and the baseline is in every round.
+cells is shuffled, and the baseline is in every round, and in every command that times anything.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import signal
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
 from ditbench.runner.progress import Step
 from ditbench.runner.resume import open_folder, take_up
+from ditbench.runner.units import Rates, Unit, units_to_do
 from ditbench.runner.worker import read_requests, run_round
 
 CELL_TIMEOUT_S = 6 * 3600.0
@@ -47,22 +48,24 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
             write_json(record, _record(cell, [refused]))
         elif not record.exists():
             _put_together(cell, folder)  # all its rounds may be there
-    units = _units(cells, folder)
+    units = units_to_do(cells, folder)
+    session = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     context = _forkserver() if units else None
-    rates = _Rates(units)
-    for i, (cell, round_) in enumerate(units):
-        if folder.record(cell.key).exists():
+    rates = Rates(units)
+    for i, unit in enumerate(units):
+        cell = unit.cell
+        if folder.record(cell.key).exists() and not unit.again:
             continue  # an earlier round of it failed
-        tell(
-            Step(
-                f"{cell.label}  round {round_ + 1}/{spec.rounds}", i, len(units), rates.remaining(i)
-            )
-        )
+        part = f"round {unit.round + 1}/{spec.rounds}{', timed again' if unit.again else ''}"
+        tell(Step(f"{cell.label}  {part}", i, len(units), rates.remaining(i)))
         began = time.monotonic()
-        _run_unit(context, cell, round_, folder)
-        rates.saw(cell, round_, time.monotonic() - began)
-        if status := _put_together(cell, folder):
-            left = rates.remaining(i + 1)
+        result = _run_unit(context, unit, session, folder)
+        rates.saw(unit, time.monotonic() - began)
+        left = rates.remaining(i + 1)
+        if unit.again and result["status"] not in MEASURED:
+            line = f"{cell.label}: timed again, {result['status']}: {result['reason']}"
+            tell(Step(cell.label, i + 1, len(units), left, line))
+        elif (status := _put_together(cell, folder)) and not unit.again:
             tell(Step(cell.label, i + 1, len(units), left, f"{cell.label}: {status}"))
     tell(Step("", len(units), len(units), 0.0))
     return folder.path
@@ -93,27 +96,13 @@ def _forkserver() -> Any:
     return context
 
 
-def _units(cells: Sequence[Cell], folder: RunFolder) -> list[tuple[Cell, int]]:
-    """What is still to do: per model, round after round, shuffled inside a round the same way every
-    time."""
-    spec, units = cells[0].spec, []
-    for name in dict.fromkeys(cell.model.name for cell in cells):
-        for round_ in range(spec.rounds):
-            order = [c for c in cells if c.model.name == name]
-            random.Random(f"{spec.seed}/{name}/{round_}").shuffle(order)
-            for cell in order:
-                if (
-                    not folder.record(cell.key).exists()
-                    and not folder.round(cell.key, round_).exists()
-                ):
-                    units.append((cell, round_))
-    return units
-
-
-def _run_unit(context: Any, cell: Cell, round_: int, folder: RunFolder) -> None:
-    path = folder.round(cell.key, round_)
+def _run_unit(context: Any, unit: Unit, session: str, folder: RunFolder) -> dict[str, Any]:
+    """Run a unit in its own process; what it wrote, or why it wrote nothing."""
+    cell = unit.cell
+    path = folder.round(cell.key, unit.round, session if unit.again else "")
     arguments = (
-        cell.spec, cell.model.name, str(cell.stack), round_, folder, cell.key, cell.depends,
+        cell.spec, cell.model.name, str(cell.stack), unit.round, folder, cell.key, cell.depends,
+        session, unit.again,
     )  # fmt: skip
     process = context.Process(target=run_round, args=arguments, daemon=True)
     process.start()
@@ -132,8 +121,9 @@ def _run_unit(context: Any, cell: Cell, round_: int, folder: RunFolder) -> None:
         )
         write_json(
             path,
-            {"status": "failed", "reason": reason, "round": round_, "seconds": 0.0},
+            {"status": "failed", "reason": reason, "round": unit.round, "seconds": 0.0},
         )
+    return cast(dict[str, Any], read_json(path))
 
 
 def _signal(number: int) -> str:
@@ -151,7 +141,8 @@ def _put_together(cell: Cell, folder: RunFolder) -> str:
     wrong = [r for r in rounds if r["status"] not in MEASURED]
     if not wrong and len(rounds) < cell.spec.rounds:
         return ""
-    record = _record(cell, wrong[:1] or rounds)
+    again = [read_json(path) for path in folder.timed_again(cell.key)]
+    record = _record(cell, wrong[:1] or [*rounds, *(r for r in again if r["status"] in MEASURED)])
     write_json(folder.record(cell.key), record)
     if wrong:
         folder.samples(cell.key).unlink(missing_ok=True)
@@ -159,7 +150,7 @@ def _put_together(cell: Cell, folder: RunFolder) -> str:
 
 
 def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
-    first = min(rounds, key=lambda r: r.get("round", 0))
+    first = rounds[0]
     done = cell.spec.settings() | {
         "num_samples": cell.num_samples,
         "batch_size": cell.batch_size,
@@ -198,31 +189,3 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "artifacts": first.get("artifacts", {}),
         "seconds": sum(r["seconds"] for r in rounds),
     }
-
-
-class _Rates:
-    """Seconds a unit takes, learned while running: per (batch, step) of each model, first rounds
-    have all batches."""
-
-    def __init__(self, units: list[tuple[Cell, int]]) -> None:
-        self.units = units
-        self.seen: dict[str, list[float]] = {}
-
-    def size(self, cell: Cell, round_: int) -> float:
-        calls = (
-            1
-            + (-(-cell.num_samples // cell.batch_size) if round_ == 0 else 1)
-            + (1.5 if round_ == 0 else 0)
-        )
-        return calls * cell.sampling.steps
-
-    def saw(self, cell: Cell, round_: int, seconds: float) -> None:
-        self.seen.setdefault(cell.model.name, []).append(seconds / self.size(cell, round_))
-
-    def remaining(self, start: int) -> float | None:
-        """Seconds the units from `start` on will take."""
-        if not self.seen:
-            return None
-        mean = {name: sum(v) / len(v) for name, v in self.seen.items()}
-        overall = sum(mean.values()) / len(mean)
-        return sum(mean.get(c.model.name, overall) * self.size(c, r) for c, r in self.units[start:])

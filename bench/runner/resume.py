@@ -156,7 +156,8 @@ def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> None:
         partial.unlink()
     path, samples = folder.record(cell.key), folder.samples(cell.key)
     unfinished = damaged = stale = False
-    for document in folder.rounds(cell.key) + ([path] if path.exists() else []):
+    timed_again = folder.timed_again(cell.key)
+    for document in folder.rounds(cell.key) + timed_again + ([path] if path.exists() else []):
         try:
             content = read_record(document) if document == path else read_json(document)
             unfinished |= document == path and content["status"] not in MEASURED
@@ -172,8 +173,8 @@ def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> None:
     if unfinished or stale or damaged:
         path.unlink(missing_ok=True)
     if stale or (unfinished and not damaged):
-        for old in folder.rounds(cell.key):
-            old.unlink()
+        for old in folder.rounds(cell.key) + timed_again:
+            old.unlink(missing_ok=True)
     if not samples.exists():
         path.unlink(missing_ok=True)
         folder.round(cell.key, 0).unlink(missing_ok=True)

@@ -38,15 +38,18 @@ def run_round(
     folder: RunFolder,
     key: str,
     depends: dict[str, Any],
+    session: str = "",
+    again: bool = False,
 ) -> None:
     """Measure one round of the cell (model, stack) and leave it in the run folder under `key`; the
-    first round also leaves the samples.
+    first round also leaves the samples. `session`: the command; `again`: only its time, beside other
+    cells of that command.
 
     `depends`: what the cell depended on when it was planned; a file that was edited since is a
     failure, for the folder is named after it. Whatever goes wrong is written down as the round's
     status and reason; only a killed process leaves nothing.
     """
-    path = folder.round(key, round_)
+    path = folder.round(key, round_, session if again else "")
     path.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     try:
@@ -56,7 +59,8 @@ def run_round(
                 f"{' and '.join(names)} changed after the run was planned; the same command runs "
                 "it again"
             )
-        result = _measure(cell, round_, folder.samples(key), read_requests(folder.requests(model)))
+        requests = read_requests(folder.requests(model))
+        result = _measure(cell, round_, again, session, folder.samples(key), requests)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -75,7 +79,9 @@ def run_round(
         )
 
 
-def _measure(cell: Cell, round_: int, samples: Path, requests: list[Request]) -> dict[str, Any]:
+def _measure(
+    cell: Cell, round_: int, again: bool, session: str, samples: Path, requests: list[Request]
+) -> dict[str, Any]:
     import torch
 
     from ditbench.models.loading import load
@@ -114,10 +120,10 @@ def _measure(cell: Cell, round_: int, samples: Path, requests: list[Request]) ->
                 warm.append(took)
 
             memory = measure_memory(warm_up, pipe, attached, cell.spec.device)
-            timing = []
-            for i in timed(parts)[: None if round_ == 0 else 1]:
+            timing, whole = [], round_ == 0 and not again
+            for i in timed(parts)[: None if whole else 1]:
                 made[i], took = sampler(parts[i])
-                timing.append({"round": round_, "batch": i, **asdict(took)})
+                timing.append({"session": session, "round": round_, "batch": i, **asdict(took)})
             idle = cell.stack.idle(sampling_of(cell.model), attached)
             result: dict[str, Any] = {
                 "status": "inert" if idle else "ok",
@@ -135,7 +141,7 @@ def _measure(cell: Cell, round_: int, samples: Path, requests: list[Request]) ->
                 "requests_sha256": fingerprint(requests),
                 "model_sha256": weights_sha256(cell.model, cell.spec.weights),
             }
-            if round_ == 0:
+            if whole:
                 _save_samples(samples, [made[i] for i in sorted(made)])
                 result["memory"] = memory
                 if cell.spec.weights != "random":  # their tokenizer is a stand-in

@@ -1,6 +1,8 @@
 """Times of cells and their ratios, each with its interval. numpy and scipy only.
 
-R rounds; timing entries are raw: round, batch, size (samples), and seconds by stage.
+R rounds; timing entries are raw: session (the command that timed it), round, batch, size (samples),
+and seconds by stage. Rounds of two sessions are two rounds: times are compared inside one session,
+since the machine may do other work by the next.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from scipy import special
 
 from ditbench.statistics.estimates import LEVEL, Array, Estimate, student
 
+Batch = tuple[tuple[str, int], int, int]
+"""(session and round, batch, size) of a timed call."""
 DRIFT_BOUND = 0.10
 """A baseline whose slowest round took over 10 % longer than its fastest makes the times of its
 model suspect."""
@@ -34,8 +38,8 @@ def speedup(
     """Ratio of the seconds spent on the same requests, paired inside rounds; None when the two
     share no timed batch.
 
-    `baseline` and `cell` are raw timing entries (round, batch, size, and seconds of `stage`). In
-    each round both times are summed over the batches both have, so that a batch counts by the
+    `baseline` and `cell` are raw timing entries (session, round, batch, size, and seconds of
+    `stage`). In each round both times are summed over the batches both have, so that a batch counts by the
     seconds it took (`_by_round`); the value is the geometric mean of the rounds' ratios and the
     interval Student's t on their logarithms (R - 1). One round carries no interval: its batches
     share a process.
@@ -55,7 +59,7 @@ def time_contrast(
     if not shared:
         return None
 
-    def log(part: Sequence[tuple[int, int, int]]) -> float:
+    def log(part: Sequence[Batch]) -> float:
         return float(
             sum(
                 sign * np.log(sum(t[at] for at in part))
@@ -83,7 +87,7 @@ def seconds(timing: Sequence[Mapping[str, Any]], stage: str = "call_s") -> Estim
     """
     times = _batches(timing, stage)
 
-    def spent(part: Sequence[tuple[int, int, int]]) -> float:
+    def spent(part: Sequence[Batch]) -> float:
         return sum(times[at] for at in part) / sum(at[2] for at in part)
 
     if not times:
@@ -103,7 +107,7 @@ def seconds(timing: Sequence[Mapping[str, Any]], stage: str = "call_s") -> Estim
 
 
 def _by_round(
-    batches: Sequence[tuple[int, int, int]], log: Callable[[Sequence[tuple[int, int, int]]], float]
+    batches: Sequence[Batch], log: Callable[[Sequence[Batch]], float]
 ) -> tuple[Array, float]:
     """`log` of each round's full batches [R], and what is to be added for the others.
 
@@ -149,20 +153,29 @@ def quotient(over: Mapping[str, Any], under: Mapping[str, Any]) -> Estimate | No
     )
 
 
-def drift(timing: Sequence[Mapping[str, Any]], stage: str = "call_s") -> float | None:
-    """Slowest round over fastest, minus one, on the batches every round timed; None with fewer than
-    two rounds."""
+def drift(
+    timing: Sequence[Mapping[str, Any]],
+    beside: Sequence[Mapping[str, Any]] | None = None,
+    stage: str = "call_s",
+) -> float | None:
+    """Slowest round over fastest, minus one, on the batches that every round of a session timed: the
+    largest over the sessions, of `beside` alone where it is given. None where no session has two
+    rounds.
+    """
     times = _batches(timing, stage)
-    rounds = {at[0] for at in times}
-    everywhere = [
-        batch for batch in {at[1:] for at in times} if all((r, *batch) in times for r in rounds)
-    ]
-    if len(rounds) < 2 or not everywhere:
-        return None
-    seconds = [sum(times[r, *batch] for batch in everywhere) for r in rounds]
-    return max(seconds) / min(seconds) - 1 if min(seconds) > 0 else None
+    sessions = {at[0][0] for at in (times if beside is None else _batches(beside, stage))}
+    drifts = []
+    for session in sessions:
+        rounds = {at[0] for at in times if at[0][0] == session}
+        if len(rounds) < 2:
+            continue
+        everywhere = set.intersection(*({at[1:] for at in times if at[0] == r} for r in rounds))
+        seconds = [sum(times[r, *batch] for batch in everywhere) for r in rounds]
+        if everywhere and min(seconds) > 0:
+            drifts.append(max(seconds) / min(seconds) - 1)
+    return max(drifts, default=None)
 
 
-def _batches(timing: Sequence[Mapping[str, Any]], stage: str) -> dict[tuple[int, int, int], float]:
-    """(round, batch, size) -> seconds."""
-    return {(t["round"], t["batch"], t["size"]): t[stage] for t in timing}
+def _batches(timing: Sequence[Mapping[str, Any]], stage: str) -> dict[Batch, float]:
+    """Seconds by session and round, batch, and size."""
+    return {((t.get("session", ""), t["round"]), t["batch"], t["size"]): t[stage] for t in timing}

@@ -93,6 +93,11 @@ def _presentable(row: Row, records: Mapping[str, Record], run: str) -> ReportRow
             "no measured speed-up: its times and the baseline's come from environments that "
             f"differ in {', '.join(other)}"
         )
+    elif baseline and not row["baseline"] and row["speedup_call"] is None:
+        notes.append(
+            "no measured speed-up: the baseline was not timed beside it by one command; the same "
+            "command times both again"
+        )
     if baseline is None and not row["baseline"]:
         notes.append(
             "nothing to compare with: the baseline `none` has no usable record in this run"

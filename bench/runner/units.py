@@ -1,0 +1,116 @@
+"""What a command has to measure: one round of one cell each, and which of them are timed again
+because their baseline was timed by another command. No torch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ditbench.records.files import read_json
+from ditbench.records.record import MEASURED
+from ditbench.records.run_folder import RunFolder
+from ditbench.runner.plan import Cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One round of one cell, measured in one process."""
+
+    cell: Cell
+    round: int
+    again: bool = False
+    """Whether only its time is wanted, beside cells that were not there the first time."""
+
+    @property
+    def calls(self) -> float:
+        """Pipeline calls it makes: one warms up, the first round times all batches and counts
+        FLOPs on one."""
+        if self.round or self.again:
+            return 2.0
+        return 2.5 + -(-self.cell.num_samples // self.cell.batch_size)
+
+
+def units_to_do(cells: Sequence[Cell], folder: RunFolder) -> list[Unit]:
+    """What is still to do: per model, round after round, shuffled inside a round the same way every
+    time.
+
+    Times are compared inside one command: the machine may do other work, or be another one, by the
+    next. Where a round of the baseline was timed by an earlier command than what is missing of that
+    round, it is timed again; so is each cell of a round whose baseline is missing from all commands
+    that timed it (a run killed in the middle of a round).
+    """
+    spec, units = cells[0].spec, []
+    for name in dict.fromkeys(cell.model.name for cell in cells):
+        for round_ in range(spec.rounds):
+            order = [c for c in cells if c.model.name == name]
+            random.Random(f"{spec.seed}/{name}/{round_}").shuffle(order)
+            missing = [
+                c
+                for c in order
+                if not folder.record(c.key).exists() and not folder.round(c.key, round_).exists()
+            ]
+            again = _to_time_again(order, missing, round_, folder)
+            units += [
+                Unit(cell=c, round=round_, again=c in again)
+                for c in order
+                if c in missing or c in again
+            ]
+    return units
+
+
+def _to_time_again(
+    cells: Sequence[Cell], missing: Sequence[Cell], round_: int, folder: RunFolder
+) -> list[Cell]:
+    baseline = next((c for c in cells if not c.stack.methods), None)
+    if baseline is None:
+        return []
+    base = _sessions(baseline, round_, folder)
+    if not base and baseline not in missing:
+        return []  # it failed
+    unpaired = [
+        c
+        for c in cells
+        if (own := _sessions(c, round_, folder)) and not own & base and c is not baseline
+    ]
+    if not missing and not unpaired:
+        return []
+    return unpaired if baseline in missing else [baseline, *unpaired]
+
+
+def _sessions(cell: Cell, round_: int, folder: RunFolder) -> set[str]:
+    """The commands that timed a round of a cell; none where the round is missing or failed."""
+    if not folder.round(cell.key, round_).exists():
+        return set()
+    paths = [folder.round(cell.key, round_), *folder.timed_again(cell.key, round_)]
+    rounds = [read_json(path) for path in paths]
+    if rounds[0]["status"] not in MEASURED:
+        return set()
+    return {entry.get("session", "") for r in rounds for entry in r.get("timing", [])}
+
+
+class Rates:
+    """Seconds a unit takes, learned while running: per pipeline call and step of each model."""
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self.units = units
+        self.seen: dict[str, list[float]] = {}
+
+    def saw(self, unit: Unit, seconds: float) -> None:
+        """A unit took so long."""
+        self.seen.setdefault(unit.cell.model.name, []).append(seconds / self._size(unit))
+
+    def remaining(self, start: int) -> float | None:
+        """Seconds the units from `start` on will take; None before any was seen."""
+        if not self.seen:
+            return None
+        mean = {name: sum(v) / len(v) for name, v in self.seen.items()}
+        overall = sum(mean.values()) / len(mean)
+        return sum(
+            mean.get(unit.cell.model.name, overall) * self._size(unit)
+            for unit in self.units[start:]
+        )
+
+    def _size(self, unit: Unit) -> float:
+        return unit.calls * unit.cell.sampling.steps
