@@ -24,7 +24,7 @@ from ditbench.records.run_folder import RunFolder
 from ditbench.runner import plan, resume
 from ditbench.runner.plan import missing_device
 from ditbench.runner.spec import Spec
-from ditbench.runner.worker import run_round
+from ditbench.runner.worker import Job, run_round
 from ditbench.testing import tiny
 
 PLUGIN = """
@@ -447,7 +447,8 @@ def test_what_is_edited_while_the_run_is_going_fails_its_cell_by_name(tmp_path):
     folder.requests("dit-tiny").parent.mkdir()
     write_json(folder.requests("dit-tiny"), [])
     told = cell.depends | {"weights": "before", "sources": {"fora": "before"}}
-    run_round(spec, "dit-tiny", "fora", 0, folder, cell.key, told)
+    job = Job(model="dit-tiny", stack="fora", round=0, key=cell.key, depends=told)
+    run_round(spec, job, folder)
     found = read_json(folder.round(cell.key, 0))
     assert (found["status"], found["reason"]) == (
         "failed",

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from ditbench.records import environment, files
 from ditbench.records.files import read_json
 from ditbench.records.record import read_run
+from ditbench.runner import failures
 from ditbench.runner import worker as cell
 from ditbench.runner.spec import Spec
 
@@ -343,6 +344,8 @@ def test_every_failure_is_a_record_with_its_reason_and_the_rest_runs(tmp_path):
         "its process was killed by SIGKILL (out of memory, most often)",
     )
     assert told["greedy"][0] == "oom"
+    assert "weights 0.0 GB, peak " in told["greedy"][1] and "try --batch-size" in told["greedy"][1]
+    assert records["greedy"]["memory"]["weights_bytes"] > 1e6
     assert told["firstblock"][0] == "refused" and "DiT" in told["firstblock"][1]
     assert (
         told["firstblock+fora"][0] == "refused" and "block-schedule" in told["firstblock+fora"][1]
@@ -372,7 +375,7 @@ def test_every_failure_is_a_record_with_its_reason_and_the_rest_runs(tmp_path):
         "failed",
         f"Unprintable: its text is not available{at('raise error')}",
     )
-    assert told["endless"] == ("failed", "x" * cell.LONGEST) and told["surrogate"] == (
+    assert told["endless"] == ("failed", "x" * failures.LONGEST) and told["surrogate"] == (
         "failed",
         "?",
     )

@@ -21,7 +21,7 @@ def test_a_spec_has_every_setting_with_its_default():
 
 
 def test_keys_hold_all_settings_but_the_thread_count():
-    assert DEFAULTS.keys() - Spec().settings().keys() == {"threads"}
+    assert DEFAULTS.keys() - Spec().settings().keys() == {"threads", "process"}
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_timed_calls_of_a_record_are_those_of_the_sampler():
     from ditbench.profiling.latency import Timing
 
     sampler = {f.name for f in fields(Timing)}
-    assert TimedCall.__annotations__.keys() == sampler | {"round", "batch"}
+    assert TimedCall.__annotations__.keys() == sampler | {"session", "round", "batch"}

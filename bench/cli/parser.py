@@ -284,6 +284,14 @@ def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
         metavar="N",
         help="CPU threads of torch in every cell (default: torch's own number)",
     )
+    add(
+        "--process",
+        "what has a process of its own: each cell, or each round of a model, which loads the model "
+        "once; auto: round on a GPU, else cell",
+        "cell|round|auto",
+        spec.process,
+    )
+    add("--time-limit", "seconds a round of a cell may take", "SECONDS", spec.time_limit)
     add("--device", "cpu, cuda or cuda:N", "DEVICE", spec.device)
     dtypes = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; {', '.join(DTYPE_NAMES)} too"
     add("--dtype", f"of weights and activations: {dtypes}", "DTYPE", spec.dtype)

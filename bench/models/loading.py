@@ -18,7 +18,8 @@ def load(
     `weights` is `bundled` (tiny models), `hub`, `random` (the whole architecture with random
     weights, for speed and memory only) or a folder, see `locate`. `changes` overrides sizes of a
     random model, as `part.key`. Only safetensors are read, nothing is unpickled. Raises ValueError
-    in one sentence for weights that cannot be found, reached or read, naming the file.
+    in one sentence for weights that cannot be found, reached or read, naming the file. A GPU becomes
+    the current device: events and streams that name none are of that one.
     """
     import torch
 
@@ -27,6 +28,8 @@ def load(
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ValueError(f"dtype: {dtype!r} is no floating-point type of torch")
+    if (index := torch.device(device).index) is not None:
+        torch.cuda.set_device(index)
     with quiet():
         from diffusers import DiffusionPipeline
         from diffusers.utils import logging as diffusers_logging

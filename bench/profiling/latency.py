@@ -106,6 +106,35 @@ class Sampler:
         )
         return to_bytes(pixels), timing
 
+    def warm_up(self, requests: Sequence[Request], steps: int) -> None:
+        """The first steps of a call and no decoder, for what is loaded or compiled when it is first
+        used; only where a whole call was made before in the same process."""
+        scheduler, made = self.pipe.scheduler, 0
+        replaced, step = vars(scheduler).get("step"), scheduler.step
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            nonlocal made
+            made += 1
+            if made == steps:
+                raise _Enough
+            return step(*args, **kwargs)
+
+        scheduler.step = counting
+        self.attached.start(self.sampling.steps, len(requests))
+        try:
+            self.pipe(**call_arguments(self.model, self.sampling, requests), output_type="np")
+        except _Enough:
+            pass
+        finally:
+            if replaced is None:
+                del scheduler.step
+            else:
+                scheduler.step = replaced
+
+
+class _Enough(Exception):
+    """Ends a warming call."""
+
 
 def to_bytes(pixels: np.ndarray) -> np.ndarray:
     """0..1 floats to uint8, rounded; ValueError when any is not finite."""

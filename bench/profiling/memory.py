@@ -19,6 +19,23 @@ def measure_memory(
     On a GPU the peak is the allocator's; on the CPU it is the process's resident set (Linux), which
     cannot go below what was resident before and counts freed pages the C library holds on to.
     """
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        generate()
+        torch.cuda.synchronize(device)
+    else:
+        before = _resident("VmRSS")
+        _forget_high_water()
+        generate()
+    return ledger(pipe, attached, device) | {"before_bytes": before}
+
+
+def ledger(pipe: Any, attached: Attached | None, device: str) -> dict[str, Any]:
+    """What is held, bytes: weights, what the stack's methods keep, and the peak since it was last
+    reset; wherever a generation is, or where it failed."""
     weights = sum(
         t.untyped_storage().nbytes()
         for part in pipe.components.values()
@@ -28,24 +45,17 @@ def measure_memory(
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        generate()
-        torch.cuda.synchronize(device)
         peak, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.memory_reserved(device)
         source = "cuda"
     else:
-        before = _resident("VmRSS")
-        _forget_high_water()
-        generate()
         peak, reserved, source = _resident("VmHWM"), 0, "rss"
-    ledger = {
+    return {
         "weights_bytes": weights,
-        "cache_bytes": attached.cache_bytes(),
-        "before_bytes": before,
+        "cache_bytes": attached.cache_bytes() if attached else 0,
         "peak_bytes": peak,
+        "reserved_bytes": reserved,
+        "source": source,
     }
-    return ledger | {"reserved_bytes": reserved, "source": source}
 
 
 def tensors_of(part: Any) -> Iterator[Any]:

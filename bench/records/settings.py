@@ -37,6 +37,9 @@ class Settings:
     """Chooses the requests and their noise, and the order within rounds."""
     threads: int = _setting(0, "times", "threads", in_key=False, in_rows=False)
     """CPU threads of torch in every cell; 0: torch's own number."""
+    process: str = _setting("auto", "times", "processes", in_key=False, in_rows=False)
+    """`cell`: a fresh process for every round of a cell; `round`: one for all cells of a model and
+    round, which loads the model once and takes each stack off again; `auto`: `round` on a GPU."""
     device: str = _setting("cpu", "samples", "device")
     """`cpu` or `cuda`, `cuda:1`."""
     dtype: str = _setting("float32", "samples", "precision")
@@ -46,6 +49,12 @@ class Settings:
     prompts: str = _setting("", "samples", "prompts", in_rows=False)
     """Prompt file, or a set of `datasets/manifest.toml`, for full-size text models; the bundled
     prompts when empty."""
+
+    @property
+    def process_of_device(self) -> str:
+        """`process` with `auto` decided: `cell` or `round`."""
+        on_gpu = self.device.startswith("cuda")
+        return self.process if self.process != "auto" else "round" if on_gpu else "cell"
 
     def requested(self) -> dict[str, Any]:
         """Every setting by name."""

@@ -8,27 +8,22 @@ cells is shuffled, and the baseline is in every round, and in every command that
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from ditbench import IN_CHECKOUT, ROOT
 from ditbench.models.requests import fingerprint
 from ditbench.records.files import read_json, write_json
 from ditbench.records.record import MEASURED, SCHEMA, Done, Record
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
+from ditbench.runner.processes import context_for, groups, run_group
 from ditbench.runner.progress import Step
 from ditbench.runner.resume import open_folder, take_up
-from ditbench.runner.units import Rates, Unit, units_to_do
-from ditbench.runner.worker import read_requests, run_round
+from ditbench.runner.units import Rates, units_to_do
+from ditbench.runner.worker import read_requests
 
-CELL_TIMEOUT_S = 6 * 3600.0
 Tell = Callable[[Step], None]
 
 
@@ -50,88 +45,29 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
             _put_together(cell, folder)  # all its rounds may be there
     units = units_to_do(cells, folder)
     session = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    context = _forkserver() if units else None
     rates = Rates(units)
-    for i, unit in enumerate(units):
-        cell = unit.cell
-        if folder.record(cell.key).exists() and not unit.again:
-            continue  # an earlier round of it failed
-        part = f"round {unit.round + 1}/{spec.rounds}{', timed again' if unit.again else ''}"
-        tell(Step(f"{cell.label}  {part}", i, len(units), rates.remaining(i)))
-        began = time.monotonic()
-        result = _run_unit(context, unit, session, folder)
-        rates.saw(unit, time.monotonic() - began)
-        left = rates.remaining(i + 1)
-        if unit.again and result["status"] not in MEASURED:
-            line = f"{cell.label}: timed again, {result['status']}: {result['reason']}"
-            tell(Step(cell.label, i + 1, len(units), left, line))
-        elif (status := _put_together(cell, folder)) and not unit.again:
-            tell(Step(cell.label, i + 1, len(units), left, f"{cell.label}: {status}"))
+    context, done = context_for(spec.device) if units else None, 0
+    for group in groups(units, spec.process_of_device):
+        ready = [unit for unit in group if unit.again or not folder.record(unit.cell.key).exists()]
+        done += len(group) - len(ready)  # an earlier round of the others failed
+        running = run_group(context, spec, ready, session, folder)
+        for next_unit in ready:
+            part = f"round {next_unit.round + 1}/{spec.rounds}"
+            part += ", timed again" if next_unit.again else ""
+            label = f"{next_unit.cell.label}  {part}"
+            tell(Step(label, done, len(units), rates.remaining(done)))
+            unit, result, seconds = next(running)
+            rates.saw(unit, seconds)
+            done += 1
+            cell, left = unit.cell, rates.remaining(done)
+            if unit.again and result["status"] not in MEASURED:
+                line = f"{cell.label}: timed again, {result['status']}: {result['reason']}"
+                tell(Step(cell.label, done, len(units), left, line))
+            elif (status := _put_together(cell, folder)) and not unit.again:
+                tell(Step(cell.label, done, len(units), left, f"{cell.label}: {status}"))
+        running.close()
     tell(Step("", len(units), len(units), 0.0))
     return folder.path
-
-
-def _forkserver() -> Any:
-    """A context whose processes are forked from one that has imported everything already.
-
-    In a bare checkout that process finds the package through `run_bench`, as we did; PYTHONPATH
-    says where, since the forkserver inherits no import path of ours.
-    """
-    from multiprocessing import forkserver
-
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [*(["run_bench"] if IN_CHECKOUT else []), "ditbench.runner.preload"]
-    )
-    before = os.environ.get("PYTHONPATH")
-    if IN_CHECKOUT:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
-    try:
-        forkserver.ensure_running()
-    finally:
-        if IN_CHECKOUT:
-            del os.environ["PYTHONPATH"]
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
-    return context
-
-
-def _run_unit(context: Any, unit: Unit, session: str, folder: RunFolder) -> dict[str, Any]:
-    """Run a unit in its own process; what it wrote, or why it wrote nothing."""
-    cell = unit.cell
-    path = folder.round(cell.key, unit.round, session if unit.again else "")
-    arguments = (
-        cell.spec, cell.model.name, str(cell.stack), unit.round, folder, cell.key, cell.depends,
-        session, unit.again,
-    )  # fmt: skip
-    process = context.Process(target=run_round, args=arguments, daemon=True)
-    process.start()
-    try:
-        process.join(CELL_TIMEOUT_S)
-    finally:
-        if process.is_alive():
-            process.kill()
-            process.join()
-    if not path.exists():
-        code = process.exitcode or 0
-        reason = (
-            f"its process was killed by {_signal(-code)}"
-            if code < 0
-            else f"its process ended with exit code {code} and no word"
-        )
-        write_json(
-            path,
-            {"status": "failed", "reason": reason, "round": unit.round, "seconds": 0.0},
-        )
-    return cast(dict[str, Any], read_json(path))
-
-
-def _signal(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
-    return name + (" (out of memory, most often)" if name == "SIGKILL" else "")
 
 
 def _put_together(cell: Cell, folder: RunFolder) -> str:

@@ -18,6 +18,7 @@ from ditbench.suggest import suggest
 
 SPECS = Path(__file__).parent / "specs"
 DTYPES = ("float32", "bfloat16", "float16")
+PROCESSES = ("auto", "cell", "round")
 DTYPE_NAMES = {
     "fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float": "float32", "half": "float16",
 }  # fmt: skip
@@ -41,6 +42,8 @@ class Spec(Settings):
     """Metric -> how small a difference counts as none, in the metric's unit; in TOML a table
     `[margins]`, whose keys replace those of these or are added. Stated before the run, and fixed
     with its folder: by them a stack is called equivalent."""
+    time_limit: int = 6 * 3600
+    """Seconds that one round of a cell may take, loading included; it fails after."""
     references: tuple[str, ...] = ()
     """Reference files for metrics that look through an extractor: FILE for all models, or
     MODEL=FILE."""
@@ -52,6 +55,7 @@ class Spec(Settings):
             ("rounds", 1, 100),
             ("seed", 0, 100_000),
             ("threads", 0, 4096),
+            ("time_limit", 1, 30 * 24 * 3600),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -67,6 +71,8 @@ class Spec(Settings):
             or (kind == "cpu" and index)
         ):
             raise ValueError(f"device: {self.device!r} is neither cpu, cuda nor cuda:N")
+        if self.process not in PROCESSES:
+            raise ValueError(f"process: {self.process!r} is none of {', '.join(PROCESSES)}")
         if not self.models:
             raise ValueError("models: none given")
         if self.weights not in ("bundled", "hub", "random") and not (
@@ -98,7 +104,9 @@ class Spec(Settings):
             k: v
             for k, v in asdict(self).items()
             if k not in ("out", "references")
-            and (k, v) not in (("margins", MARGINS), ("prompts", ""), ("threads", 0))
+            and k != "time_limit"
+            and (k, v)
+            not in (("margins", MARGINS), ("prompts", ""), ("threads", 0), ("process", "auto"))
         }
         digest = hashlib.sha256(json.dumps(named_after, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"

@@ -12,6 +12,7 @@ from ditbench.records.files import read_json
 from ditbench.records.record import MEASURED
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
+from ditbench.runner.worker import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,15 @@ class Unit:
     round: int
     again: bool = False
     """Whether only its time is wanted, beside cells that were not there the first time."""
+
+    @property
+    def job(self) -> Job:
+        """What its process is told."""
+        cell = self.cell
+        return Job(
+            model=cell.model.name, stack=str(cell.stack), round=self.round, again=self.again,
+            key=cell.key, depends=cell.depends,
+        )  # fmt: skip
 
     @property
     def calls(self) -> float:

@@ -4,25 +4,29 @@ what it measures it writes to files."""
 from __future__ import annotations
 
 import time
-import traceback
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ditbench.method.artifact import resolve
 from ditbench.method.dependencies import changed
-from ditbench.method.plugins import line_in_plugin
 from ditbench.models.requests import Request, batches, fingerprint
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.truncation import cut_prompts
 from ditbench.records.files import read_json, replacing, write_json
+from ditbench.records.record import MEASURED
 from ditbench.records.run_folder import RunFolder
+from ditbench.runner.failures import advice, failure, out_of_memory
 from ditbench.runner.plan import Cell, missing_device, rebuild
 from ditbench.runner.spec import Spec
 
-LONGEST = 500
-"""Characters of a reason."""
+if TYPE_CHECKING:
+    from ditbench.method.attached import Attached
+
+WARMING_PART = 5
+"""Where the process has made a whole call already, one step in so many warms up, two at least."""
 
 
 def read_requests(path: Path) -> list[Request]:
@@ -30,42 +34,113 @@ def read_requests(path: Path) -> list[Request]:
     return [Request(**fields) for fields in read_json(path)]
 
 
-def run_round(
-    spec: Spec,
-    model: str,
-    stack: str,
-    round_: int,
-    folder: RunFolder,
-    key: str,
-    depends: dict[str, Any],
-    session: str = "",
-    again: bool = False,
-) -> None:
-    """Measure one round of the cell (model, stack) and leave it in the run folder under `key`; the
-    first round also leaves the samples. `session`: the command; `again`: only its time, beside other
-    cells of that command.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One round of one cell, as the process that measures it is told."""
 
-    `depends`: what the cell depended on when it was planned; a file that was edited since is a
-    failure, for the folder is named after it. Whatever goes wrong is written down as the round's
-    status and reason; only a killed process leaves nothing.
+    model: str
+    stack: str
+    round: int
+    key: str
+    depends: dict[str, Any]
+    """What the cell depended on when it was planned."""
+    again: bool = False
+    """Whether only its time is wanted, beside other cells of the command."""
+
+
+class Loaded:
+    """The pipeline of a process, loaded when it is first wanted."""
+
+    def __init__(self) -> None:
+        self.pipe: Any = None
+        self.seconds = 0.0
+        self.attached: Attached | None = None
+        self.ledger: dict[str, Any] = {}
+        """What was held where memory ran out."""
+        self.warm = False
+        """Whether a whole call was made with it before."""
+
+    def load(self, cell: Cell) -> Any:
+        """The pipeline of the cell's model, which is that of all cells of the process."""
+        from ditbench.models.loading import load
+
+        _release(cell.spec.device)
+        if self.pipe is None:
+            began, spec = time.monotonic(), cell.spec
+            self.pipe = load(cell.model, weights=spec.weights, device=spec.device, dtype=spec.dtype)
+            self.seconds = time.monotonic() - began
+        return self.pipe
+
+    @contextmanager
+    def watching(self, cell: Cell) -> Iterator[None]:
+        """Note what is held where memory runs out, in attaching a stack or with it attached."""
+        from ditbench.profiling.memory import ledger
+
+        try:
+            yield
+        except BaseException as error:
+            if out_of_memory(error):
+                self.ledger = ledger(self.pipe, self.attached, cell.spec.device)
+            raise
+        finally:
+            self.attached = None
+
+
+def _release(device: str) -> None:
+    """Give back what earlier cells of the process left, so that no peak holds it."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
+def run_units(
+    spec: Spec, jobs: Sequence[Job], session: str, folder: RunFolder, sender: Any
+) -> None:
+    """Measure jobs of one model one after another with one pipeline, sending after each whether the
+    next follows: it does not after an error, for nobody knows what that left attached."""
+    loaded = Loaded()
+    for i, job in enumerate(jobs):
+        status = run_round(spec, job, folder, session, loaded)
+        sender.send(status in (*MEASURED, "refused") and i + 1 < len(jobs))
+        if status not in (*MEASURED, "refused"):
+            return
+
+
+def run_round(
+    spec: Spec, job: Job, folder: RunFolder, session: str = "", loaded: Loaded | None = None
+) -> str:
+    """Measure one round of a cell and leave it in the run folder under its key; the first round
+    also leaves the samples. Its status.
+
+    `session`: the command, by its start. A file that the cell depends on and that was edited since
+    the run was planned is a failure, for the folder is named after it. Whatever goes wrong is
+    written down as the round's status and reason; only a killed process leaves nothing.
     """
-    path = folder.round(key, round_, session if again else "")
+    loaded = loaded or Loaded()
+    path = folder.round(job.key, job.round, session if job.again else "")
     path.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     try:
-        cell = rebuild(spec, model, stack)
-        if names := [] if cell.refusal else changed(depends, cell.depends):
+        cell = rebuild(spec, job.model, job.stack)
+        if names := [] if cell.refusal else changed(job.depends, cell.depends):
             raise ValueError(
                 f"{' and '.join(names)} changed after the run was planned; the same command runs "
                 "it again"
             )
-        requests = read_requests(folder.requests(model))
-        result = _measure(cell, round_, again, session, folder.samples(key), requests)
+        requests = read_requests(folder.requests(job.model))
+        result = _measure(cell, job, session, folder.samples(job.key), requests, loaded)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        result = _failure(error)
-    spent = {"round": round_, "seconds": time.monotonic() - started}
+        result = failure(error)
+        if loaded.ledger:
+            held = advice(spec, cell.batch_size, loaded.ledger)
+            result |= {"memory": loaded.ledger, "reason": f"{result['reason']}; {held}"}
+    spent = {"round": job.round, "seconds": time.monotonic() - started}
     try:
         write_json(path, result | spent)
     except (
@@ -73,18 +148,16 @@ def run_round(
         ValueError,
         OverflowError,
     ) as error:  # what a library measured is no JSON: said, not swallowed
-        write_json(
-            path,
-            _failure(error, "what was measured cannot be written down: ") | spent,
-        )
+        result = failure(error, "what was measured cannot be written down: ")
+        write_json(path, result | spent)
+    return str(result["status"])
 
 
 def _measure(
-    cell: Cell, round_: int, again: bool, session: str, samples: Path, requests: list[Request]
+    cell: Cell, job: Job, session: str, samples: Path, requests: list[Request], loaded: Loaded
 ) -> dict[str, Any]:
     import torch
 
-    from ditbench.models.loading import load
     from ditbench.models.weights import weights_sha256
     from ditbench.profiling import counting, flops
     from ditbench.profiling.latency import Sampler, Timing
@@ -97,21 +170,19 @@ def _measure(
     if cell.spec.threads:
         torch.set_num_threads(cell.spec.threads)
     with quiet(), torch.inference_mode():
-        began = time.monotonic()
-        pipe = load(
-            cell.model, weights=cell.spec.weights, device=cell.spec.device, dtype=cell.spec.dtype
-        )
-        load_s = time.monotonic() - began
+        pipe = loaded.load(cell)
         if refusal := cell.stack.refusal(pipe):
             return {"status": "refused", "reason": refusal}
         sampling = cell.sampling
         artifacts = resolve(cell.model, cell.stack, cell.spec.weights, cell.spec.plugins)
         prepared = {name: artifact.folder for name, artifact in artifacts.items()}
-        with cell.stack.attached(pipe, prepared) as attached:
+        with loaded.watching(cell), cell.stack.attached(pipe, prepared) as attached:
+            loaded.attached = attached
             sampler = Sampler(pipe, cell.model, sampling, attached, cell.spec.device)
             parts = list(batches(requests, cell.batch_size))
             made: dict[int, Any] = {}
             warm: list[Timing] = []
+            whole = job.round == 0 and not job.again
 
             def warm_up() -> None:
                 """With the real batch and the real number of steps; its samples count, its time
@@ -119,24 +190,28 @@ def _measure(
                 made[0], took = sampler(parts[0])
                 warm.append(took)
 
-            memory = measure_memory(warm_up, pipe, attached, cell.spec.device)
-            timing, whole = [], round_ == 0 and not again
+            memory = {}
+            if loaded.warm and not whole:
+                sampler.warm_up(parts[0], max(2, sampling.steps // WARMING_PART))
+            else:
+                memory = measure_memory(warm_up, pipe, attached, cell.spec.device)
+            loaded.warm, timing = True, []
             for i in timed(parts)[: None if whole else 1]:
                 made[i], took = sampler(parts[i])
-                timing.append({"session": session, "round": round_, "batch": i, **asdict(took)})
+                timing.append({"session": session, "round": job.round, "batch": i, **asdict(took)})
             idle = cell.stack.idle(sampling_of(cell.model), attached)
             result: dict[str, Any] = {
                 "status": "inert" if idle else "ok",
                 "reason": f"{' and '.join(idle)} changed nothing and counted no event"
                 if idle
                 else "",
-                "load_s": load_s,
-                "first_call_s": warm[0].call_s,
+                "load_s": loaded.seconds,
+                "first_call_s": warm[0].call_s if warm else None,
                 "timing": timing,
                 "counters": attached.counters(),
                 "schedule": attached.schedule(),
                 "artifacts": {name: artifact.cost() for name, artifact in artifacts.items()},
-                "environment": environment.describe(cell.spec.device),
+                "environment": environment.describe(cell.spec.device) | _shared(cell.spec),
                 "sampling": asdict(sampling) | _calls(pipe, sampling),
                 "requests_sha256": fingerprint(requests),
                 "model_sha256": weights_sha256(cell.model, cell.spec.weights),
@@ -153,6 +228,11 @@ def _measure(
                 result["flops"] = asdict(counted.divided(len(part)))
             result["notes"] = attached.notes()
     return result
+
+
+def _shared(spec: Spec) -> dict[str, str]:
+    """That cells share a process, in their environment: times of the two ways are not compared."""
+    return {"process": "round"} if spec.process_of_device == "round" else {}
 
 
 def _calls(pipe: Any, sampling: Sampling) -> dict[str, int]:
@@ -177,34 +257,3 @@ def _save_samples(path: Path, pixels: list[Any]) -> None:
     # scrambled.
     with replacing(path) as partial:
         save_file({"samples": np.ascontiguousarray(np.concatenate(pixels))}, partial)
-
-
-def _shown(text: str) -> str:
-    """Text that can be written in UTF-8: lone surrogates become question marks."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _status(error: BaseException) -> str:
-    name = type(error).__name__
-    return "oom" if isinstance(error, MemoryError) or name == "OutOfMemoryError" else "failed"
-
-
-def _failure(error: BaseException, why: str = "") -> dict[str, Any]:
-    try:
-        trace = traceback.format_exc()[-6000:]
-    except Exception:  # an error that cannot be shown
-        trace = ""
-    return {"status": _status(error), "reason": why + _sentence(error), "traceback": _shown(trace)}
-
-
-def _sentence(error: BaseException) -> str:
-    """The first line of an error, with its type unless it was written for people, and where in a
-    plug-in it was raised; not longer than a table bears."""
-    try:
-        text = str(error).strip().splitlines()
-    except Exception:
-        text = ["its text is not available"]
-    line = _shown(text[0][:LONGEST]) if text else ""
-    if isinstance(error, ValueError) and line:
-        return line
-    return f"{type(error).__name__}: {line}".rstrip(": ") + line_in_plugin(error)

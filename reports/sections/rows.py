@@ -20,6 +20,7 @@ MACHINE = (
     "processor",
     "cores",
     "threads",
+    "process",
     "capability",
     "cuda",
     "tf32",

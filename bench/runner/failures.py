@@ -1,0 +1,69 @@
+"""Errors as the status and reason of a record, with what memory held where it ran out. No torch."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+from ditbench.method.plugins import line_in_plugin
+from ditbench.runner.spec import Spec
+
+LONGEST = 500
+"""Characters of a reason."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What errors of other types say where memory ran out: torch's of its CPU allocator is a
+RuntimeError."""
+
+
+def _shown(text: str) -> str:
+    """Text that can be written in UTF-8: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that memory ran out, on whatever device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in _text(error) for text in NO_MEMORY)
+
+
+def advice(spec: Spec, batch: int, ledger: dict[str, Any]) -> str:
+    """What was held where memory ran out, and which settings hold less."""
+    parts = (
+        ("weights", ledger.get("weights_bytes")),
+        ("kept by methods", ledger.get("cache_bytes")),
+        ("peak", ledger.get("peak_bytes")),
+    )
+    held = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in parts if size)
+    less = [
+        *([f"--batch-size below {batch}"] if batch > 1 else []),
+        *(["--dtype bfloat16"] if spec.dtype == "float32" else []),
+    ]
+    return "; ".join([*([held] if held else []), *([f"try {' or '.join(less)}"] if less else [])])
+
+
+def failure(error: BaseException, why: str = "") -> dict[str, Any]:
+    """Status, reason and traceback of an error."""
+    try:
+        trace = traceback.format_exc()[-6000:]
+    except Exception:  # an error that cannot be shown
+        trace = ""
+    status = "oom" if out_of_memory(error) else "failed"
+    return {"status": status, "reason": why + _sentence(error), "traceback": _shown(trace)}
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of an error, with its type unless it was written for people, and where in a
+    plug-in it was raised; not longer than a table bears."""
+    text = _text(error).strip().splitlines()
+    line = _shown(text[0][:LONGEST]) if text else ""
+    if isinstance(error, ValueError) and line:
+        return line
+    return f"{type(error).__name__}: {line}".rstrip(": ") + line_in_plugin(error)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "its text is not available"

@@ -1,0 +1,138 @@
+"""The processes that measure: one for each unit, or one for all units of a model and round, which
+loads the model once. What a process does not say before it ends, or in time, is written down for
+it. No torch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Generator, Sequence
+from itertools import groupby
+from multiprocessing.connection import wait
+from typing import Any, cast
+
+from ditbench import IN_CHECKOUT, ROOT
+from ditbench.records.files import read_json, write_json
+from ditbench.records.run_folder import RunFolder
+from ditbench.runner.spec import Spec
+from ditbench.runner.units import Unit
+from ditbench.runner.worker import run_units
+
+
+def context_for(device: str) -> Any:
+    """How processes are started. On a GPU each is a fresh interpreter (spawn), for what is imported
+    initialises CUDA, and a process forked from such a one cannot use it. On the CPU they are forked
+    from one that has imported everything already.
+    """
+    if device.startswith("cuda"):
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [*(["run_bench"] if IN_CHECKOUT else []), "ditbench.runner.preload"]
+    )
+    # In a bare checkout that process finds the package through `run_bench`, as we did; PYTHONPATH
+    # says where, since the forkserver inherits no import path of ours.
+    before = os.environ.get("PYTHONPATH")
+    if IN_CHECKOUT:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if IN_CHECKOUT:
+            del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+def groups(units: Sequence[Unit], process: str) -> list[list[Unit]]:
+    """Which units share a process: none (`cell`), or those of a model and round (`round`) but for
+    stacks that a pipeline does not come back from; those run alone."""
+    if process == "cell":
+        return [[unit] for unit in units]
+    in_groups = []
+    for _, part in groupby(units, key=lambda unit: (unit.cell.model.name, unit.round)):
+        of_round = list(part)
+        alone = [u for u in of_round if not all(m.traits.reversible for m in u.cell.stack.methods)]
+        if shared := [unit for unit in of_round if unit not in alone]:
+            in_groups.append(shared)
+        in_groups += [[unit] for unit in alone]
+    return in_groups
+
+
+def run_group(
+    context: Any, spec: Spec, units: Sequence[Unit], session: str, folder: RunFolder
+) -> Generator[tuple[Unit, dict[str, Any], float]]:
+    """Run units in one process, in order: each with what was written for it and the seconds it took.
+
+    A process that ends, or that takes longer than the time limit for a unit, fails that unit alone;
+    the rest goes on in a new one.
+    """
+    waiting = list(units)
+    while waiting:
+        receiver, sender = context.Pipe(duplex=False)
+        jobs = [unit.job for unit in waiting]
+        process = context.Process(
+            target=run_units, args=(spec, jobs, session, folder, sender), daemon=True
+        )
+        process.start()
+        sender.close()
+        state = "on"
+        try:
+            while waiting and state == "on":
+                began = time.monotonic()
+                unit = waiting.pop(0)
+                state = _state(receiver, process, spec.time_limit)
+                if state == "late" or not waiting:
+                    process.join(0 if state == "late" else None)
+                path = folder.round(unit.cell.key, unit.round, session if unit.again else "")
+                if not path.exists():
+                    reason = (
+                        f"it took longer than its time limit of {spec.time_limit} s (--time-limit)"
+                        if state == "late"
+                        else _ending(process)
+                    )
+                    write_json(
+                        path,
+                        {"status": "failed", "reason": reason, "round": unit.round, "seconds": 0.0},
+                    )
+                yield unit, cast(dict[str, Any], read_json(path)), time.monotonic() - began
+        finally:
+            if process.is_alive() and state != "last":
+                process.kill()
+            process.join()
+            receiver.close()
+
+
+def _state(receiver: Any, process: Any, limit: float) -> str:
+    """What becomes of a process that works on a unit: it goes `on` with the next, this was its
+    `last`, it is `dead`, or `late`."""
+    ready = wait([receiver, process.sentinel], limit)
+    if not ready:
+        return "late"
+    try:
+        return (
+            "on" if receiver.poll() and receiver.recv() else "last" if receiver in ready else "dead"
+        )
+    except EOFError:
+        return "dead"
+
+
+def _ending(process: Any) -> str:
+    """How a process ended that wrote nothing."""
+    process.join()
+    code = process.exitcode or 0
+    if code >= 0:
+        return f"its process ended with exit code {code} and no word"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"its process was killed by {name}" + (
+        " (out of memory, most often)" if name == "SIGKILL" else ""
+    )
