@@ -13,10 +13,10 @@ from ditbench.method.stack import Stack
 from ditbench.models.requests import make_requests
 from ditbench.models.sampling import sampling_of
 from ditbench.models.table import select
+from ditbench.profiling.gpus import TABLE, Gpu, gpu_named
 from ditbench.quiet import quiet
 from ditbench.simulation import estimate as estimating
 from ditbench.simulation.device import NAME, GoesByValues, Kernel, simulated
-from ditbench.simulation.gpus import TABLE, Gpu, gpu_named
 from ditbench.simulation.rehearsal import Stand
 from ditbench.simulation.replay import Replay
 from ditbench.simulation.roofline import seconds

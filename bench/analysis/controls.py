@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ditbench.analysis import host
 from ditbench.analysis.rows import Record
 from ditbench.metrics.table import Metric
 from ditbench.records.record import SHOWN
@@ -44,7 +45,7 @@ def rule(metric: Metric) -> str:
         "Equal-time control: of none, fewer steps, and students of fewer steps, the one with the "
         f"most steps that is no slower (within {NOT_SLOWER - 1:.0%}) by the interval of the times. "
         "Where the times are unreliable (one round, a baseline that drifted over "
-        f"{DRIFT_BOUND:.0%}, or cells timed by different commands) FLOPs stand in for them: see the "
+        f"{DRIFT_BOUND:.0%}, cells timed by different commands, or a GPU slowed down or shared) FLOPs stand in for them: see the "
         "column basis."
     )
 
@@ -127,12 +128,13 @@ def _but_for_steps(method: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def reliable(records: Sequence[Record]) -> bool:
-    """Whether the times of cells may decide anything: at least two rounds that all share, and a
-    baseline (the first) that did not drift beside them."""
+    """Whether the times of cells may decide anything: at least two rounds that all share, a
+    baseline (the first) that did not drift beside them, and a GPU that was itself."""
     drift = times.drift(records[0]["timing"], records[-1]["timing"])
     shared = times.time_contrast([r["timing"] for r in records], [1] * len(records))
     return (
-        drift is not None
+        not any(map(host.doubts, records))
+        and drift is not None
         and drift <= DRIFT_BOUND
         and shared is not None
         and shared.estimate.low is not None

@@ -185,7 +185,7 @@ class Row(Speedups):
     """Time of the baseline across rounds, slowest / fastest - 1; None with one round."""
     drift_bound: float
     suspect: bool
-    """Whether `drift` is above `drift_bound`: the times of this model in this run are
+    """Whether `drift` is above `drift_bound`, or the GPU was slowed down or shared: the times are
     unreliable."""
     warnings: list[str]
     """Sentences: numbers of this row that contradict each other, prompts that a text encoder

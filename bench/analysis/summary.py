@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ditbench.analysis import judges, verdict
+from ditbench.analysis import host, judges, verdict
 from ditbench.analysis.primary import Primary, by_model
 from ditbench.analysis.quality import quality, sets_of
 from ditbench.analysis.rows import Interval, Record, Row, Speedups
@@ -86,6 +86,7 @@ def _row(
     if none is not None and record["stack"] != "none" and measured:
         disagreement = judges.disagreement(scores.get(record["key"]), scores.get(none["key"]))
     drift = times.drift(none["timing"], record["timing"]) if none is not None else None
+    doubted = list(dict.fromkeys(host.doubts(record) + (host.doubts(none) if none else [])))
     return {
         "key": record["key"],
         "model": record["model"],
@@ -110,7 +111,7 @@ def _row(
         "timing": {name: _timing(record, none, name) for name in TIMED},
         "share": shares(record["timing"]),
         "second_judge": disagreement.as_dict() if disagreement else None,
-        "warnings": [*([doubt] if doubt else []), *truncation.sentences(record)],
+        "warnings": [*([doubt] if doubt else []), *truncation.sentences(record), *doubted],
         **_speedups(record, none),
         "flops": dict(record.get("flops") or {}),
         "memory": dict(record.get("memory") or {}),
@@ -119,7 +120,7 @@ def _row(
         "load_s": record.get("load_s"),
         "drift": drift,
         "drift_bound": DRIFT_BOUND,
-        "suspect": drift is not None and drift > DRIFT_BOUND,
+        "suspect": bool(doubted) or (drift is not None and drift > DRIFT_BOUND),
     }
 
 

@@ -21,11 +21,11 @@ def estimate(args: argparse.Namespace) -> int:
     from ditbench.method.plugins import load_plugins
     from ditbench.method.stack import Stack, split_stacks
     from ditbench.models.table import select
+    from ditbench.profiling.gpus import gpu_named
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.progress import plain, progress
     from ditbench.runner.spec import from_table, read_toml
     from ditbench.simulation.estimate import estimate as rows_of
-    from ditbench.simulation.gpus import gpu_named
 
     load_plugins(args.plugin)
     models, gpu = select(args.models), gpu_named(args.gpu)

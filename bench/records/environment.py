@@ -70,6 +70,16 @@ def describe(device: str = "cpu") -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
             "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "attention": [
+                name
+                for name, on in (
+                    ("flash", torch.backends.cuda.flash_sdp_enabled()),
+                    ("efficient", torch.backends.cuda.mem_efficient_sdp_enabled()),
+                    ("cudnn", torch.backends.cuda.cudnn_sdp_enabled()),
+                    ("math", torch.backends.cuda.math_sdp_enabled()),
+                )
+                if on
+            ],
         }
     return environment
 

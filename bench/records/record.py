@@ -42,6 +42,17 @@ class TimedCall(TypedDict):
     decode_s: float  # latents to pixels
 
 
+class TimedOn(TypedDict, total=False):
+    """The GPU while a round was timed (`ditbench.records.gpu_state`, `ditbench.profiling.probe`)."""
+
+    session: str
+    round: int
+    dtype: str  # of the probe
+    probe: dict[str, float]  # flops and copied, a second
+    before: dict[str, Any]  # its state before the process used it
+    after: dict[str, Any]  # its state after the last timed batch
+
+
 class Done(TypedDict, total=False):
     """`run`: the settings a cell was made with, its own sample counts among them, and hashes of what
     went in."""
@@ -86,6 +97,7 @@ class Record(TypedDict):
     load_s: float | None  # seconds to load the pipeline
     first_call_s: float | None  # seconds of the warm-up call
     timing: list[TimedCall]
+    host: NotRequired[list[TimedOn]]  # one a round on a GPU; missing on the CPU
     memory: dict[str, Any]  # bytes: peak, weights, caches (ditbench.profiling.memory)
     flops: dict[str, Any]  # a sample's, by part (ditbench.profiling.flops)
     counters: dict[str, Any]  # events by method.name, over all calls of the first round

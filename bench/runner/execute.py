@@ -95,7 +95,8 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "requests_sha256": first.get("requests_sha256", ""),
         "model_sha256": first.get("model_sha256", ""),
     }
-    return {
+    hosts = [r["host"] for r in rounds if r.get("host")]
+    record: Record = {
         "schema": SCHEMA,
         "key": cell.key,
         "model": cell.model.name,
@@ -125,3 +126,4 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "artifacts": first.get("artifacts", {}),
         "seconds": sum(r["seconds"] for r in rounds),
     }
+    return {**record, "host": hosts} if hosts else record

@@ -15,6 +15,7 @@ from ditbench.method.dependencies import changed
 from ditbench.models.requests import Request, batches, fingerprint
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.truncation import cut_prompts
+from ditbench.records import gpu_state
 from ditbench.records.files import read_json, replacing, write_json
 from ditbench.records.record import MEASURED
 from ditbench.records.run_folder import RunFolder
@@ -54,6 +55,7 @@ class Loaded:
     def __init__(self) -> None:
         self.pipe: Any = None
         self.seconds = 0.0
+        self.gpu: Watched | None = None
         self.attached: Attached | None = None
         self.ledger: dict[str, Any] = {}
         """What was held where memory ran out."""
@@ -65,6 +67,8 @@ class Loaded:
         from ditbench.models.loading import load
 
         _release(cell.spec.device)
+        if self.pipe is None and cell.spec.device.startswith("cuda"):
+            self.gpu = Watched(cell.spec.device, cell.spec.dtype)
         if self.pipe is None:
             began, spec = time.monotonic(), cell.spec
             self.pipe = load(cell.model, weights=spec.weights, device=spec.device, dtype=spec.dtype)
@@ -84,6 +88,26 @@ class Loaded:
             raise
         finally:
             self.attached = None
+
+
+class Watched:
+    """A GPU before, while and after a process uses it."""
+
+    def __init__(self, device: str, dtype: str) -> None:
+        import torch
+
+        from ditbench.profiling.probe import probe
+
+        index = torch.device(device).index or 0
+        uuid = str(getattr(torch.cuda.get_device_properties(index), "uuid", ""))
+        self.uuid = f"GPU-{uuid}" if uuid and not uuid.startswith("GPU-") else uuid
+        self.settings, self.before = gpu_state.read(self.uuid)
+        self.dtype, self.probe = dtype, probe(device, dtype)
+
+    def now(self) -> dict[str, Any]:
+        """Its probe and state at the start, and its state by now."""
+        after = gpu_state.read(self.uuid)[1]
+        return {"dtype": self.dtype, "probe": self.probe, "before": self.before, "after": after}
 
 
 def _release(device: str) -> None:
@@ -216,6 +240,9 @@ def _measure(
                 "requests_sha256": fingerprint(requests),
                 "model_sha256": weights_sha256(cell.model, cell.spec.weights),
             }
+            if loaded.gpu:
+                result["host"] = loaded.gpu.now() | {"session": session, "round": job.round}
+                result["environment"]["gpu"] = loaded.gpu.settings
             if whole:
                 _save_samples(samples, [made[i] for i in sorted(made)])
                 result["memory"] = memory

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ditbench.models.sampling import Sampling, count_for, sampling_of
 from ditbench.profiling.counting import first_line
-from ditbench.simulation.gpus import Gpu
+from ditbench.profiling.gpus import Gpu
 from ditbench.simulation.roofline import seconds
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ditbench.profiling.gpus import Gpu
     from ditbench.simulation.device import Kernel
-    from ditbench.simulation.gpus import Gpu
 
 
 def seconds(kernels: Mapping[Kernel, int], gpu: Gpu) -> float:

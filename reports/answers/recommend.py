@@ -124,7 +124,7 @@ def _sentence(qualified: Sequence[Row], num: int) -> str:
     if close:
         sentence += f"; no significant difference in speed: {', '.join(close)}"
     if best["suspect"]:
-        sentence += "; the baseline drifted, so its times are suspect"
+        sentence += "; its times are suspect (see its notes)"
     return sentence
 
 

@@ -190,7 +190,7 @@ def _gains(
     suspect = any(row["suspect"] for row in section.models[model])
     foot = small_print(
         section.caption(model),
-        POINTS + " Suspect times: none's rounds differ by more than they may." * suspect,
+        POINTS + " Suspect times: see the notes." * suspect,
     )
     written: list[Path] = []
     for ending, methods, words in pages(list(dict.fromkeys(row["method"] for row in rows)), LINED):

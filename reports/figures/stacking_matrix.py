@@ -92,11 +92,7 @@ def _draw(
         section.caption(model), WORDS, " ".join(rules(interactions)), letters=letters
     )
     suspect = any(rows[t["stack"]]["suspect"] for t in interactions)
-    foot += (
-        [f"{UNSURE}: the times are suspect, none's rounds differ by more than they may."]
-        if suspect
-        else []
-    )
+    foot += [f"{UNSURE}: the times are suspect (see the notes)."] if suspect else []
     foot += [f"{left_out}All are in the table."] if left_out else []
     if len(groups) > GROUPS:
         foot.append(

@@ -21,6 +21,7 @@ MACHINE = (
     "cores",
     "threads",
     "process",
+    "gpu",
     "capability",
     "cuda",
     "tf32",
@@ -104,7 +105,7 @@ def _presentable(row: Row, records: Mapping[str, Record], run: str) -> ReportRow
             "nothing to compare with: the baseline `none` has no usable record in this run"
         )
     notes += row["warnings"]
-    if row["suspect"]:
+    if row["drift"] is not None and row["drift"] > row["drift_bound"]:
         notes.append(
             f"suspect: the baseline's slowest round took {share(row['drift'])} longer than its "
             "fastest; "

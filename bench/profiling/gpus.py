@@ -56,6 +56,16 @@ def gpu_named(name: str) -> Gpu:
         raise ValueError(f"--gpu: {name}: {error}") from None
 
 
+def gpu_called(device: str) -> Gpu | None:
+    """The GPU of the table that a device's own name means ("NVIDIA H100 80GB HBM3"); None for one
+    that is not there, and for slower cards of the same name (PCIe, NVL) and parts of one (MIG)."""
+    name = "".join(device.lower().split())
+    if any(other in name for other in ("pcie", "nvl", "mig")):
+        return None
+    rows = {key: row for key, row in tomllib.loads(TABLE.read_text()).items() if key in name}
+    return Gpu(**rows[max(rows, key=len)]) if rows else None
+
+
 def _checked(row: dict[str, Any]) -> Gpu:
     known = [f.name for f in fields(Gpu)]
     for key in row:

@@ -1,0 +1,50 @@
+"""Whether the GPU that timed a cell was itself: what its probe and its state say. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ditbench.profiling.gpus import Gpu, gpu_called
+from ditbench.records.gpu_state import SLOWING
+from ditbench.records.record import TimedOn
+
+LEAST_FLOPS = 0.5
+"""Of the published peak, what a product of 8192 x 8192 matrices reaches on a GPU that is whole: 0.6
+to 0.8 by experience with H100 and A100."""
+LEAST_COPIED = 0.65
+"""Of the published bandwidth, what a copy of 1 GiB reaches: 0.8 to 0.93."""
+OTHERS_BYTES = 1e9
+"""Memory in use before we were on a GPU, above which others are on it too."""
+
+
+def doubts(record: Mapping[str, Any]) -> list[str]:
+    """Why the times of a record are not to be trusted, a sentence each; none on the CPU."""
+    gpu = gpu_called(str(record.get("environment", {}).get("device", "")))
+    states = record.get("host", [])
+    return list(dict.fromkeys(text for state in states for text in _of_round(state, gpu)))
+
+
+def _of_round(state: TimedOn, gpu: Gpu | None) -> Sequence[str]:
+    probe, before = state.get("probe", {}), state.get("before", {})
+    after = state.get("after", {})
+    sentences = []
+    if gpu is not None and probe:
+        for name, peak, least, what in (
+            ("flops", gpu.flops.get(state.get("dtype", "")), LEAST_FLOPS, "matrix products"),
+            ("copied", gpu.bandwidth, LEAST_COPIED, "copies"),
+        ):
+            if peak and probe[name] < least * peak:
+                sentences.append(
+                    f"suspect: the GPU reached {probe[name] / peak:.0%} of its published peak in "
+                    f"{what}, and {least:.0%} is expected of one that is whole and free"
+                )
+    slowing = sorted({*before.get("slowed_by", ()), *after.get("slowed_by", ())} & set(SLOWING))
+    if slowing:
+        sentences.append(f"suspect: the GPU was slowed down ({', '.join(slowing)})")
+    if before.get("used_bytes", 0) > OTHERS_BYTES:
+        sentences.append(
+            f"suspect: {before['used_bytes'] / 1e9:.1f} GB of the GPU were in use before the cell "
+            "began"
+        )
+    return sentences
