@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
     from ditbench.models.sampling import Sampling
     from ditbench.models.sublayers import Route, Run, Sublayer
+    from ditbench.models.table import Model
 
+UNPREPARED = ("transferred", "uniform", "random")
+"""Allocators that need no preparation."""
 PREPARE = "python run_bench.py prepare diffsparse"
 
 
@@ -43,9 +47,12 @@ class DiffSparse:
     """Share of the sub-layers' multiply-accumulates that is spent; 1 changes nothing."""
     schedule: str = ""
     """File of a schedule; empty: by `allocator`."""
-    allocator: Literal["learned", "sensitivity", "uniform", "random"] = "learned"
-    """Where the schedule comes from: `learned` and `sensitivity` are prepared for a model,
-    `uniform` and `random` need nothing."""
+    allocator: Literal["learned", "sensitivity", "local", "transferred", "uniform", "random"] = (
+        "learned"
+    )
+    """Where the schedule comes from. Prepared for a model: `learned`, `sensitivity`, and `local`, by
+    each sub-layer's own change from step to step in one dense generation. Without preparation:
+    `transferred`, from what was learned on the tiny model of the family; `uniform`; `random`."""
     selector: str = knob("attention", choices=lambda: SELECTORS)
     """What tokens are ranked by: `attention` (the paper's), `change`, `similarity`, `norm` or
     `shuffle`."""
@@ -73,8 +80,10 @@ class DiffSparse:
 
     def recipe(self) -> dict[str, Any] | None:
         """What the prepared table depends on; None where nothing has to be prepared."""
-        if self.keep == 1 or self.schedule or self.allocator in ("uniform", "random"):
+        if self.keep == 1 or self.schedule or self.allocator in UNPREPARED:
             return None
+        if self.allocator == "local":
+            return {"version": 1, "allocator": "local"}
         recipe = {
             "version": 3,
             "allocator": self.allocator,
@@ -103,6 +112,12 @@ class DiffSparse:
         fit."""
         if reason := without_settings("diffsparse", DIFFSPARSE, pipeline):
             return reason
+        if self.allocator == "transferred" and not self.schedule:
+            from ditbench.acceleration.caching.transfer import sources
+            from ditbench.models.family import family_of
+
+            family = family_of(pipeline.transformer).name
+            return None if sources(family) else f"no schedule to transfer to the family {family}"
         if not self.schedule:
             return None
         from ditbench.acceleration.caching.schedule import Schedule
@@ -115,9 +130,21 @@ class DiffSparse:
             return str(error)
         return None
 
+    def instead(self, model: Model) -> DiffSparse | None:
+        """The transferred schedule, for a full-size model whose own has not been learned."""
+        from ditbench.acceleration.caching.transfer import sources
+
+        if self.allocator != "learned" or model.group != "full" or not sources(model.family):
+            return None
+        return replace(self, allocator="transferred")
+
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
         """Learn or measure the table of costs, keep it and the schedule it gives; returns notes for
         the manifest."""
+        if self.allocator == "local":
+            from ditbench.acceleration.caching.local_costs import prepare_local
+
+            return prepare_local(folder, room)
         from ditbench.acceleration.caching.learn_schedule import prepare_schedule
 
         return prepare_schedule(
@@ -138,14 +165,15 @@ class DiffSparse:
 
         if self.keep == 1:
             return
-        cache = TokenCache(at, self.selector, DIFFSPARSE[family_of(pipeline.transformer).name])
+        family = family_of(pipeline.transformer).name
+        cache = TokenCache(at, self.selector, DIFFSPARSE[family])
         schedules: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
         def now(sublayer: Sublayer) -> tuple[float, bool]:
             """The share to compute, and whether a ranking will look at what it shows."""
             size = at.now.num_steps, *at.now.grid, at.now.text_tokens
             if size not in schedules:
-                keep = self._table(at)
+                keep = self._table(at, family)
                 schedules[size] = keep, looked_at(keep, [s.block for s in at.sublayers])
             keep, looked = schedules[size]
             return float(keep[at.now.step, sublayer.index]), bool(
@@ -166,7 +194,7 @@ class DiffSparse:
         for sublayer in at.sublayers:
             at.reroute(sublayer, at_sublayer(sublayer))
 
-    def _table(self, at: Attachment) -> Any:
+    def _table(self, at: Attachment, family: str) -> Any:
         """Keep ratios [T,L] for this generation's sizes."""
         from ditbench.acceleration.caching.budget import solved, untrained, weights_of
         from ditbench.acceleration.caching.schedule import Schedule
@@ -184,6 +212,12 @@ class DiffSparse:
                 .keep
             )
         weights = weights_of(at, by_macs=self.by_macs)
+        if self.allocator == "transferred":
+            from ditbench.acceleration.caching.transfer import transferred
+
+            schedule = transferred(family, names, weights, steps, self.keep)
+            at.notes |= {"from": schedule.notes["from"], "from_steps": schedule.notes["from_steps"]}
+            return schedule.keep
         if self.allocator == "uniform" or self.allocator == "random":
             return untrained(self.allocator, names, weights, steps, self.keep).keep
         if at.artifact is None:

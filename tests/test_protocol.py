@@ -413,5 +413,5 @@ def test_contributing_has_all_that_a_method_declares_and_is_given():
     assert not [name for name in rows if f"| `{name}` |" not in text]
     members = {name for name in vars(Attachment) if not name.startswith("_")} - {"narrow"}
     assert not [name for name in members | {"now", "notes"} if f"| `at.{name}" not in text]
-    asked = ("check", "adapt", "recipe", "prepare", "unpreparable", "inputs", "attach")
+    asked = ("check", "adapt", "recipe", "prepare", "unpreparable", "instead", "inputs", "attach")
     assert not [name for name in asked if f"`{name}(" not in text]

@@ -164,11 +164,12 @@ def _words(value: Any) -> Any:
 
 
 def interactions(
-    records: Sequence[Record], scores: Mapping[str, Scores], parts: Sequence[Stack],
+    records: Sequence[Record], scores: Mapping[str, Scores],
+    parts: Sequence[Stack] | Mapping[str, Sequence[Stack]],
     references: Mapping[str, Reference] | None = None,
     sets_of_run: ReferenceSets | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A row per model and combination of `parts`: stack, gamma_flops, gamma_clock, the
+    """A row per model and combination of `parts` (of all models, or by model): stack, gamma_flops, gamma_clock, the
     interactions of the primary score (`alignment`, of the `metric` that the row names) and distance
     (`frechet`, of its `distance`) (estimates), the controls (at equal time, at equal FLOPs, a student of fewer
     steps) and what the stack has over each, the basis of the verdict, verdict with reason and
@@ -179,7 +180,7 @@ def interactions(
     primary = by_model(records, scores)
     for model in dict.fromkeys(r["model"] for r in records):
         cells = {r["stack"]: r for r in records if r["model"] == model}
-        for c in subsets(parts):
+        for c in subsets(parts[model] if isinstance(parts, Mapping) else parts):
             for reading, stack in readings(c).items():
                 row = {"model": model, "stack": str(stack), "reading": reading}
                 rows.append(

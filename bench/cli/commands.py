@@ -113,6 +113,7 @@ def _carry_out(cells: list[Any]) -> Path:
     from ditbench.runner.execute import execute
     from ditbench.runner.progress import plain, progress
 
+    _complain([f"{cell.label}: {cell.note}" for cell in cells if cell.note])
     command = "python run_bench.py " + shlex.join(sys.argv[1:])
     with progress() as tell:
         folder = execute(cells, command.strip(), tell)
@@ -148,7 +149,13 @@ def _stack(args: argparse.Namespace) -> int:
         [cell for cell in cells if not (cell.refusal and str(cell.stack) in shorter)]
     )
     code = _tell_report([folder], None, False, None)
-    rows = interactions(read_run(folder).records, read_scores(folder), parts)
+    ran = {(cell.model.name, cell.requested): cell.stack for cell in cells}
+    records = read_run(folder).records
+    parts_of = {
+        name: [ran.get((name, str(part)), part) for part in parts]
+        for name in dict.fromkeys(record["model"] for record in records)
+    }
+    rows = interactions(records, read_scores(folder), parts_of)
     _show(describe(rows), False, " ".join(rules(rows)))
     if args.json:
         print(json.dumps(document(rows)))

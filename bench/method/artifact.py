@@ -275,6 +275,12 @@ def _read(folder: Path) -> Artifact | None:
     return Artifact(folder, manifest)
 
 
+def bundled(method: str) -> list[Artifact]:
+    """What comes with ditbench of a method's artefacts, whole, in the order of their keys."""
+    folders = sorted((BUNDLED / method).glob("*"))
+    return [artifact for folder in folders if (artifact := _read(folder))]
+
+
 def trained_for(record: Mapping[str, Any]) -> dict[str, Artifact]:
     """What a record's cell was prepared with, by method, where the very files it names are on this
     machine and whole."""

@@ -18,6 +18,7 @@ from ditbench.suggest import suggest
 
 if TYPE_CHECKING:
     from ditbench.models.sampling import Sampling
+    from ditbench.models.table import Model
 
 
 class Method(Protocol):
@@ -49,6 +50,10 @@ class Method(Protocol):
     def unpreparable(self, sampling: Sampling) -> str | None:
         """Why `prepare` could make nothing under this sampling, in one sentence; None when it can,
         as far as that tells."""
+
+    def instead(self, model: Model) -> Method | None:
+        """What runs where the method has not been prepared for a model, named as what it is; None
+        where the cell is refused."""
 
     def inputs(self) -> list[Path]:
         """Files the knobs name: a missing one refuses the cell, and what they hold is part of its
@@ -102,6 +107,7 @@ def method(
             "check": lambda self, pipeline: None,
             "recipe": lambda self: None,
             "unpreparable": lambda self, sampling: None,
+            "instead": lambda self, model: None,
             "inputs": lambda self: [],
             "dial": None,
             "label": "",

@@ -34,6 +34,10 @@ class Cell:
     """Why it cannot run, empty when it can as far as is known without loading anything."""
     needs: tuple[Need, ...] = ()
     """What its methods must have been prepared for."""
+    requested: str = ""
+    """The stack that was asked for, as text."""
+    note: str = ""
+    """What runs in place of what was asked for, and why; empty where it is what was asked for."""
     depends: dict[str, Any] = field(default_factory=dict)
     """What its samples depend on besides the settings of the run, by content (see `ditbench.method.dependencies`); empty
     when it is refused."""
@@ -100,8 +104,27 @@ def rebuild(spec: Spec, model: str, stack: str) -> Cell:
     return _cell(select(model)[0], Stack.parse(stack), spec)
 
 
+def _prepared(model: Model, stack: Stack, spec: Spec) -> tuple[Stack, str]:
+    """The stack with what runs in place of methods that have not been prepared for the model, where
+    they have such a thing; and a note of it."""
+    sentences = []
+    for i, m in enumerate(stack.methods):
+        if m.recipe() is None or (other := m.instead(model)) is None:
+            continue
+        need = needs_of(model, Stack(stack.methods[: i + 1]), spec.weights, spec.plugins)[-1]
+        if find(need) is None:
+            stack = Stack((*stack.methods[:i], other, *stack.methods[i + 1 :]))
+            sentences.append(f"{Stack((other,))} runs in its place: {need.sentence}")
+    return stack, "; ".join(sentences)
+
+
 def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
-    refusal = _refusal(model, stack, spec)
+    refusal, note, requested = _refusal(model, stack, spec), "", str(stack)
+    if not refusal:
+        try:
+            stack, note = _prepared(model, stack, spec)
+        except ValueError as error:
+            refusal = str(error)
     needs: tuple[Need, ...] = ()
     depends: dict[str, Any] = {}
     if not refusal:
@@ -117,7 +140,10 @@ def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
             refusal = str(error)
     # its key is the same where it can run
     refusal = refusal or _machine_refusal(model, stack, spec)
-    return Cell(model=model, stack=stack, spec=spec, refusal=refusal, needs=needs, depends=depends)
+    return Cell(
+        model=model, stack=stack, spec=spec, refusal=refusal, needs=needs, note=note,
+        requested=requested, depends=depends,
+    )  # fmt: skip
 
 
 def _load_plugins(spec: Spec) -> None:
@@ -182,7 +208,7 @@ def describe(cells: list[Cell]) -> list[dict[str, Any]]:
             "steps": None if cell.refusal else cell.sampling.steps,
             "rounds": cell.spec.rounds,
             "status": "refused" if cell.refusal else "planned",
-            "reason": cell.refusal,
+            "reason": cell.refusal or cell.note,
             "key": cell.key,
         }
         for cell in cells

@@ -126,7 +126,7 @@ def solved(
     that budget and steps, else the programme's. A table of another number of steps is refused with
     ValueError; with `stretch` each step has the costs of the one nearest by share of the sampling
     done."""
-    learned = Schedule.read(folder / "schedule.json")
+    learned = Schedule.read(folder / "schedule.json")  # of a measured table all dense
     fitted = learned.fitted(names, steps, "python run_bench.py prepare diffsparse", stretch=stretch)
     if learned.steps == steps and learned.notes.get("keep") == keep:
         return fitted
