@@ -116,6 +116,51 @@ def test_a_shuffle_is_another_order_every_step_and_the_same_for_every_sample():
     assert not torch.equal(first, cache.order(part, x)) and torch.equal(first[0], first[2])
 
 
+class Attending(Part):
+    """A sub-layer whose tokens attend to each other."""
+
+    kind, text_first = "self", False
+
+    def run(self, hidden):
+        def run(rows=None):
+            q = hidden if rows is None else hidden.gather(1, rows[..., None].expand(-1, -1, 64))
+            q, k = q.unflatten(2, (2, 32)).transpose(1, 2), hidden.unflatten(2, (2, 32))
+            return functional.scaled_dot_product_attention(
+                q, k.transpose(1, 2), k.transpose(1, 2)
+            ).flatten(2)
+
+        return run
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("selector", ["attention", "change", "norm", "shuffle", "similarity"])
+def test_tokens_are_ranked_in_float32_whatever_the_dtype_of_the_model(selector, dtype):
+    """Ranked in bfloat16, 1024 tokens that have waited for three steps have a dozen scores, and
+    ties decide which are computed."""
+    g = torch.Generator().manual_seed(0)
+    hidden, before = (torch.randn(1, 1024, 64, generator=g).to(dtype) for _ in range(2))
+    scores, orders = [], []
+    for kind in (torch.float32, dtype):
+        cache, part = cache_of(selector, soft=0.25)
+        if selector == "attention":
+            part = Attending()
+            cache.at.now.grid = (1, 32, 32)
+        x = hidden.to(kind)
+        cache.compute(part, part.run(before.to(kind)), before.to(kind))
+        for _ in range(3):
+            cache.reuse(part, x)
+        cached = cache.kept[cache.selector.key(part)].view(1, 1024, 64)
+        score = cache.selector.score(part, x, cached)
+        assert score.dtype == torch.float32 == cache._age[0, 0].dtype
+        scores.append((score + 3 * cache.reuse_weight).unique().numel())
+        orders.append(set(cache.order(part, x)[0, :512].tolist()))
+    whole, half = scores
+    assert half > 0.95 * whole > 0.9 * 1024
+    # products of attention are the model's own, and so is the output that is compared
+    rounded = {"attention": 0.9, "similarity": 0.97}.get(selector, 1)
+    assert len(orders[0] & orders[1]) >= rounded * 512
+
+
 MINE = '''
 from ditbench.acceleration.caching.selectors import Selector, selector
 from ditbench.method import Stage, method

@@ -2,7 +2,8 @@
 
 B batch, N rows of a stream, K chosen rows, D width, H heads, d width of a head, M keys. Scores
 [B,N] have unit length over the tokens, so that what `token_cache.TokenCache` adds for waiting weighs the
-same whatever the selector (as in the code of arXiv:2410.05317).
+same whatever the selector (as in the code of arXiv:2410.05317). They are float32 whatever the
+model's dtype: in bfloat16 thousands of tokens share a dozen scores, and ties decide.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class Selector:
         again."""
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
-        """[B,N] of the input `hidden` [B,N,D], higher first; `kept` [B,N,D] is the output a token
-        keeps unless it is chosen."""
+        """[B,N] float32 of the input `hidden` [B,N,D], higher first; `cached` [B,N,D] is the output
+        a token keeps unless it is chosen."""
         raise NotImplementedError
 
     def key(self, sublayer: Sublayer) -> Key:
@@ -169,7 +170,7 @@ class Change(Selector):
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Squared distance."""
-        moved = (hidden - self.inputs[self.key(sublayer)]).square().sum(-1)
+        moved = (hidden.float() - self.inputs[self.key(sublayer)].float()).square().sum(-1)
         return F.normalize(self.over_passes(moved), dim=1)
 
 
@@ -208,7 +209,7 @@ class Norm(Residual):
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Of every guidance pass alone."""
-        return F.normalize(self.stream(sublayer, hidden).norm(dim=-1), dim=1)
+        return F.normalize(self.stream(sublayer, hidden).float().norm(dim=-1), dim=1)
 
 
 class Similarity(Residual):
@@ -216,9 +217,8 @@ class Similarity(Residual):
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Of every guidance pass alone."""
-        return F.normalize(
-            1 - F.cosine_similarity(self.stream(sublayer, hidden), cached, dim=-1), dim=1
-        )
+        stream = self.stream(sublayer, hidden).float()
+        return F.normalize(1 - F.cosine_similarity(stream, cached.float(), dim=-1), dim=1)
 
 
 class Shuffle(Selector):
@@ -233,9 +233,7 @@ class Shuffle(Selector):
         """Uniform over 0..1."""
         g = torch.Generator().manual_seed(1_000_003 * self.now.step + sublayer.index)
         # not waited for: the host's copy is taken before the call returns, pinned or not
-        order = torch.rand(hidden.shape[1], generator=g).to(
-            hidden.device, hidden.dtype, non_blocking=True
-        )
+        order = torch.rand(hidden.shape[1], generator=g).to(hidden.device, non_blocking=True)
         return order.expand(len(hidden), -1)
 
 
@@ -282,8 +280,9 @@ class _Watch(TorchFunctionMode):
 
 
 def _maps(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
-    """The attention map of q [B,H,K,d] and k [B,H,M,d], [B,K,M], the mean over heads: whole, or a
-    run of queries at a time where it would have more than `MAP` numbers by head."""
+    """The attention map of q [B,H,K,d] and k [B,H,M,d], [B,K,M] float32, the mean over heads:
+    whole, or a run of queries at a time where it would have more than `MAP` numbers by head. The
+    products are made in the model's dtype, as it attends."""
     batch, heads, count, width = q.shape
     size = max(1, MAP // (batch * heads * k.shape[2]))
     if size >= count:
@@ -298,20 +297,20 @@ def _maps(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
 
 def _mean_map(scores: Tensor, mask: Tensor | None) -> Tensor:
     scores = scores if mask is None else scores + _additive(mask, scores)
-    return scores.softmax(-1).mean(1)
+    return scores.softmax(-1, dtype=torch.float32).mean(1)
 
 
 def _received(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """How much the keys are attended to, [B,M]: the mean over queries."""
+    """How much the keys are attended to, [B,M] float32: the mean over queries."""
     first, *others = (
-        probability.mean(1) if probability.shape[1] == q.shape[2] else probability.float().sum(1)
+        probability.mean(1) if probability.shape[1] == q.shape[2] else probability.sum(1)
         for probability in _maps(q, k, mask)
     )
-    return (sum(others, first) / q.shape[2]).to(q.dtype) if others else first
+    return sum(others, first) / q.shape[2] if others else first
 
 
 def _entropy(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """How widely the queries attend, [B,K]."""
+    """How widely the queries attend, [B,K] float32."""
     parts = [-(p * p.clamp(min=1e-12).log()).sum(-1) for p in _maps(q, k, mask)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
