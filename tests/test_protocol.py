@@ -475,14 +475,14 @@ def test_nothing_is_kept_when_the_decoder_begins(kind, tmp_path):
             if name in ("distill", "rerun") or stack.refusal(pipe):
                 continue
             with stack.attached(pipe, prepared) as attached:
+                weights = live_bytes()
 
-                def decoding(*args, attached=attached, name=name, **kwargs):
+                def decoding(*args, attached=attached, name=name, weights=weights, **kwargs):
                     assert not list(attached.method_tensors()), name
                     before_decoding[name] = live_bytes() - weights
                     return decode(*args, **kwargs)
 
                 sampling = stack.adapt(tried.sampling)
-                weights = live_bytes()
                 attached.start(sampling.steps, 1)
                 pipe.vae.decode = decoding
                 with torch.no_grad():

@@ -13,6 +13,7 @@ from ditbench.method.stack import Stack
 from ditbench.models.architecture import build
 from ditbench.models.blocks import blocks
 from ditbench.models.family import grid_of
+from ditbench.models.precision import step_in_float32
 from ditbench.models.requests import Request, call_arguments
 from ditbench.models.sampling import Sampling
 from ditbench.models.sublayers import sublayers
@@ -69,6 +70,7 @@ class Stand:
         """`changes` overrides sizes of the architecture, as `part.key`."""
         self.device, self.model = device, model
         self.pipe = build(model, device=NAME, dtype=getattr(torch, dtype), changes=changes)
+        step_in_float32(self.pipe.scheduler)
         if hasattr(self.pipe.scheduler, "index_for_timestep"):
             # found by value, of which the device has none: sampling begins at the first
             self.pipe.scheduler.index_for_timestep = lambda timestep, schedule_timesteps=None: 0
