@@ -95,7 +95,7 @@ def build(
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(SEED)
         try:
-            for name in made.keys() & wanted:
+            for name in (part for part in made if part in wanted):
                 wide = dtype is None or name in family_named(model.family).float32_parts
                 torch.set_default_dtype(torch.float32 if wide else dtype)
                 with torch.device("cpu" if name == "scheduler" else device):

@@ -10,7 +10,14 @@ from ditbench.models.weights import _first_line, check_folder, locate
 
 
 def load(
-    model: Model, *, weights: str, device: str, dtype: str, changes: dict[str, Any] | None = None
+    model: Model,
+    *,
+    weights: str,
+    device: str,
+    dtype: str,
+    changes: dict[str, Any] | None = None,
+    offload: str = "none",
+    vae: str = "whole",
 ) -> Any:
     """The model's diffusers pipeline, on `device` in `dtype` (`float32`, `bfloat16`, `float16`),
     silent and ready to be called. In another dtype than float32 the sampler still steps in that,
@@ -18,8 +25,9 @@ def load(
 
     `weights` is `bundled` (tiny models), `hub`, `random` (the whole architecture with random
     weights, for speed and memory only) or a folder, see `locate`. `changes` overrides sizes of a
-    random model, as `part.key`. Only safetensors are read, nothing is unpickled. Raises ValueError
-    in one sentence for weights that cannot be found, reached or read, naming the file.
+    random model, as `part.key`; `offload` and `vae` are as in `records.settings`. Only safetensors
+    are read, nothing is unpickled. Raises ValueError in one sentence for weights that cannot be
+    found, reached or read, naming the file, and for a decoder without what `vae` asks for.
     """
     import torch
 
@@ -33,6 +41,7 @@ def load(
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
+        from ditbench.models.placement import decode_in_parts, place
         from ditbench.models.precision import step_in_float32
 
         diffusers_logging.disable_progress_bar()
@@ -40,7 +49,8 @@ def load(
         if weights == "random":
             from ditbench.models.architecture import build
 
-            pipe = build(model, device=device, dtype=kind, changes=changes)
+            made_on = device if offload == "none" else "cpu"
+            pipe = build(model, device=made_on, dtype=kind, changes=changes)
         else:
             folder, family = locate(model, weights), family_named(model.family)
             check_folder(folder, family.pipeline)
@@ -52,7 +62,8 @@ def load(
                 raise ValueError(
                     f"{folder} cannot be loaded as {model.name}: {_first_line(error)}"
                 ) from error
-            pipe.to(device)
+        decode_in_parts(pipe, vae)
+        place(pipe, device, offload)
     pipe.set_progress_bar_config(disable=True)
     if kind in (torch.bfloat16, torch.float16):
         step_in_float32(pipe.scheduler)

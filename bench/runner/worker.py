@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from ditbench.method.artifact import resolve
 from ditbench.method.dependencies import changed
 from ditbench.method.plugins import line_in_plugin
-from ditbench.models.requests import Request, batches, fingerprint
+from ditbench.models.requests import Request, batches, call_arguments, fingerprint
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.truncation import cut_prompts
 from ditbench.records.files import read_json, replacing, write_json
@@ -79,6 +80,7 @@ def _measure(cell: Cell, round_: int, samples: Path, requests: list[Request]) ->
     import torch
 
     from ditbench.models.loading import load
+    from ditbench.models.text_ahead import TextAhead
     from ditbench.models.weights import weights_sha256
     from ditbench.profiling import counting, flops
     from ditbench.profiling.latency import Sampler, Timing
@@ -93,17 +95,26 @@ def _measure(cell: Cell, round_: int, samples: Path, requests: list[Request]) ->
     with quiet(), torch.inference_mode():
         began = time.monotonic()
         pipe = load(
-            cell.model, weights=cell.spec.weights, device=cell.spec.device, dtype=cell.spec.dtype
-        )
+            cell.model, weights=cell.spec.weights, device=cell.spec.device, dtype=cell.spec.dtype,
+            offload=cell.spec.offload, vae=cell.spec.vae,
+        )  # fmt: skip
         load_s = time.monotonic() - began
         if refusal := cell.stack.refusal(pipe):
             return {"status": "refused", "reason": refusal}
         sampling = cell.sampling
         artifacts = resolve(cell.model, cell.stack, cell.spec.weights, cell.spec.plugins)
         prepared = {name: artifact.folder for name, artifact in artifacts.items()}
-        with cell.stack.attached(pipe, prepared) as attached:
-            sampler = Sampler(pipe, cell.model, sampling, attached, cell.spec.device)
-            parts = list(batches(requests, cell.batch_size))
+        ahead = TextAhead(
+            pipe, cell.spec.device, lambda batch: call_arguments(cell.model, sampling, batch),
+            once=cell.encodes_once, offload=cell.spec.offload,
+        )  # fmt: skip
+        parts = list(batches(requests, cell.batch_size))
+        coming = timed(parts)[: None if round_ == 0 else 1]
+        ahead.batches = [parts[0], *(parts[i] for i in coming if i)]
+        with ahead.attached() as text, ExitStack() as undo:
+            text.encode(parts[0])  # before methods hold memory, and before that is measured
+            attached = undo.enter_context(cell.stack.attached(pipe, prepared))
+            sampler = Sampler(pipe, cell.model, sampling, attached, cell.spec.device, text)
             made: dict[int, Any] = {}
             warm: list[Timing] = []
 
@@ -115,7 +126,7 @@ def _measure(cell: Cell, round_: int, samples: Path, requests: list[Request]) ->
 
             memory = measure_memory(warm_up, pipe, attached, cell.spec.device)
             timing = []
-            for i in timed(parts)[: None if round_ == 0 else 1]:
+            for i in coming:
                 made[i], took = sampler(parts[i])
                 timing.append({"round": round_, "batch": i, **asdict(took)})
             idle = cell.stack.idle(sampling_of(cell.model), attached)
@@ -137,12 +148,12 @@ def _measure(cell: Cell, round_: int, samples: Path, requests: list[Request]) ->
             }
             if round_ == 0:
                 _save_samples(samples, [made[i] for i in sorted(made)])
-                result["memory"] = memory
+                result["memory"] = memory | text.as_dict()
                 if cell.spec.weights != "random":  # their tokenizer is a stand-in
                     result["prompts_cut"] = cut_prompts(pipe, cell.model, sampling, requests)
                 part = parts[0] if flops.decides_per_batch(cell.stack) else parts[0][:1]
                 alike = flops.alike_every_call(cell.stack)
-                with attached.inspected():
+                with attached.inspected(), text.every_call():
                     counted = counting.count_generation(pipe, lambda: sampler(part), alike=alike)
                 result["flops"] = asdict(counted.divided(len(part)))
             result["notes"] = attached.notes()
