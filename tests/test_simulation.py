@@ -116,6 +116,17 @@ def test_reads_and_copies_are_noted_by_line_and_wrong_devices_raise():
             a[a > 0]
 
 
+def test_a_network_can_be_trained_in_the_process_that_had_the_device():
+    """Checkpoints of activations ask every device that is registered what it casts to."""
+    from torch.utils.checkpoint import checkpoint
+
+    with simulated():
+        pass
+    layer = nn.Linear(4, 4)
+    checkpoint(layer, torch.ones(2, 4), use_reentrant=False).sum().backward()
+    assert layer.weight.grad is not None
+
+
 def test_the_hosts_tensors_keep_their_values():
     with simulated():
         assert torch.linspace(0, 1, 3).tolist() == [0.0, 0.5, 1.0]
