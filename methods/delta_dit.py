@@ -42,8 +42,8 @@ class DeltaDit:
         ranges = (num - size, num), (0, size)
         cached: dict[tuple[int, int], Streams] = {}
         entered: dict[tuple[int, int], Streams] = {}
-        at.keeps(cached)
-        at.on_start(entered.clear)
+        for store in (cached, entered):
+            at.keeps(store)
 
         def at_block(index: int) -> BlockRoute:
             def route(run: RunBlock, streams: Streams) -> Streams:

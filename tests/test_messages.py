@@ -13,12 +13,12 @@ from report_runs import write_run
 from ditbench.cli.commands import COMMANDS, main
 from ditbench.cli.parser import parsers
 from ditbench.method import METHODS
+from ditbench.method.plugins import line_in_plugin
 from ditbench.models import models
 from ditbench.models.table import GROUPS
 from ditbench.runner.plan import plan
 from ditbench.runner.progress import Step, counting, plain, progress
 from ditbench.runner.spec import DTYPE_NAMES, Spec, from_table
-from ditbench.runner.worker import line_in_plugin
 from ditbench.suggest import suggest
 
 QUOTES = "put stacks with knobs in quotes, as in --methods 'fora(interval=3)+int8'"

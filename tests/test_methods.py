@@ -452,6 +452,13 @@ def streams(attached):
     return 4 * at.now.passes * at.now.samples * tokens * at.sublayers[0].linears[0].in_features
 
 
+def shuffles(attached):
+    """Bytes of a permutation for every sub-layer and step that recomputes some of its tokens."""
+    at = next(iter(attached.attachments.values()))
+    orders = [outputs(attached)[i][1] for (_, i), share in at.shares.items() if 0 < share < 1]
+    return sum(orders) // (at.now.passes * at.now.samples)
+
+
 LEDGER = {
     "fora": lambda a, kind: sum(out for out, _ in outputs(a).values()),
     "l2c(threshold=1.0)": lambda a, kind: sum(out for out, _ in outputs(a).values()),
@@ -475,7 +482,10 @@ LEDGER = {
         + mixed(a)
     ),
     "duca(selector='shuffle')": lambda a, kind: (
-        sum(out + score for out, score in outputs(a).values()) + streams(a) + mixed(a)
+        sum(out + score for out, score in outputs(a).values())
+        + streams(a)
+        + mixed(a)
+        + shuffles(a) // (2 if kind == "wan" else 1)  # both passes have the same
     ),
     "teacache(threshold=1e9)": lambda a, kind: (
         streams(a) + (time_embedding(a) if kind == "wan" else outputs_of_the_first(a))

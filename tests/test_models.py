@@ -99,6 +99,72 @@ def saved(tmp_path_factory):
     return cache, made
 
 
+SCHEDULERS = {
+    "DDIMScheduler": {"clip_sample": False},
+    "DPMSolverMultistepScheduler": {},
+    "FlowMatchEulerDiscreteScheduler": {},
+    "UniPCMultistepScheduler": {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
+    "LCMScheduler": {},
+}
+
+
+@pytest.mark.parametrize("name", [*SCHEDULERS, "FewStepScheduler"])
+def test_a_sampler_steps_in_float32_whatever_the_models_dtype(name):
+    import diffusers
+
+    from ditbench.acceleration.distillation.scheduler import FewStepScheduler
+    from ditbench.models.precision import step_in_float32
+
+    def scheduler():
+        if name == "FewStepScheduler":
+            made = FewStepScheduler([999.0, 700.0, 300.0], [0.99, 0.7, 0.3, 0.0], noise=True)
+        else:
+            made = getattr(diffusers, name)(**SCHEDULERS[name])
+        made.set_timesteps(3)
+        return made
+
+    g = torch.Generator().manual_seed(0)
+    state = torch.randn(2, 4, 8, 8, generator=g).bfloat16()
+    velocities = [torch.randn(2, 4, 8, 8, generator=g).bfloat16() for _ in range(3)]
+    plain, wide = scheduler(), scheduler()
+    step_in_float32(wide)
+    step_in_float32(wide)
+    assert type(wide).__name__ == name and isinstance(wide, type(plain))
+    x = state
+    for t, v in zip(plain.timesteps, velocities, strict=True):
+        torch.manual_seed(0)
+        expected = plain.step(v.float(), t, x.float(), return_dict=False)[0]
+        torch.manual_seed(0)
+        x = wide.step(v, t, x).prev_sample
+        assert x.dtype == torch.bfloat16 and torch.equal(x, expected.bfloat16())
+    same, x, y = scheduler(), state.float(), state.float()  # in float32 not a bit is changed
+    plain, wide = scheduler(), same
+    step_in_float32(same)
+    for t, v in zip(plain.timesteps, velocities, strict=True):
+        torch.manual_seed(0)
+        x = plain.step(v.float(), t, x).prev_sample
+        torch.manual_seed(0)
+        y = wide.step(v.float(), t, y).prev_sample
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wans_decoder_is_in_float32_as_its_card_asks(saved, name):
+    model, changes = narrow(name)
+    for source in ("random", str(saved[0])):
+        pipe = loading.load(
+            model, weights=source, device="cpu", dtype="bfloat16",
+            changes=changes if source == "random" else None,
+        )  # fmt: skip
+        wide = torch.float32 if model.family == "wan" else torch.bfloat16
+        assert {p.dtype for p in pipe.vae.parameters()} == {wide}
+        assert torch.bfloat16 in {p.dtype for p in pipe.transformer.parameters()}
+        assert pipe.scheduler.step.in_float32
+        assert np.isfinite(generate(pipe, model)).all()
+    plain = loading.load(model, weights=str(saved[0]), device="cpu", dtype="float32")
+    assert not hasattr(plain.scheduler.step, "in_float32")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_full_size_pipeline_loads_from_a_local_hub_cache(saved, name):
     cache, before = saved

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from ditbench.acceleration.caching import attention_map, schedule
 from ditbench.acceleration.caching import knapsack as programme
-from ditbench.acceleration.caching import schedule, selectors
 from ditbench.acceleration.caching.budget import DENSE, row_weights, solve, solved, spent, untrained
 from ditbench.acceleration.caching.knapsack import allocate
 from ditbench.acceleration.caching.schedule import LEVELS, Schedule, looked_at
@@ -270,10 +270,10 @@ def test_not_noting_what_no_ranking_looks_at_changes_no_sample(
     Schedule(sublayers=names, chosen=chosen).write(tmp_path / "s.json")
 
     def painted():
-        watched, enter = [], selectors._Watch.__enter__
+        watched, enter = [], attention_map.Watch.__enter__
         with monkeypatch.context() as patch:
             patch.setattr(
-                selectors._Watch, "__enter__", lambda self: (watched.append(1), enter(self))[1]
+                attention_map.Watch, "__enter__", lambda self: (watched.append(1), enter(self))[1]
             )
             stack = Stack.parse(
                 f"diffsparse(schedule={str(tmp_path / 's.json')!r}, selector={selector!r})"

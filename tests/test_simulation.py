@@ -116,6 +116,17 @@ def test_reads_and_copies_are_noted_by_line_and_wrong_devices_raise():
             a[a > 0]
 
 
+def test_a_network_can_be_trained_in_the_process_that_had_the_device():
+    """Checkpoints of activations ask every device that is registered what it casts to."""
+    from torch.utils.checkpoint import checkpoint
+
+    with simulated():
+        pass
+    layer = nn.Linear(4, 4)
+    checkpoint(layer, torch.ones(2, 4), use_reentrant=False).sum().backward()
+    assert layer.weight.grad is not None
+
+
 def test_the_hosts_tensors_keep_their_values():
     with simulated():
         assert torch.linspace(0, 1, 3).tolist() == [0.0, 0.5, 1.0]
@@ -300,7 +311,7 @@ def test_estimate_has_a_row_for_every_stack_and_a_reason_where_it_has_no_numbers
     assert none["weights_gb"] == fora["weights_gb"] > 0 == none["kept_gb"] < fora["kept_gb"]
     assert fora["kernels"] < none["kernels"] and fora["step_ms"] < none["step_ms"]
     assert none["call_s"] == pytest.approx(sum(none["seconds"].values()))
-    assert none["peaks"][none["peak_in"]]["bytes"] == none["peak_gb"] * 1e9
+    assert none["peaks"][none["peak_in"]]["bytes"] / 1e9 == none["peak_gb"]
     assert all(sum(p["of"].values()) == p["bytes"] for p in fora["peaks"].values())
     assert all(r.keys() == none.keys() for r in rows)
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional
 
-from ditbench.acceleration.caching import schedule, selectors
+from ditbench.acceleration.caching import attention_map, schedule, selectors
 from ditbench.acceleration.caching.schedule import Schedule
 from ditbench.acceleration.caching.token_cache import TokenCache, _with_bonus
 from ditbench.acceleration.caching.token_settings import DUCA, SELECTORS, TOCA, TOCA_DDPM250
@@ -21,6 +21,7 @@ from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
 from ditbench.models.sublayers import sublayers
 from ditbench.models.token_rows import SingleRun
+from ditbench.simulation.device import NAME, simulated
 from ditbench.testing import KINDS, check_method, tiny
 
 
@@ -114,6 +115,88 @@ def test_a_shuffle_is_another_order_every_step_and_the_same_for_every_sample():
     first = ranked(cache, part, x)
     cache.at.now.step = 1
     assert not torch.equal(first, cache.order(part, x)) and torch.equal(first[0], first[2])
+
+
+@pytest.mark.parametrize("kind", ["pixart", "wan"])
+def test_a_shuffle_is_drawn_in_the_first_generation_and_freed_with_each(kind, monkeypatch):
+    subject, draws = tiny(kind, steps=4), []
+    rand = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: draws.append(k["generator"].initial_seed()) or rand(*a, **k))  # fmt: skip
+    with Stack.parse("duca(selector='shuffle')").attached(subject.pipeline) as attached:
+        made = []
+        for _ in range(2):
+            attached.start(4, 2)
+            made.append(subject.generate(subject.sampling, [0, 1]))
+            assert not list(attached.method_tensors())
+    assert torch.equal(*made)
+    # for both guidance passes at once, by step and sub-layer
+    assert len(draws) == len(set(draws)) > 0
+    assert {seed // 1_000_003 for seed in draws} <= set(range(1, 4))
+
+
+def test_a_later_generation_brings_the_shuffles_to_the_device_in_one_copy():
+    with simulated() as device, torch.no_grad():
+        cache, part = cache_of("shuffle")
+        x, other = (torch.empty(2, n, 3, device=NAME, dtype=torch.bfloat16) for n in (4, 8))
+        copies = []
+        for _ in range(2):
+            before = device.work.kernels.copy()
+            for step in range(3):
+                cache.at.now.step = step
+                cache.selector.score(part, x, x)
+                cache.selector.score(part, other, other)
+            on_device = {t.untyped_storage()._cdata for t in cache.selector.orders.values()}
+            copies.append(len(on_device))
+            assert all(t.dtype == torch.float32 for t in cache.selector.orders.values())
+            assert device.work.kernels.total() == before.total() and not device.work.copies
+            cache.at.release()
+            assert not cache.selector.orders
+    assert copies == [6, 2]  # one for each length
+
+
+class Attending(Part):
+    """A sub-layer whose tokens attend to each other."""
+
+    kind, text_first = "self", False
+
+    def run(self, hidden):
+        def run(rows=None):
+            q = hidden if rows is None else hidden.gather(1, rows[..., None].expand(-1, -1, 64))
+            q, k = q.unflatten(2, (2, 32)).transpose(1, 2), hidden.unflatten(2, (2, 32))
+            return functional.scaled_dot_product_attention(
+                q, k.transpose(1, 2), k.transpose(1, 2)
+            ).flatten(2)
+
+        return run
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("selector", ["attention", "change", "norm", "shuffle", "similarity"])
+def test_tokens_are_ranked_in_float32_whatever_the_dtype_of_the_model(selector, dtype):
+    """Ranked in bfloat16, 1024 tokens that have waited for three steps have a dozen scores, and
+    ties decide which are computed."""
+    g = torch.Generator().manual_seed(0)
+    hidden, before = (torch.randn(1, 1024, 64, generator=g).to(dtype) for _ in range(2))
+    scores, orders = [], []
+    for kind in (torch.float32, dtype):
+        cache, part = cache_of(selector, soft=0.25)
+        if selector == "attention":
+            part = Attending()
+            cache.at.now.grid = (1, 32, 32)
+        x = hidden.to(kind)
+        cache.compute(part, part.run(before.to(kind)), before.to(kind))
+        for _ in range(3):
+            cache.reuse(part, x)
+        cached = cache.kept[cache.selector.key(part)].view(1, 1024, 64)
+        score = cache.selector.score(part, x, cached)
+        assert score.dtype == torch.float32 == cache._age[0, 0].dtype
+        scores.append((score + 3 * cache.reuse_weight).unique().numel())
+        orders.append(set(cache.order(part, x)[0, :512].tolist()))
+    whole, half = scores
+    assert half > 0.95 * whole > 0.9 * 1024
+    # products of attention are the model's own, and so is the output that is compared
+    rounded = {"attention": 0.9, "similarity": 0.97}.get(selector, 1)
+    assert len(orders[0] & orders[1]) >= rounded * 512
 
 
 MINE = '''
@@ -330,11 +413,15 @@ def test_watching_attention_changes_nothing_and_what_is_received_adds_up_to_one(
             for reset in attached.attachments["diffsparse"].starts
             if isinstance(reset.__self__, dict)
         ]
+        received = {}  # as it is after a call: nothing is kept after the last step
+        hook = subject.pipeline.transformer.register_forward_hook(
+            lambda *_: received.update(
+                {k: v for store in stores for k, v in store.items() if k[0] == "received"}
+            )
+        )
         attached.start(3, 1)
         assert torch.equal(subject.generate(subject.sampling, [0]), plain)
-    received = {
-        key: value for store in stores for key, value in store.items() if key[0] == "received"
-    }
+        hook.remove()
     assert len({block for _, block, _ in received}) == len({name.split(".")[0] for name in names})
     assert all(torch.allclose(v.sum(1), torch.ones(len(v)), atol=1e-4) for v in received.values())
 
@@ -351,11 +438,11 @@ def test_an_attention_map_in_pieces_gives_the_signals_of_the_whole(monkeypatch, 
     }
     mask = masks[masked]
     whole = (q @ k.transpose(-1, -2)) * 4**-0.5
-    whole = whole if mask is None else whole + selectors._additive(mask, whole)
+    whole = whole if mask is None else whole + attention_map.additive(mask, whole)
     p = whole.softmax(-1).mean(1)
     expected = p.mean(1), -(p * p.clamp(min=1e-12).log()).sum(-1)
-    monkeypatch.setattr(selectors, "MAP", limit)
-    signals = selectors._received(q, k, mask), selectors._entropy(q, k, mask)
+    monkeypatch.setattr(attention_map, "MAP", limit)
+    signals = attention_map.received_by(q, k, mask), attention_map.entropy_of(q, k, mask)
     compare = torch.equal if limit >= 2 * 3 * 8 * 7 else torch.allclose  # whole: to the last bit
     assert all(compare(a, b) for a, b in zip(signals, expected, strict=True))
 

@@ -22,6 +22,7 @@ def estimate(args: argparse.Namespace) -> int:
     from ditbench.method.stack import Stack, split_stacks
     from ditbench.models.table import select
     from ditbench.profiling.gpus import gpu_named
+    from ditbench.records.settings import CHOICES, changed_settings
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.progress import plain, progress
     from ditbench.runner.spec import from_table, read_toml
@@ -35,16 +36,18 @@ def estimate(args: argparse.Namespace) -> int:
         raise ValueError(f"--steps: {args.steps} is less than 1")
     table = {
         name: value
-        for name in ("batch_size", "num_samples", "rounds", "dtype")
-        if (value := getattr(args, name)) is not None
+        for name in ("batch_size", "num_samples", "rounds", "dtype", *CHOICES)
+        if (value := getattr(args, name, None)) is not None
     }
-    spec = from_table({"batch_size": 1, "dtype": "bfloat16", **table}, read_toml("default"))
+    full_size = {"batch_size": 1, "dtype": "bfloat16", "device": "cuda"}
+    spec = from_table(full_size | table, read_toml("default"))
     rows = []
     with progress() as tell:
         step = plain(tell)
         done = rows_of(
             models, stacks, gpu, batch=spec.batch_size, dtype=spec.dtype, steps=args.steps,
             samples=spec.num_samples, rounds=spec.rounds,
+            text_encoding=spec.text_encoding, offload=spec.offload, vae=spec.vae,
         )  # fmt: skip
         of = len(models) * len(stacks)
         step("simulating", 0, of)
@@ -53,6 +56,7 @@ def estimate(args: argparse.Namespace) -> int:
             step(f"{row['model']}/{row['stack']}", len(rows), of)
     reasons = [f"{r['model']} {r['stack']} {r['status']}: {r['note']}" for r in rows if r["note"]]
     head = f"{gpu.title}, {spec.dtype}, batch {spec.batch_size}, {spec.num_samples} samples"
+    head = ", ".join([head, *changed_settings(spec.requested())])
     show_rows(rows, args.json, "\n".join([f"{head}; {CAPTION}", *reasons]), HIDDEN)
     states = {row["status"] for row in rows}
     return SOME_FAILED if "failed" in states or "ok" not in states else OK

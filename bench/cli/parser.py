@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ditbench.cli.usage import Parser, decimal_number, whole_number
+from ditbench.records.settings import CHOICES, DEFAULTS
 from ditbench.runner.spec import DTYPE_NAMES, DTYPES, read_toml
 
 OK, GATE, USAGE, SOME_FAILED = 0, 1, 2, 3
@@ -83,6 +84,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         ("rounds", "how often that run times every cell"),
     ):
         estimate.add_argument(f"--{flag}", type=whole_number, metavar="N", help=about)
+    _memory_flags(estimate)
     _plugin_flag(estimate)
 
     prepare = command("prepare", "train or calibrate what a method needs beforehand")
@@ -296,6 +298,7 @@ def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     dtypes = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; {', '.join(DTYPE_NAMES)} too"
     add("--dtype", f"of weights and activations: {dtypes}", "DTYPE", spec.dtype)
     add("--weights", "bundled, hub, random, or a local folder", "WEIGHTS", spec.weights)
+    _memory_flags(command)
     command.add_argument(
         "--prompts",
         metavar="FILE",
@@ -310,6 +313,21 @@ def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     )
     _plugin_flag(command)
     _reference_flag(command)
+
+
+def _memory_flags(command: argparse.ArgumentParser) -> None:
+    """What trades time for memory."""
+    for name, about in (
+        ("text_encoding", "when text is encoded: auto is once, before sampling, at full size"),
+        ("offload", "what waits in host memory until it is needed"),
+        ("vae", "how samples are decoded"),
+    ):
+        choices = ", ".join(CHOICES[name])
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar=name.rpartition("_")[2].upper(),
+            help=f"{about}: {choices} (default: {DEFAULTS[name]})",
+        )
 
 
 def _plugin_flag(command: argparse.ArgumentParser) -> None:

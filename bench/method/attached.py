@@ -93,8 +93,8 @@ class Attached:
         return {"sublayers": names, "keep": keep} | ({"skipped": skipped} if skipped else {})
 
     def cache_bytes(self) -> int:
-        """Bytes of the tensors the methods keep: now, or at the end of the last whole generation
-        where that was more."""
+        """Bytes of the tensors the methods keep: now, or at the last step of the last whole
+        generation where that was more."""
         return max(self._cache_bytes, self._held_bytes())
 
     def follow(self, pipeline: Any, at: Attachment) -> None:
@@ -125,6 +125,8 @@ class Attached:
             if self.now.step == self.now.num_steps:
                 # where guidance was dropped, the most was kept just before
                 self._cache_bytes = max(self._held_bytes(), self._bytes_at_drop)
+                for other in self.attachments.values():  # the decoder needs the memory
+                    other.release()
             return out
 
         @functools.wraps(set_timesteps)

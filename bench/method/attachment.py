@@ -33,6 +33,7 @@ class Attachment:
         self.inspections: list[Callable[[ExitStack], object]] = []
         self.held: list[Callable[[], Iterable[Any]]] = []
         self.stores: list[dict[Any, Any]] = []
+        self.emptied: list[dict[Any, Any]] = []
         self.starts_anew = False
         """Whether tensors are held whose rows nobody described."""
         self.drops: list[Callable[[], bool]] = []
@@ -124,29 +125,41 @@ class Attachment:
 
     def holds(self, tensors: Callable[[], Iterable[Any]]) -> None:
         """Name the tensors the method keeps from step to step (tuples of tensors will do): they
-        enter the memory ledger. Where guidance is dropped, a method that holds tensors in another way
-        than `keeps` has its `on_start` called, and starts anew."""
+        enter the memory ledger. Where guidance is dropped, and after the last step, a method that
+        holds tensors in another way than `keeps` has its `on_start` called, and starts anew."""
         self.held.append(tensors)
         self.starts_anew = True
 
     def keeps(self, store: dict[Any, Any], *, rows: bool = True) -> None:
-        """Keep tensors from step to step in `store`: it is emptied before every generation and enters
-        the memory ledger, and where guidance is dropped the rows of the conditional pass stay.
+        """Keep tensors from step to step in `store`: it is emptied before every generation and after
+        its last step (so that the decoder has the memory) and enters the memory ledger, and where
+        guidance is dropped the rows of the conditional pass stay.
 
         Its values are tensors [B,...], B the rows of the batch, tuples and transformer outputs of
         them, or no tensors; with `rows=False` its tensors are anything else, and stay as they are.
         """
         self.on_start(store.clear)
+        self.emptied.append(store)
         self.held.append(store.values)
         if rows:
             self.stores.append(store)
 
-    def narrow(self, rows: slice, batch: int) -> None:
-        """Only `rows` of a batch of `batch` rows go on: slice what `keeps` named. A method that
-        `holds` others starts anew."""
+    def release(self) -> None:
+        """The sampler loop has ended: let go of what `keeps` named. A method that `holds` others
+        starts anew."""
+        for store in self.emptied:
+            store.clear()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         if self.starts_anew:
             for reset in self.starts:
                 reset()
+
+    def narrow(self, rows: slice, batch: int) -> None:
+        """Only `rows` of a batch of `batch` rows go on: slice what `keeps` named. A method that
+        `holds` others starts anew."""
+        self._start_anew()
         if not any(self.stores):
             return
         from ditbench.models.calls import each_tensor

@@ -21,7 +21,7 @@ from ditbench.method.attachment import Attachment
 from ditbench.method.generation import Now
 from ditbench.method.knobs import build, values
 from ditbench.method.registry import Method, find
-from ditbench.method.traits import unmet
+from ditbench.method.traits import Stage, unmet
 
 if TYPE_CHECKING:
     from ditbench.models.sampling import Sampling
@@ -95,6 +95,18 @@ class Stack:
             if reason := reason or m.check(pipeline):
                 return f"{m.name}: {reason}"
         return None
+
+    def kept_away(self, offload: str) -> str:
+        """Why a method cannot work while weights wait in host memory as the setting `offload` has
+        it, in one sentence; "" when all can."""
+        away = {"model": (Stage.PRECISION,), "sequential": (Stage.WEIGHTS, Stage.PRECISION)}
+        for m in self.methods:
+            if m.traits.stage in away.get(offload, ()):
+                return (
+                    f"{m.name}: it changes the transformer's weights on the GPU, where --offload "
+                    f"{offload} does not leave them; use --offload text"
+                )
+        return ""
 
     def adapt(self, sampling: Sampling) -> Sampling:
         """The sampling all methods of the stack want."""

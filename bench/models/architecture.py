@@ -81,7 +81,8 @@ def build(
     float32), in evaluation mode.
 
     `parts` names those to make (default all); the rest of the pipeline is None. Parts that
-    diffusers keeps in float32 when it loads weights are kept so here. ValueError as `describe`.
+    diffusers keeps in float32 when it loads weights are kept so here, and so are those of
+    `Family.float32_parts`. ValueError as `describe`.
     """
     import torch
 
@@ -94,8 +95,9 @@ def build(
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(SEED)
         try:
-            torch.set_default_dtype(dtype or torch.float32)
-            for name in made.keys() & wanted:
+            for name in (part for part in made if part in wanted):
+                wide = dtype is None or name in family_named(model.family).float32_parts
+                torch.set_default_dtype(torch.float32 if wide else dtype)
                 with torch.device("cpu" if name == "scheduler" else device):
                     made[name] = _make(name, described[name])
         finally:

@@ -141,6 +141,9 @@ class Family:
     class_labels: bool = False
     """Whether it is conditioned on ImageNet classes instead of prompts."""
     video: bool = False
+    float32_parts: tuple[str, ...] = ()
+    """Parts of the pipeline that are in float32 whatever dtype is asked for, as the model's card has
+    it."""
     single_step: tuple[str, ...] | None = None
     """Schedulers with which the pipeline takes a single step; None: any."""
 

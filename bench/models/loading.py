@@ -10,16 +10,25 @@ from ditbench.models.weights import _first_line, check_folder, locate
 
 
 def load(
-    model: Model, *, weights: str, device: str, dtype: str, changes: dict[str, Any] | None = None
+    model: Model,
+    *,
+    weights: str,
+    device: str,
+    dtype: str,
+    changes: dict[str, Any] | None = None,
+    offload: str = "none",
+    vae: str = "whole",
 ) -> Any:
     """The model's diffusers pipeline, on `device` in `dtype` (`float32`, `bfloat16`, `float16`),
-    silent and ready to be called.
+    silent and ready to be called. In another dtype than float32 the sampler still steps in that,
+    and so does what `Family.float32_parts` names.
 
     `weights` is `bundled` (tiny models), `hub`, `random` (the whole architecture with random
     weights, for speed and memory only) or a folder, see `locate`. `changes` overrides sizes of a
-    random model, as `part.key`. Only safetensors are read, nothing is unpickled. Raises ValueError
-    in one sentence for weights that cannot be found, reached or read, naming the file. A GPU becomes
-    the current device: events and streams that name none are of that one.
+    random model, as `part.key`; `offload` and `vae` are as in `records.settings`. Only safetensors
+    are read, nothing is unpickled. Raises ValueError in one sentence for weights that cannot be
+    found, reached or read, naming the file, and for a decoder without what `vae` asks for. A GPU
+    becomes the current device: events and streams that name none are of that one.
     """
     import torch
 
@@ -35,22 +44,30 @@ def load(
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
+        from ditbench.models.placement import decode_in_parts, place
+        from ditbench.models.precision import step_in_float32
+
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         if weights == "random":
             from ditbench.models.architecture import build
 
-            pipe = build(model, device=device, dtype=kind, changes=changes)
+            made_on = device if offload == "none" else "cpu"
+            pipe = build(model, device=made_on, dtype=kind, changes=changes)
         else:
-            folder = locate(model, weights)
-            check_folder(folder, family_named(model.family).pipeline)
+            folder, family = locate(model, weights), family_named(model.family)
+            check_folder(folder, family.pipeline)
+            dtypes = {"default": kind} | dict.fromkeys(family.float32_parts, torch.float32)
             try:
                 only = {"use_safetensors": True, "local_files_only": True}
-                pipe = DiffusionPipeline.from_pretrained(folder, dtype=kind, **only)
+                pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtypes, **only)
             except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"{folder} cannot be loaded as {model.name}: {_first_line(error)}"
                 ) from error
-            pipe.to(device)
+        decode_in_parts(pipe, vae)
+        place(pipe, device, offload)
     pipe.set_progress_bar_config(disable=True)
+    if kind in (torch.bfloat16, torch.float16):
+        step_in_float32(pipe.scheduler)
     return pipe

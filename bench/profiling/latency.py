@@ -18,6 +18,7 @@ from ditbench.models.sampling import Sampling
 if TYPE_CHECKING:
     from ditbench.method.attached import Attached
     from ditbench.models.table import Model
+    from ditbench.models.text_ahead import TextAhead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,16 @@ class Sampler:
     """A pipeline with a stack attached, ready to be asked for samples."""
 
     def __init__(
-        self, pipe: Any, model: Model, sampling: Sampling, attached: Attached, device: str
+        self,
+        pipe: Any,
+        model: Model,
+        sampling: Sampling,
+        attached: Attached,
+        device: str,
+        text: TextAhead | None = None,
     ) -> None:
+        """`text`: where text is encoded ahead of the calls, which do not time it then."""
+        self.text = text
         self.pipe, self.model, self.sampling, self.attached, self.device = (
             pipe,
             model,
@@ -87,6 +96,8 @@ class Sampler:
 
     def __call__(self, requests: Sequence[Request]) -> tuple[np.ndarray, Timing]:
         """Samples of a batch, uint8 [n, H, W, 3] or [n, T, H, W, 3], and how long the call took."""
+        if self.text is not None:
+            self.text.encode(requests)
         self.attached.start(self.sampling.steps, len(requests))
         clock = Clock(self.device)
         with _stages(self.pipe, clock):
@@ -109,6 +120,8 @@ class Sampler:
     def warm_up(self, requests: Sequence[Request], steps: int) -> None:
         """The first steps of a call and no decoder, for what is loaded or compiled when it is first
         used; only where a whole call was made before in the same process."""
+        if self.text is not None:
+            self.text.encode(requests)
         scheduler, made = self.pipe.scheduler, 0
         replaced, step = vars(scheduler).get("step"), scheduler.step
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def measure_memory(
     generate: Callable[[], Any], pipe: Any, attached: Attached, device: str
 ) -> dict[str, Any]:
-    """Memory ledger of one generation, bytes: weights, what the stack's methods keep, and the peak
-    above the state before.
+    """Memory ledger of one generation, bytes: weights (on a GPU those that are there when it
+    begins), what the stack's methods keep, and the peak above the state before.
 
     On a GPU the peak is the allocator's; on the CPU it is the process's resident set (Linux), which
     cannot go below what was resident before and counts freed pages the C library holds on to.
@@ -41,6 +41,7 @@ def ledger(pipe: Any, attached: Attached | None, device: str) -> dict[str, Any]:
         for part in pipe.components.values()
         if hasattr(part, "parameters")
         for t in tensors_of(part)
+        if t.device.type == device.partition(":")[0]
     )
     if device.startswith("cuda"):
         import torch

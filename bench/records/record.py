@@ -65,6 +65,9 @@ class Done(TypedDict, total=False):
     dtype: str
     weights: str
     prompts: str
+    text_encoding: str  # this and the next two: missing in older records, where they are defaults
+    offload: str
+    vae: str
     requests_sha256: str  # of the model's requests; "" where the cell failed before it knew
     model_sha256: str  # of the weights; "" where the cell failed before it knew
 
@@ -97,7 +100,7 @@ class Record(TypedDict):
     load_s: float | None  # seconds to load the pipeline
     first_call_s: float | None  # seconds of the warm-up call
     timing: list[TimedCall]
-    host: NotRequired[list[TimedOn]]  # one a round on a GPU; missing on the CPU
+    host: NotRequired[list[TimedOn]]  # one a round on a GPU, none on the CPU
     memory: dict[str, Any]  # bytes: peak, weights, caches (ditbench.profiling.memory)
     flops: dict[str, Any]  # a sample's, by part (ditbench.profiling.flops)
     counters: dict[str, Any]  # events by method.name, over all calls of the first round

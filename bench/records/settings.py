@@ -3,6 +3,7 @@ reports and printed commands. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
@@ -14,13 +15,18 @@ def _setting(
     *,
     in_key: bool = True,
     in_rows: bool = True,
+    choices: tuple[str, ...] = (),
 ) -> Any:
     """`changes`: what another value makes other; `label`: what reports call it; `in_key`: whether
-    it is part of a cell's key; `in_rows`: whether rows of reports have it."""
+    it is part of a cell's key; `in_rows`: whether rows of reports have it; `choices`: the values it
+    may have, such a setting being part of a key only where it is not the default."""
     return field(
         default=default,
-        metadata={"changes": changes, "label": label, "in_key": in_key, "in_rows": in_rows},
-    )
+        metadata={
+            "changes": changes, "label": label, "in_key": in_key, "in_rows": in_rows,
+            "choices": choices,
+        },
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +43,10 @@ class Settings:
     """Chooses the requests and their noise, and the order within rounds."""
     threads: int = _setting(0, "times", "threads", in_key=False, in_rows=False)
     """CPU threads of torch in every cell; 0: torch's own number."""
-    process: str = _setting("auto", "times", "processes", in_key=False, in_rows=False)
+    process: str = _setting(
+        "auto", "times", "processes", in_key=False, in_rows=False,
+        choices=("auto", "cell", "round"),
+    )  # fmt: skip
     """`cell`: a fresh process for every round of a cell; `round`: one for all cells of a model and
     round, which loads the model once and takes each stack off again; `auto`: `round` on a GPU."""
     device: str = _setting("cpu", "samples", "device")
@@ -50,6 +59,24 @@ class Settings:
     """Prompt file, or a set of `datasets/manifest.toml`, for full-size text models; the bundled
     prompts when empty."""
 
+    text_encoding: str = _setting(
+        "auto", "times", "text encoding", in_rows=False, choices=("auto", "once", "call")
+    )
+    """When text is encoded: `once` for all calls, before them, the encoders then leaving the GPU;
+    `call`: in every call; `auto`: once for full-size models, in every call for tiny ones."""
+    offload: str = _setting(
+        "none", "times", "offload", in_rows=False, choices=("none", "text", "model", "sequential")
+    )
+    """What waits in host memory until it is needed: `text` encoders (encoded once, nothing else is
+    on the GPU with them), every `model` of the pipeline but the one that runs, or (`sequential`)
+    every layer."""
+    vae: str = _setting(
+        "whole", "samples", "decoding", in_rows=False,
+        choices=("whole", "slicing", "tiling", "slicing+tiling"),
+    )  # fmt: skip
+    """How the decoder decodes: a batch as a whole, a sample at a time (`slicing`), in tiles that are
+    blended (`tiling`), or both."""
+
     @property
     def process_of_device(self) -> str:
         """`process` with `auto` decided: `cell` or `round`."""
@@ -61,12 +88,24 @@ class Settings:
         return {name: getattr(self, name) for name in DEFAULTS}
 
     def settings(self) -> dict[str, Any]:
-        """The settings that are part of a cell's key."""
+        """The settings that can be part of a cell's key."""
         return {f.name: getattr(self, f.name) for f in fields(Settings) if f.metadata["in_key"]}
+
+    def of_key(self) -> dict[str, Any]:
+        """The settings that are part of this cell's key."""
+        return {
+            name: value
+            for name, value in self.settings().items()
+            if not CHOICES.get(name) or value != DEFAULTS[name]
+        }
 
 
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
 """Every setting, in order, with its default."""
+CHOICES: dict[str, tuple[str, ...]] = {
+    f.name: f.metadata["choices"] for f in fields(Settings) if f.metadata["choices"]
+}
+"""The values of the settings that have a few."""
 ROW_SETTINGS = tuple(f.name for f in fields(Settings) if f.metadata["in_rows"])
 """Settings that rows of reports have."""
 LABELS: dict[str, str] = {f.name: f.metadata["label"] for f in fields(Settings)} | {
@@ -74,3 +113,13 @@ LABELS: dict[str, str] = {f.name: f.metadata["label"] for f in fields(Settings)}
     "requests_sha256": "requests",
 }
 """What reports call settings, and the hashes that stand for them in records."""
+
+
+def changed_settings(settings: Mapping[str, Any]) -> list[str]:
+    """The settings with `CHOICES` that are not at their defaults, as reports say them; those that
+    are missing, as in older records, are."""
+    return [
+        f"{LABELS[name]} {settings[name]}"
+        for name in CHOICES
+        if settings.get(name, DEFAULTS[name]) != DEFAULTS[name]
+    ]

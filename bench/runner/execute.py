@@ -95,8 +95,7 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "requests_sha256": first.get("requests_sha256", ""),
         "model_sha256": first.get("model_sha256", ""),
     }
-    hosts = [r["host"] for r in rounds if r.get("host")]
-    record: Record = {
+    return {
         "schema": SCHEMA,
         "key": cell.key,
         "model": cell.model.name,
@@ -117,6 +116,7 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "load_s": first.get("load_s"),
         "first_call_s": first.get("first_call_s"),
         "timing": [entry for r in rounds for entry in r.get("timing", [])],
+        "host": [r["host"] for r in rounds if r.get("host")],
         "memory": first.get("memory", {}),
         "flops": first.get("flops", {}),
         "counters": first.get("counters", {}),
@@ -126,4 +126,3 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "artifacts": first.get("artifacts", {}),
         "seconds": sum(r["seconds"] for r in rounds),
     }
-    return {**record, "host": hosts} if hosts else record

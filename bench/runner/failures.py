@@ -38,6 +38,8 @@ def advice(spec: Spec, batch: int, ledger: dict[str, Any]) -> str:
     less = [
         *([f"--batch-size below {batch}"] if batch > 1 else []),
         *(["--dtype bfloat16"] if spec.dtype == "float32" else []),
+        *(["--offload text"] if spec.offload == "none" and spec.device != "cpu" else []),
+        *(["--vae slicing+tiling"] if spec.vae == "whole" else []),
     ]
     return "; ".join([*([held] if held else []), *([f"try {' or '.join(less)}"] if less else [])])
 

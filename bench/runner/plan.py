@@ -15,6 +15,7 @@ from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
 from ditbench.method.traits import FAMILY_NEEDS, lacking
 from ditbench.models.family import family_named
+from ditbench.models.placement import encodes_once
 from ditbench.models.prompts import load_prompts
 from ditbench.models.requests import takes_prompts
 from ditbench.models.sampling import Sampling, count_for, sampling_of
@@ -49,7 +50,7 @@ class Cell:
         identity = {
             "model": self.model.name,
             "stack": str(self.stack),
-            **self.spec.settings(),
+            **self.spec.of_key(),
             "depends": self.depends,
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
@@ -70,6 +71,11 @@ class Cell:
     def batch_size(self) -> int:
         """Samples a pipeline call."""
         return min(self.num_samples, count_for(self.model, self.spec.batch_size))
+
+    @property
+    def encodes_once(self) -> bool:
+        """Whether its text is encoded before the pipeline is called for samples."""
+        return encodes_once(self.spec.text_encoding, self.model)
 
     @property
     def label(self) -> str:
@@ -167,7 +173,7 @@ def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
         stack.adapt(sampling_of(model))
     except ValueError as error:
         return str(error)
-    return ""
+    return stack.kept_away(spec.offload)
 
 
 def _machine_refusal(model: Model, stack: Stack, spec: Spec) -> str:

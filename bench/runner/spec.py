@@ -13,12 +13,11 @@ from typing import Any
 
 from ditbench.metrics.margins import MARGINS, read_margins
 from ditbench.records.record import check_not_published
-from ditbench.records.settings import Settings
+from ditbench.records.settings import CHOICES, DEFAULTS, Settings
 from ditbench.suggest import suggest
 
 SPECS = Path(__file__).parent / "specs"
 DTYPES = ("float32", "bfloat16", "float16")
-PROCESSES = ("auto", "cell", "round")
 DTYPE_NAMES = {
     "fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float": "float32", "half": "float16",
 }  # fmt: skip
@@ -71,8 +70,14 @@ class Spec(Settings):
             or (kind == "cpu" and index)
         ):
             raise ValueError(f"device: {self.device!r} is neither cpu, cuda nor cuda:N")
-        if self.process not in PROCESSES:
-            raise ValueError(f"process: {self.process!r} is none of {', '.join(PROCESSES)}")
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name}: {value!r} is none of {', '.join(choices)}")
+        if self.offload != "none" and kind == "cpu":
+            raise ValueError(
+                f"offload: {self.offload!r} moves weights between a GPU and the host, and the device "
+                "is cpu"
+            )
         if not self.models:
             raise ValueError("models: none given")
         if self.weights not in ("bundled", "hub", "random") and not (
@@ -105,8 +110,8 @@ class Spec(Settings):
             for k, v in asdict(self).items()
             if k not in ("out", "references")
             and k != "time_limit"
-            and (k, v)
-            not in (("margins", MARGINS), ("prompts", ""), ("threads", 0), ("process", "auto"))
+            and (k, v) not in (("margins", MARGINS), ("prompts", ""), ("threads", 0))
+            and (k not in CHOICES or v != DEFAULTS[k])
         }
         digest = hashlib.sha256(json.dumps(named_after, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"

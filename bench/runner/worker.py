@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.method.artifact import resolve
 from ditbench.method.dependencies import changed
-from ditbench.models.requests import Request, batches, fingerprint
+from ditbench.models.requests import Request, batches, call_arguments, fingerprint
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.truncation import cut_prompts
 from ditbench.records import gpu_state
@@ -71,7 +71,10 @@ class Loaded:
             self.gpu = Watched(cell.spec.device, cell.spec.dtype)
         if self.pipe is None:
             began, spec = time.monotonic(), cell.spec
-            self.pipe = load(cell.model, weights=spec.weights, device=spec.device, dtype=spec.dtype)
+            self.pipe = load(
+                cell.model, weights=spec.weights, device=spec.device, dtype=spec.dtype,
+                offload=spec.offload, vae=spec.vae,
+            )  # fmt: skip
             self.seconds = time.monotonic() - began
         return self.pipe
 
@@ -182,6 +185,7 @@ def _measure(
 ) -> dict[str, Any]:
     import torch
 
+    from ditbench.models.text_ahead import TextAhead
     from ditbench.models.weights import weights_sha256
     from ditbench.profiling import counting, flops
     from ditbench.profiling.latency import Sampler, Timing
@@ -200,13 +204,21 @@ def _measure(
         sampling = cell.sampling
         artifacts = resolve(cell.model, cell.stack, cell.spec.weights, cell.spec.plugins)
         prepared = {name: artifact.folder for name, artifact in artifacts.items()}
-        with loaded.watching(cell), cell.stack.attached(pipe, prepared) as attached:
+        whole = job.round == 0 and not job.again
+        ahead = TextAhead(
+            pipe, cell.spec.device, lambda batch: call_arguments(cell.model, sampling, batch),
+            once=cell.encodes_once, offload=cell.spec.offload,
+        )  # fmt: skip
+        parts = list(batches(requests, cell.batch_size))
+        coming = timed(parts)[: None if whole else 1]
+        ahead.batches = [parts[0], *(parts[i] for i in coming if i)]
+        with loaded.watching(cell), ahead.attached() as text, ExitStack() as undo:
+            text.encode(parts[0])  # before methods hold memory, and before that is measured
+            attached = undo.enter_context(cell.stack.attached(pipe, prepared))
             loaded.attached = attached
-            sampler = Sampler(pipe, cell.model, sampling, attached, cell.spec.device)
-            parts = list(batches(requests, cell.batch_size))
+            sampler = Sampler(pipe, cell.model, sampling, attached, cell.spec.device, text)
             made: dict[int, Any] = {}
             warm: list[Timing] = []
-            whole = job.round == 0 and not job.again
 
             def warm_up() -> None:
                 """With the real batch and the real number of steps; its samples count, its time
@@ -220,7 +232,7 @@ def _measure(
             else:
                 memory = measure_memory(warm_up, pipe, attached, cell.spec.device)
             loaded.warm, timing = True, []
-            for i in timed(parts)[: None if whole else 1]:
+            for i in coming:
                 made[i], took = sampler(parts[i])
                 timing.append({"session": session, "round": job.round, "batch": i, **asdict(took)})
             idle = cell.stack.idle(sampling_of(cell.model), attached)
@@ -245,12 +257,12 @@ def _measure(
                 result["environment"]["gpu"] = loaded.gpu.settings
             if whole:
                 _save_samples(samples, [made[i] for i in sorted(made)])
-                result["memory"] = memory
+                result["memory"] = memory | text.as_dict()
                 if cell.spec.weights != "random":  # their tokenizer is a stand-in
                     result["prompts_cut"] = cut_prompts(pipe, cell.model, sampling, requests)
                 part = parts[0] if flops.decides_per_batch(cell.stack) else parts[0][:1]
                 alike = flops.alike_every_call(cell.stack)
-                with attached.inspected():
+                with attached.inspected(), text.every_call():
                     counted = counting.count_generation(pipe, lambda: sampler(part), alike=alike)
                 result["flops"] = asdict(counted.divided(len(part)))
             result["notes"] = attached.notes()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditbench.models.placement import encodes_once
 from ditbench.models.sampling import Sampling, count_for, sampling_of
 from ditbench.profiling.counting import first_line
 from ditbench.profiling.gpus import Gpu
@@ -36,14 +37,21 @@ def estimate(
     samples: int = 64,
     rounds: int = 3,
     changes: dict[str, Any] | None = None,
+    text_encoding: str = "auto",
+    offload: str = "none",
+    vae: str = "whole",
 ) -> Iterator[dict[str, Any]]:
     """A row for every model and stack, in that order, as they are done.
 
     `steps` None: the model's own. `samples` and `rounds` are those of the run whose `hours` are
-    told; a video counts as four samples. `changes` overrides sizes of the architecture. A stack that
+    told; a video counts as four samples. `changes` overrides sizes of the architecture;
+    `text_encoding`, `offload` and `vae` are as in `records.settings`, and ValueError says that
+    `sequential` offloading is not simulated. A stack that
     cannot be simulated is a row with the status `refused`, one that breaks down `failed`, with the
     reason as `note` and without numbers.
     """
+    if offload == "sequential":
+        raise ValueError("--offload: sequential is not simulated; none, text and model are")
     import torch  # noqa: F401  (the first to be imported, or torchao's remarks reach the screen)
 
     from ditbench.quiet import quiet
@@ -58,7 +66,8 @@ def estimate(
             from ditbench.simulation.rehearsal import Stand
 
             with simulated() as device:
-                stand = Stand(device, model, dtype, changes)
+                once = encodes_once(text_encoding, model)
+                stand = Stand(device, model, dtype, changes, once=once, offload=offload, vae=vae)
         for stack in stacks:
             with quiet(), simulated(device):
                 row = _row(stand, stack, sampling, gpu, batch, run)
@@ -72,7 +81,7 @@ def _row(
 
     row: dict[str, Any] = {"model": stand.model.name, "stack": str(stack), "batch": batch}
     try:
-        if reason := stack.refusal(stand.pipe):
+        if reason := stack.refusal(stand.pipe) or stack.kept_away(stand.offload):
             return row | _nothing("refused", reason)
         try:
             prepared = _prepared(stand.model, stack)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,8 @@ from ditbench.method.stack import Stack
 from ditbench.models.architecture import build
 from ditbench.models.blocks import blocks
 from ditbench.models.family import grid_of
+from ditbench.models.placement import decode_in_parts, text_encoders
+from ditbench.models.precision import step_in_float32
 from ditbench.models.requests import Request, call_arguments
 from ditbench.models.sampling import Sampling
 from ditbench.models.sublayers import sublayers
@@ -64,11 +66,24 @@ class Stand:
     """A model's whole pipeline on the device, with random weights of its published sizes."""
 
     def __init__(
-        self, device: Device, model: Model, dtype: str, changes: dict[str, Any] | None = None
+        self,
+        device: Device,
+        model: Model,
+        dtype: str,
+        changes: dict[str, Any] | None = None,
+        *,
+        once: bool = False,
+        offload: str = "none",
+        vae: str = "whole",
     ) -> None:
-        """`changes` overrides sizes of the architecture, as `part.key`."""
+        """`changes` overrides sizes of the architecture, as `part.key`. `once`: text is encoded
+        ahead; `offload` (none, text or model) and `vae` as in `records.settings`. What waits in
+        host memory is not counted; the time it takes to come and go is not known."""
         self.device, self.model = device, model
+        self.once, self.offload = once, offload
         self.pipe = build(model, device=NAME, dtype=getattr(torch, dtype), changes=changes)
+        step_in_float32(self.pipe.scheduler)
+        decode_in_parts(self.pipe, vae)
         if hasattr(self.pipe.scheduler, "index_for_timestep"):
             # found by value, of which the device has none: sampling begins at the first
             self.pipe.scheduler.index_for_timestep = lambda timestep, schedule_timesteps=None: 0
@@ -100,7 +115,7 @@ class Stand:
             self._name_weights()
             before = self.device.work.syncs.copy()
             try:
-                with _stages(self.pipe, self.device, rehearsal, until):
+                with _stages(self.pipe, self.device, rehearsal, until, self._bring):
                     self._call(arguments, latents)
             except GoesByValues:
                 raise
@@ -111,6 +126,22 @@ class Stand:
                 self.device.ledger.method_tensors = tuple
         _refuse_reads(rehearsal.stages[DENOISE].work.syncs)
         return rehearsal
+
+    def _bring(self, stage: str) -> None:
+        """Have on the device what a stage needs; "": everything."""
+        pipe = self.pipe
+        encoders, others = text_encoders(pipe), {DENOISE: pipe.transformer, DECODE: pipe.vae}
+        away: list[Any] = []
+        if stage in (DENOISE, DECODE) and (self.once or self.offload in ("text", "model")):
+            away += encoders
+        if stage == TEXT and self.once and self.offload == "text":
+            away += [pipe.transformer, pipe.vae]
+        if stage and self.offload == "model":
+            away += [part for name, part in others.items() if name != stage]
+        for part in (*encoders, *others.values()):
+            waits = any(part is one for one in away)
+            for tensor in tensors_of(part):
+                (self.device.ledger.release if waits else self.device.ledger.take_back)(tensor)
 
     def _call(self, arguments: dict[str, Any], latents: tuple[int, ...]) -> None:
         try:
@@ -149,9 +180,16 @@ def _refuse_reads(syncs: Mapping[str, int], error: Exception | None = None) -> N
 
 
 @contextmanager
-def _stages(pipe: Any, device: Device, rehearsal: Rehearsal, until: int | None) -> Iterator[None]:
-    """Note work and memory by stage, and leave no trace."""
+def _stages(
+    pipe: Any,
+    device: Device,
+    rehearsal: Rehearsal,
+    until: int | None,
+    bring: Callable[[str], None],
+) -> Iterator[None]:
+    """Note work and memory by stage, and leave no trace; `bring` moves weights for a stage."""
     ledger = device.ledger
+    bring(TEXT)
     now, began, highest = TEXT, device.work.copy(), 0
     ledger.mark()
 
@@ -160,6 +198,7 @@ def _stages(pipe: Any, device: Device, rehearsal: Rehearsal, until: int | None) 
         peak, at_peak = ledger.close()
         rehearsal.stages[now] = Stage(work=device.work.minus(began), peak=peak, at_peak=at_peak)
         now, began = stage, device.work.copy()
+        bring(stage)
         ledger.mark()
 
     def called(*_: Any) -> None:
@@ -181,6 +220,7 @@ def _stages(pipe: Any, device: Device, rehearsal: Rehearsal, until: int | None) 
 
     decode = pipe.vae.decode
     with ExitStack() as undo:
+        undo.callback(bring, "")
         undo.callback(pipe.transformer.register_forward_pre_hook(called).remove)
         undo.callback(pipe.transformer.register_forward_hook(returned, always_call=True).remove)
         undo.callback(setattr, pipe.vae, "decode", decode)

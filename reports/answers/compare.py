@@ -18,7 +18,7 @@ from ditbench.extractors.references import ReferenceSets
 from ditbench.metrics.table import Metric, metrics
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores, read_scores
-from ditbench.records.settings import LABELS
+from ditbench.records.settings import CHOICES, DEFAULTS, LABELS
 from ditbench.reports.sections.format import DASH, fixed, number, spoken
 from ditbench.reports.sections.rows import differing
 from ditbench.reports.sections.section import Section
@@ -26,9 +26,9 @@ from ditbench.statistics import estimates as statistics
 from ditbench.statistics import times
 from ditbench.statistics.estimates import Estimate
 
-PAIRED = ("requests_sha256", "num_samples", "dtype", "weights")
+PAIRED = ("requests_sha256", "num_samples", "dtype", "weights", "vae")
 """What two cells of a stack must share for their samples to be compared."""
-TIMED_ALIKE = ("batch_size", "dtype")
+TIMED_ALIKE = ("batch_size", "dtype", *CHOICES)
 """What they must share, besides the environment, for times and memory to be compared."""
 
 
@@ -114,7 +114,9 @@ def _cells(
 
 def _unlike(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Those of the settings in which two records differ, as reports call them."""
-    return [LABELS[name] for name in names if one["run"].get(name) != other["run"].get(name)]
+    older = {name: DEFAULTS[name] for name in CHOICES}  # records without them
+    first, second = (older | dict(record["run"]) for record in (one, other))
+    return [LABELS[name] for name in names if first.get(name) != second.get(name)]
 
 
 def _qualities(

@@ -19,7 +19,7 @@ from ditbench.method.dependencies import changed
 from ditbench.records.files import read_json
 from ditbench.records.record import MEASURED, SHOWN
 from ditbench.records.run_folder import RunFolder
-from ditbench.records.settings import LABELS
+from ditbench.records.settings import CHOICES, DEFAULTS, LABELS
 from ditbench.reports.sections.format import number, share
 from ditbench.reports.sections.reproduce import elsewhere
 from ditbench.reports.sections.rows import MACHINE, ReportRow, ranked
@@ -27,7 +27,7 @@ from ditbench.reports.sections.section import Section
 
 ALIKE = (
     "model_sha256", "requests_sha256", "num_samples", "seed", "batch_size", "rounds", "dtype",
-    "device",
+    "device", *CHOICES,
 )  # fmt: skip
 """Fields of a record's `run` in which cells of one model must agree."""
 
@@ -154,7 +154,9 @@ def _values(section: Section, model: str, field: str) -> set[str]:
     """What a model's measured cells have in a field of `run`; of a hash, its beginning."""
     records = (section.records[row["key"]] for row in section.models[model])
     runs: list[Mapping[str, Any]] = [r["run"] for r in records if r["status"] in MEASURED]
-    return {str(run[field])[:12] for run in runs if run.get(field) is not None}
+    older = {name: DEFAULTS[name] for name in CHOICES}  # records without them
+    known = [older | dict(run) for run in runs]
+    return {str(run[field])[:12] for run in known if run.get(field) is not None}
 
 
 def _joined(group: Sequence[Section]) -> Section:

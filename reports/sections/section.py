@@ -18,6 +18,7 @@ from ditbench.extractors.references import ReferenceSets
 from ditbench.records.files import read_json
 from ditbench.records.record import MEASURED, SHOWN, Record, read_run
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.settings import changed_settings
 from ditbench.reports.sections.format import count
 from ditbench.reports.sections.rows import ReportRow, comparable, report_rows
 
@@ -94,6 +95,7 @@ class Section:
         parts += [
             row["dtype"],
             f"{Path(row['weights']).name} weights",
+            *changed_settings(self.records[row["key"]]["run"]),
             hardware(self.records[row["key"]]["environment"]),
         ]
         return ", ".join(str(part) for part in parts if part)

@@ -2,21 +2,27 @@
 
 B batch, N rows of a stream, K chosen rows, D width, H heads, d width of a head, M keys. Scores
 [B,N] have unit length over the tokens, so that what `token_cache.TokenCache` adds for waiting weighs the
-same whatever the selector (as in the code of arXiv:2410.05317).
+same whatever the selector (as in the code of arXiv:2410.05317). They are float32 whatever the
+model's dtype: in bfloat16 thousands of tokens share a dozen scores, and ties decide.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from ditbench.acceleration.caching.attention_map import (
+    Watch,
+    entropy_of,
+    queries_at,
+    received_by,
+)
 from ditbench.acceleration.caching.token_settings import SELECTORS
 from ditbench.models.token_rows import put, take
 from ditbench.suggest import suggest
@@ -29,11 +35,6 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]
 """(sub-layer, guidance pass)."""
-
-
-MAP = 1 << 27
-"""Numbers of an attention map, all heads and samples, above which it is made in pieces: of FLUX at
-1024x1024 the whole has 510 million, of Wan at 480p and 81 frames 13 billion."""
 
 
 class Selector:
@@ -61,8 +62,8 @@ class Selector:
         again."""
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
-        """[B,N] of the input `hidden` [B,N,D], higher first; `kept` [B,N,D] is the output a token
-        keeps unless it is chosen."""
+        """[B,N] float32 of the input `hidden` [B,N,D], higher first; `cached` [B,N,D] is the output
+        a token keeps unless it is chosen."""
         raise NotImplementedError
 
     def key(self, sublayer: Sublayer) -> Key:
@@ -94,14 +95,14 @@ class Attention(Selector):
         signal = "entropy" if sublayer.kind == "cross" else "received"
         if sublayer.kind in ("mlp", "context_mlp") or signal not in self.rules.signals:
             return super().run(sublayer, run, rows, every=every)
-        with _Watch() as watch:
+        with Watch() as watch:
             out = super().run(sublayer, run, rows, every=every)
         if watch.seen is None:
             return out
         q, k, mask = watch.seen
         if every and rows is not None:  # what a run of these rows alone would have shown
             text = self.now.text_tokens if sublayer.kind == "joint" else 0
-            q = _queries(q, rows, text, not text or sublayer.text_first)
+            q = queries_at(q, rows, text, not text or sublayer.text_first)
         at = signal, sublayer.block, self.now.branch
         if signal == "received":
             whole = math.prod(self.now.grid)
@@ -111,9 +112,9 @@ class Attention(Selector):
                     f"{sublayer.name} attends to {seen} tokens in place of {whole}, so which tokens are "
                     "attended to is not known: choose another selector"
                 )
-            self.signals[at] = _received(q, k, mask)
+            self.signals[at] = received_by(q, k, mask)
         else:
-            entropy = _entropy(q, k, mask)
+            entropy = entropy_of(q, k, mask)
             self.signals[at] = (
                 entropy if rows is None else self.signals[at].scatter(1, rows, entropy)
             )
@@ -169,7 +170,7 @@ class Change(Selector):
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Squared distance."""
-        moved = (hidden - self.inputs[self.key(sublayer)]).square().sum(-1)
+        moved = (hidden.float() - self.inputs[self.key(sublayer)].float()).square().sum(-1)
         return F.normalize(self.over_passes(moved), dim=1)
 
 
@@ -208,7 +209,7 @@ class Norm(Residual):
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Of every guidance pass alone."""
-        return F.normalize(self.stream(sublayer, hidden).norm(dim=-1), dim=1)
+        return F.normalize(self.stream(sublayer, hidden).float().norm(dim=-1), dim=1)
 
 
 class Similarity(Residual):
@@ -216,9 +217,8 @@ class Similarity(Residual):
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Of every guidance pass alone."""
-        return F.normalize(
-            1 - F.cosine_similarity(self.stream(sublayer, hidden), cached, dim=-1), dim=1
-        )
+        stream = self.stream(sublayer, hidden).float()
+        return F.normalize(1 - F.cosine_similarity(stream, cached.float(), dim=-1), dim=1)
 
 
 class Shuffle(Selector):
@@ -226,17 +226,44 @@ class Shuffle(Selector):
     sub-layer.
 
     The authors' `random` draws one for every sample, which would make a sample depend on its place
-    in the batch.
+    in the batch. They are the same in every generation: drawn in the first, on the host, and
+    brought to the device in one copy by each later one.
     """
+
+    def __init__(self, now: Now, rules: Rules) -> None:
+        super().__init__(now, rules)
+        self.drawn: dict[tuple[int, int, int], Tensor] = {}
+        """(step, sub-layer, N) -> [N], on the host."""
+        self.orders: dict[tuple[int, int, int], Tensor] = {}
+        """Those on the device, in this generation."""
+
+    def attach(self, at: Attachment) -> None:
+        """Has them leave the device with the generation."""
+        at.keeps(self.orders, rows=False)
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Uniform over 0..1."""
-        g = torch.Generator().manual_seed(1_000_003 * self.now.step + sublayer.index)
-        # not waited for: the host's copy is taken before the call returns, pinned or not
-        order = torch.rand(hidden.shape[1], generator=g).to(
-            hidden.device, hidden.dtype, non_blocking=True
-        )
-        return order.expand(len(hidden), -1)
+        key = self.now.step, sublayer.index, hidden.shape[1]
+        if self.drawn and not self.orders:
+            self._bring(hidden.device)
+        if key not in self.orders:
+            if key not in self.drawn:
+                g = torch.Generator().manual_seed(1_000_003 * self.now.step + sublayer.index)
+                self.drawn[key] = torch.rand(hidden.shape[1], generator=g)
+            # not waited for: the host's copy is taken before the call returns, pinned or not
+            self.orders[key] = self.drawn[key].to(hidden.device, non_blocking=True)
+        return self.orders[key].expand(len(hidden), -1)
+
+    def _bring(self, device: torch.device) -> None:
+        """All that were drawn, those of one length in one copy."""
+        if device.type == "cpu":
+            self.orders.update(self.drawn)
+            return
+        for n in dict.fromkeys(n for _, _, n in self.drawn):
+            keys = [key for key in self.drawn if key[2] == n]
+            table = torch.stack([self.drawn[key] for key in keys])
+            rows = table.to(device, non_blocking=True).unbind()
+            self.orders.update(zip(keys, rows, strict=True))
 
 
 def selector(name: str) -> Callable[[type[Selector]], type[Selector]]:
@@ -259,80 +286,6 @@ def selector_class(name: str) -> type[Selector]:
     module, _, cls = SELECTORS[name].partition(":")
     selector_type: type[Selector] = getattr(import_module(module), cls)
     return selector_type
-
-
-class _Watch(TorchFunctionMode):
-    """Sees queries [B,H,K,d] and keys [B,H,M,d] on their way into attention, rotated and
-    normalised."""
-
-    seen: tuple[Tensor, Tensor, Tensor | None] | None = None
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            q, k = (
-                args[i] if len(args) > i else kwargs[name]
-                for i, name in enumerate(("query", "key"))
-            )
-            mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-            self.seen = q.detach(), k.detach(), mask
-        return func(*args, **kwargs)
-
-
-def _maps(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
-    """The attention map of q [B,H,K,d] and k [B,H,M,d], [B,K,M], the mean over heads: whole, or a
-    run of queries at a time where it would have more than `MAP` numbers by head."""
-    batch, heads, count, width = q.shape
-    size = max(1, MAP // (batch * heads * k.shape[2]))
-    if size >= count:
-        yield _mean_map((q @ k.transpose(-1, -2)) * width**-0.5, mask)
-        return
-    q = q * width**-0.5  # the queries, which are smaller than the map
-    for first in range(0, count, size):
-        rows = slice(first, first + size)
-        part = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
-        yield _mean_map(q[:, :, rows] @ k.transpose(-1, -2), part)
-
-
-def _mean_map(scores: Tensor, mask: Tensor | None) -> Tensor:
-    scores = scores if mask is None else scores + _additive(mask, scores)
-    return scores.softmax(-1).mean(1)
-
-
-def _received(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """How much the keys are attended to, [B,M]: the mean over queries."""
-    first, *others = (
-        probability.mean(1) if probability.shape[1] == q.shape[2] else probability.float().sum(1)
-        for probability in _maps(q, k, mask)
-    )
-    return (sum(others, first) / q.shape[2]).to(q.dtype) if others else first
-
-
-def _entropy(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """How widely the queries attend, [B,K]."""
-    parts = [-(p * p.clamp(min=1e-12).log()).sum(-1) for p in _maps(q, k, mask)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def _queries(q: Tensor, rows: Tensor, text: int, text_first: bool) -> Tensor:
-    """Queries [B,H,T+K,d] of the `text` tokens, all of them, and of the chosen `rows` [B,K] of the
-    others, in the order of `q`."""
-    whole = torch.arange(text, device=rows.device).expand(len(rows), -1)
-    if text_first:
-        at = torch.cat([whole, rows + text], 1)[:, None, :, None]
-    else:
-        at = torch.cat([rows, whole + q.shape[2] - text], 1)[:, None, :, None]
-    return q.gather(2, at.expand(-1, q.shape[1], -1, q.shape[3]))
-
-
-def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    return (
-        torch.zeros_like(like).masked_fill(~mask, float("-inf"))
-        if mask.dtype == torch.bool
-        else mask
-    )
 
 
 def _own_rows(sublayer: Sublayer, signal: Tensor, n: int) -> Tensor:

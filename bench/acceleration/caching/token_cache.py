@@ -54,6 +54,7 @@ class TokenCache:
         self.attend = attend
         self.kept: dict[Key, Output] = {}
         self._age: dict[Key, Tensor] = {}
+        """Steps since a token was computed, [B,N] float32 whatever the model's dtype."""
         self._mixed: dict[Key, Tensor] = {}
         self._stores: tuple[dict[Any, Any], ...] = (
             self.kept,
@@ -77,7 +78,7 @@ class TokenCache:
             out = run()
             self.selector.forget(sublayer)
         self.kept[key] = out
-        self._age[key] = hidden.new_zeros(hidden.shape[:2])
+        self._age[key] = hidden.new_zeros(hidden.shape[:2], dtype=torch.float32)
         self._count(sublayer, len(hidden) * hidden.shape[1], 0)
         return out
 
@@ -159,7 +160,7 @@ class TokenCache:
         score = self.selector.score(
             sublayer, hidden, (cached[0] if isinstance(cached, tuple) else cached).detach()
         )
-        score = score + self.reuse_weight * self._age[key]
+        score = score.float() + self.reuse_weight * self._age[key]
         if sublayer.stream != "text":
             score = _with_bonus(score, self.at.now.grid, self.rules.window, self.rules.bonus)
         return score.argsort(dim=1, descending=True, stable=True)

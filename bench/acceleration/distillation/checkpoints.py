@@ -116,22 +116,20 @@ def put_in_place(row: Checkpoint, pipeline: Any, at: Attachment) -> None:
             at.count("weights")
     else:
         own = pipeline.transformer
-        other = (
-            type(own)
-            .from_pretrained(path, use_safetensors=True)
-            .to(own.device, own.dtype)
-            .eval()
-            .requires_grad_(False)
-        )
-        at.undo(own.to, own.device)
+        device = own.device
+        at.undo(own.to, device)
+        own.to("cpu")  # the device need not hold both
+        other = type(own).from_pretrained(path, use_safetensors=True, dtype=own.dtype)
         at.undo(setattr, pipeline, "transformer", own)
-        pipeline.transformer = other
-        own.to("cpu")
+        pipeline.transformer = other.to(device).eval().requires_grad_(False)
         at.count("weights", sum(1 for _ in other.parameters()))
     if row.scheduler:
         import diffusers
 
+        from ditbench.models.precision import step_in_float32
+
         scheduler = getattr(diffusers, row.scheduler).from_config(pipeline.scheduler.config)
+        step_in_float32(scheduler)
         at.undo(setattr, pipeline, "scheduler", pipeline.scheduler)
         pipeline.scheduler = scheduler
 

@@ -4,15 +4,16 @@ next. Fits all four pipelines."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from ditbench.acceleration.distillation.noise_process import Process
+from ditbench.models.precision import in_float32
 
 Way = Literal["flow", "consistency"]
 """`flow`: follow the student's mean velocity to the next level. `consistency`: jump to the clean
@@ -71,6 +72,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """As it is."""
         return sample
 
+    @in_float32
     def step(
         self,
         model_output: Tensor,
@@ -92,9 +94,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         else:
             noise = self._noise.flatten(1).roll(STRIDE * (i + 1), 1).view_as(sample)
             x = (1 - there) * clean + there * noise
-        next_state = self.process.own(x, there), clean
-        return (
-            SimpleNamespace(prev_sample=next_state[0], pred_original_sample=clean)
-            if return_dict
-            else next_state
-        )
+        state = self.process.own(x, there)
+        if not return_dict:
+            return state, clean
+        return DDIMSchedulerOutput(prev_sample=state, pred_original_sample=clean)

@@ -105,6 +105,7 @@ FAMILY = Family(
     guidance="two calls",
     hidden_by_keyword=True,
     video=True,
+    float32_parts=("vae",),
     call=_call,
     meta_call=_meta_call,
     token_size=_token_size,
