@@ -13,9 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import run_bench  # noqa: F401
 
-LONG = ("zoo", "flops", "execute", "reports", "method_contract", "distill", "learning", "methods")
+LONG = (
+    "zoo", "full_size", "execute", "simulation", "learning", "distill", "protocol",
+    "method_contract", "page", "flops", "reports", "methods", "alike", "simulations", "looking",
+    "merging", "imports",
+)  # fmt: skip
 """Files that take longest, first: with files side by side, one of them left for the end would run
-alone."""
+alone. pytest-xdist keeps this order with --no-loadscope-reorder; by itself it goes by the number of
+tests, and the longest files have few."""
 
 
 def pytest_collection_modifyitems(items):
