@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ditbench.acceleration.caching.token_settings import (
     DIFFSPARSE,
     SELECTORS,
+    relied_on,
     selector_files,
     without_settings,
 )
@@ -137,6 +138,10 @@ class DiffSparse:
         if self.allocator != "learned" or model.group != "full" or not sources(model.family):
             return None
         return replace(self, allocator="transferred")
+
+    def relies_on(self, family: str) -> dict[str, str]:
+        """Nothing where everything is computed."""
+        return {} if self.keep == 1 else relied_on(self.selector, DIFFSPARSE.get(family))
 
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
         """Learn or measure the table of costs, keep it and the schedule it gives; returns notes for

@@ -11,6 +11,7 @@ from ditbench.acceleration.caching.token_settings import (
     DUCA,
     SELECTORS,
     places,
+    relied_on,
     selector_files,
     without_settings,
 )
@@ -64,6 +65,10 @@ class Duca:
     def check(self, pipeline: Any) -> str | None:
         """There must be settings for the family."""
         return without_settings("duca", DUCA, pipeline)
+
+    def relies_on(self, family: str) -> dict[str, str]:
+        """Nothing at an interval of 1."""
+        return {} if self.interval == 1 else relied_on(self.selector, DUCA.get(family))
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache, and every block round it."""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ditbench.acceleration.caching.diffusers_caches import count_attention, put_on, timestep_of
+from ditbench.acceleration.caching.diffusers_caches import (
+    WHOLE_SINGLE_BLOCKS,
+    count_attention,
+    put_on,
+    timestep_of,
+)
 from ditbench.method import Attachment, Stage, knob, method
 
 
@@ -41,6 +46,10 @@ class Pab:
                 "run one after the other, would share it"
             )
         return None
+
+    def relies_on(self, family: str) -> dict[str, str]:
+        """FLUX's single blocks are rerouted whole, attention and all."""
+        return WHOLE_SINGLE_BLOCKS if family == "flux" and self.interval > 1 else {}
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Hook the cache in, and count the attentions it spares."""

@@ -13,6 +13,7 @@ from ditbench.acceleration.caching.token_settings import (
     TOCA_DDPM250,
     Rules,
     places,
+    relied_on,
     selector_files,
     without_settings,
 )
@@ -82,6 +83,10 @@ class Toca:
     def inputs(self) -> list[Path]:
         """The file of a selector from outside."""
         return selector_files(self.selector)
+
+    def relies_on(self, family: str) -> dict[str, str]:
+        """Nothing at an interval of 1."""
+        return {} if self.interval == 1 else relied_on(self.selector, TOCA.get(family))
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through the token cache."""

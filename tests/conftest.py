@@ -6,18 +6,49 @@ runs files side by side.
 
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import run_bench  # noqa: F401
 
-LONG = ("zoo", "flops", "execute", "reports", "method_contract", "distill", "learning", "methods")
+LONG = (
+    "zoo", "full_size", "execute", "simulation", "learning", "distill", "protocol",
+    "method_contract", "page", "flops", "reports", "methods", "alike", "simulations", "looking",
+    "merging", "imports",
+)  # fmt: skip
 """Files that take longest, first: with files side by side, one of them left for the end would run
-alone."""
+alone. pytest-xdist keeps this order with --no-loadscope-reorder; by itself it goes by the number of
+tests, and the longest files have few."""
 
 
 def pytest_collection_modifyitems(items):
     order = {f"test_{name}.py": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(scope="module")
+def undrawn():
+    """Reports without their figures, for modules that look at tables and words alone."""
+    with no_figures():
+        yield
+
+
+@pytest.fixture
+def undrawn_here():
+    """The same for one test."""
+    with no_figures():
+        yield
+
+
+@contextmanager
+def no_figures():
+    import ditbench.reports.page.page  # noqa: F401, which has `abreast` of its own for its images
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ditbench.reports.sections.parallel.abreast", lambda jobs: [{} for _ in jobs])
+        yield

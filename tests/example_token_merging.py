@@ -13,7 +13,7 @@ from ditbench.models.sublayers import Route, Sublayer, sublayers
     "token_merging",
     family="sparsity",
     stage=Stage.OPERATOR,
-    claims={"attention-operator"},
+    claims={"attention-operator", "attended-tokens"},
     paper="arXiv:2303.17604",
 )
 class TokenMerging:

@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 
+from ditbench.acceleration.distillation import recordings
 from ditbench.acceleration.distillation.noise_process import (
     Process,
     angle,
@@ -24,11 +25,12 @@ from ditbench.acceleration.distillation.objectives import (
     meanflow_target,
     scm_tangent,
 )
-from ditbench.acceleration.distillation.recordings import Denoiser, record
+from ditbench.acceleration.distillation.recordings import Denoiser, record, rows
 from ditbench.acceleration.distillation.scheduler import FewStepScheduler
 from ditbench.acceleration.distillation.students import Recipe, fingerprint, prepare_student
 from ditbench.method.prepare import Workroom
 from ditbench.method.stack import Stack
+from ditbench.models.calls import take_rows
 from ditbench.models.differentiable import paint
 from ditbench.models.loading import load
 from ditbench.models.requests import call_arguments, make_requests
@@ -37,7 +39,7 @@ from ditbench.models.table import models
 from ditbench.quiet import quiet
 from ditbench.shapes.judge import load_judge
 from ditbench.shapes.perceptual import Perceptual
-from ditbench.testing import KINDS, Subject, check_method
+from ditbench.testing import KINDS, Subject, check_method, tiny
 from ditbench.testing.subjects import OUTPUT
 
 TRAINED = tuple(kind for kind in KINDS if f"{kind}-tiny" in models())
@@ -349,6 +351,25 @@ def test_finishing_brings_the_students_pixels_nearer_to_the_teachers(tmp_path):
         line.rpartition(",")[2] for line in (tmp_path / "16" / "log.csv").read_text().splitlines()
     ]
     assert kinds == ["loss_of", "jumps", "pixels"]
+
+
+def test_rows_of_a_conditioning_are_those_that_take_rows_gives_the_transformer():
+    """In mappings and tuples too; what a family shares stays whole."""
+    texts, ids = torch.arange(12.0).view(4, 3), torch.arange(8.0).view(4, 2)
+    asked = {
+        "encoder_hidden_states": texts, "added_cond_kwargs": {"resolution": None, "ratio": texts},
+        "pair": (ids, texts), "img_ids": ids, "return_dict": False,
+    }  # fmt: skip
+    pipe, which = tiny("flux").pipeline, torch.tensor([2, 0])
+    call = {"hidden_states": texts, **asked}
+    _, expected = take_rows(pipe.transformer, (), call, which)
+    mine = rows(asked, which)
+    assert mine.keys() == asked.keys() and mine["img_ids"] is ids
+    for name, value in mine.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+    both = recordings._joined([rows(asked, torch.tensor([i])) for i in range(4)])
+    for name, value in both.items():
+        torch.testing.assert_close(value, asked[name], rtol=0, atol=0)
 
 
 def test_another_training_gives_another_student_and_the_same_one_the_same(tmp_path):

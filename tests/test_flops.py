@@ -21,7 +21,7 @@ from ditbench.method.traits import Traits
 from ditbench.models.architecture import build
 from ditbench.models.sampling import sampling_of
 from ditbench.models.table import select
-from ditbench.profiling import counting, flops
+from ditbench.profiling import counting, flop_counter, flops
 from ditbench.profiling.conventions import counted
 from ditbench.profiling.flop_counter import Counter, looks_like_a_product
 from ditbench.quiet import quiet
@@ -386,6 +386,53 @@ def test_convolutions_and_products_with_vectors_are_counted():
         torch.addbmm(torch.zeros(2, 4), torch.zeros(3, 2, 5), torch.zeros(3, 5, 4))
     assert counter.of("elsewhere", "conv") == 2 * (5 * 3 * 4 * 16 + 3 * 2 * 4 * 4 * 9)
     assert counter.of("elsewhere") - counter.of("elsewhere", "conv") == 2 * (42 + 42 + 5 + 120)
+
+
+def some_of_everything(x):
+    """Views, copies, writes, several results, numbers of every type, and the same shapes again."""
+    layer = nn.Linear(8, 8, device="meta")
+    made = [
+        x,
+        x.T,
+        x.reshape(2, -1),
+        x.contiguous(),
+        x.T.contiguous(),
+        x.to(torch.float64),
+        x.to(x.dtype),
+    ]
+    for value in (1, 1.0, True):
+        made += [x + value, (x > 0) * value, torch.full_like(x, value)]
+    for _ in range(2):
+        made += [*x.chunk(2), *x.unbind(), *x.topk(2), *torch.var_mean(x, 1), layer(x), x @ x]
+        y = x.clone()
+        y[0] = 1
+        made += [y, y.mul_(2), y.transpose(0, 1).add_(1), functional.dropout(x, training=False)]
+        made += [functional.scaled_dot_product_attention(*[x.view(1, 1, 8, 8)] * 3)]
+        made += [x.half() @ x.half(), torch.bmm(x[None], x[None]), functional.silu(x).softmax(-1)]
+    return made
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_is_not_run_again_on_the_meta_device_returns_and_counts_the_same(monkeypatch, mode):
+    results = []
+    for again in (False, True):
+        if again:
+            monkeypatch.setattr(flop_counter, "signature", lambda _: None)
+        counter = Counter()
+        with mode(), counter.counting():
+            made = some_of_everything(torch.empty(8, 8, device="meta"))
+        described = [(t.shape, t.stride(), t.dtype, t.device) for t in made]
+        # the same of them share memory
+        memory = [t.untyped_storage()._cdata for t in made]
+        results.append((described, [memory.index(m) for m in memory], counter.flops))
+        assert bool(counter._operations) != again
+    assert results[0] == results[1] and results[0][2].total() > 0
+
+
+def test_a_tensor_with_values_is_never_taken_for_another_of_its_shape():
+    with torch.no_grad(), Counter().counting():
+        one, two = (torch.full((2, 2), value) @ torch.eye(2) for value in (1.0, 2.0))
+    assert (one.tolist(), two.tolist()) == ([[1.0] * 2] * 2, [[2.0] * 2] * 2)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,6 +12,8 @@ from ditbench.reports.sections.rows import TIMES
 from ditbench.reports.sections.section import read_sections
 from ditbench.reports.tables.stacking import stacking_frame
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TOGETHER = ("none", "fora(interval=3)", "int8", "int8+fora(interval=3)")
 OTHER = ENVIRONMENT | {"processor": "Another 4000"}
 

@@ -232,6 +232,42 @@ def test_none_is_a_control_too_and_is_the_one_where_the_stack_is_as_slow():
     assert row["control"] == "none" and row["verdict"] == "beaten"
 
 
+def test_controls_that_say_nothing_are_named_with_the_reason():
+    """A control that failed, was not scored, or is of other requests; and one that had no effect is
+    the model itself."""
+    shares = (0.5, 0.35, 0.25, 0.2, 0.1)
+    control = dict(zip("abcde", (f"fewer_steps(share={s})" for s in shares), strict=True))
+    student = "distill(steps=2)"
+    times = {"none": 8.0, "distill": 2.0, "fora": 4.0, "distill+fora": 1.0, student: 1.0}
+    times |= dict.fromkeys(control.values(), 0.9)
+    steps = {"distill": 4, "distill+fora": 4, student: 2}.items()
+    records, scores = world(times, dict.fromkeys(times, 0.0), steps=steps)
+    whole = interactions(records, scores, (C, A), REFERENCE)[-1]
+    assert whole["controls_left_out"] == [] and len(whole["controls"]) > 1
+    by_stack = {r["stack"]: r for r in records}
+    by_stack[control["a"]] |= {"status": "failed", "sampling": {}}
+    del scores[control["b"]]
+    by_stack[control["c"]]["run"]["requests_sha256"] = "others"
+    by_stack[control["d"]] |= {"status": "inert"}
+    short = {name: array[:9] for name, array in scores[control["e"]].arrays.items()}
+    scores[control["e"]] = Scores(samples_sha256="", arrays=short)
+    by_stack[student] |= {"status": "oom", "sampling": {}}
+    for rows in (
+        interactions(records, scores, (C, A), REFERENCE),
+        together(records, scores, REFERENCE),
+    ):
+        row = rows[-1]
+        assert row["controls_left_out"] == [
+            f"{control['a']} (failed)",
+            f"{control['b']} (not scored)",
+            f"{control['c']} (of other requests, weights or sample counts)",
+            f"{control['e']} (not scored on the same samples)",
+            f"{student} (oom)",
+        ]
+        assert not {*control.values(), student} & {*row["controls"]}
+        assert describe(rows)[-1]["controls_left_out"] == row["controls_left_out"]
+
+
 def test_a_student_of_fewer_steps_is_a_control_of_its_longer_one():
     times = {
         "none": 8.0,

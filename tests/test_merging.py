@@ -27,6 +27,7 @@ def runs(tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("undrawn_here")
 def test_runs_that_agree_share_a_table_and_it_is_said_which_cells_were_kept(runs, tmp_path, capsys):
     report = reports.build(runs, tmp_path / "out")
     (section,) = report.sections
@@ -106,6 +107,7 @@ def other_environment(record):
     )
 
 
+@pytest.mark.usefixtures("undrawn_here")
 @pytest.mark.parametrize(
     ("change", "named"),
     [

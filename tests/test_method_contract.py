@@ -305,6 +305,45 @@ def test_a_shortcut_count_that_misses_what_a_method_does_is_found():
     assert not failed("broken_test", "flux")
 
 
+@pytest.mark.parametrize("kind", ["dit", "flux"])
+def test_an_error_is_raised_where_a_cache_leaves_the_first_block_one_run(kind):
+    """Two steps of which the second reuses the first one's output."""
+
+    def attach(self: Any, pipeline: Any, at: Any) -> None:
+        kept: dict[int, Any] = {}
+        at.keeps(kept)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if at.now.step:
+                at.count("reused")
+                return kept[at.now.branch]
+            kept[at.now.branch] = run(*args, **kwargs)
+            return kept[at.now.branch]
+
+        run = at.patch(pipeline.transformer, "forward", forward)
+
+    text = f"fewer_steps(steps=2)+{declare(attach=attach)}"
+    assert not [c for c in check_method(text, tiny(kind)) if not c.passed]
+
+
+def test_an_error_that_a_method_swallows_at_its_only_run_fails_the_clause():
+    def attach(self: Any, pipeline: Any, at: Any) -> None:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            at.count("runs")
+            if at.now.step:
+                return (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0],)
+            try:
+                return run(*args, **kwargs)
+            except Exception:
+                return (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0],)
+
+        run = at.patch(pipeline.transformer, "forward", forward)
+
+    checks = check_method(declare(attach=attach), tiny("pixart", steps=2))
+    (failed_clause,) = [c for c in checks if c.name == "an error inside a block spoils nothing"]
+    assert failed_clause.note == "the error did not come through" and not failed_clause.passed
+
+
 def test_checking_models_gives_a_row_for_every_clause(monkeypatch):
     from ditbench.models import loading
     from ditbench.models import table as models

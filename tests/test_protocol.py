@@ -247,6 +247,56 @@ def test_a_ranking_by_attention_does_not_take_merged_tokens_for_others():
         generate("toca(interval=3)+token_merging", "dit", 0)
 
 
+MERGED = "token_merging claims attended-tokens, but "
+BY_ATTENTION = "ranks tokens by how much each of them is attended to; choose another selector, "
+WHOLE = "reuses the attention inside FLUX's single blocks, which has no keys and values of other "
+
+
+@pytest.mark.parametrize(
+    ("text", "families_refused", "why"),
+    [
+        ("toca", {"dit", "flux", "sd3"}, f"toca {BY_ATTENTION}"),
+        ("toca(selector='change')", set(), ""),
+        ("toca(interval=1)", set(), ""),
+        ("duca", {"dit", "flux", "sd3"}, f"duca {BY_ATTENTION}"),
+        ("diffsparse(allocator='uniform')", set(KINDS), f"diffsparse {BY_ATTENTION}"),
+        ("diffsparse(allocator='uniform',selector='norm')", set(), ""),
+        ("pab(first=1000,last=0)", {"flux"}, f"pab {WHOLE}"),
+        ("fastercache(first=999)", {"flux"}, f"fastercache {WHOLE}"),
+        ("fora", set(), ""),
+        ("teacache(threshold=5.0)", set(), ""),
+        ("taylorseer(interval=2,order=1,first=1)", set(), ""),
+        ("delta_dit(interval=2)", set(), ""),
+        ("l2c", set(), ""),
+    ],
+)
+def test_what_does_not_go_with_merged_tokens_is_refused_when_a_run_is_planned(
+    text, families_refused, why
+):
+    """And nothing else is: what is not refused runs on merged tokens."""
+    stack = Stack.parse(f"{text}+token_merging")
+    assert stack.problems() == []  # without a family nothing can be said
+    for kind in KINDS:
+        problems = stack.problems(kind)
+        assert bool(problems) == (kind in families_refused), kind
+        assert all(problem.startswith(MERGED + why) for problem in problems)
+        reason = stack.refusal(subject(kind).pipeline)
+        if problems:
+            assert reason == problems[0]
+        elif reason is None and not any(m.recipe() for m in stack.methods):
+            generate(str(stack), kind, 0)
+
+
+def test_a_plan_refuses_a_ranking_by_the_attention_of_merged_tokens():
+    model, stack = "dit-tiny,pixart-tiny", "toca+token_merging"
+    plugin = TESTS / "example_token_merging.py"
+    done = command("plan", "--plugin", plugin, "--models", model, "--methods", stack, "--json")
+    rows = json.loads(done.stdout.splitlines()[-1])
+    dit, pixart = [row for row in rows if row["stack"] != "none"]
+    assert (dit["status"], pixart["status"]) == ("refused", "planned")
+    assert dit["reason"].startswith(MERGED + "toca ranks tokens by how much each")
+
+
 def test_attention_reused_inside_a_rerouted_single_block_is_an_error_in_a_sentence():
     with pytest.raises(ValueError, match="no other method can reuse the attention inside it"):
         generate("pab(first=1000,last=0)+token_merging", "flux", 0)

@@ -1,5 +1,6 @@
 """A published run: small, whole enough for every report, and made into the READMEs' tables."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from command import command
 from report_runs import edit, lines_of, write_run
 
 from ditbench.metrics.scoring import score_run
@@ -24,7 +26,7 @@ from ditbench.reports.publishing.records import publish
 from ditbench.reports.publishing.run import run_table
 from ditbench.reports.publishing.stacking import answer_table, verdict_table
 from ditbench.reports.sections.samples import first_samples
-from ditbench.reports.sections.section import read_sections
+from ditbench.reports.sections.section import ONCE_MORE, read_sections
 from ditbench.runner.spec import check_writable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,9 +153,129 @@ def test_damaged_archives_cost_their_content_and_nothing_else(published, tmp_pat
     assert len(section.rows) == len(read_run(published).records)
     assert section.rows[0]["quality"]["align.shapes_v1"]["reason"] == "not scored yet"
     assert section.left_out == [
-        "scores.zip is missing or damaged: there are no scores",
-        "thumbnails.zip is missing or damaged: there are no samples to show",
+        f"scores.zip is missing or damaged: there are no scores; {ONCE_MORE}",
+        f"thumbnails.zip is missing or damaged: there are no samples to show; {ONCE_MORE}",
     ]
+
+
+@pytest.mark.parametrize("name", ["scores.zip", "thumbnails.zip"])
+def test_corrupt_bytes_inside_an_archive_are_named_in_a_sentence(published, tmp_path, name):
+    """Wherever they are: no reader meets an error it does not expect."""
+    copy = shutil.copytree(published, tmp_path / "run")
+    whole = (published / name).read_bytes()
+    (before,) = read_sections([published])
+    assert before.damaged == []
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(published / name) as archive:
+        starts = [member.header_offset for member in archive.infolist()]
+        directory = archive.start_dir
+    inside = [*rng.integers(0, directory, 6), starts[1] + 8, starts[1] + 60]
+    for place in [*inside, *rng.integers(directory, len(whole), 12)]:
+        damaged = bytearray(whole)
+        damaged[place : place + 40] = rng.bytes(len(damaged[place : place + 40]))
+        (copy / name).write_bytes(damaged)
+        (section,) = read_sections([copy])
+        (sentence,) = section.damaged
+        assert sentence.startswith(name) and sentence.endswith(ONCE_MORE), sentence
+        assert section.left_out == section.damaged and len(section.rows) == len(before.rows)
+        for row in section.rows if name == "thumbnails.zip" else ():
+            with contextlib.suppress(ValueError):
+                first_samples(RunFolder(copy), row["key"], lambda *_: 4, range)
+
+
+def test_commands_name_damaged_archives_and_report_ends_with_the_code_of_damaged_files(
+    published, tmp_path
+):
+    copy = shutil.copytree(published, tmp_path / "run")
+    for path in copy.glob("*.zip"):
+        content = bytearray(path.read_bytes())
+        content[100:200] = bytes(100)
+        path.write_bytes(content)
+    lines = [line for line in (copy / "records.jsonl").read_text().splitlines() if '"ok"' in line]
+    (copy / "records.jsonl").write_text("\n".join(lines) + "\n")
+    done = command("report", copy, "--out", tmp_path / "report")
+    text = " ".join(done.stdout.split())
+    assert done.returncode == 3 and "thumbnails.zip is damaged: samples of" in text
+    assert "scores.zip has no scores of" in text
+    for words in (
+        ("recommend", copy),
+        ("compare", copy, copy),
+        ("reproduce", copy, "dit-tiny/none"),
+    ):
+        done = command(*words)
+        assert done.returncode in (0, 1) and "Traceback" not in done.stderr
+        assert "ditbench: run: thumbnails.zip is damaged" in done.stderr
+
+
+def test_files_of_two_runs_in_one_folder_are_noticed(published, tmp_path):
+    copy = shutil.copytree(published, tmp_path / "run")
+    other = tmp_path / "other"
+    publish(write_run(tmp_path / "whole", models=MODELS, n=4, resolution=32, seed=1), other)
+    shutil.copy(other / "scores.zip", copy / "scores.zip")
+    shutil.copy(other / "requests/dit-tiny.json", copy / "requests/dit-tiny.json")
+    (section,) = read_sections([copy])
+    assert section.damaged == [
+        "requests/dit-tiny.json, scores.zip: not as published with spec.json, but changed or of "
+        f"another run; {ONCE_MORE}"
+    ]
+    spec = json.loads((copy / "spec.json").read_text())
+    del spec["files"]  # as older versions wrote it
+    (copy / "spec.json").write_text(json.dumps(spec))
+    assert read_sections([copy])[0].damaged == []
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_stopped_anywhere_a_folder_holds_the_older_run_or_the_newer_and_never_both(
+    tmp_path, monkeypatch
+):
+    """Stopped before its nth change of the disk, for every n; what is left over beside it the next
+    call clears away."""
+    old, new = (write_run(tmp_path / str(seed), n=4, seed=seed) for seed in (0, 1))
+    folder, published = tmp_path / "published" / "run", {}
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("words")
+
+    def content():
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    for run in (new, old):
+        publish(run, folder)
+        published[run] = content()
+        assert published[run][folder / "README.md"] == b"words"
+    assert published[old].keys() == published[new].keys() and published[old] != published[new]
+    states = []
+    for stop in range(100):
+        changes = iter(range(100))
+
+        def killing(change, stop=stop, changes=changes):
+            def changed(*args, **more):
+                if next(changes) >= stop:  # nothing is put right after a kill either
+                    raise Killed
+                return change(*args, **more)
+
+            return changed
+
+        with monkeypatch.context() as patch:
+            for owner, names in (
+                (Path, ("write_bytes", "mkdir", "rename", "unlink")),
+                (shutil, ("rmtree", "copytree")),
+            ):
+                for name in names:
+                    patch.setattr(owner, name, killing(getattr(owner, name)))
+            try:
+                publish(new, folder)
+            except Killed:
+                states.append([published[old], {}, published[new]].index(content()))
+            else:
+                break
+        publish(old, folder)
+        assert content() == published[old]
+        assert [path.name for path in folder.parent.iterdir()] == ["run"]
+    # between the two renames there is none of that name, and the older one is whole beside it
+    assert len(states) > 10 and sorted(states) == states and set(states) == {0, 1, 2}
 
 
 def test_scores_that_one_cell_has_lost_are_named(published, tmp_path):
@@ -164,7 +286,9 @@ def test_scores_that_one_cell_has_lost_are_named(published, tmp_path):
         for name, scores in content.items():
             file.writestr(name, scores[:99] if name == "dit-tiny--none.safetensors" else scores)
     (section,) = read_sections([copy])
-    assert section.left_out == ["scores.zip has no scores of dit-tiny--none that can be read"]
+    assert section.left_out == [
+        f"scores.zip has no scores of dit-tiny--none that can be read; {ONCE_MORE}"
+    ]
     assert read_sections([published])[0].left_out == []
 
 

@@ -3,6 +3,7 @@ left out."""
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -367,8 +368,51 @@ def test_rows_of_a_plain_table_keep_their_first_column_whole(capsys, monkeypatch
 def test_a_long_stack_breaks_after_a_plus_or_before_a_bracket():
     assert terminal.broken("int8+fora(interval=3)", 16) == ["int8+fora", "(interval=3)"]
     assert terminal.broken("int8", 16) == ["int8"]
+    stack = "diffsparse(keep=0.442, allocator='uniform', selector='shuffle')+int8"
+    assert terminal.broken(stack, 24) == [
+        "diffsparse(keep=0.442,", "allocator='uniform',", "selector='shuffle')+int8",
+    ]  # fmt: skip
+    assert terminal.broken("needs package:torchao>=0.17, sm>=89", 22) == [
+        "needs", "package:torchao>=0.17,", "sm>=89",
+    ]  # fmt: skip
     lines = terminal.broken("a" * 40 + "+b", 16)
     assert "".join(lines) == "a" * 40 + "+b" and max(map(len, lines)) <= 16
+
+
+LONG_STACKS = (
+    "none", "int8+diffsparse(keep=0.442, allocator='uniform', selector='shuffle')",
+    "distill(steps=2)+fora(interval=2.406)", "fewer_steps(share=0.438)",
+    "token_merging(size=4)+taylorseer(interval=2.406)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_tables_break_stacks_only_after_a_plus_or_a_comma_or_before_a_bracket(
+    tmp_path, capsys, monkeypatch, width
+):
+    """The final table of a run, and plain ones as of `stack`, `compare` and `estimate`."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    stacks = [(stack, "ok") for stack in LONG_STACKS]
+    found = sections.read_sections([write_run(tmp_path / "run", n=9, stacks=stacks)])
+    reports.print_report(sections.Report(sections=found, out=tmp_path, page=Path("x"), files=[]))
+    printed = [capsys.readouterr().out.partition("n = 9 samples")[0]]
+    numbers = {"alignment": "-0.123 [-0.234, 0.345]", "weights_gb": 12.3456, "step_ms": 123.45}
+    texts = {"verdict": "inconclusive", "reason": "the interaction may be below the margin " * 3}
+    for columns in ({}, numbers, texts, numbers | texts):
+        terminal.print_rows([{"model": "flux-1-dev", "stack": s, **columns} for s in LONG_STACKS])
+        printed.append(capsys.readouterr().out)
+    pieces = {p.strip() for s in LONG_STACKS for p in re.split(r"(?<=[+ ])|(?=\()", s)}
+    for out in printed:
+        assert max(map(len, out.splitlines())) <= width
+        assert {piece for piece in pieces if piece not in out} == set()
+
+
+def test_what_is_too_wide_for_any_column_stands_below_the_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    address = "https://example.org/a/rather/long/address/of/something"
+    terminal.print_rows([{"method": "a", "paper": address, "about": "words " * 9}])
+    out = capsys.readouterr().out
+    assert f"a: paper {address}" in " ".join(out.split()) and "about" in out
 
 
 def test_grids_show_the_same_requests_in_every_row_and_three_frames_of_a_video(

@@ -19,9 +19,11 @@ from ditbench.reports.sections.frontier import frontier
 from ditbench.reports.tables import imported, stacking
 from ditbench.reports.tables import sheet as sheets
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, undrawn):
     folder = write_run(tmp_path_factory.mktemp("runs") / "demo_1", models=("dit-tiny", "wan-tiny"))
     reports.build([folder])
     return folder

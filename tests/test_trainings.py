@@ -13,6 +13,8 @@ from ditbench.analysis.trainings import over_trainings, recipes, without_trainin
 from ditbench.reports.sections.findings import findings, trainings
 from ditbench.statistics.estimates import Estimate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def estimate(value, se, n=256):
     return Estimate(value=value, low=None, high=None, n=n, se=se)

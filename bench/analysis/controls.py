@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ditbench.analysis import host
+from ditbench.analysis.control_cells import why_left_out
 from ditbench.analysis.rows import Record
 from ditbench.metrics.table import Metric
-from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
 from ditbench.statistics import times
@@ -98,35 +98,6 @@ class Control:
         return self.over.value <= -self.margin
 
 
-def is_control(method: Mapping[str, Any]) -> bool:
-    """Whether a record's method is the un-accelerated model at less compute: of the family of
-    controls, and no noise floor."""
-    return method.get("family") == "control" and not method.get("label")
-
-
-def teacher_controls(cells: Mapping[str, Record]) -> list[Record]:
-    """The un-accelerated model in all numbers of steps it was run with: `none`, and stacks of
-    controls that are no noise floor."""
-    return [
-        r for r in cells.values() if all(map(is_control, r["methods"]))
-    ]  # fmt: skip
-
-
-def student_controls(cells: Mapping[str, Record], together: Record) -> list[Record]:
-    """Cells of one method of a stack that takes fewer steps than the stack and is the same but for
-    that."""
-    same = [_but_for_steps(m) for m in together["methods"]]
-    return [
-        r for r in cells.values()
-        if len(r["methods"]) == 1 and r["methods"][0]["family"] != "control" and _but_for_steps(r["methods"][0]) in same
-        and r["status"] == SHOWN and r["sampling"]["steps"] < together["sampling"]["steps"]
-    ]  # fmt: skip
-
-
-def _but_for_steps(method: Mapping[str, Any]) -> tuple[str, Any]:
-    return method["name"], {k: v for k, v in method["knobs"].items() if k not in ("steps", "tuned")}
-
-
 def reliable(records: Sequence[Record]) -> bool:
     """Whether the times of cells may decide anything: at least two rounds that all share, a
     baseline (the first) that did not drift beside them, and a GPU that was itself."""
@@ -190,14 +161,9 @@ def _no_more_flops(candidate: Record, together: Record) -> bool:
 def _control(
     together: Record, candidate: Record, scores: Mapping[str, Scores], metric: Metric, sure: bool
 ) -> Control | None:
-    mine, theirs = scores.get(together["key"]), scores.get(candidate["key"])
-    if (
-        candidate["status"] != SHOWN
-        or mine is None
-        or theirs is None
-        or metric.name not in theirs.arrays
-    ):
+    if why_left_out(together, candidate, scores, metric):
         return None
+    mine, theirs = scores[together["key"]], scores[candidate["key"]]
     over = statistics.delta(
         goodness(metric, mine),
         goodness(metric, theirs),

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ditbench.analysis.control_cells import ALIKE, left_out, student_controls, teacher_controls
 from ditbench.analysis.controls import (
     BELOW,
     VERDICTS,
@@ -32,9 +33,7 @@ from ditbench.analysis.controls import (
     rule,
     samples_needed,
     speed_over,
-    student_controls,
     sum_range,
-    teacher_controls,
 )
 from ditbench.analysis.primary import Primary, by_model, primary_metrics
 from ditbench.analysis.quality import sets_of
@@ -65,12 +64,10 @@ __all__ = [
 
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 """Of the un-accelerated compute, that controls take."""
-ALIKE = ("requests_sha256", "model_sha256", "num_samples")
-"""What the cells of an interaction must share."""
 COLUMNS = (
     "model", "stack", "reading", "verdict", "reason", "basis", "gamma_flops", "gamma_clock",
     "alignment", "frechet", "control",
-    "over_control", "student_control", "over_student_control", "samples_needed",
+    "over_control", "student_control", "over_student_control", "samples_needed", "controls_left_out",
 )  # fmt: skip
 """Of the rows of `interactions`, those that a table shows."""
 
@@ -173,7 +170,8 @@ def interactions(
     interactions of the primary score (`alignment`, of the `metric` that the row names) and distance
     (`frechet`, of its `distance`) (estimates), the controls (at equal time, at equal FLOPs, a student of fewer
     steps) and what the stack has over each, the basis of the verdict, verdict with reason and
-    adjusted p-values, and samples_needed where it is inconclusive. A cell that is missing or was not
+    adjusted p-values, the controls it was reached without (`controls_left_out`), and samples_needed where it
+    is inconclusive. A cell that is missing or was not
     measured gives a row with the reason as verdict.
     """
     rows, sets = [], sets_of(references, sets_of_run)
@@ -324,6 +322,7 @@ def _row(
         chief = next((c for c in controls if c.sure), None)
         row |= {name: chief and chief.stack, f"over_{name}": chief and chief.over}
     row["controls"] = [c.stack for c in (*(equal_time if timed else equal_flops), *shorter)]
+    row["controls_left_out"] = left_out(together, [*teacher, *students], scores, metric)
     row["evidence"] = Evidence(
         interaction=interaction, margin=metric.least, controls=[equal_time if timed else equal_flops, shorter],
         speed=speed_over([none, *alone], together, timed),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ditbench.analysis.controls import is_control
+from ditbench.analysis.control_cells import is_control
 from ditbench.analysis.primary import by_model
 from ditbench.analysis.rows import Record
 from ditbench.records.record import SHOWN

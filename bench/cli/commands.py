@@ -230,7 +230,8 @@ def _tell_report(
         if r["status"] in ("failed", "oom", "inert")
         or (r["stack"], r["status"]) == ("none", "refused")
     ]
-    return SOME_FAILED if wrong or any(run.damaged for run in runs) else OK
+    damaged = any(section.damaged for section in report.sections)
+    return SOME_FAILED if wrong or damaged else OK
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -179,6 +179,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         metavar="CHANGE",
         help="against none: the whole interval",
     )
+    _plugin_flag(recommend)
 
     compare = command(
         "compare",
@@ -206,6 +207,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
             metavar="SHARE",
             help=what,
         )
+    _plugin_flag(compare)
 
     reproduce = command(
         "reproduce", "print the command that makes a row again, and what differs on this machine"
@@ -216,6 +218,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         metavar="ROW",
         help="MODEL/STACK, a record key, or a stack where one model alone has it",
     )
+    _plugin_flag(reproduce)
 
     listing = command("list", "list models, methods or metrics")
     listing.add_argument("what", choices=("models", "methods", "metrics"))

@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ditbench.cli.parser import GATE, OK
+
+if TYPE_CHECKING:
+    from ditbench.reports.sections.section import Section
 
 
 def recommend(args: argparse.Namespace) -> int:
     """The stack to use under limits; GATE when none qualifies on any model."""
+    from ditbench.method.plugins import load_plugins
     from ditbench.reports.answers.recommend import Limits, recommend
-    from ditbench.reports.sections.section import read_sections
     from ditbench.reports.terminal.table import show_rows
 
+    load_plugins(args.plugin)
     names = ("max_memory_gb", "max_seconds", "min_alignment", "max_frechet")
-    (section,) = read_sections([args.run])
+    (section,) = _sections([args.run])
     rows, sentences = recommend(section, Limits(**{name: getattr(args, name) for name in names}))
     show_rows(rows, args.json, "\n".join(sentences))
     return OK if any(row["qualifies"] == "yes" for row in rows) else GATE
@@ -26,16 +32,17 @@ def recommend(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """What moved between two runs; GATE on a regression."""
+    from ditbench.method.plugins import load_plugins
     from ditbench.reports.answers.compare import Gates, compare
-    from ditbench.reports.sections.section import read_sections
     from ditbench.reports.terminal.table import show_rows
 
+    load_plugins(args.plugin)
     gates = Gates(
         alignment=args.max_alignment_loss, slowdown=args.max_slowdown,
         memory=args.max_memory_growth,
         flops=args.max_flops_growth,
     )  # fmt: skip
-    before, after = read_sections([args.before, args.after])
+    before, after = _sections([args.before, args.after])
     rows = compare(before, after, gates)
     worse = sum(row["verdict"] == "regression" for row in rows)
     moved = [row for row in rows if row["verdict"] not in ("identical", "inconclusive")]
@@ -50,21 +57,24 @@ def compare(args: argparse.Namespace) -> int:
 
 def reproduce(args: argparse.Namespace) -> int:
     """The command that makes a row again; GATE when this machine is not as the record's."""
+    from ditbench.method.plugins import load_plugins
     from ditbench.records.environment import describe
     from ditbench.reports.sections.reproduce import asked_of, command_of, elsewhere, find_row
-    from ditbench.reports.sections.section import read_sections
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.plan import missing_device
 
-    (section,) = read_sections([args.run])
+    load_plugins(args.plugin)
+    (section,) = _sections([args.run])
     record = find_row(section, args.row)
-    command = command_of(record, section.spec)
+    # files that were elsewhere when the run was made, or that a published run has the names of
+    spec = section.spec | ({"plugins": args.plugin} if args.plugin else {})
+    command = command_of(record, spec)
     device = str(record["run"]["device"])
     here = describe("cpu" if missing_device(device) else device)
-    if section.spec.get("threads"):  # the command sets it
-        here["threads"] = section.spec["threads"]
-    rows = elsewhere(record, section.spec, here)
-    rows += _edited(record, asked_of(record, section.spec))
+    if spec.get("threads"):  # the command sets it
+        here["threads"] = spec["threads"]
+    rows = elsewhere(record, spec, here)
+    rows += _edited(record, asked_of(record, spec))
     show_rows(
         rows,
         False,
@@ -74,6 +84,17 @@ def reproduce(args: argparse.Namespace) -> int:
     )
     print(json.dumps({"command": command, "differs": rows}) if args.json else command)
     return GATE if rows else OK
+
+
+def _sections(folders: Sequence[Path]) -> list[Section]:
+    """The runs as reports see them; their damaged files are named on stderr."""
+    from ditbench.reports.sections.section import read_sections
+
+    sections: list[Section] = read_sections(folders)
+    for section in sections:
+        for sentence in section.damaged:
+            print(f"ditbench: {section.name}: {sentence}", file=sys.stderr)
+    return sections
 
 
 def _edited(record: Mapping[str, Any], requested: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import keyword
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,6 +42,11 @@ class Method(Protocol):
 
     def check(self, pipeline: Any) -> str | None:
         """Why this pipeline cannot take the method, in one sentence; None when it can."""
+
+    def relies_on(self, family: str) -> Mapping[str, str]:
+        """Claims that no other method may have beside this one on a model of that family, although
+        it does not own them, with what this one does, for "b claims c, but a ...": what it looks at
+        would be something else."""
 
     def recipe(self) -> dict[str, Any] | None:
         """All that what `prepare(folder, room)` makes depends on, with a version; None when nothing
@@ -105,6 +110,7 @@ def method(
             "attach": lambda self, pipeline, at: None,
             "adapt": lambda self, sampling: sampling,
             "check": lambda self, pipeline: None,
+            "relies_on": lambda self, family: {},
             "recipe": lambda self: None,
             "unpreparable": lambda self, sampling: None,
             "instead": lambda self, model: None,

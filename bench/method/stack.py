@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,19 +74,24 @@ class Stack:
         """The stack `describe` described."""
         return cls.of(*(build(find(d["name"]), d["knobs"]) for d in described))
 
-    def problems(self) -> list[str]:
-        """Why these methods cannot be used together, a sentence each; empty when they can."""
+    def problems(self, family: str = "") -> list[str]:
+        """Why these methods cannot be used together, a sentence each; empty when they can. `family`:
+        the model's, "" where it is not known yet: what a method relies on depends on it."""
         problems = []
         for a, b in combinations(self.methods, 2):
             if shared := a.traits.claims & b.traits.claims:
                 problems.append(f"{a.name} and {b.name} both claim {' and '.join(sorted(shared))}")
             elif b.name in a.traits.conflicts or a.name in b.traits.conflicts:
                 problems.append(f"{a.name} and {b.name} are declared incompatible")
+        for a, b in permutations(self.methods, 2) if family else ():
+            for claim, why in a.relies_on(family).items():
+                if claim in b.traits.claims and claim not in a.traits.claims:
+                    problems.append(f"{b.name} claims {claim}, but {a.name} {why}")
         return problems
 
     def refusal(self, pipeline: Any) -> str | None:
         """Why this pipeline cannot take the stack, in one sentence; None when it can."""
-        if problems := self.problems():
+        if problems := self.problems(_family(pipeline) if len(self.methods) > 1 else ""):
             return problems[0]
         for m in self.methods:
             reason = next(
@@ -149,6 +154,13 @@ class Stack:
             if self.methods:
                 attached.follow(pipeline, Attachment(pipeline, now, undo))
             yield attached
+
+
+def _family(pipeline: Any) -> str:
+    from ditbench.models.family import family_of
+
+    name: str = family_of(pipeline.transformer).name
+    return name
 
 
 def split_stacks(text: str) -> list[str]:

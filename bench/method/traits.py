@@ -35,6 +35,7 @@ CLAIMS: dict[str, str] = {
     "scheduler": "replaces the sampler",
     "block-schedule": "decides which blocks, sub-layers or tokens are computed at a step",
     "attention-operator": "replaces the attention operation itself",
+    "attended-tokens": "makes keys and values of other tokens than a sub-layer's own, merged ones say",
     "compile": "compiles the transformer",
 }
 """The parts of a pipeline a method can own alone. Two methods mix when their claims are

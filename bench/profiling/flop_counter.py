@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from ditbench.profiling.flops import DECODER, ELSEWHERE, TEXT, TRANSFORMER, Flops
+from ditbench.profiling.meta_operations import decomposes, description, empty_of, signature
 
 LINEAR, ATTENTION, CONV = "linear", "attention", "conv"
 
@@ -129,6 +130,10 @@ class Counter(TorchDispatchMode):
         self.forwards = self.passes = 0
         self._linears = _Linears()
         self.formulas = formulas()
+        self._products: list[tuple[Any, int | None]] = []
+        """Kind and FLOPs of each product of the operation under way, or its name and None."""
+        self._operations: dict[Any, tuple[Any, list[tuple[Any, int | None]]]] = {}
+        """On the meta device, by operation and shapes: what it returns and the products in it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -137,12 +142,24 @@ class Counter(TorchDispatchMode):
             torch.nn.Parameter,
         }:  # a subclass comes back with the tensors it is made of
             return NotImplemented
-        if func is not torch.ops.prim.device.default:
+        if _ASIDE:
+            return self._run(func, args, kwargs)
+        given = signature((func, args, kwargs, self._linears.inside > 0))
+        if given in self._operations:
+            made, products = self._operations[given]
+            self._add(products)
+            return empty_of(made)
+        first = len(self._products)
+        out = self._run(func, args, kwargs)
+        if given is not None and (made := description(out, (args, kwargs))) is not None:
+            self._operations[given] = made, self._products[first:]
+        return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operation itself, or the ones it is made of, each of which comes back here."""
+        if func is not torch.ops.prim.device.default and decomposes(func):
             # or _Linears would send each operation round again
-            with (
-                self,
-                torch._C.DisableTorchFunction(),
-            ):
+            with self, torch._C.DisableTorchFunction():
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
@@ -151,14 +168,22 @@ class Counter(TorchDispatchMode):
             return out
         packet = func._overloadpacket
         if packet in self.formulas:
-            self.flops[self.part, self._kind(packet)] += self.formulas[packet](
-                *args, **kwargs, out_val=out
-            )
+            flops = self.formulas[packet](*args, **kwargs, out_val=out)
+            self._add([(self._kind(packet), flops)])
         elif looks_like_a_product(str(packet).partition(".")[2]):
-            self.uncounted[
-                str(packet) if self.part == TRANSFORMER else f"{self.part}: {packet}"
-            ] += 1
+            self._add([(packet, None)])
         return out
+
+    def _add(self, products: Sequence[tuple[Any, int | None]]) -> None:
+        """Add products to the part that runs now."""
+        for what, flops in products:
+            if flops is not None:
+                self.flops[self.part, what] += flops
+            else:
+                self.uncounted[
+                    str(what) if self.part == TRANSFORMER else f"{self.part}: {what}"
+                ] += 1
+        self._products += products
 
     @contextmanager
     def counting(self) -> Iterator[None]:

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
 
 from ditbench.records.files import replacing
+from ditbench.records.published_files import members
 from ditbench.records.run_folder import RunFolder
 
 SCHEMA = 1
@@ -149,13 +148,14 @@ def read_scores(folder: Path) -> dict[str, Scores]:
 
 
 def _published(path: Path) -> dict[str, Scores]:
-    """Scores of a published run by cell key; none of a file that is missing or damaged."""
+    """Scores of a published run by cell key; none of a file that is missing or damaged, nor of a
+    member that is."""
     scores = {}
     try:
-        with ZipFile(path) as file:
-            for name in file.namelist():
-                with suppress(ValueError, BadZipFile, zlib.error):
-                    scores[Path(name).stem] = read_bytes(file.read(name), f"{path}/{name}")
-    except (OSError, BadZipFile):
+        content, _ = members(path)
+    except ValueError:
         return {}
+    for name, of_name in content.items():
+        with suppress(ValueError):
+            scores[Path(name).stem] = read_bytes(of_name, f"{path}/{name}")
     return scores

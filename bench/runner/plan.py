@@ -159,7 +159,7 @@ def _load_plugins(spec: Spec) -> None:
 
 def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
     """What is known without loading the model, and holds on every machine."""
-    if problems := stack.problems():
+    if problems := stack.problems(model.family):
         return "; ".join(problems)
     for method in stack.methods:
         for need in sorted(n for n in method.traits.needs if n.startswith(FAMILY_NEEDS)):

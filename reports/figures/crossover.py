@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ditbench.analysis.controls import is_control
+from ditbench.analysis.control_cells import is_control
 from ditbench.analysis.primary import primary_of
 from ditbench.analysis.rows import Row
 from ditbench.metrics.table import metrics

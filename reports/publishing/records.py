@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from ditbench.analysis.rows import Record
 from ditbench.analysis.set_statistics import Sets
 from ditbench.extractors.references import ReferenceSets
 from ditbench.metrics.table import metrics
-from ditbench.records.files import read_json, replacing
+from ditbench.records.files import read_json
+from ditbench.records.published_files import FILES, hashes
 from ditbench.records.record import MEASURED, check_not_published, read_run
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.scores import SHAPE, Scores, as_bytes, read_scores
@@ -43,7 +46,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def publish(run: Path, folder: Path) -> list[Path]:
-    """Write what reports need of the run into `folder`; returns the files written.
+    """Write what reports need of the run into `folder`; returns the files written. Other files that
+    are there, its README say, stay. All is written beside it and then takes its place.
 
     Records are kept whole but for tracebacks and folders of the machine; scores without features,
     which their statistics replace (numbers rounded to single precision); of requests what was asked
@@ -60,7 +64,7 @@ def publish(run: Path, folder: Path) -> list[Path]:
         if record["key"] not in scores:
             raise ValueError(f"{record['key']} has no scores; `score {run}` makes them")
     source, into = RunFolder(run), RunFolder(folder)
-    made = {into.spec: as_text(without_folders(_spec(content.spec)), indent=1)}
+    made: dict[Path, bytes] = {}
     if source.command.is_file():
         made[into.command] = _command(source.command.read_text()).encode()
     if source.references.is_file():
@@ -85,18 +89,56 @@ def publish(run: Path, folder: Path) -> list[Path]:
         for t, frame in enumerate(sample)
     }
     made[into.thumbnails] = _zipped(thumbnails, ZIP_STORED)
-    # last, as a folder without them is no published run
     made[into.published_records] = b"".join(
         as_text(without_folders({**record, "traceback": ""}), separators=(",", ":"))
         for record in content.records
     )
-    into.requests("any").parent.mkdir(parents=True, exist_ok=True)
-    for path in {into.command, into.references, *into.requests("any").parent.iterdir()} - {*made}:
-        path.unlink(missing_ok=True)  # of what was published here before
-    for path, of_path in made.items():
-        with replacing(path) as partial:
-            partial.write_bytes(of_path)
+    files = hashes({path.relative_to(folder).as_posix(): of_path for path, of_path in made.items()})
+    spec = without_folders(_spec(content.spec)) | {FILES: files}
+    made = {into.spec: as_text(spec, indent=1), **made}
+    with _in_place_of(folder) as fresh:
+        before = RunFolder(fresh)
+        requests_of = before.requests("any").parent
+        for path in (before.command, before.references, *requests_of.glob("*")):
+            path.unlink(missing_ok=True)  # of what was published here before
+        requests_of.mkdir(parents=True, exist_ok=True)
+        for path, of_path in made.items():
+            (fresh / path.relative_to(folder)).write_bytes(of_path)
     return list(made)
+
+
+@contextmanager
+def _in_place_of(folder: Path) -> Iterator[Path]:
+    """A folder with what `folder` holds, to be changed; it takes the place of `folder` when the
+    block ends, and is removed when it fails.
+
+    A new folder appears by one rename. One that was there is renamed first, so that whoever is
+    stopped in between leaves none of that name and both whole beside it: the next call puts the
+    old one back.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, aside = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "before"))
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)
+    for left_over in (fresh, aside):
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        if folder.exists():
+            shutil.copytree(folder, fresh)
+        else:
+            fresh.mkdir()
+        yield fresh
+        if folder.exists():
+            folder.rename(aside)
+        try:
+            fresh.rename(folder)
+        except BaseException:
+            if aside.exists():
+                aside.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def without_features(record: Record, scores: Scores, sets: Sets) -> Scores:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from ditbench.records.published_files import members
 from ditbench.records.run_folder import RunFolder
 
 Pixels = NDArray[np.uint8]
@@ -56,21 +56,21 @@ def _stored(path: Path, count: Count, frames: Frames) -> list[list[Pixels]]:
 def _thumbnails(path: Path, key: str, count: Count, frames: Frames) -> list[list[Pixels]]:
     """From files KEY/SAMPLE-FRAME.webp."""
     try:
-        with ZipFile(path) as file:
-            by_sample: dict[int, dict[int, str]] = {}
-            for name in file.namelist():
-                of_key, _, place = name.partition("/")
-                if of_key == key:
-                    i, t = map(int, place.removesuffix(".webp").split("-"))
-                    by_sample.setdefault(i, {})[t] = name
-            if not by_sample:
-                raise ValueError("it has no thumbnails")
-            samples = [
-                [_pixels(file.read(name)) for _, name in sorted(of_sample.items())]
-                for _, of_sample in sorted(by_sample.items())
-            ]
-    except (OSError, BadZipFile) as error:
+        content, unreadable = members(path, f"{key}/")
+        if unreadable:
+            raise ValueError(f"{unreadable[0]} cannot be read")
+        by_sample: dict[int, dict[int, Pixels]] = {}
+        for name, of_name in content.items():
+            i, t = map(int, name.removeprefix(f"{key}/").removesuffix(".webp").split("-"))
+            by_sample.setdefault(i, {})[t] = _pixels(of_name)
+    except (OSError, ValueError) as error:
         raise ValueError(f"its thumbnails are damaged ({error})") from error
+    if not by_sample:
+        raise ValueError("it has no thumbnails")
+    samples = [
+        [pixels for _, pixels in sorted(of_sample.items())]
+        for _, of_sample in sorted(by_sample.items())
+    ]
     video = len(samples[0]) > 1
     num = count(video, max(samples[0][0].shape[:2]))
     if not video:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 from ditbench.analysis.interaction import together
 from ditbench.analysis.step_sweep import over_steps
 from ditbench.analysis.summary import Scores, read_scores, summarise
 from ditbench.extractors.references import ReferenceSets
 from ditbench.records.files import read_json
-from ditbench.records.record import MEASURED, SHOWN, Record, read_run
+from ditbench.records.published_files import members, replaced
+from ditbench.records.record import MEASURED, SHOWN, Record, Run, read_run
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.settings import changed_settings
 from ditbench.reports.sections.format import count
@@ -37,7 +37,9 @@ class Section:
     records: dict[str, Record]
     """By cell key."""
     left_out: list[str]
-    """One sentence for each file that could not be read."""
+    """One sentence for each file that could not be read, and each cell without a record."""
+    damaged: list[str]
+    """Those sentences of `left_out` that are about damaged files."""
     spec: dict[str, Any]
     """What the run was told, as its spec.json has it; empty where that says nothing."""
     stacking: list[dict[str, Any]]
@@ -142,21 +144,21 @@ def _section(folder: Path, name: str) -> Section:
     run = read_run(folder)
     records = {r["key"]: r for r in run.records}
     scores = read_scores(folder)
-    left_out = [sentence.replace(f"{folder}/", "") for sentence in run.damaged]
+    damaged = [sentence.replace(f"{folder}/", "") for sentence in run.damaged]
     files = RunFolder(folder)
     unread = [path.stem for path in files.all_scores() if path.stem not in scores]
-    left_out += [
+    damaged += [
         f"scores/{key}.safetensors is damaged or of another version; scoring again makes it anew"
         for key in unread
     ]
     if files.published_records.is_file():
-        left_out += _lost(files, run.records, scores)
+        damaged += _lost(files, run, scores)
     missing = [
         key
         for key in run.spec.get("cells", [])
         if key not in records and not files.record(key).exists()
     ]
-    left_out += [
+    left_out = damaged + [
         f"{key} has no record: the run has not come to it, or stopped while it was in flight"
         for key in missing
     ]
@@ -170,21 +172,44 @@ def _section(folder: Path, name: str) -> Section:
     paired = comparable(rows, records)
     return Section(
         name=name, folder=folder, command=text, rows=rows, records=records, left_out=left_out,
-        spec=spec,
+        damaged=damaged, spec=spec,
         stacking=together(paired, scores, sets_of_run=ReferenceSets(folder)), over_steps=over_steps(paired, scores),
     )  # fmt: skip
 
 
-def _lost(files: RunFolder, records: Sequence[Record], scores: Mapping[str, Scores]) -> list[str]:
+ONCE_MORE = "take the file from where the run was published, or publish the run again"
+
+
+def _lost(files: RunFolder, run: Run, scores: Mapping[str, Scores]) -> list[str]:
     """A sentence for what a published run should have, as it was published with, and has not."""
-    measured = [record["key"] for record in records if record["status"] in MEASURED]
+    measured = [record["key"] for record in run.records if record["status"] in MEASURED]
     unscored = [key for key in measured if key not in scores]
+    lost = []
     if unscored and len(unscored) == len(measured):
-        lost = ["scores.zip is missing or damaged: there are no scores"]
+        lost.append(f"scores.zip is missing or damaged: there are no scores; {ONCE_MORE}")
+    elif unscored:
+        lost.append(
+            f"scores.zip has no scores of {', '.join(unscored)} that can be read; {ONCE_MORE}"
+        )
+    try:
+        _, unreadable = members(files.thumbnails)
+    except ValueError:
+        if measured:
+            lost.append(
+                f"thumbnails.zip is missing or damaged: there are no samples to show; {ONCE_MORE}"
+            )
     else:
-        lost = [f"scores.zip has no scores of {key} that can be read" for key in unscored]
-    if measured and not is_zipfile(files.thumbnails):
-        lost.append("thumbnails.zip is missing or damaged: there are no samples to show")
+        if keys := dict.fromkeys(name.partition("/")[0] for name in unreadable):
+            lost.append(
+                f"thumbnails.zip is damaged: samples of {', '.join(keys)} cannot be shown; "
+                f"{ONCE_MORE}"
+            )
+    named = [name for name in replaced(files.path, run.spec) if not " ".join(lost).count(name)]
+    if named:
+        lost.append(
+            f"{', '.join(named)}: not as published with spec.json, but changed or of another run; "
+            f"{ONCE_MORE}"
+        )
     return lost
 
 

@@ -54,6 +54,11 @@ def stacking_sheet(section: Section) -> Sheet:
                 for row in interactions
                 if row["verdict"] not in VERDICTS or row.get("reason")
             ]
+            notes += [
+                f"`{row['stack']}`: controls left out: {', '.join(row['controls_left_out'])}"
+                for row in interactions
+                if row.get("controls_left_out")
+            ]
             notes += trained_once(trainings(section, model))
             blocks.append(
                 Block(
@@ -108,7 +113,9 @@ def stacking_frame(section: Section) -> pd.DataFrame:
             )
         }
         line |= {"metric": interaction.get("metric"), "distance": interaction.get("distance")}
-        line |= {"controls": "; ".join(interaction.get("controls", []))}
+        line |= {
+            name: "; ".join(interaction.get(name, [])) for name in ("controls", "controls_left_out")
+        }
         line |= circumstances(row, section.records[row["key"]]["environment"]) | {
             "keys": _keys(section, interaction)
         }

@@ -20,11 +20,11 @@ from ditbench.reports.sections.rows import ReportRow, status, unmeasured, withou
 from ditbench.reports.sections.section import Report, Section
 from ditbench.reports.tables import columns
 from ditbench.reports.tables.columns import Column, Show, TableCell, in_order
-from ditbench.reports.terminal.table import broken, console
+from ditbench.reports.terminal.table import SEPARATOR, broken, console, longest_piece
 
 DIM, BAD, WARN = "dim", "red", "yellow"
-MIN_STACK = 16
-"""Characters the stack's column keeps on a narrow terminal."""
+MIN_STACK = 12
+"""Characters the stack's column keeps on a narrow terminal, and more where names need them."""
 
 
 Shown = Column[ReportRow]
@@ -96,15 +96,16 @@ def _show_model(out: Console, section: Section, model: str, title: str) -> None:
     shown = _fitting(filled, rows, out.width)
     table = Table(
         box=SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=(0, len(SEPARATOR) - 1, 0, 0),
         title=Text(title, style="bold"),
         title_justify="left",
     )
     table.add_column("stack", overflow="fold", min_width=8)
     for column in shown:
         table.add_column(_head(column, rows), justify="right", no_wrap=True)
-    room = max(MIN_STACK, out.width - sum(_needed(column, rows) for column in shown) - 1)
+    room = out.width - sum(_needed(column, rows) for column in shown)
     for row in rows:
         cells = [_two_lines(*_cell(column, row), bad=row["status"] != SHOWN) for column in shown]
         table.add_row(_stack(row, room), *cells)
@@ -162,9 +163,11 @@ def _two_lines(first: str, second: str, bad: bool) -> Text:
 
 
 def _fitting(columns: Sequence[Shown], rows: Sequence[ReportRow], width: int) -> list[Shown]:
-    """The columns that leave the stack's name `MIN_STACK` characters."""
+    """The columns that leave the stack's name `MIN_STACK` characters, and as many as its longest part
+    has."""
     fitting = list(columns)
-    while fitting and MIN_STACK + 1 + sum(_needed(column, rows) for column in fitting) > width:
+    least = max(MIN_STACK, longest_piece(row["stack"] for row in rows))
+    while fitting and least + sum(_needed(column, rows) for column in fitting) > width:
         fitting.remove(max(fitting, key=lambda column: column.rank))
     return fitting
 
@@ -172,4 +175,4 @@ def _fitting(columns: Sequence[Shown], rows: Sequence[ReportRow], width: int) ->
 def _needed(column: Shown, rows: Sequence[ReportRow]) -> int:
     lines = _head(column, rows).split("\n")
     lines += [line for row in rows for line in _cell(column, row)]
-    return max(len(line) for line in lines) + 1
+    return max(len(line) for line in lines) + len(SEPARATOR)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ TEXT = 16
 """Characters a column of longer texts keeps at least."""
 NAME = 36
 """Characters a piece of a name has at most before it is broken anywhere."""
-NAME_BREAK = r"(?<=\+)|(?=\()"
+NAME_BREAK = r"(?<=[+ ])|(?=\()"
 HEAD_BREAK = r"(?<=[_ ])"
 SEPARATOR = "  "
 """What lies between two columns."""
@@ -41,8 +41,8 @@ def console() -> Console:
 
 
 def print_rows(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
-    """Print rows of any plain table within the width there is: names wrap after a plus and before a
-    bracket, other texts between words. The widest columns that do not fit are printed below the
+    """Print rows of any plain table within the width there is: lines end between words, and within
+    one after a plus or before a bracket. The widest columns that do not fit are printed below the
     table, row by row."""
     out = console()
     if rows:
@@ -65,7 +65,7 @@ def print_rows(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
                 width=width,
                 overflow="fold",
             )
-            cells.append([_lines(cell, width) for cell in column.cells])
+            cells.append(["\n".join(_lines(cell, width)) for cell in column.cells])
         for row in zip(*cells, strict=True):
             table.add_row(*map(Text, row))
         out.print(table)
@@ -90,13 +90,9 @@ def _column(head: str, values: Sequence[Any]) -> _Column:
     cells = tuple(map(_plain, values))
     numeric = all(isinstance(value, int | float | None) for value in values)
     longest = max(map(len, cells))
-    if numeric or longest <= WORD:
-        least = longest
-    elif any(" " in cell for cell in cells):
-        least = TEXT
-    else:
-        pieces = (piece for cell in cells for piece in re.split(NAME_BREAK, cell))
-        least = min(max(map(len, pieces)), NAME)
+    least = longest
+    if not numeric and longest > WORD:
+        least = max(longest_piece(cells), TEXT if any(" " in cell for cell in cells) else 0)
     least = max(least, *map(len, re.split(HEAD_BREAK, head)))
     return _Column(head, cells, numeric, least, max(longest, len(head)))
 
@@ -122,10 +118,6 @@ def _widths(columns: Sequence[_Column], width: int) -> list[int]:
     return widths
 
 
-def _lines(cell: str, width: int) -> str:
-    return cell if " " in cell else "\n".join(broken(cell, width))
-
-
 def _names(columns: Sequence[_Column]) -> Sequence[_Column]:
     """The columns that name a row: the first, and the second where the first names several."""
     return columns[: 1 if len(set(columns[0].cells)) == len(columns[0].cells) else 2]
@@ -141,18 +133,29 @@ def _below(names: Sequence[_Column], outside: Sequence[_Column]) -> list[str]:
     return lines
 
 
+def _lines(cell: str, width: int) -> list[str]:
+    return [line for part in cell.split("\n") for line in broken(part, width)]
+
+
+def longest_piece(names: Iterable[str]) -> int:
+    """Characters of the longest part of names that `broken` keeps on one line, at most `NAME`."""
+    pieces = (piece.rstrip() for name in names for piece in re.split(NAME_BREAK, name))
+    return min(max(map(len, pieces), default=0), NAME)
+
+
 def broken(name: str, width: int, at: str = NAME_BREAK) -> list[str]:
-    """A name in lines of at most `width` characters: a stack's text is broken after a plus, before
-    a bracket, or anywhere at need."""
+    """A name or text in lines of at most `width` characters: broken between words, after a plus,
+    before a bracket, or anywhere at need."""
     lines = [""]
     for piece in re.split(at, name):
-        if lines[-1] and len(lines[-1]) + len(piece) > width:
+        word = piece.rstrip(" ")
+        if lines[-1] and len(lines[-1]) + len(word) > width:
             lines.append("")
-        for start in range(0, len(piece), width):
-            if start:
-                lines.append("")
-            lines[-1] += piece[start : start + width]
-    return lines
+        while len(word) > width:
+            lines[-1], word = word[:width], word[width:]
+            lines.append("")
+        lines[-1] += word + " " * (len(piece) - len(piece.rstrip(" ")))
+    return [line.rstrip(" ") for line in lines]
 
 
 def show_rows(

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from ditbench.method.attachment import Attachment
 
 
+WHOLE_SINGLE_BLOCKS = {
+    "attended-tokens": "reuses the attention inside FLUX's single blocks, which has no keys and "
+    "values of other tokens unless the whole block is rerouted"
+}
+"""What caches of attention rely on there (`Method.relies_on`)."""
+
+
 def why_not(transformer: Any) -> str | None:
     """Why diffusers' block caches cannot take this transformer: they need its cache mix-in and
     blocks they know; None when they can."""

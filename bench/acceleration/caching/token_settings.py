@@ -44,6 +44,17 @@ def selector_files(name: str) -> list[Path]:
     return [] if own or file is None else [Path(file)]
 
 
+def relied_on(selector: str, rules: Rules | None) -> dict[str, str]:
+    """What a token cache relies on besides what it claims (`Method.relies_on`), by its selector and
+    the family's rules; nothing for a family without."""
+    if selector != "attention" or rules is None or "received" not in rules.signals:
+        return {}
+    return {
+        "attended-tokens": "ranks tokens by how much each of them is attended to; choose another "
+        "selector, such as selector='change'"
+    }
+
+
 SIGNALS = ("received", "entropy")
 """What `attention` adds up: how much a token is attended to, and how widely it attends to the
 text."""

@@ -10,7 +10,7 @@ N recordings, T steps of the teacher, B rows of a batch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ditbench.acceleration.distillation.noise_process import Process, wide
+from ditbench.models.calls import each_tensor
 from ditbench.models.family import families, family_of
 
 if TYPE_CHECKING:
@@ -80,20 +81,18 @@ class Denoiser:
 
 
 def rows(asked: Conditioning, which: Tensor) -> Conditioning:
-    """The conditioning of some rows."""
+    """The conditioning of some rows, int64 [K] or a slice; there is no state in it by whose length
+    `models.calls.take_rows` could tell which tensors have rows."""
     shared = _shared()
-    return {k: _rows(v, which) if k not in shared else v for k, v in asked.items()}
+    return {
+        k: v if k in shared else each_tensor(lambda tensor: tensor[which], v)
+        for k, v in asked.items()
+    }
 
 
 def _shared() -> set[str]:
     """Arguments of transformers that are the same for every row."""
     return {name for family in families().values() for name in family.shared_arguments}
-
-
-def _rows(value: Any, which: Tensor) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _rows(v, which) for k, v in value.items()}
-    return value[which] if isinstance(value, Tensor) else value
 
 
 @torch.no_grad()
@@ -195,12 +194,13 @@ def _length(asked: Conditioning) -> int:
     return next(len(v) for k, v in asked.items() if isinstance(v, Tensor) and k not in shared)
 
 
-def _joined(parts: list[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, Mapping):
-        shared = _shared()
-        return {k: first[k] if k in shared else _joined([p[k] for p in parts]) for k in first}
-    return torch.cat(parts) if isinstance(first, Tensor) else first
+def _joined(parts: list[Conditioning]) -> Conditioning:
+    """The conditionings of several chunks as one."""
+    first, shared = parts[0], _shared()
+    return {
+        k: v if k in shared else each_tensor(lambda *rows: torch.cat(rows), *(p[k] for p in parts))
+        for k, v in first.items()
+    }
 
 
 def _grid(scheduler: Any, process: Process) -> tuple[Tensor, Tensor]:
