@@ -301,6 +301,7 @@ def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     dtypes = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; {', '.join(DTYPE_NAMES)} too"
     add("--dtype", f"of weights and activations: {dtypes}", "DTYPE", spec.dtype)
     add("--weights", "bundled, hub, random, or a local folder", "WEIGHTS", spec.weights)
+    _workload_flags(command)
     _memory_flags(command)
     command.add_argument(
         "--prompts",
@@ -316,6 +317,24 @@ def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     )
     _plugin_flag(command)
     _reference_flag(command)
+
+
+def _workload_flags(command: argparse.ArgumentParser) -> None:
+    """What models are asked for in place of what their rows say."""
+    for name, about in (
+        ("steps", "sampler steps: 28, or flux-1-dev=28, or 20,flux-1-dev=28"),
+        ("guidance", "guidance scale, likewise"),
+        ("height", "pixels, likewise"),
+        ("width", "pixels, likewise"),
+        ("frames", "of videos, likewise"),
+        ("scheduler", "class of diffusers to sample with, likewise"),
+        ("negative_prompt", "what the unconditional pass reads: TEXT or MODEL=TEXT"),
+    ):
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="TEXT" if name == "negative_prompt" else "[MODEL=]VALUE",
+            help=f"{about} (default: the model's own)",
+        )
 
 
 def _memory_flags(command: argparse.ArgumentParser) -> None:

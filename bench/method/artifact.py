@@ -25,6 +25,7 @@ from ditbench.method.stack import Stack
 from ditbench.models.requests import has_training_requests
 from ditbench.models.sampling import sampling_of
 from ditbench.models.weights import weights_sha256
+from ditbench.models.workload import flags_of, sampler_of
 from ditbench.records.facts import plain
 from ditbench.records.files import file_sha256, read_json, write_json
 
@@ -157,6 +158,7 @@ def needs_of(
     below.
     """
     flags: tuple[str, ...] = () if weights == "bundled" else ("--weights", weights)
+    flags += flags_of(model)
     flags += tuple(word for plugin in plugins for word in ("--plugin", plugin))
     needs = []
     for m in stack.methods:
@@ -183,7 +185,8 @@ def needs_of(
                 Need(
                     method=m.name, recipe=recipe, model=model.name,
                     weights_sha256=weights_sha256(model, weights),
-                    steps=m.adapt(sampling).steps, sampling=asdict(sampling), below=str(below),
+                    steps=m.adapt(sampling).steps, below=str(below),
+                    sampling=asdict(sampling) | sampler_of(model),
                     content=content,
                     stack=str(Stack((*below.methods, m))), flags=flags, hopeless=hopeless,
                 )

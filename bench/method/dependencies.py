@@ -17,6 +17,7 @@ from ditbench.models.sampling import sampling_of
 from ditbench.models.table import REGISTRY as MODELS
 from ditbench.models.table import Model
 from ditbench.models.weights import weights_sha256
+from ditbench.models.workload import sampler_of
 from ditbench.records.files import file_sha256
 
 
@@ -31,7 +32,8 @@ def depends_on(
     and is not taken up under another. ValueError for a file that cannot be read, a damaged
     artefact, and weights that cannot be found.
     """
-    parts_of_key: dict[str, Any] = {"sampling": asdict(stack.adapt(sampling_of(model)))}
+    sampling = asdict(stack.adapt(sampling_of(model))) | sampler_of(model)
+    parts_of_key: dict[str, Any] = {"sampling": sampling}
     if weights != "hub":
         parts_of_key["weights"] = weights_sha256(model, weights)
     if takes_prompts(model):

@@ -7,6 +7,7 @@ from typing import Any
 from ditbench.models.family import family_named
 from ditbench.models.table import Model
 from ditbench.models.weights import _first_line, check_folder, locate
+from ditbench.suggest import suggest
 
 
 def load(
@@ -67,7 +68,24 @@ def load(
                 ) from error
         decode_in_parts(pipe, vae)
         place(pipe, device, offload)
+    if model.scheduler:
+        pipe.scheduler = _scheduler(model.scheduler, pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     if kind in (torch.bfloat16, torch.float16):
         step_in_float32(pipe.scheduler)
     return pipe
+
+
+def _scheduler(name: str, config: Any) -> Any:
+    """The sampler of diffusers with that name, from another's configuration; ValueError where there
+    is none of that name, or it cannot take the configuration."""
+    import diffusers
+
+    cls = getattr(diffusers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        known = [n for n in dir(diffusers) if n.endswith("Scheduler")]
+        raise ValueError(f"scheduler: diffusers has no {name!r}; {suggest(name, known)}")
+    try:
+        return cls.from_config(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"scheduler: {name}: {_first_line(error)}") from error

@@ -167,4 +167,6 @@ def call_arguments(model: Model, sampling: Sampling, requests: Sequence[Request]
         "guidance_scale": sampling.guidance,
         "generator": [torch.Generator("cpu").manual_seed(r.seed) for r in requests],
     }
+    if model.negative_prompt:
+        common["negative_prompt"] = [model.negative_prompt] * len(requests)
     return common | family_named(model.family).call(sampling, requests)

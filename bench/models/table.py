@@ -45,6 +45,11 @@ class Model:
     """Length prompts are padded to; 0 for class-conditional models."""
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """In place of a file of `architectures/`, what it would hold: for models of plug-ins."""
+    scheduler: str = ""
+    """Class of diffusers to sample with, made from the configuration of the pipeline's own; empty:
+    the pipeline's own."""
+    negative_prompt: str = ""
+    """What the unconditional pass reads."""
     world: str = ""
     """The world a tiny model was trained in: `class`, `scene` or `video`."""
 

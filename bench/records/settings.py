@@ -16,17 +16,23 @@ def _setting(
     in_key: bool = True,
     in_rows: bool = True,
     choices: tuple[str, ...] = (),
+    workload: bool = False,
 ) -> Any:
     """`changes`: what another value makes other; `label`: what reports call it; `in_key`: whether
     it is part of a cell's key; `in_rows`: whether rows of reports have it; `choices`: the values it
-    may have, such a setting being part of a key only where it is not the default."""
+    may have, such a setting being part of a key only where it is not the default; `workload`: whether
+    it is what models are asked for, which is in a cell's key as its sampling."""
     return field(
         default=default,
         metadata={
             "changes": changes, "label": label, "in_key": in_key, "in_rows": in_rows,
-            "choices": choices,
+            "choices": choices, "workload": workload,
         },
     )  # fmt: skip
+
+
+def _asked(label: str) -> Any:
+    return _setting("", "samples", label, in_key=False, in_rows=False, workload=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,21 @@ class Settings:
     """Prompt file, or a set of `datasets/manifest.toml`, for full-size text models; the bundled
     prompts when empty."""
 
+    steps: str = _asked("sampler steps")
+    """Sampler steps: `28` for all models, `flux-1-dev=28` for one, `20,flux-1-dev=28` for one and the
+    rest; empty: as the table of models has it. The next six likewise."""
+    guidance: str = _asked("guidance")
+    """Classifier-free guidance scale."""
+    height: str = _asked("height")
+    """Pixels."""
+    width: str = _asked("width")
+    """Pixels."""
+    frames: str = _asked("frames")
+    """Of videos."""
+    scheduler: str = _asked("scheduler")
+    """Class of diffusers, `DDPMScheduler`; made from the configuration of the model's own."""
+    negative_prompt: str = _asked("negative prompt")
+    """What the unconditional pass reads: one text, `MODEL=` before it or not."""
     text_encoding: str = _setting(
         "auto", "times", "text encoding", in_rows=False, choices=("auto", "once", "call")
     )
@@ -106,6 +127,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     f.name: f.metadata["choices"] for f in fields(Settings) if f.metadata["choices"]
 }
 """The values of the settings that have a few."""
+OPTIONS = tuple(f.name for f in fields(Settings) if f.metadata["choices"] or f.metadata["workload"])
+"""Settings that are said only where they are not the default."""
 ROW_SETTINGS = tuple(f.name for f in fields(Settings) if f.metadata["in_rows"])
 """Settings that rows of reports have."""
 LABELS: dict[str, str] = {f.name: f.metadata["label"] for f in fields(Settings)} | {

@@ -21,6 +21,7 @@ from ditbench.models.requests import takes_prompts
 from ditbench.models.sampling import Sampling, count_for, sampling_of
 from ditbench.models.table import Model, select
 from ditbench.models.weights import check_folder, locate
+from ditbench.models.workload import WORKLOAD, values_of, with_workload
 from ditbench.runner.spec import Spec
 
 
@@ -91,7 +92,11 @@ def plan(spec: Spec) -> list[Cell]:
     a cell with a refusal.
     """
     _load_plugins(spec)
-    models = [model for text in spec.models for model in select(text)]
+    rows = {model.name: model for text in spec.models for model in select(text)}
+    for name in WORKLOAD:
+        if strangers := values_of(name, getattr(spec, name)).keys() - {"", *rows}:
+            raise ValueError(f"{name}: {', '.join(sorted(strangers))} is not run")
+    models = [with_workload(model, spec.requested()) for model in rows.values()]
     if spec.prompts:
         load_prompts(spec.prompts)
         if not_reading := [model.name for model in models if not takes_prompts(model)]:
@@ -107,7 +112,8 @@ def plan(spec: Spec) -> list[Cell]:
 def rebuild(spec: Spec, model: str, stack: str) -> Cell:
     """A cell from its names, for the process that runs it."""
     _load_plugins(spec)
-    return _cell(select(model)[0], Stack.parse(stack), spec)
+    row = with_workload(select(model)[0], spec.requested())
+    return _cell(row, Stack.parse(stack), spec)
 
 
 def _prepared(model: Model, stack: Stack, spec: Spec) -> tuple[Stack, str]:

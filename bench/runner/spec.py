@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.metrics.margins import MARGINS, read_margins
+from ditbench.models.workload import WORKLOAD, as_text
 from ditbench.records.record import check_not_published
-from ditbench.records.settings import CHOICES, DEFAULTS, Settings
+from ditbench.records.settings import CHOICES, DEFAULTS, OPTIONS, Settings
 from ditbench.suggest import suggest
 
 SPECS = Path(__file__).parent / "specs"
@@ -111,7 +112,7 @@ class Spec(Settings):
             if k not in ("out", "references")
             and k != "time_limit"
             and (k, v) not in (("margins", MARGINS), ("prompts", ""), ("threads", 0))
-            and (k not in CHOICES or v != DEFAULTS[k])
+            and (k not in OPTIONS or v != DEFAULTS[k])
         }
         digest = hashlib.sha256(json.dumps(named_after, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"
@@ -145,6 +146,11 @@ def from_table(table: dict[str, Any], start: Spec) -> Spec:
         if key not in types:
             raise ValueError(f"{key}: no such key; {suggest(key, types)}")
         kind = types[key]
+        if key in WORKLOAD:
+            try:
+                value = as_text(value)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
         if key == "margins":
             value = tuple((dict(start.margins) | read_margins(value)).items())
         elif kind is tuple:

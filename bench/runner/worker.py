@@ -15,6 +15,7 @@ from ditbench.method.dependencies import changed
 from ditbench.models.requests import Request, batches, call_arguments, fingerprint
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.truncation import cut_prompts
+from ditbench.models.workload import sampler_of
 from ditbench.records import gpu_state
 from ditbench.records.files import read_json, replacing, write_json
 from ditbench.records.record import MEASURED
@@ -248,7 +249,7 @@ def _measure(
                 "schedule": attached.schedule(),
                 "artifacts": {name: artifact.cost() for name, artifact in artifacts.items()},
                 "environment": environment.describe(cell.spec.device) | _shared(cell.spec),
-                "sampling": asdict(sampling) | _calls(pipe, sampling),
+                "sampling": asdict(sampling) | sampler_of(cell.model) | _calls(pipe, sampling),
                 "requests_sha256": fingerprint(requests),
                 "model_sha256": weights_sha256(cell.model, cell.spec.weights),
             }

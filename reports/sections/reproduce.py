@@ -11,7 +11,7 @@ from ditbench.metrics.margins import MARGINS
 from ditbench.models.family import families
 from ditbench.models.sampling import PER_VIDEO
 from ditbench.records.record import MEASURED, Record
-from ditbench.records.settings import CHOICES, DEFAULTS
+from ditbench.records.settings import DEFAULTS, OPTIONS
 from ditbench.reports.sections.rows import differing
 from ditbench.reports.sections.section import Section
 from ditbench.suggest import suggest
@@ -53,7 +53,7 @@ def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, An
     table = {
         name: value
         for name, value in settings.items()
-        if (name not in CHOICES or value != DEFAULTS[name])
+        if (name not in OPTIONS or value != DEFAULTS[name])
         and (name != "threads" or value)
         and (name != "prompts" or (value and reads_prompts))
     }

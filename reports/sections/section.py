@@ -92,6 +92,9 @@ class Section:
                 f"{kind}{sampling['width']}x{sampling['height']}, "
                 f"{count(sampling['steps'], 'step')}"
             )
+            parts += [sampling[name] for name in ("scheduler",) if sampling.get(name)]
+            if "negative_prompt" in sampling:
+                parts.append("a negative prompt")
             if "calls" in sampling:
                 parts.append(f"{sampling['calls']} sampler calls")
         parts += [
