@@ -196,3 +196,17 @@ def test_a_time_limit_is_no_part_of_a_key(tmp_path):
     with pytest.raises(ValueError, match="time_limit: 0 is not between"):
         Spec(time_limit=0)
     assert RunFolder(Spec(time_limit=10).folder).path == RunFolder(Spec().folder).path
+
+
+def test_a_run_stops_when_it_was_told_to_and_goes_on(tmp_path):
+    out = tmp_path / "run"
+    flags = ["--methods", "fora,fewer_steps(steps=10)", "--process", "round"]
+    codes = []
+    while not codes or codes[-1] == 4:
+        done = bench(out, *flags, "--stop-after", "1", check=False)
+        codes.append(done.returncode)
+        assert len(codes) < 8, done.stderr
+    assert codes[-1] == 0 and codes[0] == 4 and len(codes) > 2
+    assert len(read_run(out).records) == 3
+    first = bench(tmp_path / "first", *flags, "--stop-after", "1", check=False)
+    assert "of 3 cells to do; the same command goes on" in first.stderr

@@ -1,8 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ditbench.runner.spec import Spec, check_writable, from_table, read_toml
+from ditbench.runner import plan
+from ditbench.runner.spec import SPECS, Spec, check_writable, from_table, read_toml
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,9 @@ def test_flags_override_a_file_and_a_file_the_defaults(tmp_path):
 def test_an_unknown_named_spec_names_the_nearest_or_lists_the_known():
     with pytest.raises(ValueError, match=r"nor a named spec of that name; did you mean default\?"):
         read_toml("defalt")
-    with pytest.raises(ValueError, match=r"of that name; there are default, published$"):
+    with pytest.raises(
+        ValueError, match=r"of that name; there are default, dit-50k-ddim, .*, wan-vbench$"
+    ):
         read_toml("zzz")
 
 
@@ -83,3 +87,25 @@ def test_what_is_published_is_run_on_a_seed_that_nothing_was_chosen_on():
     assert (
         published.seed not in (0, 5, 77) and published.num_samples >= 256 and published.rounds >= 3
     )
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_named_spec_can_be_planned(path):
+    """Without the GPU, weights and prompts that some ask for."""
+    spec = replace(read_toml(path.stem), prompts="", device="cpu")
+    cells = plan.plan(replace(spec, weights="random") if spec.weights == "hub" else spec)
+    stacks = {str(cell.stack) for cell in cells}
+    assert len(stacks) > 1 and not any(c.refusal for c in cells if not c.stack.methods)
+    about = path.read_text()
+    assert about.startswith("# ") and "\n# Hardware: " in about
+
+
+def test_papers_settings_are_what_their_papers_say():
+    ddpm = plan.plan(replace(read_toml("dit-50k-ddpm"), weights="random", device="cpu"))[0]
+    assert (ddpm.sampling.steps, ddpm.sampling.guidance, ddpm.num_samples) == (250, 1.5, 50000)
+    assert ddpm.model.scheduler == "DDPMScheduler"
+    flux = read_toml("flux-drawbench")
+    assert (flux.num_samples, flux.prompts) == (200, "drawbench")
+    wan = replace(read_toml("wan-vbench"), weights="random", device="cpu", prompts="")
+    (cell, *_) = plan.plan(wan)
+    assert (cell.num_samples, cell.sampling.frames, cell.sampling.steps) == (946, 81, 50)

@@ -15,7 +15,7 @@ from typing import Any
 from ditbench.cli import preparing
 from ditbench.cli import queries as asking
 from ditbench.cli.estimating import estimate
-from ditbench.cli.parser import GATE, OK, SOME_FAILED, USAGE, parsers
+from ditbench.cli.parser import GATE, OK, SOME_FAILED, STOPPED, USAGE, parsers
 from ditbench.cli.usage import (
     UsageError,
     check_command,
@@ -104,7 +104,25 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _plan(args)
     cells = _cells(_spec(args))
-    return _tell_report([_carry_out(cells)], None, args.json, {cell.key for cell in cells})
+    folder = _carry_out(cells)
+    code = _tell_report([folder], None, args.json, {cell.key for cell in cells})
+    return _stopped(cells, folder) or code
+
+
+def _stopped(cells: list[Any], folder: Path) -> int:
+    """`STOPPED` where --stop-after left cells to do, said on stderr; else OK."""
+    from ditbench.records.run_folder import RunFolder
+
+    left = [cell for cell in cells if not RunFolder(folder).record(cell.key).exists()]
+    if not left:
+        return OK
+    seconds = cells[0].spec.stop_after
+    _complain(
+        [
+            f"stopped after {seconds} s with {len(left)} of {len(cells)} cells to do; the same command goes on"
+        ]
+    )
+    return STOPPED
 
 
 def _carry_out(cells: list[Any]) -> Path:
@@ -145,10 +163,10 @@ def _stack(args: argparse.Namespace) -> int:
     cells = _cells(
         replace(spec, methods=tuple(dict.fromkeys([*factorial(parts), *sorted(shorter)])))
     )
-    folder = _carry_out(
-        [cell for cell in cells if not (cell.refusal and str(cell.stack) in shorter)]
-    )
+    ready = [cell for cell in cells if not (cell.refusal and str(cell.stack) in shorter)]
+    folder = _carry_out(ready)
     code = _tell_report([folder], None, False, None)
+    code = _stopped(ready, folder) or code
     ran = {(cell.model.name, cell.requested): cell.stack for cell in cells}
     records = read_run(folder).records
     parts_of = {

@@ -11,7 +11,7 @@ from ditbench.cli.usage import Parser, decimal_number, whole_number
 from ditbench.records.settings import CHOICES, DEFAULTS
 from ditbench.runner.spec import DTYPE_NAMES, DTYPES, read_toml
 
-OK, GATE, USAGE, SOME_FAILED = 0, 1, 2, 3
+OK, GATE, USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 4
 """Exit codes: all well, a gate failed, wrong usage, some cells failed or were inert, or a model's
 baseline was refused."""
 
@@ -295,6 +295,12 @@ def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
         "once; auto: round on a GPU, else cell",
         "cell|round|auto",
         spec.process,
+    )
+    add(
+        "--stop-after",
+        "seconds after which nothing more is begun, the same command going on later; 0: never",
+        "SECONDS",
+        spec.stop_after,
     )
     add("--time-limit", "seconds a round of a cell may take", "SECONDS", spec.time_limit)
     add("--device", "cpu, cuda or cuda:N", "DEVICE", spec.device)

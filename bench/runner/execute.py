@@ -8,7 +8,8 @@ cells is shuffled, and the baseline is in every round, and in every command that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -21,14 +22,15 @@ from ditbench.runner.plan import Cell
 from ditbench.runner.processes import context_for, groups, run_group
 from ditbench.runner.progress import Step
 from ditbench.runner.resume import open_folder, take_up
-from ditbench.runner.units import Rates, units_to_do
+from ditbench.runner.units import Rates, Unit, units_to_do
 from ditbench.runner.worker import read_requests
 
 Tell = Callable[[Step], None]
 
 
 def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None) -> Path:
-    """Run what is missing of `cells` and return the run folder.
+    """Run what is missing of `cells`, or as much of it as can be begun before the spec's
+    `stop_after`, and return the run folder.
 
     Raises ValueError when the folder holds a run with other settings or of another schema version.
     A cell that fails is a record.
@@ -46,26 +48,38 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
     units = units_to_do(cells, folder)
     session = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     rates = Rates(units)
+    began, stopping = time.monotonic(), False
+    latest: Unit | None = None
     context, done = context_for(spec.device) if units else None, 0
     for group in groups(units, spec.process_of_device):
-        ready = [unit for unit in group if unit.again or not folder.record(unit.cell.key).exists()]
-        done += len(group) - len(ready)  # an earlier round of the others failed
-        running = run_group(context, spec, ready, session, folder)
-        for next_unit in ready:
-            part = f"round {next_unit.round + 1}/{spec.rounds}"
-            part += ", timed again" if next_unit.again else ""
-            label = f"{next_unit.cell.label}  {part}"
+        queue = [unit for unit in group if unit.again or not folder.record(unit.cell.key).exists()]
+        done += len(group) - len(queue)  # an earlier round of the others failed
+        running: Generator[tuple[Unit, dict[str, Any], float]] | None = None
+        while queue:
+            if latest and not stopping and 0 < spec.stop_after <= time.monotonic() - began:
+                stopping, queue = True, [unit for unit in queue if unit.completes(latest)]
+                if running:
+                    running.close()
+                running = None
+                continue
+            if stopping and latest and not queue[0].completes(latest):
+                break
+            running = running or run_group(context, spec, queue, session, folder)
+            part = f"round {queue[0].round + 1}/{spec.rounds}"
+            part += ", timed again" if queue[0].again else ""
+            label = f"{queue[0].cell.label}  {part}"
             tell(Step(label, done, len(units), rates.remaining(done)))
             unit, result, seconds = next(running)
+            latest, queue, done = unit, queue[1:], done + 1
             rates.saw(unit, seconds)
-            done += 1
             cell, left = unit.cell, rates.remaining(done)
             if unit.again and result["status"] not in MEASURED:
                 line = f"{cell.label}: timed again, {result['status']}: {result['reason']}"
                 tell(Step(cell.label, done, len(units), left, line))
             elif (status := _put_together(cell, folder)) and not unit.again:
                 tell(Step(cell.label, done, len(units), left, f"{cell.label}: {status}"))
-        running.close()
+        if running:
+            running.close()
     tell(Step("", len(units), len(units), 0.0))
     return folder.path
 

@@ -44,6 +44,8 @@ class Spec(Settings):
     with its folder: by them a stack is called equivalent."""
     time_limit: int = 6 * 3600
     """Seconds that one round of a cell may take, loading included; it fails after."""
+    stop_after: int = 0
+    """Seconds after which nothing more is begun; 0: all is run. The same command goes on."""
     references: tuple[str, ...] = ()
     """Reference files for metrics that look through an extractor: FILE for all models, or
     MODEL=FILE."""
@@ -55,6 +57,7 @@ class Spec(Settings):
             ("rounds", 1, 100),
             ("seed", 0, 100_000),
             ("threads", 0, 4096),
+            ("stop_after", 0, 30 * 24 * 3600),
             ("time_limit", 1, 30 * 24 * 3600),
         ):
             value = getattr(self, name)
@@ -110,7 +113,7 @@ class Spec(Settings):
             k: v
             for k, v in asdict(self).items()
             if k not in ("out", "references")
-            and k != "time_limit"
+            and k not in ("time_limit", "stop_after")
             and (k, v) not in (("margins", MARGINS), ("prompts", ""), ("threads", 0))
             and (k not in OPTIONS or v != DEFAULTS[k])
         }

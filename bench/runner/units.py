@@ -33,6 +33,12 @@ class Unit:
             key=cell.key, depends=cell.depends,
         )  # fmt: skip
 
+    def completes(self, latest: Unit) -> bool:
+        """Whether the times of the round of `latest` mean little without this one: it is the
+        baseline of that round, or is timed again."""
+        same = (self.cell.model.name, self.round) == (latest.cell.model.name, latest.round)
+        return same and (self.again or not self.cell.stack.methods)
+
     @property
     def calls(self) -> float:
         """Pipeline calls it makes: one warms up, the first round times all batches and counts
