@@ -276,6 +276,9 @@ def simulated(device: Device | None = None) -> Iterator[Device]:
     """The device, a new one or one that was left: tensors made on `gpu` inside are on it."""
     if torch._C._get_privateuse1_backend_name() != NAME:
         registration._setup_privateuseone_for_python_backend(NAME)
+        # from now on torch takes it for the process's accelerator, whose types activation
+        # checkpoints ask for, on the CPU too
+        getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
     device = device or Device()
     # or `torch.tensor(values, device="gpu")` would want memory of a device that is not there
     before = torch._C._only_lift_cpu_tensors()
