@@ -230,3 +230,25 @@ def test_the_readme_of_a_folder_describes_its_modules_and_no_others():
             if path.name != "__init__.py" and path.parent != ROOT / folder
         }
         assert described == modules
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_package_is_imported_from_the_folder_above_a_clone_of_its_name(tmp_path, installed):
+    """There Python meets the clone before anything that is installed (-S: where nothing is)."""
+    (tmp_path / "ditbench").symlink_to(ROOT)
+    code = (
+        "import ditbench, ditbench.methods\n"
+        "from ditbench.reports import build\n"
+        "print(ditbench.__version__, ditbench.ROOT, ditbench.IN_CHECKOUT)"
+    )
+    words = [sys.executable, *([] if installed else ["-S"]), "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout.split() == ["0.1.0", str(ROOT), "True"], done.stderr
+
+
+def test_a_clone_of_another_name_is_not_taken_for_the_package(tmp_path):
+    (tmp_path / "another").symlink_to(ROOT)
+    code = "import sys, another; print('ditbench' in sys.modules, another.__file__)"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout.split() == ["False", str(tmp_path / "another/__init__.py")], done.stderr

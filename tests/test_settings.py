@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from ditbench.records.record import Done, Record, TimedCall, read_run
-from ditbench.records.settings import DEFAULTS, ROW_SETTINGS, Settings
+from ditbench.records.settings import DEFAULTS, ROW_SETTINGS, WORKLOADS, Settings
 from ditbench.reports.sections.reproduce import asked_of
 from ditbench.runner.execute import execute
 from ditbench.runner.plan import plan
@@ -20,8 +20,10 @@ def test_a_spec_has_every_setting_with_its_default():
     assert set(ROW_SETTINGS) < DEFAULTS.keys()
 
 
-def test_keys_hold_all_settings_but_the_thread_count():
-    assert DEFAULTS.keys() - Spec().settings().keys() == {"threads", "process"}
+def test_keys_hold_all_settings_but_threads_processes_and_what_the_sampling_has():
+    assert DEFAULTS.keys() - Spec().settings().keys() == {
+        "threads", "process", *WORKLOADS
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

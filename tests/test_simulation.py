@@ -133,6 +133,17 @@ def test_the_hosts_tensors_keep_their_values():
     assert (torch.ones(2) + 1).tolist() == [2.0, 2.0]
 
 
+def test_what_comes_after_on_the_cpu_is_as_it_was():
+    """torch takes a registered device for the process's accelerator: checkpoints ask it."""
+    from torch.utils.checkpoint import checkpoint
+
+    with simulated():
+        pass
+    layer, x = nn.Linear(4, 4), torch.ones(2, 4, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    assert torch.equal(x.grad, layer.weight.sum(0).expand(2, 4))
+
+
 def test_a_replayed_module_does_what_a_run_one_does():
     def mlp():
         return nn.Sequential(

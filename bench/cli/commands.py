@@ -44,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(words: list[str]) -> int:
-    parser, by_name = parsers(COMMANDS)
-    check_command(words, COMMANDS, usage_line(parser))
+    about = bool(words) and words[0] in ("-h", "--help", "--version")
     name = words[0] if words and words[0] in COMMANDS else "run"
-    if not words or words[0] not in (*COMMANDS, "-h", "--help", "--version"):
+    parser, by_name = parsers(COMMANDS, "" if about else name)
+    check_command(words, COMMANDS, usage_line(parser))
+    if not about and (not words or words[0] not in COMMANDS):
         words = ["run", *words]
     check_given(words)
     args, left_over = parser.parse_known_args(words)

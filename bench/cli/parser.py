@@ -7,9 +7,8 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ditbench.cli.flags import memory_flags, plugin_flag, reference_flag, run_flags
 from ditbench.cli.usage import Parser, decimal_number, whole_number
-from ditbench.records.settings import CHOICES, DEFAULTS
-from ditbench.runner.spec import DTYPE_NAMES, DTYPES, read_toml
 
 OK, GATE, USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 4
 """Exit codes: all well, a gate failed, wrong usage, some cells failed or were inert, or a model's
@@ -18,9 +17,12 @@ baseline was refused."""
 Do = Callable[[argparse.Namespace], int]
 
 
-def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
+def parsers(
+    commands: Mapping[str, Do], given: str | None = None
+) -> tuple[Parser, dict[str, Parser]]:
     """The parser of the command line, and the parser of each command by name; the function of the
-    command that was given is left as `do`."""
+    command that was given is left as `do`. Where the command is `given`, the many flags of a run are
+    added to that one alone."""
     from ditbench import __version__
 
     top = Parser(
@@ -44,9 +46,8 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         return sub
 
     run = command("run", "run models under methods, score and report (the default command)")
-    _run_flags(run)
+    plan = command("plan", "print the cells a run would have")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    _run_flags(command("plan", "print the cells a run would have"))
 
     count = command("count", "count FLOPs over the real sampler loop, without weights")
     count.add_argument(
@@ -62,7 +63,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         count.add_argument(
             f"--{flag}", type=whole_number, help="in place of the model's (default: the model's)"
         )
-    _plugin_flag(count)
+    plugin_flag(count)
 
     estimate = command(
         "estimate", "say what models need of a GPU at full size, simulated: memory, time, batch"
@@ -84,8 +85,8 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         ("rounds", "how often that run times every cell"),
     ):
         estimate.add_argument(f"--{flag}", type=whole_number, metavar="N", help=about)
-    _memory_flags(estimate)
-    _plugin_flag(estimate)
+    memory_flags(estimate)
+    plugin_flag(estimate)
 
     prepare = command("prepare", "train or calibrate what a method needs beforehand")
     prepare.add_argument(
@@ -98,7 +99,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
     prepare.add_argument(
         "--out", type=Path, default=Path("artifacts"), help="folder for what is made"
     )
-    _plugin_flag(prepare)
+    plugin_flag(prepare)
 
     match = command("match", "set methods so that they save the same share of FLOPs")
     match.add_argument(
@@ -115,7 +116,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         "--models", default="tiny", help="names or groups (tiny, full), comma separated"
     )
     match.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
-    _plugin_flag(match)
+    plugin_flag(match)
 
     stack = command(
         "stack",
@@ -124,7 +125,6 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
     stack.add_argument(
         "parts", nargs="+", metavar="METHOD", help="two or three methods or stacks, knobs included"
     )
-    _run_flags(stack, methods=False)
 
     score = command("score", "score the samples of a run again")
     score.add_argument("run", type=Path, metavar="RUN")
@@ -133,8 +133,8 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         help="names or their first words, comma separated (default: all that need no other environment)",
     )
 
-    _plugin_flag(score)
-    _reference_flag(score)
+    plugin_flag(score)
+    reference_flag(score)
 
     reference = command(
         "reference", "make a reference set for metrics that look through an extractor"
@@ -156,7 +156,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
     report = command("report", "make tables, figures and the page of runs from their records")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="folder for the report (default: RUN/report)")
-    _plugin_flag(report)
+    plugin_flag(report)
 
     recommend = command(
         "recommend",
@@ -179,7 +179,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         metavar="CHANGE",
         help="against none: the whole interval",
     )
-    _plugin_flag(recommend)
+    plugin_flag(recommend)
 
     compare = command(
         "compare",
@@ -207,7 +207,7 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
             metavar="SHARE",
             help=what,
         )
-    _plugin_flag(compare)
+    plugin_flag(compare)
 
     reproduce = command(
         "reproduce", "print the command that makes a row again, and what differs on this machine"
@@ -218,21 +218,24 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
         metavar="ROW",
         help="MODEL/STACK, a record key, or a stack where one model alone has it",
     )
-    _plugin_flag(reproduce)
+    plugin_flag(reproduce)
 
     listing = command("list", "list models, methods or metrics")
     listing.add_argument("what", choices=("models", "methods", "metrics"))
     listing.add_argument("-v", "--verbose", action="store_true", help="knobs, needs and claims too")
-    _plugin_flag(listing)
+    plugin_flag(listing)
 
     check = command("check", "put a method through the contract on models")
     check.add_argument("method", help="a method or stack, knobs included")
     check.add_argument(
         "--models", default="tiny", help="names or groups (tiny, full), comma separated"
     )
-    _plugin_flag(check)
+    plugin_flag(check)
 
     command("doctor", "say what works on this machine and what is missing")
+    for name, sub in (("run", run), ("plan", plan), ("stack", stack)):
+        if given in (None, name):
+            run_flags(sub, methods=name != "stack")
     for sub in by_name.values():
         _add_defaults(sub)
     return top, by_name
@@ -247,122 +250,3 @@ def _add_defaults(command: argparse.ArgumentParser) -> None:
             action.help = (
                 f"{action.help} (default: {default})" if action.help else f"default: {default}"
             )
-
-
-def _reference_flag(command: argparse.ArgumentParser) -> None:
-    about = "a reference file (`reference build`) or npz of ADM's, for all models or one; may be given again"
-    command.add_argument(
-        "--reference", action="append", default=[], metavar="[MODEL=]FILE", help=about
-    )
-
-
-def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
-    """The flags of a run. Their defaults are the spec's, `default.toml` unless `--spec` is given."""
-    spec = read_toml("default")
-
-    def add(flag: str, about: str, metavar: str, default: object = None) -> None:
-        command.add_argument(
-            flag,
-            type=whole_number if isinstance(default, int) else str,
-            metavar=metavar,
-            help=f"{about} (default: {default})",
-        )
-
-    command.add_argument(
-        "--spec",
-        metavar="FILE.toml",
-        help="a file or a named spec with these settings; flags override it (default: default)",
-    )
-    add(
-        "--models", "names or groups (tiny, full), comma separated", "MODELS", ",".join(spec.models)
-    )
-    if methods:
-        about = "stacks beside none, comma separated, in quotes where they have knobs"
-        add("--methods", about, "STACKS", ",".join(spec.methods))
-    add("--num-samples", "samples a cell; a video counts as four", "N", spec.num_samples)
-    add("--batch-size", "samples a pipeline call; a video counts as four", "N", spec.batch_size)
-    add("--rounds", "how often every cell is timed", "N", spec.rounds)
-    add("--seed", "chooses the requests, their noise and the order in rounds", "N", spec.seed)
-    command.add_argument(
-        "--threads",
-        type=whole_number,
-        metavar="N",
-        help="CPU threads of torch in every cell (default: torch's own number)",
-    )
-    add(
-        "--process",
-        "what has a process of its own: each cell, or each round of a model, which loads the model "
-        "once; auto: round on a GPU, else cell",
-        "cell|round|auto",
-        spec.process,
-    )
-    add(
-        "--stop-after",
-        "seconds after which nothing more is begun, the same command going on later; 0: never",
-        "SECONDS",
-        spec.stop_after,
-    )
-    add("--time-limit", "seconds a round of a cell may take", "SECONDS", spec.time_limit)
-    add("--device", "cpu, cuda or cuda:N", "DEVICE", spec.device)
-    dtypes = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; {', '.join(DTYPE_NAMES)} too"
-    add("--dtype", f"of weights and activations: {dtypes}", "DTYPE", spec.dtype)
-    add("--weights", "bundled, hub, random, or a local folder", "WEIGHTS", spec.weights)
-    _workload_flags(command)
-    _memory_flags(command)
-    command.add_argument(
-        "--prompts",
-        metavar="FILE",
-        help="prompts of full-size text models: a file, or a set of datasets/manifest.toml "
-        "(default: the bundled prompts)",
-    )
-    command.add_argument(
-        "--out",
-        metavar="FOLDER",
-        help="run folder; the same folder goes on with a run (default: a folder below runs/, "
-        "named after the settings)",
-    )
-    _plugin_flag(command)
-    _reference_flag(command)
-
-
-def _workload_flags(command: argparse.ArgumentParser) -> None:
-    """What models are asked for in place of what their rows say."""
-    for name, about in (
-        ("steps", "sampler steps: 28, or flux-1-dev=28, or 20,flux-1-dev=28"),
-        ("guidance", "guidance scale, likewise"),
-        ("height", "pixels, likewise"),
-        ("width", "pixels, likewise"),
-        ("frames", "of videos, likewise"),
-        ("scheduler", "class of diffusers to sample with, likewise"),
-        ("negative_prompt", "what the unconditional pass reads: TEXT or MODEL=TEXT"),
-    ):
-        command.add_argument(
-            f"--{name.replace('_', '-')}",
-            metavar="TEXT" if name == "negative_prompt" else "[MODEL=]VALUE",
-            help=f"{about} (default: the model's own)",
-        )
-
-
-def _memory_flags(command: argparse.ArgumentParser) -> None:
-    """What trades time for memory."""
-    for name, about in (
-        ("text_encoding", "when text is encoded: auto is once, before sampling, at full size"),
-        ("offload", "what waits in host memory until it is needed"),
-        ("vae", "how samples are decoded"),
-    ):
-        choices = ", ".join(CHOICES[name])
-        command.add_argument(
-            f"--{name.replace('_', '-')}",
-            metavar=name.rpartition("_")[2].upper(),
-            help=f"{about}: {choices} (default: {DEFAULTS[name]})",
-        )
-
-
-def _plugin_flag(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="a file with methods, models, families or metrics of your own; may be given again",
-    )

@@ -9,8 +9,9 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
+from ditbench.models import table
 from ditbench.models.family import family_named
-from ditbench.models.table import Model, models
+from ditbench.models.table import Model
 
 WORKLOAD: dict[str, Callable[[str], Any]] = {
     "steps": int, "guidance": float, "height": int, "width": int, "frames": int,
@@ -38,11 +39,11 @@ def values_of(name: str, text: str) -> dict[str, str]:
     """
     if name == "negative_prompt":
         model, mark, rest = text.partition("=")
-        return {model: rest} if mark and model in models() else {"": text}
+        return {model: rest} if mark and model in table.models() else {"": text}
     values: dict[str, str] = {}
     for part in text.split(","):
         model, mark, value = part.strip().rpartition("=")
-        if mark and model not in models():
+        if mark and model not in table.models():
             raise ValueError(f"{name}: no model {model!r} in {part.strip()!r}")
         if model in values:
             raise ValueError(f"{name}: two values for {model or 'all models'}")
@@ -101,7 +102,7 @@ def _impossible(model: Model, name: str, value: Any) -> str:
 
 def flags_of(model: Model) -> tuple[str, ...]:
     """Flags that ask for a model as this one is, where it differs from its row of the table."""
-    row = models().get(model.name)
+    row = table.models().get(model.name)
     words: list[str] = []
     for name in WORKLOAD if row is not None else ():
         if (value := getattr(model, name)) != getattr(row, name):

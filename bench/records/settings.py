@@ -127,7 +127,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     f.name: f.metadata["choices"] for f in fields(Settings) if f.metadata["choices"]
 }
 """The values of the settings that have a few."""
-OPTIONS = tuple(f.name for f in fields(Settings) if f.metadata["choices"] or f.metadata["workload"])
+WORKLOADS = tuple(f.name for f in fields(Settings) if f.metadata["workload"])
+"""What models are asked for in place of what their rows say."""
+OPTIONS = (*CHOICES, *WORKLOADS)
 """Settings that are said only where they are not the default."""
 ROW_SETTINGS = tuple(f.name for f in fields(Settings) if f.metadata["in_rows"])
 """Settings that rows of reports have."""

@@ -50,13 +50,16 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
     rates = Rates(units)
     began, stopping = time.monotonic(), False
     latest: Unit | None = None
+    advanced = False  # or every command would time the baseline again and stop
     context, done = context_for(spec.device) if units else None, 0
     for group in groups(units, spec.process_of_device):
         queue = [unit for unit in group if unit.again or not folder.record(unit.cell.key).exists()]
         done += len(group) - len(queue)  # an earlier round of the others failed
         running: Generator[tuple[Unit, dict[str, Any], float]] | None = None
         while queue:
-            if latest and not stopping and 0 < spec.stop_after <= time.monotonic() - began:
+            late = 0 < spec.stop_after <= time.monotonic() - began
+            advanced = advanced or bool(latest and not queue[0].same_round(latest))
+            if latest and advanced and late and not stopping:
                 stopping, queue = True, [unit for unit in queue if unit.completes(latest)]
                 if running:
                     running.close()
@@ -71,6 +74,7 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
             tell(Step(label, done, len(units), rates.remaining(done)))
             unit, result, seconds = next(running)
             latest, queue, done = unit, queue[1:], done + 1
+            advanced = advanced or not unit.again
             rates.saw(unit, seconds)
             cell, left = unit.cell, rates.remaining(done)
             if unit.again and result["status"] not in MEASURED:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.metrics.margins import MARGINS, read_margins
-from ditbench.models.workload import WORKLOAD, as_text
 from ditbench.records.record import check_not_published
-from ditbench.records.settings import CHOICES, DEFAULTS, OPTIONS, Settings
+from ditbench.records.settings import CHOICES, DEFAULTS, OPTIONS, WORKLOADS, Settings
 from ditbench.suggest import suggest
 
 SPECS = Path(__file__).parent / "specs"
@@ -149,7 +148,9 @@ def from_table(table: dict[str, Any], start: Spec) -> Spec:
         if key not in types:
             raise ValueError(f"{key}: no such key; {suggest(key, types)}")
         kind = types[key]
-        if key in WORKLOAD:
+        if key in WORKLOADS:
+            from ditbench.models.workload import as_text
+
             try:
                 value = as_text(value)
             except ValueError as error:

@@ -36,8 +36,11 @@ class Unit:
     def completes(self, latest: Unit) -> bool:
         """Whether the times of the round of `latest` mean little without this one: it is the
         baseline of that round, or is timed again."""
-        same = (self.cell.model.name, self.round) == (latest.cell.model.name, latest.round)
-        return same and (self.again or not self.cell.stack.methods)
+        return self.same_round(latest) and (self.again or not self.cell.stack.methods)
+
+    def same_round(self, other: Unit) -> bool:
+        """Whether both are of one model and round."""
+        return (self.cell.model.name, self.round) == (other.cell.model.name, other.round)
 
     @property
     def calls(self) -> float:

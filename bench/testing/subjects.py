@@ -64,7 +64,7 @@ def tiny(kind: str, *, steps: int = 6) -> Subject:
         frames=5 if family.video else 1,
         text_tokens=0 if family.class_labels else 16,
     )  # fmt: skip
-    model = cast(Any, SimpleNamespace(family=kind))
+    model = cast(Any, SimpleNamespace(family=kind, negative_prompt=""))
     prompts = "a small red circle", "a large blue square at the top", "a green triangle"
 
     def arguments(sampling: Sampling, which: Sequence[int]) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""Flags that several commands have: those of a run, what trades time for memory, plug-ins and
+references."""
+
+from __future__ import annotations
+
+import argparse
+from functools import cache
+
+from ditbench.cli.usage import whole_number
+from ditbench.records.settings import CHOICES, DEFAULTS
+from ditbench.runner.spec import DTYPE_NAMES, DTYPES, Spec, read_toml
+
+
+@cache
+def _default() -> Spec:
+    """Read once, for three commands have these flags."""
+    return read_toml("default")
+
+
+def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
+    """The flags of a run. Their defaults are the spec's, `default.toml` unless `--spec` is given."""
+    spec = _default()
+
+    def add(flag: str, about: str, metavar: str, default: object = None) -> None:
+        command.add_argument(
+            flag,
+            type=whole_number if isinstance(default, int) else str,
+            metavar=metavar,
+            help=f"{about} (default: {default})",
+        )
+
+    command.add_argument(
+        "--spec",
+        metavar="FILE.toml",
+        help="a file or a named spec with these settings; flags override it (default: default)",
+    )
+    add(
+        "--models", "names or groups (tiny, full), comma separated", "MODELS", ",".join(spec.models)
+    )
+    if methods:
+        about = "stacks beside none, comma separated, in quotes where they have knobs"
+        add("--methods", about, "STACKS", ",".join(spec.methods))
+    add("--num-samples", "samples a cell; a video counts as four", "N", spec.num_samples)
+    add("--batch-size", "samples a pipeline call; a video counts as four", "N", spec.batch_size)
+    add("--rounds", "how often every cell is timed", "N", spec.rounds)
+    add("--seed", "chooses the requests, their noise and the order in rounds", "N", spec.seed)
+    command.add_argument(
+        "--threads",
+        type=whole_number,
+        metavar="N",
+        help="CPU threads of torch in every cell (default: torch's own number)",
+    )
+    add(
+        "--process",
+        "what has a process of its own: each cell, or each round of a model, which loads the model "
+        "once; auto: round on a GPU, else cell",
+        "cell|round|auto",
+        spec.process,
+    )
+    add(
+        "--stop-after",
+        "seconds after which nothing more is begun, the same command going on later; 0: never",
+        "SECONDS",
+        spec.stop_after,
+    )
+    add("--time-limit", "seconds a round of a cell may take", "SECONDS", spec.time_limit)
+    add("--device", "cpu, cuda or cuda:N", "DEVICE", spec.device)
+    dtypes = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; {', '.join(DTYPE_NAMES)} too"
+    add("--dtype", f"of weights and activations: {dtypes}", "DTYPE", spec.dtype)
+    add("--weights", "bundled, hub, random, or a local folder", "WEIGHTS", spec.weights)
+    _workload_flags(command)
+    memory_flags(command)
+    command.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="prompts of full-size text models: a file, or a set of datasets/manifest.toml "
+        "(default: the bundled prompts)",
+    )
+    command.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="run folder; the same folder goes on with a run (default: a folder below runs/, "
+        "named after the settings)",
+    )
+    plugin_flag(command)
+    reference_flag(command)
+
+
+def _workload_flags(command: argparse.ArgumentParser) -> None:
+    """What models are asked for in place of what their rows say."""
+    for name, about in (
+        ("steps", "sampler steps: 28, or flux-1-dev=28, or 20,flux-1-dev=28"),
+        ("guidance", "guidance scale, likewise"),
+        ("height", "pixels, likewise"),
+        ("width", "pixels, likewise"),
+        ("frames", "of videos, likewise"),
+        ("scheduler", "class of diffusers to sample with, likewise"),
+        ("negative_prompt", "what the unconditional pass reads: TEXT or MODEL=TEXT"),
+    ):
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="TEXT" if name == "negative_prompt" else "[MODEL=]VALUE",
+            help=f"{about} (default: the model's own)",
+        )
+
+
+def memory_flags(command: argparse.ArgumentParser) -> None:
+    """What trades time for memory."""
+    for name, about in (
+        ("text_encoding", "when text is encoded: auto is once, before sampling, at full size"),
+        ("offload", "what waits in host memory until it is needed"),
+        ("vae", "how samples are decoded"),
+    ):
+        choices = ", ".join(CHOICES[name])
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar=name.rpartition("_")[2].upper(),
+            help=f"{about}: {choices} (default: {DEFAULTS[name]})",
+        )
+
+
+def plugin_flag(command: argparse.ArgumentParser) -> None:
+    """Files with methods, models, families and metrics of one's own."""
+    command.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="a file with methods, models, families or metrics of your own; may be given again",
+    )
+
+
+def reference_flag(command: argparse.ArgumentParser) -> None:
+    """Reference sets of metrics that need one."""
+    about = "a reference file (`reference build`) or npz of ADM's, for all models or one; may be given again"
+    command.add_argument(
+        "--reference", action="append", default=[], metavar="[MODEL=]FILE", help=about
+    )
