@@ -60,6 +60,7 @@ def find_prompts(source: str = "") -> Path:
         )
     facts = sets[source]
     places = [Path(os.environ[FOLDER]) / facts["file"]] if os.environ.get(FOLDER) else []
+    places.append(datasets() / facts["file"])  # of a set that comes along
     if facts.get("hub"):
         from huggingface_hub import try_to_load_from_cache
 

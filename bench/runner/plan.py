@@ -21,7 +21,7 @@ from ditbench.models.requests import takes_prompts
 from ditbench.models.sampling import Sampling, count_for, sampling_of
 from ditbench.models.table import Model, select
 from ditbench.models.weights import check_folder, locate
-from ditbench.models.workload import WORKLOAD, values_of, with_workload
+from ditbench.models.workload import with_workload
 from ditbench.runner.spec import Spec
 
 
@@ -93,9 +93,6 @@ def plan(spec: Spec) -> list[Cell]:
     """
     _load_plugins(spec)
     rows = {model.name: model for text in spec.models for model in select(text)}
-    for name in WORKLOAD:
-        if strangers := values_of(name, getattr(spec, name)).keys() - {"", *rows}:
-            raise ValueError(f"{name}: {', '.join(sorted(strangers))} is not run")
     models = [with_workload(model, spec.requested()) for model in rows.values()]
     if spec.prompts:
         load_prompts(spec.prompts)

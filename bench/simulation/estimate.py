@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditbench.method.stack import Stack
 from ditbench.models.placement import encodes_once
 from ditbench.models.sampling import Sampling, count_for, sampling_of
 from ditbench.profiling.counting import first_line
@@ -19,7 +20,6 @@ from ditbench.profiling.gpus import Gpu
 from ditbench.simulation.roofline import seconds
 
 if TYPE_CHECKING:
-    from ditbench.method.stack import Stack
     from ditbench.models.table import Model
     from ditbench.simulation.rehearsal import Rehearsal, Stand
 
@@ -70,8 +70,15 @@ def estimate(
                 stand = Stand(device, model, dtype, changes, once=once, offload=offload, vae=vae)
         for stack in stacks:
             with quiet(), simulated(device):
-                row = _row(stand, stack, sampling, gpu, batch, run)
+                row = _row(stand, _at_once(model, stack), sampling, gpu, batch, run)
             yield row
+
+
+def _at_once(model: Model, stack: Stack) -> Stack:
+    """The stack with what runs in place of methods that would have to be prepared."""
+    return Stack(
+        tuple((m.instead(model) or m) if m.recipe() is not None else m for m in stack.methods)
+    )
 
 
 def _row(
@@ -108,7 +115,9 @@ def _prepared(model: Model, stack: Stack) -> dict[str, Path]:
         return {name: made.folder for name, made in resolve(model, stack, "bundled").items()}
     for m in stack.methods:
         if m.recipe() is not None:
-            raise ValueError(f"{m.name} has to be prepared, and for full-size models nothing is")
+            raise ValueError(
+                f"{m.name} has to be prepared, and what it is prepared with cannot be simulated"
+            )
     return {}
 
 
