@@ -39,14 +39,14 @@ def write(path, texts):
     return path
 
 
-@pytest.mark.parametrize(
-    "ending", [".txt", ".csv", ".tsv", ".json", ".TXT", ".CSV", ".Tsv", ".JSON"]
-)
 def test_a_set_that_comes_along_is_there_by_its_name(monkeypatch):
     monkeypatch.delenv("DITBENCH_DATASETS", raising=False)
     assert prompts.find_prompts("prompts.txt") == prompts.find_prompts()
 
 
+@pytest.mark.parametrize(
+    "ending", [".txt", ".csv", ".tsv", ".json", ".TXT", ".CSV", ".Tsv", ".JSON"]
+)
 def test_every_entry_is_one_prompt_equal_or_not(tmp_path, ending):
     assert read_prompts(write(tmp_path / f"p{ending}", TEXTS)) == TEXTS
 
