@@ -208,6 +208,40 @@ def test_times_and_memory_of_another_batch_size_are_not_compared(run, copy):
     assert not [name for _, name in found if name in ("speedup_call", "peak_bytes")]
 
 
+def test_suspect_times_pass_and_fail_no_gate(run, copy, capsys):
+    none, key = (key_of("pixart-tiny", stack) for stack in ("none", "int8"))
+    for name, factor in ((none, 1.3), (key, 2.0)):
+        record = json.loads((copy / "cells" / name / "record.json").read_text())
+        last = max(t["round"] for t in record["timing"])
+        slower = [
+            t | {"call_s": (factor if t["round"] == last else 1) * t["call_s"]}
+            for t in record["timing"]
+        ]
+        change_record(copy, name, timing=slower)
+    assert verdicts(run, copy)["int8", "speedup_call"].startswith("not compared: times that are")
+    assert main(["compare", str(run), str(copy)]) == OK
+    out = capsys.readouterr().out
+    assert "not compared:" in out and "speedup_call" in out
+
+
+def test_a_comparison_that_saw_no_quality_is_no_success(run, copy, capsys):
+    for path in (copy / "cells").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        record["run"]["requests_sha256"] = "other"
+        path.write_text(json.dumps(record))
+    assert main(["compare", str(run), str(copy)]) == GATE
+    out = " ".join(capsys.readouterr().out.split())
+    assert "quality was compared nowhere, which is no success" in out
+
+
+def test_recommend_says_that_there_is_nothing_to_recommend(run, capsys):
+    shutil.rmtree(run / "cells")
+    assert main(["recommend", str(run)]) == GATE
+    assert "has no finished cell that could be recommended" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_rows_that_only_one_run_has_are_listed(tmp_path, run, capsys):
     fewer = write_run(
         tmp_path / "fewer", models=("pixart-tiny", "dit-tiny"), stacks=STACKS[:3], n=64

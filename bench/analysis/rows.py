@@ -185,8 +185,8 @@ class Row(Speedups):
     """Time of the baseline across rounds, slowest / fastest - 1; None with one round."""
     drift_bound: float
     suspect: bool
-    """Whether `drift` is above `drift_bound`, or the GPU was slowed down or shared: the times are
-    unreliable."""
+    """Whether `drift` is above `drift_bound` or not known (one round), or the GPU was slowed down or
+    shared: the times are unreliable."""
     warnings: list[str]
     """Sentences: numbers of this row that contradict each other, prompts that a text encoder
     cut."""

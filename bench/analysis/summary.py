@@ -120,7 +120,9 @@ def _row(
         "load_s": record.get("load_s"),
         "drift": drift,
         "drift_bound": DRIFT_BOUND,
-        "suspect": bool(doubted) or (drift is not None and drift > DRIFT_BOUND),
+        "suspect": bool(doubted)
+        or bool(none is not None and record["timing"] and drift is None)
+        or (drift is not None and drift > DRIFT_BOUND),
     }
 
 

@@ -26,8 +26,14 @@ def recommend(args: argparse.Namespace) -> int:
     names = ("max_memory_gb", "max_seconds", "min_alignment", "max_frechet")
     (section,) = _sections([args.run])
     rows, sentences = recommend(section, Limits(**{name: getattr(args, name) for name in names}))
+    if not rows:
+        sentences = [f"{args.run} has no finished cell that could be recommended"]
     show_rows(rows, args.json, "\n".join(sentences))
     return OK if any(row["qualifies"] == "yes" for row in rows) else GATE
+
+
+UNSEEN = ("speedup_call", "peak_bytes", "flops", "status", "row")
+"""Quantities of `compare` that say nothing of quality."""
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -47,12 +53,22 @@ def compare(args: argparse.Namespace) -> int:
     worse = sum(row["verdict"] == "regression" for row in rows)
     moved = [row for row in rows if row["verdict"] not in ("identical", "inconclusive")]
     alone = sum(row["verdict"] in ("only before", "only after") for row in rows)
-    still = f"{len(rows) - len(moved)} of {len(rows) - alone} quantities did not move beyond noise"
+    unseen = sum(row["verdict"].startswith("not compared") for row in rows)
+    still = f"{len(rows) - len(moved)} of {len(rows) - alone - unseen} quantities did not move beyond noise"
     still += f"; rows that only one run has: {alone}" if alone else ""
+    left_out = [row["quantity"] for row in rows if row["verdict"].startswith("not compared")]
+    if left_out:
+        still += f"; not compared: {len(left_out)} ({', '.join(dict.fromkeys(left_out))})"
+    # a gate that never saw a picture must not be green
+    blind = "quality" in left_out and all(
+        row["quantity"] in UNSEEN for row in rows if row["before"]
+    )
+    if blind:
+        still += "; quality was compared nowhere, which is no success"
     show_rows(moved, False, f"regressions past the gates: {worse}; {still}")
     if args.json:
         print(json.dumps(rows))
-    return GATE if worse else OK
+    return GATE if worse or blind else OK
 
 
 def reproduce(args: argparse.Namespace) -> int:

@@ -89,6 +89,8 @@ def _row(
     row: dict[str, Any] = {"model": stand.model.name, "stack": str(stack), "batch": batch}
     try:
         if reason := stack.refusal(stand.pipe) or stack.kept_away(stand.offload):
+            if "needs a CUDA device" in reason:  # which the simulated one is not
+                reason = f"{reason.partition(':')[0]}: its kernels are not simulated"
             return row | _nothing("refused", reason)
         try:
             prepared = _prepared(stand.model, stack)

@@ -184,6 +184,9 @@ def _speed(old: Row, new: Row, gates: Gates) -> list[dict[str, Any]]:
         return []
     ratio = times.quotient(new["speedup_call"], old["speedup_call"])
     before, after = (spoken(row["speedup_call"], 2) for row in (old, new))
+    if old["suspect"] or new["suspect"]:
+        reason = "not compared: times that are suspect (see the notes of the reports)"
+        return [_line("speedup_call", before, after, DASH, reason)]
     if ratio is None:
         return [
             _line("speedup_call", before, after, DASH, "inconclusive: one of them has no interval")

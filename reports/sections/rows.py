@@ -105,6 +105,8 @@ def _presentable(row: Row, records: Mapping[str, Record], run: str) -> ReportRow
             "nothing to compare with: the baseline `none` has no usable record in this run"
         )
     notes += row["warnings"]
+    if row["suspect"] and row["drift"] is None and row["speedup_call"]:
+        notes.append("suspect: timed in one round, so that nothing is known of how its times vary")
     if row["drift"] is not None and row["drift"] > row["drift_bound"]:
         notes.append(
             f"suspect: the baseline's slowest round took {share(row['drift'])} longer than its "
