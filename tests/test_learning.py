@@ -28,6 +28,7 @@ PROMPTS = ("a small red circle", "a large blue square", "a green triangle")
 def drawer(subject, kind):
     class Model:
         family = kind
+        negative_prompt = ""
 
     def draw(seed, num):
         requests = [

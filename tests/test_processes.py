@@ -45,6 +45,14 @@ class Raises:
             raise RuntimeError("planted")
         at.reroute(at.sublayers[0], route)
 
+@method("lingers", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"})
+class Lingers:
+    """Leaves a thread that outlives its result."""
+    def attach(self, pipeline, at):
+        import threading
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        at.reroute(at.sublayers[0], lambda run, hidden: (at.count("runs"), run())[1])
+
 @method("greedy", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"})
 class Greedy:
     """Wants more memory than there is."""
@@ -210,3 +218,18 @@ def test_a_run_stops_when_it_was_told_to_and_goes_on(tmp_path):
     assert len(read_run(out).records) == 3
     first = bench(tmp_path / "first", *flags, "--stop-after", "1", check=False)
     assert "of 3 cells to do; the same command goes on" in first.stderr
+
+
+def test_a_process_that_hangs_after_its_result_is_ended_and_the_result_kept(tmp_path):
+    plugin = tmp_path / "ending.py"
+    plugin.write_text(ENDING)
+    out = tmp_path / "run"
+    flags = ["--plugin", plugin, "--methods", "lingers", "--rounds", "1", "--time-limit", "100"]
+    bench(out, *flags)
+    assert [r["status"] for r in read_run(out).records] == ["ok", "ok"]
+
+
+def test_what_runs_in_place_is_asked_for_the_steps_of_the_whole_stack():
+    stack = "fewer_steps(steps=10)+diffsparse"
+    cell = plan(Spec(models=("dit-xl-2-256",), methods=(stack,), weights="random"))[1]
+    assert "diffsparse has not been prepared for dit-xl-2-256 with 10 steps" in cell.note

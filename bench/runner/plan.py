@@ -120,7 +120,8 @@ def _prepared(model: Model, stack: Stack, spec: Spec) -> tuple[Stack, str]:
     for i, m in enumerate(stack.methods):
         if m.recipe() is None or (other := m.instead(model)) is None:
             continue
-        need = needs_of(model, Stack(stack.methods[: i + 1]), spec.weights, spec.plugins)[-1]
+        needs = needs_of(model, stack, spec.weights, spec.plugins)
+        need = next(need for need in needs if need.method == m.name)
         if find(need) is None:
             stack = Stack((*stack.methods[:i], other, *stack.methods[i + 1 :]))
             sentences.append(f"{Stack((other,))} runs in its place: {need.sentence}")

@@ -21,6 +21,9 @@ from ditbench.runner.spec import Spec
 from ditbench.runner.units import Unit
 from ditbench.runner.worker import run_units
 
+ENDING_S = 10.0
+"""Seconds a process may take to end after its last result, which is kept whatever it does."""
+
 
 def context_for(device: str) -> Any:
     """How processes are started. On a GPU each is a fresh interpreter (spawn), for what is imported
@@ -88,8 +91,8 @@ def run_group(
                 began = time.monotonic()
                 unit = waiting.pop(0)
                 state = _state(receiver, process, spec.time_limit)
-                if state == "late" or not waiting:
-                    process.join(0 if state == "late" else None)
+                if state != "on":
+                    process.join(0 if state == "late" else ENDING_S)
                 path = folder.round(unit.cell.key, unit.round, session if unit.again else "")
                 if not path.exists():
                     reason = (
@@ -103,7 +106,7 @@ def run_group(
                     )
                 yield unit, cast(dict[str, Any], read_json(path)), time.monotonic() - began
         finally:
-            if process.is_alive() and state != "last":
+            if process.is_alive():  # late, no longer wanted, or hanging after its last result
                 process.kill()
             process.join()
             receiver.close()
@@ -125,7 +128,7 @@ def _state(receiver: Any, process: Any, limit: float) -> str:
 
 def _ending(process: Any) -> str:
     """How a process ended that wrote nothing."""
-    process.join()
+    process.join(ENDING_S)
     code = process.exitcode or 0
     if code >= 0:
         return f"its process ended with exit code {code} and no word"
