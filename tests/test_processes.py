@@ -73,6 +73,14 @@ class Lasting:
 '''
 
 
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """One file for all tests: a name belongs to one."""
+    path = tmp_path_factory.mktemp("plugin") / "ending.py"
+    path.write_text(ENDING)
+    return path
+
+
 def bench(out, *arguments, check=True):
     done = command("run", *QUICK, "--out", out, *arguments)
     assert not check or done.returncode == 0, done.stderr[-2000:]
@@ -99,9 +107,7 @@ def test_cells_that_share_a_process_give_the_same_samples(tmp_path):
             assert record["memory"]["peak_bytes"] > 0 and record["first_call_s"] > 0
 
 
-def test_a_unit_that_ends_its_process_fails_alone(tmp_path):
-    plugin = tmp_path / "ending.py"
-    plugin.write_text(ENDING)
+def test_a_unit_that_ends_its_process_fails_alone(tmp_path, plugin):
     out = tmp_path / "run"
     stacks = "killed,exits,raises,greedy,waits,lasting,fora,fewer_steps(steps=10)"
     bench(
@@ -129,9 +135,7 @@ def units(tmp_path, stacks, plugins=()):
     return [Unit(cell=cell, round=r) for cell in plan(spec) for r in (0, 1)]
 
 
-def test_a_process_has_the_units_of_one_model_and_round_and_no_lasting_stack(tmp_path):
-    plugin = tmp_path / "ending.py"
-    plugin.write_text(ENDING)
+def test_a_process_has_the_units_of_one_model_and_round_and_no_lasting_stack(tmp_path, plugin):
     todo = sorted(
         units(tmp_path, ("fora", "lasting"), (str(plugin),)),
         key=lambda u: (u.cell.model.name, u.round),
@@ -220,9 +224,7 @@ def test_a_run_stops_when_it_was_told_to_and_goes_on(tmp_path):
     assert "of 3 cells to do; the same command goes on" in first.stderr
 
 
-def test_a_process_that_hangs_after_its_result_is_ended_and_the_result_kept(tmp_path):
-    plugin = tmp_path / "ending.py"
-    plugin.write_text(ENDING)
+def test_a_process_that_hangs_after_its_result_is_ended_and_the_result_kept(tmp_path, plugin):
     out = tmp_path / "run"
     flags = ["--plugin", plugin, "--methods", "lingers", "--rounds", "1", "--time-limit", "100"]
     bench(out, *flags)
