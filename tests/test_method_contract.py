@@ -310,15 +310,15 @@ def test_an_error_is_raised_where_a_cache_leaves_the_first_block_one_run(kind):
     """Two steps of which the second reuses the first one's output."""
 
     def attach(self: Any, pipeline: Any, at: Any) -> None:
-        kept: dict[int, Any] = {}
-        at.keeps(kept)
+        outputs: dict[int, Any] = {}
+        at.keeps(outputs)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if at.now.step:
                 at.count("reused")
-                return kept[at.now.branch]
-            kept[at.now.branch] = run(*args, **kwargs)
-            return kept[at.now.branch]
+                return outputs[at.now.branch]
+            outputs[at.now.branch] = run(*args, **kwargs)
+            return outputs[at.now.branch]
 
         run = at.patch(pipeline.transformer, "forward", forward)
 

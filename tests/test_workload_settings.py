@@ -121,8 +121,8 @@ def test_what_is_prepared_is_prepared_for_what_is_asked_for():
 def test_a_run_is_made_as_asked_and_can_be_made_again(tmp_path):
     out = tmp_path / "run"
     flags = ["--models", "dit-tiny", "--num-samples", "2", "--rounds", "1", "--methods", "fora"]
-    asked = ["--steps", "6", "--guidance", "1.5", "--scheduler", "DDPMScheduler"]
-    done = command("run", *flags, *asked, "--out", out)
+    workload = ["--steps", "6", "--guidance", "1.5", "--scheduler", "DDPMScheduler"]
+    done = command("run", *flags, *workload, "--out", out)
     assert done.returncode == 0, done.stderr
     for record in read_run(out).records:
         assert record["status"] == "ok", record["reason"]

@@ -34,14 +34,14 @@ def advice(spec: Spec, batch: int, ledger: dict[str, Any]) -> str:
         ("kept by methods", ledger.get("cache_bytes")),
         ("peak", ledger.get("peak_bytes")),
     )
-    held = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in parts if size)
+    sizes = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in parts if size)
     less = [
         *([f"--batch-size below {batch}"] if batch > 1 else []),
         *(["--dtype bfloat16"] if spec.dtype == "float32" else []),
         *(["--offload text"] if spec.offload == "none" and spec.device != "cpu" else []),
         *(["--vae slicing+tiling"] if spec.vae == "whole" else []),
     ]
-    return "; ".join([*([held] if held else []), *([f"try {' or '.join(less)}"] if less else [])])
+    return "; ".join([*([sizes] if sizes else []), *([f"try {' or '.join(less)}"] if less else [])])
 
 
 def failure(error: BaseException, why: str = "") -> dict[str, Any]:

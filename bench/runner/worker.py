@@ -166,8 +166,8 @@ def run_round(
             raise
         result = failure(error)
         if loaded.ledger:
-            held = advice(spec, cell.batch_size, loaded.ledger)
-            result |= {"memory": loaded.ledger, "reason": f"{result['reason']}; {held}"}
+            hint = advice(spec, cell.batch_size, loaded.ledger)
+            result |= {"memory": loaded.ledger, "reason": f"{result['reason']}; {hint}"}
     spent = {"round": job.round, "seconds": time.monotonic() - started}
     try:
         write_json(path, result | spent)
