@@ -284,10 +284,15 @@ def test_what_cannot_be_prepared_is_said_without_a_command(nothing_shipped):
         "and cannot be: keep=0.04 of 20 steps does not pay for the first step"
         in told["diffsparse(keep=0.04)"]
     )
-    told = refusals("diffsparse", model="flux-1-dev", weights="random")["diffsparse"]
-    assert (
-        told.endswith("and cannot be: flux-1-dev has no training prompts here")
-        and "run_bench" not in told
+    told = refusals("distill", model="flux-1-dev", weights="random")["distill"]
+    assert "and cannot be: students are trained of" in told and "run_bench" not in told
+
+
+def test_what_a_full_size_model_lacks_is_refused_with_the_command_that_makes_it(nothing_shipped):
+    settings = {"model": "flux-1-dev", "weights": "random", "device": "cuda", "dtype": "bfloat16"}
+    assert refusals("diffsparse", **settings)["diffsparse"].endswith(
+        "python run_bench.py prepare 'diffsparse' --models flux-1-dev --weights random "
+        "--device cuda --dtype bfloat16 does it"
     )
 
 

@@ -92,7 +92,23 @@ def parsers(commands: Mapping[str, Do]) -> tuple[Parser, dict[str, Parser]]:
     prepare.add_argument(
         "--models", default="tiny", help="names or groups (tiny, full), comma separated"
     )
-    prepare.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
+    prepare.add_argument(
+        "--weights",
+        default="bundled",
+        help="bundled (for a full-size model: hub), hub, random, or a local folder",
+    )
+    prepare.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    prepare.add_argument(
+        "--dtype", default="float32", help="of weights and activations (default: float32)"
+    )
+    prepare.add_argument(
+        "--prompts",
+        default="",
+        metavar="FILE",
+        help="what full-size text models are asked for meanwhile: a file, or a set of "
+        "datasets/manifest.toml (default: the bundled training captions); a run names it as "
+        "--training-prompts",
+    )
     prepare.add_argument(
         "--out", type=Path, default=Path("artifacts"), help="folder for what is made"
     )
@@ -301,6 +317,12 @@ def _run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
         metavar="FILE",
         help="prompts of full-size text models: a file, or a set of datasets/manifest.toml "
         "(default: the bundled prompts)",
+    )
+    command.add_argument(
+        "--training-prompts",
+        metavar="FILE",
+        help="what full-size text models were asked for by `prepare --prompts` (default: the "
+        "bundled training captions)",
     )
     command.add_argument(
         "--out",

@@ -15,14 +15,16 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench import ZOO
 from ditbench.method.plugins import source_sha256
+from ditbench.method.preparing import PLAINLY, Preparing
 from ditbench.method.stack import Stack
-from ditbench.models.requests import has_training_requests
+from ditbench.models.prompts import find_training_prompts
+from ditbench.models.requests import takes_prompts
 from ditbench.models.sampling import sampling_of
 from ditbench.models.weights import weights_sha256
 from ditbench.records.facts import plain
@@ -55,7 +57,8 @@ class Need:
     content: dict[str, Any]
     """sha256 of what `below` and the method are made of: `prepared`, artefacts by method, "" for
     one that is absent; `inputs`, files that knobs below name, by method; `sources`, files the
-    methods are declared in, where they do not come with ditbench."""
+    methods are declared in, where they do not come with ditbench; `prompts`, the file that
+    full-size text models are asked for."""
     stack: str
     """The stack below and the method with its knobs, as one types it."""
     flags: tuple[str, ...] = ()
@@ -148,15 +151,19 @@ class Artifact:
 
 
 def needs_of(
-    model: Model, stack: Stack, weights: str, plugins: Sequence[str] = (), root: Path | None = None
-) -> list[Need]:
+    model: Model, stack: Stack, weights: str, plugins: Sequence[str] = (),
+    root: Path | None = None, preparing: Preparing = PLAINLY,
+) -> list[Need]:  # fmt: skip
     """What the methods of a stack must have been prepared for, in the order they attach; `plugins`
     are files the command names, `root` a folder to look for artefacts in before the others.
 
-    ValueError for weights, or a file a knob names, that cannot be read, and for a damaged artefact
-    below.
+    ValueError for weights, prompts, or a file a knob names, that cannot be read, and for a damaged
+    artefact below.
     """
     flags: tuple[str, ...] = () if weights == "bundled" else ("--weights", weights)
+    if not (reads := takes_prompts(model)):
+        preparing = replace(preparing, prompts="")
+    flags += preparing.flags
     flags += tuple(word for plugin in plugins for word in ("--plugin", plugin))
     needs = []
     for m in stack.methods:
@@ -168,17 +175,14 @@ def needs_of(
             content = {
                 "prepared": {
                     n.method: prepared_sha256(n, root)
-                    for n in needs_of(model, below, weights, (), root)
+                    for n in needs_of(model, below, weights, (), root, preparing)
                 },
                 "inputs": inputs_of(below),
                 "sources": sources_of(Stack((*below.methods, m))),
             }
-            trainable = has_training_requests(model)
-            hopeless = (
-                (m.unpreparable(sampling) or "")
-                if trainable
-                else f"{model.name} has no training prompts here"
-            )
+            if reads:
+                content["prompts"] = _sha256(find_training_prompts(preparing.prompts))
+            hopeless = m.unpreparable(sampling) or m.unpreparable_for(model) or ""
             needs.append(
                 Need(
                     method=m.name, recipe=recipe, model=model.name,
@@ -320,12 +324,13 @@ def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN)
 
 
 def resolve(
-    model: Model, stack: Stack, weights: str, plugins: Sequence[str] = (), root: Path | None = None
-) -> dict[str, Artifact]:
+    model: Model, stack: Stack, weights: str, plugins: Sequence[str] = (),
+    root: Path | None = None, preparing: Preparing = PLAINLY,
+) -> dict[str, Artifact]:  # fmt: skip
     """The artefacts of a stack's methods by name; ValueError with the command to run when one is
     absent."""
     artifacts = {}
-    for need in needs_of(model, stack, weights, plugins, root):
+    for need in needs_of(model, stack, weights, plugins, root, preparing):
         if (artifact := find(need, root)) is None:
             raise ValueError(need.sentence)
         artifacts[need.method] = artifact

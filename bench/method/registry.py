@@ -102,6 +102,7 @@ def method(
             "check": lambda self, pipeline: None,
             "recipe": lambda self: None,
             "unpreparable": lambda self, sampling: None,
+            "unpreparable_for": lambda self, model: None,
             "inputs": lambda self: [],
             "dial": None,
             "label": "",

@@ -106,7 +106,9 @@ def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
     depends: dict[str, Any] = {}
     if not refusal:
         try:
-            needs = tuple(needs_of(model, stack, spec.weights, spec.plugins))
+            needs = tuple(
+                needs_of(model, stack, spec.weights, spec.plugins, preparing=spec.preparing)
+            )
             refusal = next((need.sentence for need in needs if find(need) is None), "")
             depends = (
                 {}

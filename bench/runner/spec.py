@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ditbench.method.preparing import Preparing
 from ditbench.metrics.margins import MARGINS, read_margins
 from ditbench.records.record import check_not_published
 from ditbench.records.settings import Settings
@@ -44,6 +45,9 @@ class Spec(Settings):
     with its folder: by them a stack is called equivalent."""
     time_limit: int = 6 * 3600
     """Seconds that one round of a cell may take, loading included; it fails after."""
+    training_prompts: str = ""
+    """What `prepare --prompts` was given for full-size text models; the bundled captions when
+    empty. It tells which artefacts are looked for."""
     references: tuple[str, ...] = ()
     """Reference files for metrics that look through an extractor: FILE for all models, or
     MODEL=FILE."""
@@ -93,6 +97,11 @@ class Spec(Settings):
                 raise ValueError(f"plugins: there is no file {plugin!r}")
 
     @property
+    def preparing(self) -> Preparing:
+        """How what it needs is prepared."""
+        return Preparing(device=self.device, dtype=self.dtype, prompts=self.training_prompts)
+
+    @property
     def folder(self) -> Path:
         """The run folder: `out`, or `runs/` and a name that follows from what is run, so that the
         same command resumes it."""
@@ -106,7 +115,13 @@ class Spec(Settings):
             if k not in ("out", "references")
             and k != "time_limit"
             and (k, v)
-            not in (("margins", MARGINS), ("prompts", ""), ("threads", 0), ("process", "auto"))
+            not in (
+                ("margins", MARGINS),
+                ("prompts", ""),
+                ("threads", 0),
+                ("process", "auto"),
+                ("training_prompts", ""),
+            )
         }
         digest = hashlib.sha256(json.dumps(named_after, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{'-'.join(self.models)[:40]}-{self.num_samples}-{digest}"

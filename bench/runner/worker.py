@@ -198,7 +198,10 @@ def _measure(
         if refusal := cell.stack.refusal(pipe):
             return {"status": "refused", "reason": refusal}
         sampling = cell.sampling
-        artifacts = resolve(cell.model, cell.stack, cell.spec.weights, cell.spec.plugins)
+        spec = cell.spec
+        artifacts = resolve(
+            cell.model, cell.stack, spec.weights, spec.plugins, preparing=spec.preparing
+        )
         prepared = {name: artifact.folder for name, artifact in artifacts.items()}
         with loaded.watching(cell), cell.stack.attached(pipe, prepared) as attached:
             loaded.attached = attached
