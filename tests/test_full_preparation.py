@@ -2,6 +2,9 @@
 user's, from the command to a run with what was made."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -40,7 +43,7 @@ from ditbench.simulation.rehearsal import Stand
 from ditbench.testing import KINDS, tiny
 
 METHODS = ("diffsparse(keep=0.6)", "diffsparse(keep=0.6, allocator='sensitivity')",
-           "teacache(saved=0.3)", "l2c(threshold=0.95)", "int8(down='smoothed')", "magcache")  # fmt: skip
+           "teacache(saved=0.5)", "l2c(threshold=0.95)", "int8(down='smoothed')", "magcache")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +195,9 @@ def row(request):
 
 PLUGIN = """from ditbench.models import Model, register_model
 import json
+import os
+import subprocess
+import sys
 register_model(Model(**json.loads({text!r})))
 """
 
@@ -378,3 +384,26 @@ def test_requests_at_once_go_by_their_pixels():
         4,
         1,
     ]
+
+
+PARTS = """
+import hashlib
+from ditbench.models.architecture import build
+from ditbench.models.table import models
+pipe = build(models()["dit-tiny"], device="cpu")
+parts = [v.numpy().tobytes() for name in ("vae", "transformer")
+         for v in getattr(pipe, name).state_dict().values()]
+print(hashlib.sha256(b"".join(parts)).hexdigest())
+"""
+
+
+def test_random_weights_are_the_same_in_every_process():
+    """What is prepared in one is used in others, whatever the seed of their hashes."""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", PARTS], env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("0", "1")  # two orders of a set of parts
+    }  # fmt: skip
+    assert len(told) == 1 and len(told.pop().strip()) == 64

@@ -95,7 +95,7 @@ def build(
         torch.manual_seed(SEED)
         try:
             torch.set_default_dtype(dtype or torch.float32)
-            for name in made.keys() & wanted:
+            for name in (name for name in made if name in wanted):  # the order decides the weights
                 with torch.device("cpu" if name == "scheduler" else device):
                     made[name] = _make(name, described[name])
         finally:

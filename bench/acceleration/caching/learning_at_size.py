@@ -80,8 +80,8 @@ def settings_for(room: Workroom, batch: int) -> dict[str, Any]:
 
 
 def demands(room: Workroom, recipe: Any) -> str:
-    """What learning or measuring by a `learn_schedule.Recipe` takes, in a sentence: bytes of weights and of what is kept, and
-    time in samplings. Runs the transformer for one step."""
+    """What learning by a `learn_schedule.Recipe` takes, in a sentence: bytes of weights and of what
+    is kept, and time in samplings. Runs the transformer for one step."""
     outputs, steps = _Outputs(), room.calls
     with room.attached(outputs) as attached, torch.no_grad():
         attached.start(room.sampling.steps, 1)
@@ -91,8 +91,8 @@ def demands(room: Workroom, recipe: Any) -> str:
     parts = [p for p in room.pipe.components.values() if isinstance(p, torch.nn.Module)]
     weights = sum(t.nbytes for part in parts for t in tensors_of(part))
     learned = recipe.allocator == "learned"
-    # a checkpoint of each transformer call has what both guidance passes keep; without gradients the
-    # sampling goes on from what the last step kept
+    # a checkpoint of each transformer call has what both guidance passes keep; without gradients
+    # the sampling goes on from what the last step kept
     states = steps * outputs.calls if learned else 2
     kept = outputs.bytes * recipe.batch * states
     on_host = learned and recipe.checkpointed and room.device.type != "cpu"
@@ -106,8 +106,9 @@ def demands(room: Workroom, recipe: Any) -> str:
         samplings = 4 * layers * (steps - 1) // 2
     where = "in the host's memory" if on_host else f"on {room.device}"
     return (
-        f"{room.model.name}: weights {weights / 1e9:.3g} GB; kept outputs of {states} transformer calls "
-        f"{kept / 1e9:.3g} GB {where}; as long as {samplings} samplings of {recipe.batch} requests"
+        f"{room.model.name}: weights {weights / 1e9:.3g} GB; kept outputs of {states} transformer "
+        f"calls {kept / 1e9:.3g} GB {where}; as long as {samplings} samplings of {recipe.batch} "
+        "requests"
     )
 
 
