@@ -14,10 +14,12 @@ from ditbench.acceleration.distillation.checkpoints import (
 )
 from ditbench.method import Attachment, Stage, knob, method
 from ditbench.method.prepare import unprepared
+from ditbench.models.requests import takes_prompts
 from ditbench.models.sampling import Sampling
 
 if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
+    from ditbench.models.table import Model
 
 
 @method(
@@ -85,6 +87,18 @@ class Distill:
         if self._steps < sampling.steps:
             return None
         return f"a student of {self._steps} steps is no shorter than its teacher's {sampling.steps}"
+
+    def unpreparable_for(self, model: Model) -> str | None:
+        """All weights of a full-size text model do not fit on a GPU with their gradients, moments
+        and recordings; published checkpoints are there for most."""
+        if model.group != "full" or not takes_prompts(model):
+            return None
+        names = [row.name for row in checkpoints().values() if row.family == model.family]
+        reason = "students are trained of the tiny models and of class-conditional ones"
+        if not names:
+            return f"{reason}; no published checkpoint of {model.family} is in the table either"
+        usable = " or ".join(f"distill(checkpoint='{name}')" for name in names)
+        return f"{reason}; use a published checkpoint: {usable}"
 
     def inputs(self) -> list[Path]:
         """The files of the student; of a checkpoint its row's table, and its files where they lie

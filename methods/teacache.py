@@ -78,9 +78,11 @@ class TeaCache:
         from ditbench.acceleration.caching.calibrate_magcache import BATCH
         from ditbench.method.dial import dialled
 
+        num = room.at_once(BATCH)
+
         def skips(threshold: float) -> float:
             counters = room.generate(
-                build(TeaCache, {"threshold": threshold, "polynomial": self.polynomial}), BATCH
+                build(TeaCache, {"threshold": threshold, "polynomial": self.polynomial}), num
             ).counters()
             reused, computed = (
                 counters.get(f"teacache.passes_{what}", 0) for what in ("reused", "computed")
@@ -90,7 +92,7 @@ class TeaCache:
         threshold, skipped = dialled(skips, self.saved, *self.dial[1:])
         room.tell({"done": 1, "of": 1})
         (folder / FOUND).write_text(json.dumps({"threshold": threshold}) + "\n")
-        return {"threshold": threshold, "skipped": round(skipped, 4), "samples": BATCH}
+        return {"threshold": threshold, "skipped": round(skipped, 4), "samples": num}
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every block; the first one decides for all."""

@@ -13,6 +13,7 @@ from ditbench import ZOO
 from ditbench.cli.commands import COMMANDS
 from ditbench.cli.parser import parsers
 from ditbench.method import METHODS, artifact
+from ditbench.method.needs import needs_of
 from ditbench.method.stack import Stack
 from ditbench.models import table as models
 from ditbench.models import weights
@@ -132,7 +133,7 @@ def test_the_text_of_a_plugin_is_in_the_keys_of_its_methods_and_no_others(tmp_pa
 
 def make(text, model="dit-tiny", weights="bundled", content="x", plugins=()):
     """An artefact of nothing but `content` for the topmost method of a stack."""
-    need = artifact.needs_of(models.models()[model], Stack.parse(text), weights, plugins)[-1]
+    need = needs_of(models.models()[model], Stack.parse(text), weights, plugins)[-1]
 
     def write(folder):
         (folder / "table.txt").write_text(content)
@@ -258,7 +259,7 @@ def test_printed_prepare_commands_make_what_was_missing(nothing_shipped, tmp_pat
                 words = shlex.split(sentence.partition("; ")[2].removesuffix(" does it"))
                 assert words[:3] == ["python", "run_bench.py", "prepare"]
                 args = parsers({name: None for name in COMMANDS})[0].parse_args(words[2:])
-                needs = artifact.needs_of(
+                needs = needs_of(
                     select(args.models)[0], Stack.parse(args.method), args.weights, args.plugin
                 )
                 for need in needs:
@@ -266,9 +267,9 @@ def test_printed_prepare_commands_make_what_was_missing(nothing_shipped, tmp_pat
                         made = make(need.stack, model, args.weights, plugins=args.plugin)
                         assert (
                             made.folder.name
-                            == artifact.needs_of(
-                                select(model)[0], Stack.parse(need.stack), args.weights
-                            )[-1].key
+                            == needs_of(select(model)[0], Stack.parse(need.stack), args.weights)[
+                                -1
+                            ].key
                         )
                 (again,) = [c for c in plan.plan(spec) if c.stack == cell.stack]
                 assert again.refusal != sentence
@@ -284,10 +285,15 @@ def test_what_cannot_be_prepared_is_said_without_a_command(nothing_shipped):
         "and cannot be: keep=0.04 of 20 steps does not pay for the first step"
         in told["diffsparse(keep=0.04)"]
     )
-    told = refusals("diffsparse", model="flux-1-dev", weights="random")["diffsparse"]
-    assert (
-        told.endswith("and cannot be: flux-1-dev has no training prompts here")
-        and "run_bench" not in told
+    told = refusals("distill", model="flux-1-dev", weights="random")["distill"]
+    assert "and cannot be: students are trained of" in told and "run_bench" not in told
+
+
+def test_what_a_full_size_model_lacks_is_refused_with_the_command_that_makes_it(nothing_shipped):
+    settings = {"model": "flux-1-dev", "weights": "random", "device": "cuda", "dtype": "bfloat16"}
+    assert refusals("diffsparse", **settings)["diffsparse"].endswith(
+        "python run_bench.py prepare 'diffsparse' --models flux-1-dev --weights random "
+        "--device cuda --dtype bfloat16 does it"
     )
 
 

@@ -200,8 +200,8 @@ def test_a_price_lowers_the_scores_of_odd_steps_and_even_steps_have_none_to_lear
         subject = tiny(kind, steps=4)
         told = []
         room = SimpleNamespace(
-            pipe=subject.pipeline, model=SimpleNamespace(name=kind, family=kind),
-            sampling=subject.sampling,
+            pipe=subject.pipeline, model=SimpleNamespace(name=kind, family=kind, world="scene"),
+            sampling=subject.sampling, device="cpu", at_once=lambda num: num,
             draw=drawer(subject, kind), tell=told.append, calls=4,
             attached=lambda mixer, pipe=subject.pipeline: Stack((mixer,)).attached(pipe),
         )  # fmt: skip

@@ -590,7 +590,7 @@ def room_of(tried, kind, below=()):
         num: tried.arguments(tried.sampling, range(num)),
         attached=lambda trainee: Stack((*below, trainee)).attached(tried.pipeline),
         tell=lambda row: None,
-        model=SimpleNamespace(family=kind),
+        model=SimpleNamespace(family=kind), at_once=lambda num: num,
     )  # fmt: skip
     room.generate = lambda trainee, num: Workroom.generate(room, trainee, num)
     return room

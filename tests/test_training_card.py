@@ -8,7 +8,8 @@ from report_runs import key_of, write_run
 
 from ditbench import reports
 from ditbench.acceleration.caching.schedule import Schedule
-from ditbench.method.artifact import BUNDLED, Artifact, needs_of, trained_for
+from ditbench.method.artifact import BUNDLED, Artifact, trained_for
+from ditbench.method.needs import needs_of
 from ditbench.method.stack import Stack
 from ditbench.models.table import models, select
 from ditbench.reports.figures.training_curve import copy_training, draw_training, write_card

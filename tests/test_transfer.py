@@ -13,6 +13,7 @@ from ditbench.acceleration.caching.budget import solved, spent
 from ditbench.acceleration.caching.schedule import LEVELS, Schedule
 from ditbench.acceleration.caching.transfer import same_kind, sources, transferred
 from ditbench.method import artifact
+from ditbench.method.needs import needs_of
 from ditbench.method.stack import Stack
 from ditbench.models.loading import load
 from ditbench.models.table import models, select
@@ -92,7 +93,7 @@ def test_once_its_own_is_prepared_nothing_stands_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = Spec(models=("dit-xl-2-256",), methods=("diffsparse",), weights="random")
     assert str(plan(spec)[1].stack) == TRANSFERRED
-    (need,) = artifact.needs_of(models()["dit-xl-2-256"], Stack.parse("diffsparse"), "random")
+    (need,) = needs_of(models()["dit-xl-2-256"], Stack.parse("diffsparse"), "random")
     artifact.create(need, lambda folder: ((folder / "cost.txt").write_text("") and {}) or {})
     cell = plan(spec)[1]
     assert str(cell.stack) == "diffsparse" and not cell.note and not cell.refusal

@@ -90,7 +90,7 @@ def test_the_class_world_asks_all_of_its_classes():
     assert len({r.label for r in make_requests(model, 512, 0)}) == 24
 
 
-@pytest.mark.parametrize("name", [*TINY, "dit-xl-2-256"])
+@pytest.mark.parametrize("name", [*TINY, "dit-xl-2-256", "wan-2.1-1.3b"])
 def test_noise_of_training_never_meets_noise_of_evaluation(name):
     """By the highest of 32 bits, whatever the seeds."""
     model = models()[name]

@@ -1,12 +1,13 @@
 """What models are asked for in place of what their rows say: by flag, by TOML, for one or for all."""
 
 import json
-from dataclasses import asdict
+import shlex
+from dataclasses import asdict, replace
 
 import pytest
 from command import command
 
-from ditbench.method.artifact import needs_of
+from ditbench.method.needs import needs_of
 from ditbench.method.stack import Stack
 from ditbench.models.requests import call_arguments, make_requests
 from ditbench.models.sampling import sampling_of
@@ -149,3 +150,17 @@ def test_a_sampler_that_diffusers_does_not_have_fails_its_cells_by_name(tmp_path
     assert done.returncode == 3
     reasons = {r["reason"] for r in read_run(tmp_path / "run").records}
     assert len(reasons) == 1 and "diffusers has no 'DDIMSchedule'" in reasons.pop()
+
+
+def test_the_command_of_a_refusal_prepares_for_the_workload(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = Spec(
+        models=("dit-tiny",), methods=("teacache(saved=0.3)",), weights="random", steps="6",
+        guidance="1.5", scheduler="DDIMScheduler",
+    )  # fmt: skip
+    words = shlex.split(plan(spec)[1].refusal.partition("; ")[2].removesuffix(" does it"))
+    assert words[:2] == ["python", "run_bench.py"] and "--steps" in words and "--guidance" in words
+    done = command(*words[2:])
+    assert done.returncode == 0, done.stderr
+    assert not plan(spec)[1].refusal
+    assert plan(replace(spec, steps="7"))[1].refusal

@@ -131,7 +131,7 @@ def prepare_ranges(folder: Path, room: Workroom) -> dict[str, Any]:
     """Sample training requests and write the reach of every channel, `ranges.safetensors`; returns
     notes."""
     ranges = _Ranges()
-    room.generate(ranges, BATCH)
+    room.generate(ranges, room.at_once(BATCH))
     room.tell({"done": 1, "of": 1})
     save_file(ranges.found, folder / "ranges.safetensors")
     largest = max(float(r.max() / r.median()) for r in ranges.found.values())

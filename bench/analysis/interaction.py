@@ -40,8 +40,8 @@ from ditbench.analysis.quality import sets_of
 from ditbench.analysis.rows import Record
 from ditbench.analysis.set_statistics import STATISTICS, Sets
 from ditbench.extractors.references import ReferenceSets
-from ditbench.method.artifact import below_of
 from ditbench.method.knobs import build
+from ditbench.method.needs import below_of
 from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
 from ditbench.metrics.table import Metric, metrics

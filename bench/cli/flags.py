@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from functools import cache
+from pathlib import Path
 
 from ditbench.cli.usage import whole_number
 from ditbench.records.settings import CHOICES, DEFAULTS
@@ -77,6 +78,12 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
         "(default: the bundled prompts)",
     )
     command.add_argument(
+        "--training-prompts",
+        metavar="FILE",
+        help="what full-size text models were asked for by `prepare --prompts` (default: the "
+        "bundled training captions)",
+    )
+    command.add_argument(
         "--out",
         metavar="FOLDER",
         help="run folder; the same folder goes on with a run (default: a folder below runs/, "
@@ -84,6 +91,32 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     )
     plugin_flag(command)
     reference_flag(command)
+
+
+def prepare_flags(prepare: argparse.ArgumentParser) -> None:
+    """With what artefacts are prepared, and for what."""
+    prepare.add_argument(
+        "--weights",
+        default="bundled",
+        help="bundled (for a full-size model: hub), hub, random, or a local folder",
+    )
+    prepare.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    prepare.add_argument(
+        "--dtype", default="float32", help="of weights and activations (default: float32)"
+    )
+    prepare.add_argument(
+        "--prompts",
+        default="",
+        metavar="FILE",
+        help="what full-size text models are asked for meanwhile: a file, or a set of "
+        "datasets/manifest.toml (default: the bundled training captions); a run names it as "
+        "--training-prompts",
+    )
+    _workload_flags(prepare)
+    prepare.add_argument(
+        "--out", type=Path, default=Path("artifacts"), help="folder for what is made"
+    )
+    plugin_flag(prepare)
 
 
 def _workload_flags(command: argparse.ArgumentParser) -> None:

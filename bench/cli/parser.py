@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ditbench.cli.flags import memory_flags, plugin_flag, reference_flag, run_flags
+from ditbench.cli.flags import memory_flags, plugin_flag, prepare_flags, reference_flag, run_flags
 from ditbench.cli.usage import Parser, decimal_number, whole_number
 
 OK, GATE, USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 4
@@ -21,8 +21,8 @@ def parsers(
     commands: Mapping[str, Do], given: str | None = None
 ) -> tuple[Parser, dict[str, Parser]]:
     """The parser of the command line, and the parser of each command by name; the function of the
-    command that was given is left as `do`. Where the command is `given`, the many flags of a run are
-    added to that one alone."""
+    command that was given is left as `do`. Where the command is `given`, the many flags of a run or
+    of `prepare` are added to that one alone."""
     from ditbench import __version__
 
     top = Parser(
@@ -95,11 +95,6 @@ def parsers(
     prepare.add_argument(
         "--models", default="tiny", help="names or groups (tiny, full), comma separated"
     )
-    prepare.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
-    prepare.add_argument(
-        "--out", type=Path, default=Path("artifacts"), help="folder for what is made"
-    )
-    plugin_flag(prepare)
 
     match = command("match", "set methods so that they save the same share of FLOPs")
     match.add_argument(
@@ -236,6 +231,8 @@ def parsers(
     for name, sub in (("run", run), ("plan", plan), ("stack", stack)):
         if given in (None, name):
             run_flags(sub, methods=name != "stack")
+    if given in (None, "prepare"):
+        prepare_flags(prepare)
     for sub in by_name.values():
         _add_defaults(sub)
     return top, by_name

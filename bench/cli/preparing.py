@@ -46,23 +46,40 @@ def prepare(args: argparse.Namespace) -> int:
     """Train or calibrate what a method needs."""
     from ditbench.method.plugins import load_plugins
     from ditbench.method.prepare import prepare as prepare_models
+    from ditbench.method.preparing import Preparing
     from ditbench.method.stack import Stack
     from ditbench.models.table import select
+    from ditbench.models.workload import WORKLOAD, with_workload
     from ditbench.reports.figures.training_curve import write_card
     from ditbench.reports.terminal.table import show_rows
+    from ditbench.runner.plan import missing_device
     from ditbench.runner.progress import counting, progress
+    from ditbench.runner.spec import Spec, from_table
 
     load_plugins(args.plugin)
-    stack, models = Stack.parse(args.method), select(args.models)
+    stack = Stack.parse(args.method)
+    workload = {name: value for name in WORKLOAD if (value := getattr(args, name)) is not None}
+    settings = from_table({"device": args.device, "dtype": args.dtype} | workload, Spec())
+    models = [with_workload(model, settings.requested()) for model in select(args.models)]
+    preparing = Preparing(device=settings.device, dtype=settings.dtype, prompts=args.prompts)
+    if reason := missing_device(preparing.device):
+        raise ValueError(reason)
+    weights = {  # nothing is bundled of a model that is published
+        model.name: "hub" if args.weights == "bundled" and model.hub else args.weights
+        for model in models
+    }
+    rows = []
     with progress() as tell:
-        rows = prepare_models(
-            models,
-            stack,
-            args.weights,
-            lambda need: counting(tell, f"{need.model} {need.method}"),
-            args.out,
-            args.plugin,
-        )
+        for model in models:
+            rows += prepare_models(
+                [model],
+                stack,
+                weights[model.name],
+                lambda need: counting(tell, f"{need.model} {need.method}"),
+                args.out,
+                args.plugin,
+                preparing,
+            )
     for row in rows:
         if row["made"]:  # what was there, ditbench's own too, is left alone
             write_card(Path(row["folder"]))

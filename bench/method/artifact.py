@@ -20,17 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench import ZOO
-from ditbench.method.plugins import source_sha256
-from ditbench.method.stack import Stack
-from ditbench.models.requests import has_training_requests
-from ditbench.models.sampling import sampling_of
-from ditbench.models.weights import weights_sha256
-from ditbench.models.workload import flags_of, sampler_of
 from ditbench.records.facts import plain
 from ditbench.records.files import file_sha256, read_json, write_json
 
 if TYPE_CHECKING:
-    from ditbench.models.table import Model
+    pass
 
 OWN = Path("artifacts")
 """Where `prepare` writes, in the working directory."""
@@ -56,7 +50,8 @@ class Need:
     content: dict[str, Any]
     """sha256 of what `below` and the method are made of: `prepared`, artefacts by method, "" for
     one that is absent; `inputs`, files that knobs below name, by method; `sources`, files the
-    methods are declared in, where they do not come with ditbench."""
+    methods are declared in, where they do not come with ditbench; `prompts`, the file that
+    full-size text models are asked for."""
     stack: str
     """The stack below and the method with its knobs, as one types it."""
     flags: tuple[str, ...] = ()
@@ -102,10 +97,6 @@ def quoted(text: str) -> str:
     return f"'{text}'" if "'" not in text else shlex.quote(text)
 
 
-SETS_STEPS = frozenset({"num-steps", "scheduler"})
-"""Claims of methods that decide which steps there are to prepare for."""
-
-
 @dataclass(frozen=True)
 class Artifact:
     """A prepared folder."""
@@ -146,102 +137,6 @@ class Artifact:
             "samples": samples,
             **cost,
         }
-
-
-def needs_of(
-    model: Model, stack: Stack, weights: str, plugins: Sequence[str] = (), root: Path | None = None
-) -> list[Need]:
-    """What the methods of a stack must have been prepared for, in the order they attach; `plugins`
-    are files the command names, `root` a folder to look for artefacts in before the others.
-
-    ValueError for weights, or a file a knob names, that cannot be read, and for a damaged artefact
-    below.
-    """
-    flags: tuple[str, ...] = () if weights == "bundled" else ("--weights", weights)
-    flags += flags_of(model)
-    flags += tuple(word for plugin in plugins for word in ("--plugin", plugin))
-    needs = []
-    for m in stack.methods:
-        if (recipe := m.recipe()) is not None:
-            if training := training_of(m):  # the first has the key it had before there were several
-                recipe = recipe | {"training": training}
-            below = below_of(stack, m)
-            sampling = below.adapt(sampling_of(model))
-            content = {
-                "prepared": {
-                    n.method: prepared_sha256(n, root)
-                    for n in needs_of(model, below, weights, (), root)
-                },
-                "inputs": inputs_of(below),
-                "sources": sources_of(Stack((*below.methods, m))),
-            }
-            trainable = has_training_requests(model)
-            hopeless = (
-                (m.unpreparable(sampling) or "")
-                if trainable
-                else f"{model.name} has no training prompts here"
-            )
-            needs.append(
-                Need(
-                    method=m.name, recipe=recipe, model=model.name,
-                    weights_sha256=weights_sha256(model, weights),
-                    steps=m.adapt(sampling).steps, below=str(below),
-                    sampling=asdict(sampling) | sampler_of(model),
-                    content=content,
-                    stack=str(Stack((*below.methods, m))), flags=flags, hopeless=hopeless,
-                )
-            )  # fmt: skip
-    return needs
-
-
-def prepared_sha256(need: Need, root: Path | None = None) -> str:
-    """The hash of an artefact's files, "" when it is absent; ValueError when it is damaged."""
-    artifact = find(need, root)
-    return artifact.sha256 if artifact else ""
-
-
-def inputs_of(stack: Stack) -> dict[str, list[str]]:
-    """sha256 of the files that knobs name, by method; ValueError when one cannot be read."""
-    return {
-        m.name: [_sha256(path) for path in paths] for m in stack.methods if (paths := m.inputs())
-    }
-
-
-def sources_of(stack: Stack) -> dict[str, str]:
-    """sha256 of the files that methods are declared in, of those that do not come with ditbench."""
-    return {m.name: sha256 for m in stack.methods if (sha256 := source_sha256(m))}
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def below_of(stack: Stack, method: Any) -> Stack:
-    """What a method of a stack is prepared on top of: the methods that attach before it, and those
-    that set the sampler's steps whenever they attach; or nothing where it was tuned alone.
-
-    Without those that claim what the method is `blind_to`.
-    """
-    if getattr(method, "tuned", "stack") == "alone":
-        return Stack()
-    place = stack.methods.index(method)
-    before = [
-        m
-        for i, m in enumerate(stack.methods)
-        if i < place or (i > place and m.traits.claims & SETS_STEPS)
-    ]
-    return Stack(
-        tuple(m for m in before if not m.traits.claims & getattr(method, "blind_to", frozenset()))
-    )
-
-
-def training_of(method: Any) -> int:
-    """Which training of its recipe a method uses: its knob `training`, 0 for the first and for
-    methods without the knob."""
-    return getattr(method, "training", 0)
 
 
 def find(need: Need, root: Path | None = None) -> Artifact | None:
@@ -326,16 +221,3 @@ def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Artifact(folder, manifest)
-
-
-def resolve(
-    model: Model, stack: Stack, weights: str, plugins: Sequence[str] = (), root: Path | None = None
-) -> dict[str, Artifact]:
-    """The artefacts of a stack's methods by name; ValueError with the command to run when one is
-    absent."""
-    artifacts = {}
-    for need in needs_of(model, stack, weights, plugins, root):
-        if (artifact := find(need, root)) is None:
-            raise ValueError(need.sentence)
-        artifacts[need.method] = artifact
-    return artifacts

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ditbench.method.artifact import Need, inputs_of, prepared_sha256, sources_of
+from ditbench.method.artifact import Need
+from ditbench.method.needs import inputs_of, prepared_sha256, sources_of
 from ditbench.method.plugins import module_sha256
 from ditbench.method.stack import Stack
 from ditbench.models.family import REGISTRY as FAMILIES

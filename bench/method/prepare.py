@@ -3,28 +3,24 @@ imported only when something is made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditbench.method.artifact import (
-    OWN,
-    below_of,
-    create,
-    find,
-    needs_of,
-    quoted,
-    resolve,
-    training_of,
-)
+from ditbench.method.artifact import OWN, create, find, quoted
+from ditbench.method.needs import below_of, needs_of, resolve, training_of
+from ditbench.method.preparing import PLAINLY, Preparing
 from ditbench.method.stack import Stack
-from ditbench.models.family import family_named
+from ditbench.models.family import family_named, family_of, grid_of
 from ditbench.models.loading import load
-from ditbench.models.requests import call_arguments, training_requests
+from ditbench.models.prompts import check_apart
+from ditbench.models.requests import call_arguments, takes_prompts, training_requests
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.table import Model
+from ditbench.quiet import quiet
 
 if TYPE_CHECKING:
     from ditbench.method.artifact import Need
@@ -48,8 +44,21 @@ class Workroom:
     """Folders of what the methods below were prepared with, by method."""
     training: int = 0
     """Which training of the recipe: each has requests and random numbers of its own."""
+    prompts: str = ""
+    """File or set that full-size text models are asked for; "": the captions that come along."""
     tell: Tell
-    """Hears of progress: rows with at least `done` and `of`."""
+    """Hears of progress: rows with at least `done` and `of`; `note`, a line to be shown."""
+
+    @property
+    def device(self) -> Any:
+        """torch's device of the transformer: where tensors that meet its own have to be."""
+        return self.pipe.transformer.device
+
+    def at_once(self, num: int, pixels: int = 1 << 22) -> int:
+        """How many of `num` requests to sample together: as many as `pixels` hold, frames counted,
+        one at least. Of the models whose artefacts come along it is `num`."""
+        m = self.model
+        return max(1, min(num, pixels // (m.height * m.width * m.frames)))
 
     @cached_property
     def calls(self) -> int:
@@ -74,9 +83,18 @@ class Workroom:
                 hook.remove()
         raise AssertionError("a generation ran without its transformer")
 
-    def attached(self, trainee: Any) -> Any:
+    @cached_property
+    def grid(self) -> tuple[int, int, int] | None:
+        """Of image tokens, where it would have to be read from a GPU."""
+        by_value = family_of(self.pipe.transformer).grid_by_value
+        return grid_of(self.pipe, self.sampling) if by_value else None
+
+    @contextmanager
+    def attached(self, trainee: Any) -> Iterator[Attached]:
         """The pipeline with the stack below and `trainee` on top, as `Stack.attached` gives it."""
-        return Stack((*self.below.methods, trainee)).attached(self.pipe, self.prepared)
+        with Stack((*self.below.methods, trainee)).attached(self.pipe, self.prepared) as attached:
+            attached.grid = self.grid
+            yield attached
 
     def generate(self, trainee: Any, num: int, seed: int = 0) -> Attached:
         """Sample `num` training requests with `trainee` on top, and return what was attached, to be
@@ -88,7 +106,7 @@ class Workroom:
             self.pipe(
                 **self.draw(seed, num) | {"output_type": family_named(self.model.family).raw_output}
             )
-        return attached  # type: ignore[no-any-return]
+        return attached
 
     def draw(self, seed: int, num: int, **other: Any) -> dict[str, Any]:
         """Call arguments of `num` training requests; `other` sampling than the stack below wants,
@@ -96,7 +114,7 @@ class Workroom:
         return call_arguments(
             self.model,
             replace(self.sampling, **other),
-            training_requests(self.model, num, seed, self.training),
+            training_requests(self.model, num, seed, self.training, self.prompts),
         )
 
 
@@ -117,13 +135,22 @@ def prepare(
     models: Sequence[Model], stack: Stack, weights: str, tell: Callable[[Need], Tell],
     root: Path = OWN,
     plugins: Sequence[str] = (),
+    preparing: Preparing = PLAINLY,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Make what is missing, and return a row per method and model. What is there already is left
     alone. `plugins`: files that were loaded for the stack, for the commands in messages.
 
-    Raises ValueError when no method of the stack needs anything, when something cannot be made, and
-    for weights that cannot be found.
+    Raises ValueError when no method of the stack needs anything, when something cannot be made, for
+    weights and prompts that cannot be found, for prompts that some of the models would not read,
+    and for training prompts that are evaluated on.
     """
+    if preparing.prompts:
+        check_apart(preparing.prompts)
+        if deaf := [model.name for model in models if not takes_prompts(model)]:
+            raise ValueError(
+                f"prompts: {', '.join(deaf)} would not read them: a world's models are asked for "
+                "its scenes, DiT for classes"
+            )
     rows = []
     for model in models:
         wanted = [m for m in stack.methods if m.recipe() is not None]
@@ -132,22 +159,24 @@ def prepare(
         for method in wanted:
             below = below_of(stack, method)
             # Looked up one by one: the key of what is on top holds the content of what is below.
-            need = needs_of(model, Stack((*below.methods, method)), weights, plugins, root)[-1]
+            stacked = Stack((*below.methods, method))
+            need = needs_of(model, stacked, weights, plugins, root, preparing)[-1]
             artifact, made = find(need, root), False
             if artifact is None:
                 if need.hopeless:
                     raise ValueError(need.sentence)
                 prepared = {
                     name: a.folder
-                    for name, a in resolve(model, below, weights, plugins, root).items()
+                    for name, a in resolve(model, below, weights, plugins, root, preparing).items()
                 }
-                pipe = load(model, weights=weights, device="cpu", dtype="float32")
+                pipe = load(model, weights=weights, device=preparing.device, dtype=preparing.dtype)
                 room = Workroom(
                     pipe=pipe, model=model, below=below, sampling=below.adapt(sampling_of(model)),
                     tell=tell(need),
-                    training=training_of(method), prepared=prepared,
+                    training=training_of(method), prepared=prepared, prompts=preparing.prompts,
                 )  # fmt: skip
-                artifact, made = create(need, _maker(method, room), root), True
+                made_with = {"device": preparing.device, "dtype": preparing.dtype}
+                artifact, made = create(need, _maker(method, room, made_with), root), True
             rows.append({
                 "model": model.name, "method": need.method, "below": need.below,
                 "steps": need.steps, "made": made,
@@ -157,5 +186,11 @@ def prepare(
     return rows
 
 
-def _maker(method: Any, room: Workroom) -> Callable[[Path], dict[str, Any]]:
-    return lambda folder: method.prepare(folder, room)
+def _maker(
+    method: Any, room: Workroom, made_with: dict[str, str]
+) -> Callable[[Path], dict[str, Any]]:
+    def make(folder: Path) -> dict[str, Any]:
+        with quiet():
+            return {**method.prepare(folder, room), **made_with}
+
+    return make

@@ -114,6 +114,7 @@ def method(
             "recipe": lambda self: None,
             "unpreparable": lambda self, sampling: None,
             "instead": lambda self, model: None,
+            "unpreparable_for": lambda self, model: None,
             "inputs": lambda self: [],
             "dial": None,
             "label": "",

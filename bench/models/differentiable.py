@@ -12,8 +12,9 @@ class _Decoded(Exception):
     """Carries what the autoencoder decoded out of a pipeline call."""
 
 
-def paint(pipe: Any, arguments: dict[str, Any]) -> Tensor:
-    """Pixels 0..1, [B,3,H,W] or [B,3,T,H,W], with gradients where they are enabled.
+def paint(pipe: Any, arguments: dict[str, Any], *, decoded: bool = True) -> Tensor:
+    """Pixels 0..1, [B,3,H,W] or [B,3,T,H,W], or, where not `decoded`, the latents that would be
+    decoded, [B,C,h,w] or [B,C,t,h,w]; float32, with gradients where they are enabled.
 
     Noise generators are spent by a call: draw the arguments anew for the next.
     """
@@ -21,15 +22,15 @@ def paint(pipe: Any, arguments: dict[str, Any]) -> Tensor:
     call: Callable[..., Any] = kind.__call__.__wrapped__  # without its no_grad
     decode = pipe.vae.decode
 
-    def decoded(latents: Tensor, *_: Any, **__: Any) -> Any:
-        raise _Decoded(decode(latents).sample)
+    def stop(latents: Tensor, *_: Any, **__: Any) -> Any:
+        raise _Decoded((decode(latents).sample if decoded else latents).float())
 
-    pipe.vae.decode = decoded
+    pipe.vae.decode = stop
     try:
         call(pipe, **arguments | {"output_type": "pt"})
     except _Decoded as carrier:
-        pixels: Tensor = (carrier.args[0] / 2 + 0.5).clamp(0, 1)
-        return pixels
+        samples: Tensor = carrier.args[0]
+        return (samples / 2 + 0.5).clamp(0, 1) if decoded else samples
     finally:
         del pipe.vae.decode
     raise AssertionError(f"{kind.__name__} did not decode")

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -23,6 +24,8 @@ from ditbench.suggest import suggest
 
 FOLDER = "DITBENCH_DATASETS"
 """Environment variable: the folder with files of prompt and reference sets."""
+TRAINING = "training_captions.txt"
+"""The captions that methods are prepared with for full-size text models."""
 COLUMNS = ("prompt", "prompts", "caption", "text", "prompt_en")
 """Names a table or document may give its prompts, in any case."""
 
@@ -80,6 +83,32 @@ def find_prompts(source: str = "") -> Path:
             f"{facts['sha256']}"
         )
     return path
+
+
+def find_training_prompts(source: str = "") -> Path:
+    """The file that full-size text models are asked for while a method is prepared: of a path or of
+    a set by name; "": the captions that come along for it, on which nothing is evaluated.
+
+    ValueError as `find_prompts`.
+    """
+    return find_prompts(source) if source else datasets() / TRAINING
+
+
+def check_apart(source: str) -> None:
+    """ValueError where training prompts hold some of the bundled prompts, which are for
+    evaluation; spelling, case and punctuation aside."""
+    evaluated = {normalised(prompt) for prompt in load_prompts()}
+    shared = [p for p in load_prompts(source) if normalised(p) in evaluated]
+    if shared:
+        raise ValueError(
+            f"prompts: {source} has {len(shared)} of the bundled prompts, which are for "
+            f"evaluation ({shared[0][:60]!r}); leave them out"
+        )
+
+
+def normalised(prompt: str) -> str:
+    """A prompt's words in lower case, one space apart."""
+    return " ".join(re.findall(r"\w+", prompt.lower()))
 
 
 def load_prompts(source: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ditbench.models.family import family_named
-from ditbench.models.prompts import load_prompts
+from ditbench.models.prompts import find_training_prompts, load_prompts, read_prompts
 from ditbench.models.sampling import Request as Request
 from ditbench.models.sampling import Sampling
 
@@ -49,32 +49,33 @@ TRAININGS = 16
 """Trainings of one recipe that have requests of their own: 0 to 15."""
 
 
-def training_requests(model: Model, num: int, seed: int, training: int = 0) -> list[Request]:
+def training_requests(
+    model: Model, num: int, seed: int, training: int = 0, prompts: str = ""
+) -> list[Request]:
     """Requests to train a method with; `training` (of `TRAININGS`) and `seed` choose the stream.
 
-    No evaluation has the same noise, nor, in worlds with captions, the same caption, whatever the
+    Full-size text models are asked for `prompts`, a file or a set (default:
+    `datasets/training_captions.txt`), in an order of the stream's own, and from its first again. No
+    evaluation has the same noise, nor, in worlds with captions, the same caption, whatever the
     seeds. The class world and ImageNet share their classes with evaluation. Raises ValueError for
-    another training, and for a full-size text model, whose evaluation prompts are the only ones
-    that come with ditbench.
+    another training, and for prompts that cannot be had.
     """
     if not 0 <= training < TRAININGS:
         raise ValueError(f"training {training} is not between 0 and {TRAININGS - 1}")
     if model.world:
         return _scene_requests(model.world, num, PREPARATION, seed, training)
-    if has_training_requests(model):
+    if not takes_prompts(model):
         return [
             _request(i, PREPARATION, seed, training, label=_number(f"{seed}/{i}") % 1000)
             for i in range(num)
         ]
-    raise ValueError(
-        f"{model.name} has no training prompts here: those in datasets/prompts.txt are for "
-        "evaluation"
-    )
-
-
-def has_training_requests(model: Model) -> bool:
-    """Whether methods can be trained for a model here: it has a world, or is asked for classes."""
-    return bool(model.world) or family_named(model.family).class_labels
+    texts = load_prompts(prompts) if prompts else read_prompts(find_training_prompts())
+    order = sorted(range(len(texts)), key=lambda i: _number(f"{seed}/{training}/prompt {i}"))
+    entries = [order[i % len(order)] for i in range(num)]
+    return [
+        _request(i, PREPARATION, seed, training, prompt=texts[entry], entry=entry)
+        for i, entry in enumerate(entries)
+    ]
 
 
 def takes_prompts(model: Model) -> bool:

@@ -83,7 +83,7 @@ def _flops(model: Model, pipe: Any, stack: Stack, weights: str, plugins: Sequenc
     """FLOPs of a generation of the training requests."""
     import torch
 
-    from ditbench.method.artifact import resolve
+    from ditbench.method.needs import resolve
     from ditbench.models.requests import training_requests
     from ditbench.models.sampling import count_for, sampling_of
     from ditbench.profiling.counting import count_generation

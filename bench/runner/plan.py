@@ -9,8 +9,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ditbench.method.artifact import Need, find, needs_of
+from ditbench.method.artifact import Need, find
 from ditbench.method.dependencies import depends_on
+from ditbench.method.needs import needs_of
 from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
 from ditbench.method.traits import FAMILY_NEEDS, lacking
@@ -120,7 +121,7 @@ def _prepared(model: Model, stack: Stack, spec: Spec) -> tuple[Stack, str]:
     for i, m in enumerate(stack.methods):
         if m.recipe() is None or (other := m.instead(model)) is None:
             continue
-        needs = needs_of(model, stack, spec.weights, spec.plugins)
+        needs = needs_of(model, stack, spec.weights, spec.plugins, preparing=spec.preparing)
         need = next(need for need in needs if need.method == m.name)
         if find(need) is None:
             stack = Stack((*stack.methods[:i], other, *stack.methods[i + 1 :]))
@@ -139,7 +140,9 @@ def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
     depends: dict[str, Any] = {}
     if not refusal:
         try:
-            needs = tuple(needs_of(model, stack, spec.weights, spec.plugins))
+            needs = tuple(
+                needs_of(model, stack, spec.weights, spec.plugins, preparing=spec.preparing)
+            )
             refusal = next((need.sentence for need in needs if find(need) is None), "")
             depends = (
                 {}

@@ -79,11 +79,11 @@ def counting(tell: Callable[[Step], None], label: str) -> Callable[[dict[str, An
 
     def step(row: dict[str, Any]) -> None:
         done, of = row["done"], row["of"]
-        left = (time.monotonic() - began) / done * (of - done)
+        left = (time.monotonic() - began) / done * (of - done) if done else None
         seen = [
             f"{name} {row[name]:.5f}" for name in ("loss", "held_out") if row.get(name) is not None
         ]
-        tell(Step(" ".join([label, *seen]), done, of, left))
+        tell(Step(" ".join([label, *seen]), done, of, left, row.get("note", "")))
 
     return step
 

@@ -9,12 +9,15 @@ import os
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ditbench.metrics.margins import MARGINS, read_margins
 from ditbench.records.record import check_not_published
 from ditbench.records.settings import CHOICES, DEFAULTS, OPTIONS, WORKLOADS, Settings
 from ditbench.suggest import suggest
+
+if TYPE_CHECKING:
+    from ditbench.method.preparing import Preparing
 
 SPECS = Path(__file__).parent / "specs"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -45,6 +48,9 @@ class Spec(Settings):
     """Seconds that one round of a cell may take, loading included; it fails after."""
     stop_after: int = 0
     """Seconds after which nothing more is begun; 0: all is run. The same command goes on."""
+    training_prompts: str = ""
+    """What `prepare --prompts` was given for full-size text models; the bundled captions when
+    empty. It tells which artefacts are looked for."""
     references: tuple[str, ...] = ()
     """Reference files for metrics that look through an extractor: FILE for all models, or
     MODEL=FILE."""
@@ -101,6 +107,13 @@ class Spec(Settings):
                 raise ValueError(f"plugins: there is no file {plugin!r}")
 
     @property
+    def preparing(self) -> Preparing:
+        """How what it needs is prepared."""
+        from ditbench.method.preparing import Preparing
+
+        return Preparing(device=self.device, dtype=self.dtype, prompts=self.training_prompts)
+
+    @property
     def folder(self) -> Path:
         """The run folder: `out`, or `runs/` and a name that follows from what is run, so that the
         same command resumes it."""
@@ -113,7 +126,8 @@ class Spec(Settings):
             for k, v in asdict(self).items()
             if k not in ("out", "references")
             and k not in ("time_limit", "stop_after")
-            and (k, v) not in (("margins", MARGINS), ("prompts", ""), ("threads", 0))
+            and (k, v)
+            not in (("margins", MARGINS), ("prompts", ""), ("threads", 0), ("training_prompts", ""))
             and (k not in OPTIONS or v != DEFAULTS[k])
         }
         digest = hashlib.sha256(json.dumps(named_after, sort_keys=True).encode()).hexdigest()[:8]

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditbench.method.artifact import resolve
 from ditbench.method.dependencies import changed
+from ditbench.method.needs import resolve
 from ditbench.models.requests import Request, batches, call_arguments, fingerprint
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.truncation import cut_prompts
@@ -203,7 +203,10 @@ def _measure(
         if refusal := cell.stack.refusal(pipe):
             return {"status": "refused", "reason": refusal}
         sampling = cell.sampling
-        artifacts = resolve(cell.model, cell.stack, cell.spec.weights, cell.spec.plugins)
+        spec = cell.spec
+        artifacts = resolve(
+            cell.model, cell.stack, spec.weights, spec.plugins, preparing=spec.preparing
+        )
         prepared = {name: artifact.folder for name, artifact in artifacts.items()}
         whole = job.round == 0 and not job.again
         ahead = TextAhead(

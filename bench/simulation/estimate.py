@@ -111,7 +111,7 @@ def _row(
 def _prepared(model: Model, stack: Stack) -> dict[str, Path]:
     """The folders of what a stack was prepared for; ValueError where one is absent, as all are of
     full-size models."""
-    from ditbench.method.artifact import resolve
+    from ditbench.method.needs import resolve
 
     if model.group == "tiny":
         return {name: made.folder for name, made in resolve(model, stack, "bundled").items()}

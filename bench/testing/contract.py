@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ditbench.method.artifact import resolve
 from ditbench.method.attached import Attached
 from ditbench.method.knobs import build
+from ditbench.method.needs import resolve
 from ditbench.method.stack import Stack
 from ditbench.models.family import family_named
 from ditbench.models.requests import call_arguments, make_requests

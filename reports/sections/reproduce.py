@@ -59,6 +59,8 @@ def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, An
     }
     table |= {"models": [record["model"]], "methods": [record["stack"]]}
     table |= {"references": list(spec.get("references", ()))}
+    if reads_prompts and spec.get("training_prompts"):
+        table["training_prompts"] = spec["training_prompts"]
     foreign = (
         "depends_on" not in record
         or record["status"] not in MEASURED
@@ -99,6 +101,8 @@ def command_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     ]
     for name in DEFAULTS:
         words += [f"--{name.replace('_', '-')}", str(table[name])] if name in table else []
+    if "training_prompts" in table:
+        words += ["--training-prompts", table["training_prompts"]]
     for flag, name in (("--reference", "references"), ("--plugin", "plugins")):
         words += [word for text in table[name] for word in (flag, text)]
     return shlex.join([*words, "--out", f"runs/again-{record['key']}"])

@@ -48,6 +48,6 @@ def magnitude_ratios(room: Workroom) -> list[float]:
     """Of the residual of all blocks at each step to that of the step before, [T]: the mean over
     tokens, samples and guidance passes."""
     calibrated = _Calibrated()
-    room.generate(calibrated, BATCH)
+    room.generate(calibrated, room.at_once(BATCH))
     room.tell({"done": 1, "of": 1})
     return [sum(ratios) / len(ratios) for ratios in zip(*calibrated.ratios.values(), strict=True)]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.numpy import save_file
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ditbench.acceleration.caching.output_cache import is_cache_step
 from ditbench.method.probe import Trainee
@@ -35,9 +36,10 @@ class Mixer(Trainee):
     """Every sub-layer reads its score; `loss` gathers the cache steps' squared errors of one
     sampling."""
 
-    def __init__(self) -> None:
+    def __init__(self, checkpointed: bool = False) -> None:
+        self.checkpointed = checkpointed
         self.scores: Tensor | None = None
-        """[T,L] in 0..1."""
+        """[T,L] in 0..1, float32."""
         self.kept: dict[tuple[int, int], Any] = {}
         self.mixing = False
         self.loss: float = 0.0
@@ -48,6 +50,8 @@ class Mixer(Trainee):
         at.on_start(self.kept.clear)
         for sublayer in at.sublayers:
             at.reroute(sublayer, self._route(sublayer))
+        for block in at.blocks:
+            at.reroute(block, self._recomputed)
         forward = pipeline.transformer.forward
         at.patch(
             pipeline.transformer,
@@ -65,18 +69,27 @@ class Mixer(Trainee):
         self.mixing = True
         try:
             with torch.enable_grad():
-                error = (_first(forward(*args, **kwargs)) - _first(dense)).square().mean()
+                mixed = _first(forward(*args, **kwargs)).float()
+                error = (mixed - _first(dense).float()).square().mean()
                 error.backward()  # type: ignore[no-untyped-call]
         finally:
             self.mixing, self.kept = False, after
         self.loss += error.item()
         return dense
 
+    def _recomputed(self, run: Any, streams: Any) -> Any:
+        """A block whose activations are computed again in the backward pass, where there is one:
+        those of all blocks of a full-size model do not fit beside it."""
+        if not (self.mixing and self.checkpointed):
+            return run(streams)
+        return checkpoint(run, streams, use_reentrant=False)
+
     def _route(self, sublayer: Any) -> Any:
         def route(run: Any, _hidden: Tensor) -> Any:
             key, new = (sublayer.index, self.at.now.branch), run()
             if self.mixing and self.scores is not None:
                 score, old = self.scores[self.at.now.step, sublayer.index], self.kept[key]
+                score = score.to((old[0] if isinstance(old, tuple) else old).dtype)
                 if isinstance(new, tuple):
                     return tuple(b + score * (a - b) for a, b in zip(new, old, strict=True))
                 return old + score * (new - old)
@@ -94,14 +107,18 @@ def _first(out: Any) -> Tensor:
 def prepare_scores(folder: Path, room: Workroom, *, price: float) -> dict[str, Any]:
     """Learn the scores [T,L] of a model and write `scores.safetensors` and `log.csv`; returns
     notes."""
-    mixer, steps, log = Mixer(), room.calls, []
-    cached = torch.tensor([is_cache_step(step, steps) for step in range(steps)])
+    mixer, steps, log = Mixer(checkpointed=not room.model.world), room.calls, []
+    batch = room.at_once(BATCH)
+    cached = torch.tensor([t for t in range(steps) if is_cache_step(t, steps)], device=room.device)
     for part in room.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
     with room.attached(mixer) as attached:
         logits = torch.full(
-            (steps, len(attached.attachments[mixer.name].sublayers)), CLAMP / 2, requires_grad=True
+            (steps, len(attached.attachments[mixer.name].sublayers)),
+            CLAMP / 2,
+            device=room.device,
+            requires_grad=True,
         )
         optimiser = torch.optim.AdamW([logits], lr=RATE, weight_decay=0.0)
         for i in range(ITERATIONS):
@@ -110,8 +127,8 @@ def prepare_scores(folder: Path, room: Workroom, *, price: float) -> dict[str, A
             # cache steps are back-propagated one by one
             leaf = mixer.scores.detach().requires_grad_(True)
             mixer.scores = leaf
-            attached.start(steps, BATCH)
-            room.pipe(**room.draw(i, BATCH), output_type=family_named(room.model.family).raw_output)
+            attached.start(steps, batch)
+            room.pipe(**room.draw(i, batch), output_type=family_named(room.model.family).raw_output)
             (
                 logits.sigmoid() * (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
             ).sum().backward()
@@ -127,7 +144,7 @@ def prepare_scores(folder: Path, room: Workroom, *, price: float) -> dict[str, A
                 }
             )
             room.tell(log[-1] | {"done": i + 1, "of": ITERATIONS})
-    save_file({"scores": logits.detach().sigmoid().numpy()}, folder / "scores.safetensors")
+    save_file({"scores": logits.detach().sigmoid().cpu().numpy()}, folder / "scores.safetensors")
     with (folder / "log.csv").open("w", newline="") as f:
         writer = csv.DictWriter(f, list(log[0]))
         writer.writeheader()

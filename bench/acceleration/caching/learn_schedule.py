@@ -26,11 +26,10 @@ from torch.nn.functional import one_hot
 
 from ditbench.acceleration.caching.budget import DENSE, solve, spent, weights_of
 from ditbench.acceleration.caching.knapsack import Costs, Weights
+from ditbench.acceleration.caching.learning_at_size import demands, distance_for, settings_for
 from ditbench.acceleration.caching.schedule import LEVELS, Schedule
 from ditbench.acceleration.caching.soft_cache import Student, studio
 from ditbench.method.stack import Stack
-from ditbench.shapes.judge import load_judge
-from ditbench.shapes.perceptual import Perceptual
 
 if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
@@ -74,9 +73,13 @@ class Recipe:
     AdamW's scale of its own for every entry takes that away."""
     batch: int = 4
     """Requests an iteration, drawn anew for each. Ours."""
+    trials: int = 1
+    """Batches of held-out requests that the best schedule is chosen by. Ours."""
+    trial_batch: int = 16
     seed: int = 0
     checkpointed: bool = True
-    """Recompute each transformer run in the backward pass instead of keeping its activations."""
+    """Recompute each transformer run in the backward pass, and in it each block, instead of keeping
+    activations."""
 
 
 @dataclass
@@ -100,19 +103,20 @@ def learn(
     below: Stack | None = None,
     prepared: Mapping[str, Path] | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda row: None,
+    decoded: bool = True,
+    grid: tuple[int, int, int] | None = None,
 ) -> Learned:
     """Learn or measure a schedule for `steps` steps of `pipe` under the stack `below`, with what
     that was `prepared` with.
 
     `draw(seed, n)` gives the call arguments of n training requests, `distance(a, b)` [n] of two
-    batches of pixels. `tell` hears of every iteration. Raises ValueError for a budget that cannot
+    batches of pixels, or of latents where samples are not `decoded`. `tell` hears of every
+    iteration. Raises ValueError for a budget that cannot
     be met.
     """
-    with studio(pipe, below or Stack(), recipe.selector, recipe.checkpointed, prepared) as (
-        student,
-        paint,
-    ):
-        trial = _Trial(paint, draw, distance, steps, recipe)
+    settings = recipe.selector, recipe.checkpointed, prepared, decoded, grid
+    with studio(pipe, below or Stack(), *settings) as (student, paint):
+        trial = _Trial(paint, draw, distance, steps, recipe, pipe.transformer.device)
         names, layers = tuple(s.name for s in student.at.sublayers), len(student.at.sublayers)
         weights = weights_of(student.at, by_macs=recipe.by_macs)
         found = Learned(
@@ -139,18 +143,13 @@ def learn(
             arguments = draw(recipe.seed + iteration, recipe.batch)
             with torch.no_grad():
                 teacher = paint(None, arguments, steps)
-            levels = _hot(chosen).requires_grad_(True)
+            levels = _hot(chosen, pipe.transformer.device).requires_grad_(True)
             again = draw(recipe.seed + iteration, recipe.batch)  # generators are spent
             with torch.enable_grad():
                 loss = distance(teacher, paint(levels, again, steps)).mean()
-                (g,) = torch.autograd.grad(loss, levels)
-            change = (
-                (g - g.gather(2, torch.from_numpy(chosen)[..., None]))
-                .flatten(0, 1)
-                .double()
-                .numpy()
-            )
-            return loss.item(), change
+                g = torch.autograd.grad(loss, levels)[0].cpu()
+            change = (g - g.gather(2, torch.from_numpy(chosen)[..., None])).flatten(0, 1)
+            return loss.item(), change.double().numpy()
 
         def note(
             stage: int,
@@ -193,18 +192,25 @@ def learn(
 class _Trial:
     """How far a schedule's samples of the held-out requests are from the un-accelerated ones."""
 
-    def __init__(self, paint: Any, draw: Any, distance: Any, steps: int, recipe: Recipe) -> None:
+    def __init__(
+        self, paint: Any, draw: Any, distance: Any, steps: int, recipe: Recipe, device: Any
+    ) -> None:
         self.paint, self.draw, self.distance, self.steps = paint, draw, distance, steps
-        self.seed, self.num = recipe.seed + 100_000, max(16, recipe.batch)
-        self.plain = self._samples(None)
-
-    def __call__(self, chosen: Levels) -> float:
-        return float(self.distance(self.plain, self._samples(_hot(chosen))).mean())
+        self.num, self.device = max(recipe.trial_batch, recipe.batch), device
+        self.seeds = [recipe.seed + 100_000 + i for i in range(recipe.trials)]
+        with torch.no_grad():
+            self.plain = [self._samples(None, seed) for seed in self.seeds]
 
     @torch.no_grad()
-    def _samples(self, levels: Tensor | None) -> Tensor:
+    def __call__(self, chosen: Levels) -> float:
+        levels = _hot(chosen, self.device)
+        pairs = zip(self.plain, self.seeds, strict=True)
+        parts = [self.distance(plain, self._samples(levels, seed)) for plain, seed in pairs]
+        return float(torch.cat(parts).mean())
+
+    def _samples(self, levels: Tensor | None, seed: int) -> Tensor:
         # drawn anew: generators are spent
-        pixels: Tensor = self.paint(levels, self.draw(self.seed, self.num), self.steps)
+        pixels: Tensor = self.paint(levels, self.draw(seed, self.num), self.steps)
         return pixels
 
 
@@ -256,8 +262,8 @@ def _scaled(change: NDArray[np.float64]) -> NDArray[np.float64]:
     return scaled
 
 
-def _hot(chosen: Levels) -> Tensor:
-    return one_hot(torch.from_numpy(chosen), len(LEVELS)).float()
+def _hot(chosen: Levels, device: Any) -> Tensor:
+    return one_hot(torch.from_numpy(chosen), len(LEVELS)).float().to(device)
 
 
 def _sensitivity(
@@ -284,7 +290,7 @@ def _sensitivity(
                 chosen[t, layer] = level
                 with student.replaying(t - 1):  # the step before fills the cache
                     cost[t, layer, level] = float(
-                        trial.distance(plain, painted(_hot(chosen))).mean()
+                        trial.distance(plain, painted(_hot(chosen, trial.device))).mean()
                     )
             tell({"done": t, "of": steps - 1})
     return cost.reshape(steps * layers, -1)
@@ -303,25 +309,16 @@ def prepare_schedule(
     """Learn or measure a table for a model, and write `cost.safetensors`, `schedule.json`,
     `log.csv`.
 
-    What is not `folder` or `room` is the recipe's. Raises ValueError for a model without a world:
-    its perceptual distance is not here yet.
+    What is not `folder` or `room` is the recipe's.
     """
-    if not room.model.world:
-        raise ValueError(
-            f"{room.model.name}: schedules are learned on the tiny models so far, whose perceptual "
-            "distance is the judge's"
-        )
-    # The activations of a tiny model's whole sampling fit in memory (2.6 GB at eight pictures), and
-    # a third of the time is saved.
     settings: dict[str, Any] = {
-        "allocator": allocator,
-        "keep": keep,
-        "selector": selector,
-        "by_macs": by_macs,
-        "checkpointed": False,
-    }
+        "allocator": allocator, "keep": keep, "selector": selector, "by_macs": by_macs,
+        **settings_for(room, Recipe.batch),
+    }  # fmt: skip
     recipe = Recipe(**settings | more)
-    distance = Perceptual(load_judge(room.model.world))
+    distance = distance_for(room)
+    if not room.model.world:
+        room.tell({"done": 0, "of": 1, "note": demands(room, recipe)})
     of = recipe.stage1 + recipe.stage2 + 1
     done = iter(range(1, of + 1))
 
@@ -329,8 +326,9 @@ def prepare_schedule(
         room.tell(row if "done" in row else row | {"done": next(done), "of": of})
 
     found = learn(
-        room.pipe, room.draw, distance, room.calls, recipe, room.below, room.prepared, tell
-    )
+        room.pipe, room.draw, distance, room.calls, recipe, room.below, room.prepared, tell,
+        distance.decoded, room.grid,
+    )  # fmt: skip
     save_file({"cost": found.cost.astype(np.float32)}, folder / "cost.safetensors")
     found.schedule.write(folder / "schedule.json")
     with (folder / "log.csv").open("w", newline="") as f:

@@ -128,11 +128,12 @@ class TokenCache:
         keep = sum(
             (share[i] * (place < kept_rows(level, n)) for i, level in enumerate(levels)),
             torch.zeros(()),
-        )
+        ).to(hidden.dtype)
+        whole = share[0].to(hidden.dtype)
         if isinstance(
             cached, tuple
         ):  # the text of a joint sub-layer is computed whole or not at all
-            text = cached[1] + (1 - share[0]) * (new[1] - cached[1])
+            text = cached[1] + (1 - whole) * (new[1] - cached[1])
             out: Output = (cached[0] + keep[..., None] * (new[0] - cached[0]), text)
         else:
             out = cached + keep[..., None] * (new - cached)

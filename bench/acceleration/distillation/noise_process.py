@@ -71,7 +71,7 @@ class Process:
         if kind == "flow_prediction":
             return cls(False)
         if kind == "epsilon":
-            return cls(True, scheduler.alphas_cumprod.double())
+            return cls(True, scheduler.alphas_cumprod.cpu().double())
         raise ValueError(
             f"{type(scheduler).__name__} predicts {kind}; students are trained on noise and on "
             "flow velocity"

@@ -10,7 +10,7 @@ N recordings, T steps of the teacher, B rows of a batch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,9 @@ class Recorded:
 
 
 class Denoiser:
-    """A transformer as the flow's velocity."""
+    """A transformer as the flow's velocity. What it is given and gives lies on the CPU, in float32,
+    wherever the transformer is and whatever its number format: recordings of a full-size model do
+    not fit beside it, and what is computed of states is little."""
 
     def __init__(self, transformer: Any, process: Process) -> None:
         self.transformer, self.process, self.family = transformer, process, family_of(transformer)
@@ -58,13 +60,13 @@ class Denoiser:
     def __call__(self, x: Tensor, s: Tensor, timestep: Tensor, asked: Conditioning) -> Tensor:
         """v at states x [B,...] of levels s [B] that the transformer is told are at `timestep`
         [B]."""
-        s = wide(s, x)
-        out = self.transformer(
-            hidden_states=self.process.own(x, s),
-            timestep=self.family.transformer_time(timestep),
+        s, transformer = wide(s, x), self.transformer
+        out = transformer(
+            hidden_states=self.process.own(x, s).to(transformer.device, transformer.dtype),
+            timestep=self.family.transformer_time(timestep).to(transformer.device),
             return_dict=False,
-            **asked,
-        )[0]
+            **{name: _moved(value, transformer) for name, value in asked.items()},
+        )[0].to(x)
         if out.dim() == 4 and out.shape[1] == 2 * x.shape[1]:
             out = out.chunk(2, dim=1)[0]  # the learned variance is left alone
         return self.process.velocity(out, x, s)
@@ -78,6 +80,22 @@ class Denoiser:
             return v
         without = self(x, s, timestep, asked[1])
         return without + scale * (v - without)
+
+
+def _moved(value: Any, transformer: Any) -> Any:
+    """On the transformer's device, and in its number format where it is a float."""
+    if isinstance(value, Mapping):
+        return {k: _moved(v, transformer) for k, v in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    dtype = transformer.dtype if value.is_floating_point() else value.dtype
+    return value.to(transformer.device, dtype)
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _on_cpu(v) for k, v in value.items()}
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def rows(asked: Conditioning, which: Tensor) -> Conditioning:
@@ -107,7 +125,9 @@ def record(room: Workroom, num: int, seed: int, steps: int | None = None) -> Rec
         with _watching(pipe, chunk) as (seen, _):
             _sample(pipe, room.draw(seed + part, chunk, **more))
         levels, timesteps = _grid(pipe.scheduler, process)
-        states = [process.state(y, s) for y, s in zip(seen, levels.float(), strict=True)]
+        states = [
+            process.state(y.cpu().float(), s) for y, s in zip(seen, levels.float(), strict=True)
+        ]
         kept.append(torch.stack(states, 1).half())
         asked.append(_calls(pipe, room.draw(seed + part, chunk, guidance=1.0, **more))[0])
         guided.append(_passes(pipe, _calls(pipe, room.draw(seed + part, chunk, **more))))
@@ -177,7 +197,7 @@ def _calls(pipe: Any, told: dict[str, Any]) -> list[Conditioning]:
         "attention_kwargs",
         "joint_attention_kwargs",
     )
-    return [{k: v for k, v in call.items() if k not in drop} for call in calls]
+    return [{k: _on_cpu(v) for k, v in call.items() if k not in drop} for call in calls]
 
 
 def _passes(pipe: Any, calls: list[Conditioning]) -> tuple[Conditioning, ...]:
@@ -205,10 +225,10 @@ def _joined(parts: list[Conditioning]) -> Conditioning:
 
 def _grid(scheduler: Any, process: Process) -> tuple[Tensor, Tensor]:
     """Levels [T+1] of the states of the sampling just done, and its timesteps [T]."""
-    timesteps = torch.as_tensor(scheduler.timesteps).double()
+    timesteps = torch.as_tensor(scheduler.timesteps).cpu().double()
     levels = (
         process.level(timesteps)
         if process.noise
-        else torch.as_tensor(scheduler.sigmas).double()[: len(timesteps)]
+        else torch.as_tensor(scheduler.sigmas).cpu().double()[: len(timesteps)]
     )
     return torch.cat([levels, torch.zeros(1, dtype=levels.dtype)]), timesteps

@@ -75,8 +75,8 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
     """Train a student and write `student.safetensors` (half precision), `student.json` and
     `log.csv`; returns notes.
 
-    Raises ValueError for a student of as many steps as its teacher, and for a sampler that makes
-    other steps than it is asked for.
+    Raises ValueError for a student of as many steps as its teacher, for a sampler that makes other
+    steps than it is asked for, and for a tiny model in another format than float32.
     """
     if recipe.steps >= room.sampling.steps:
         raise ValueError(
@@ -90,6 +90,8 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
             f"for, and {name} makes {room.calls} of "
             f"{room.sampling.steps}"
         )
+    if room.model.world and room.pipe.transformer.dtype != torch.float32:
+        raise ValueError("students of the tiny models are trained in float32; leave --dtype out")
     teacher = room.pipe.transformer.eval().requires_grad_(False)
     process, stages, steps = Process.of(room.pipe.scheduler), 1, room.sampling.steps
     if recipe.objective == "progressive":  # from as many steps as halving can begin with
@@ -98,9 +100,10 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
     elif not process.noise or room.pipe.scheduler.config.get("solver_order", 1) > 1:
         steps = max(recipe.steps, min(steps, recipe.teacher_steps))
     recorded = record(room, recipe.recordings, recipe.seed, steps)
-    student = copy.deepcopy(teacher).requires_grad_(True)
+    # AdamW's small changes would be lost in a shorter format
+    student = copy.deepcopy(teacher).float().requires_grad_(True)
     if recipe.objective == "meanflow":
-        Intervals(student)
+        Intervals(student).to(room.device)
     work = folder / "work"
     for stage in range(stages):
         grid = (
@@ -135,7 +138,7 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
     if recipe.objective != "trajectory" or not room.model.world:
         recipe = replace(recipe, finish=0)
     if recipe.finish:
-        distance = Perceptual(load_judge(room.model.world))
+        distance = Perceptual(load_judge(room.model.world).to(room.device))
         finish(
             room, student, FewStepScheduler(**notes), distance, work / "finish",
             iterations=recipe.finish,
@@ -144,7 +147,9 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
             teacher_steps=steps, average=recipe.finish_average,
         )  # fmt: skip
         logs.append((work / "finish", "pixels", stages * lesson.iterations))
-    save_file({k: v.half().contiguous() for k, v in student.state_dict().items()}, folder / WEIGHTS)
+    save_file(
+        {k: v.cpu().half().contiguous() for k, v in student.state_dict().items()}, folder / WEIGHTS
+    )
     (folder / NOTES).write_text(
         json.dumps({"teacher": fingerprint(room.pipe.transformer), "sampler": notes}, indent=1)
         + "\n"
