@@ -4,7 +4,7 @@ them, and how much of the work."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +46,8 @@ def without_anatomy(pipeline: Any) -> str | None:
 def quantize(
     pipeline: Any, at: Attachment, scheme: Any, spared: Collection[nn.Linear] = ()
 ) -> None:
-    """Quantise the linear layers of attention and MLP but those `spared`; the very parameters that
-    were there come back on detach.
+    """Quantise the linear layers of attention and MLP but those `spared`, by a configuration of
+    torchao's or a function of a layer; the very parameters that were there come back on detach.
 
     Embedders, modulation and the last projection keep their format: they are few of the
     multiplications and most of the damage. Away from the CPU the originals wait in host memory
@@ -55,10 +55,11 @@ def quantize(
     """
     from torchao.quantization import quantize_
 
-    chosen = {m: m.weight for m in _linears(at.sublayers) if m not in spared}
+    change = scheme if callable(scheme) else lambda linear: quantize_(linear, scheme)
+    chosen = {m: m.weight for m in linears_of(at.sublayers) if m not in spared}
     for linear, original in chosen.items():
         at.undo(_put_back, linear, original, original.device, "extra_repr" in vars(linear))
-        quantize_(linear, scheme)
+        change(linear)
         if original.device.type not in ("cpu", "meta"):
             original.data = original.data.cpu()
         at.count("linears")
@@ -145,15 +146,14 @@ def share_of_linear_macs(pipeline: Any, generate: Callable[[], object]) -> float
     Counted over `generate()`, which runs the pipeline; it may be attached or not.
     """
     with ExitStack() as undo:
-        macs = _counting(
-            pipeline.transformer, list(_linears(sublayers(pipeline.transformer))), undo
-        )
+        macs = _counting(pipeline.transformer, linears_of(sublayers(pipeline.transformer)), undo)
         generate()
     return macs[True] / (macs[True] + macs[False])
 
 
-def _linears(parts: Collection[Sublayer]) -> Iterator[nn.Linear]:
-    return (linear for part in parts for linear in part.linears)
+def linears_of(parts: Collection[Sublayer]) -> list[nn.Linear]:
+    """The linear layers of sub-layers, in their order: what is quantised."""
+    return [linear for part in parts for linear in part.linears]
 
 
 def _counting(
