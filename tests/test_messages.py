@@ -27,7 +27,7 @@ ALONE = "Several stacks or models are one word with commas, as in fora,int8"
 GRAMMAR = [
     # a command that is not there
     ("reprot runs/default", "no command 'reprot'; did you mean report", "ditbench COMMAND"),
-    ("diffsparse", "no command 'diffsparse'; the nearest of 16 names are", "ditbench COMMAND"),
+    ("diffsparse", "no command 'diffsparse'; the nearest of 17 names are", "ditbench COMMAND"),
     # a flag that is not there
     ("run --modles tiny", "--modles: no such flag; did you mean --models", "ditbench run"),
     ("--modles=tiny", "--modles: no such flag; did you mean --models", "ditbench run"),

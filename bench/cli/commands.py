@@ -60,14 +60,18 @@ def _spec(args: argparse.Namespace) -> Any:
     from ditbench.method.stack import split_stacks
     from ditbench.runner.spec import Spec, from_table, read_toml
 
-    of_own_kind = ("models", "methods", "plugins", "references", "margins")
+    of_own_kind = ("models", "methods", "plugins", "references", "own_models", "lora", "margins")
     names = [f.name for f in fields(Spec) if f.name not in of_own_kind]
     table = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.models is not None:
         table["models"] = [part for part in args.models.split(",") if part]
+    elif args.model:
+        table["models"] = [text.partition("=")[0] for text in args.model]
     if getattr(args, "methods", None) is not None:
         table["methods"] = split_stacks(args.methods)
-    for name, key in (("plugin", "plugins"), ("reference", "references")):
+    for name, key in (
+        ("plugin", "plugins"), ("reference", "references"), ("model", "own_models"), ("lora", "lora"),
+    ):  # fmt: skip
         if getattr(args, name):
             table[key] = getattr(args, name)
     return from_table(table, read_toml(args.spec or "default"))
@@ -279,7 +283,7 @@ def _show(
 
 COMMANDS = {
     "run": _run, "plan": _plan, "count": preparing.count, "estimate": estimate,
-    "prepare": preparing.prepare, "match": preparing.match, "stack": _stack, "score": _score,
+    "prepare": preparing.prepare, "convert": preparing.convert, "match": preparing.match, "stack": _stack, "score": _score,
     "report": _report, "recommend": asking.recommend, "compare": asking.compare,
     "reproduce": asking.reproduce,
     "reference": _reference, "list": _list, "check": preparing.check, "doctor": _doctor,

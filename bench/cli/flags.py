@@ -41,7 +41,12 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     if methods:
         about = "stacks beside none, comma separated, in quotes where they have knobs"
         add("--methods", about, "STACKS", ",".join(spec.methods))
-    add("--num-samples", "samples a cell; a video counts as four", "N", spec.num_samples)
+    add(
+        "--num-samples",
+        "samples a cell; a video counts as four; prompts are gone through again, with other noise",
+        "N",
+        spec.num_samples,
+    )
     add("--batch-size", "samples a pipeline call; a video counts as four", "N", spec.batch_size)
     add("--rounds", "how often every cell is timed", "N", spec.rounds)
     add("--seed", "chooses the requests, their noise and the order in rounds", "N", spec.seed)
@@ -90,6 +95,7 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
         "named after the settings)",
     )
     plugin_flag(command)
+    _own_flags(command)
     reference_flag(command)
 
 
@@ -117,6 +123,7 @@ def prepare_flags(prepare: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("artifacts"), help="folder for what is made"
     )
     plugin_flag(prepare)
+    _own_flags(prepare)
 
 
 def _workload_flags(command: argparse.ArgumentParser) -> None:
@@ -150,6 +157,25 @@ def memory_flags(command: argparse.ArgumentParser) -> None:
             metavar=name.rpartition("_")[2].upper(),
             help=f"{about}: {choices} (default: {DEFAULTS[name]})",
         )
+
+
+def _own_flags(command: argparse.ArgumentParser) -> None:
+    """Models and updates of one's own."""
+    command.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=FAMILY:FOLDER",
+        help="a diffusers folder of your own, sampled as the model or family it names is; may be "
+        "given again",
+    )
+    command.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="[MODEL=]FILE[@SCALE]",
+        help="low-rank updates to merge into transformers; may be given again",
+    )
 
 
 def plugin_flag(command: argparse.ArgumentParser) -> None:

@@ -93,8 +93,11 @@ def parsers(
         "method", help="a method or stack, knobs included; what is below a method is prepared for"
     )
     prepare.add_argument(
-        "--models", default="tiny", help="names or groups (tiny, full), comma separated"
+        "--models", help="names or groups (tiny, full), comma separated (default: tiny, or --model)"
     )
+
+    convert = command("convert", "make safetensors of weights that are there as .bin only")
+    convert.add_argument("folder", type=Path, help="a diffusers pipeline, or a folder of weights")
 
     match = command("match", "set methods so that they save the same share of FLOPs")
     match.add_argument(

@@ -1,5 +1,5 @@
-"""Commands that work on models and methods without a run: `count`, `prepare`, `match`, `check`. They
-read flags, call and print."""
+"""Commands that work on models and methods without a run: `count`, `prepare`, `convert`, `match`,
+`check`. They read flags, call and print."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def prepare(args: argparse.Namespace) -> int:
     from ditbench.method.prepare import prepare as prepare_models
     from ditbench.method.preparing import Preparing
     from ditbench.method.stack import Stack
+    from ditbench.models.own import register_own, with_lora
     from ditbench.models.table import select
     from ditbench.models.workload import WORKLOAD, with_workload
     from ditbench.reports.figures.training_curve import write_card
@@ -60,7 +61,12 @@ def prepare(args: argparse.Namespace) -> int:
     stack = Stack.parse(args.method)
     workload = {name: value for name in WORKLOAD if (value := getattr(args, name)) is not None}
     settings = from_table({"device": args.device, "dtype": args.dtype} | workload, Spec())
-    models = [with_workload(model, settings.requested()) for model in select(args.models)]
+    for text in args.model:
+        register_own(text)
+    named = args.models or ",".join([text.partition("=")[0] for text in args.model] or ["tiny"])
+    models = [
+        with_lora(with_workload(model, settings.requested()), args.lora) for model in select(named)
+    ]
     preparing = Preparing(device=settings.device, dtype=settings.dtype, prompts=args.prompts)
     if reason := missing_device(preparing.device):
         raise ValueError(reason)
@@ -84,6 +90,18 @@ def prepare(args: argparse.Namespace) -> int:
         if row["made"]:  # what was there, ditbench's own too, is left alone
             write_card(Path(row["folder"]))
     show_rows(rows, args.json, "")
+    return OK
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Weights as safetensors."""
+    from ditbench.models.converting import convert as convert_folder
+    from ditbench.reports.terminal.table import show_rows
+    from ditbench.runner.progress import plain, progress
+
+    with progress() as tell:
+        rows = convert_folder(args.folder, plain(tell))
+    show_rows(rows, args.json, "tensors alone were read; each file names its source and its sha256")
     return OK
 
 

@@ -31,12 +31,15 @@ def depends_on(
 
     Weights of the hub are left out: they may not have been fetched yet. A record has their hash,
     and is not taken up under another. ValueError for a file that cannot be read, a damaged
-    artefact, and weights that cannot be found.
+    artefact, and weights that cannot be found. Low-rank updates are in `weights`, or where that is
+    left out in `lora`.
     """
     sampling = asdict(stack.adapt(sampling_of(model))) | sampler_of(model)
     parts_of_key: dict[str, Any] = {"sampling": sampling}
-    if weights != "hub":
+    if weights != "hub" or model.folder:
         parts_of_key["weights"] = weights_sha256(model, weights)
+    elif model.lora:
+        parts_of_key["lora"] = [lora.content for lora in model.lora]
     if takes_prompts(model):
         parts_of_key["prompts"] = file_sha256(find_prompts(prompts))
     parts = {"inputs": inputs_of(stack), "sources": sources_of(stack) | _declarations_of(model)}

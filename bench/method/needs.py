@@ -11,6 +11,7 @@ from ditbench.method.artifact import Artifact, Need, find
 from ditbench.method.plugins import source_sha256
 from ditbench.method.preparing import PLAINLY, Preparing
 from ditbench.method.stack import Stack
+from ditbench.models.own import own_flags
 from ditbench.models.prompts import find_training_prompts
 from ditbench.models.requests import takes_prompts
 from ditbench.models.sampling import sampling_of
@@ -36,7 +37,7 @@ def needs_of(
     artefact below.
     """
     flags: tuple[str, ...] = () if weights == "bundled" else ("--weights", weights)
-    flags += flags_of(model)
+    flags += own_flags(model) + flags_of(model)
     if not (reads := takes_prompts(model)):
         preparing = replace(preparing, prompts="")
     flags += preparing.flags

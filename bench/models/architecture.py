@@ -11,6 +11,7 @@ import importlib
 import json
 import tomllib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ditbench import ZOO
@@ -25,8 +26,8 @@ def describe(model: Model, changes: dict[str, Any] | None = None) -> dict[str, d
     """Part -> its class (`library.Class`, none for a tokenizer) and sizes, `changes` (`part.key`)
     applied last.
 
-    ValueError for a change of a part the pipeline does not have, and for a tiny model whose folder
-    is missing.
+    ValueError for a change of a part the pipeline does not have, and for a folder without what it
+    should hold.
     """
     parts: dict[str, dict[str, Any]]
     if model.parts:
@@ -35,7 +36,7 @@ def describe(model: Model, changes: dict[str, Any] | None = None) -> dict[str, d
         file = HERE / "architectures" / f"{model.architecture}.toml"
         parts = tomllib.loads(file.read_text())
     else:
-        parts = _bundled(model)
+        parts = _of_folder(model)
     for where, value in {**model.changes, **(changes or {})}.items():
         part, _, key = where.partition(".")
         if part not in parts:
@@ -47,10 +48,10 @@ def describe(model: Model, changes: dict[str, Any] | None = None) -> dict[str, d
     return parts
 
 
-def _bundled(model: Model) -> dict[str, dict[str, Any]]:
-    """What the folder of a tiny model says of its parts."""
-    folder = ZOO / model.name
-    if not (folder / "model_index.json").is_file():
+def _of_folder(model: Model) -> dict[str, dict[str, Any]]:
+    """What the folder of a tiny model, or of one's own, says of its parts."""
+    folder = Path(model.folder) if model.folder else ZOO / model.name
+    if not (folder / "model_index.json").is_file() and not model.folder:
         raise ValueError(
             f"{folder / 'model_index.json'} is missing; python -m ditbench.zoo.models makes it"
         )

@@ -144,6 +144,8 @@ class Family:
     float32_parts: tuple[str, ...] = ()
     """Parts of the pipeline that are in float32 whatever dtype is asked for, as the model's card has
     it."""
+    takes_lora: bool = False
+    """Whether diffusers reads low-rank updates for the pipeline."""
     single_step: tuple[str, ...] | None = None
     """Schedulers with which the pipeline takes a single step; None: any."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ditbench.models.family import family_named
 from ditbench.models.table import Model
-from ditbench.models.weights import _first_line, check_folder, locate
+from ditbench.models.weights import _first_line, check_folder, locate, variant_of
 from ditbench.suggest import suggest
 
 
@@ -45,6 +45,7 @@ def load(
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
+        from ditbench.models.lora import merge
         from ditbench.models.placement import decode_in_parts, place
         from ditbench.models.precision import step_in_float32
 
@@ -61,11 +62,16 @@ def load(
             dtypes = {"default": kind} | dict.fromkeys(family.float32_parts, torch.float32)
             try:
                 only = {"use_safetensors": True, "local_files_only": True}
-                pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtypes, **only)
+                variant = variant_of(folder)
+                pipe = DiffusionPipeline.from_pretrained(
+                    folder, dtype=dtypes, variant=variant, **only
+                )
             except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"{folder} cannot be loaded as {model.name}: {_first_line(error)}"
                 ) from error
+        if model.lora:
+            merge(pipe, model.lora)
         decode_in_parts(pipe, vae)
         place(pipe, device, offload)
     if model.scheduler:

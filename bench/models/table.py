@@ -8,10 +8,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ditbench.declarations import Registry, calling_module
 from ditbench.suggest import suggest
+
+if TYPE_CHECKING:
+    from ditbench.models.lora import Lora
 
 HERE = Path(__file__).resolve().parent
 GROUPS = ("tiny", "full")
@@ -30,6 +33,14 @@ class Model:
     """`tiny` (bundled with the package) or `full`."""
     hub: str = ""
     """Repository on the Hugging Face hub; empty for tiny models."""
+    revision: str = ""
+    """Commit of that repository; empty: its main branch."""
+    folder: str = ""
+    """Of the weights and configurations of a model of one's own (`models.own`)."""
+    base: str = ""
+    """Model or family that a model of one's own is sampled as."""
+    lora: tuple[Lora, ...] = ()
+    """Low-rank updates that are merged into the transformer, in this order."""
     architecture: str = ""
     """File of `architectures/` with the published sizes; empty for tiny models, whose folder says
     it."""

@@ -24,8 +24,10 @@ def locate(model: Model, weights: str, *, download: bool = True) -> Path:
 
     For a PATH that is PATH itself, a folder in it named after the model or its hub repository, or a
     hub cache (`models--org--name/snapshots/REVISION`) at or in it. ValueError when there is
-    none.
+    none. A model of one's own has a folder, whatever `weights` says.
     """
+    if model.folder:
+        return Path(model.folder)
     if weights == "bundled":
         if model.group != "tiny":
             raise ValueError(
@@ -75,16 +77,38 @@ def _from_hub(model: Model, download: bool) -> Path:
     with quiet():
         from diffusers import DiffusionPipeline
 
-        try:
+        def fetched(offline: bool) -> Path:
             return Path(
                 DiffusionPipeline.download(
-                    model.hub, use_safetensors=True, local_files_only=not download
+                    model.hub, revision=model.revision or None, use_safetensors=True,
+                    local_files_only=offline,
                 )
-            )
-        except (
-            Exception
-        ) as error:  # whatever the network stack raises, there is nothing else to do than to say so
+            )  # fmt: skip
+
+        try:  # what is there is used as it is: a branch may move while a run goes on
+            folder = fetched(True)
+            check_folder(folder)
+            return folder
+        except Exception as error:  # not there, or in parts
+            missing = error
+        try:
+            if not download:
+                raise missing
+            return fetched(False)
+        # whatever the network stack raises, there is nothing else to do than to say so
+        except Exception as error:
+            if "safetensors" in str(error):
+                raise ValueError(_without_safetensors(model)) from error
             raise ValueError(f"{model.hub} on the Hugging Face hub {trouble(error)}") from error
+
+
+def _without_safetensors(model: Model) -> str:
+    folder = model.hub.rpartition("/")[2]
+    revision = f" --revision {model.revision}" if model.revision else ""
+    return (
+        f"{model.hub} on the Hugging Face hub has no safetensors: `hf download {model.hub}{revision} "
+        f"--local-dir {folder}`, then `python run_bench.py convert {folder}`, and --weights {folder}"
+    )
 
 
 def trouble(error: BaseException) -> str:
@@ -128,6 +152,12 @@ def check_folder(folder: Path, pipeline: str | None = None) -> None:
             _check_part(folder / name)
 
 
+def variant_of(folder: Path) -> str | None:
+    """`fp16` where that is the only variant of the weights in a pipeline's folder, else None."""
+    files = [path for path in folder.glob("*/*.safetensors")]
+    return "fp16" if files and all(".fp16." in path.name for path in files) else None
+
+
 def _check_part(folder: Path) -> None:
     """A part with weights: at least one safetensors file, all shards there, every file whole."""
     files = sorted(folder.glob("*.safetensors"))
@@ -139,6 +169,11 @@ def _check_part(folder: Path) -> None:
         if missing := sorted(shards - {f.name for f in files}):
             raise ValueError(f"{folder / missing[0]} is missing, but {index.name} names it")
     if not files:
+        if sorted([*folder.glob("*.bin"), *folder.glob("*.bin.index.json")]):
+            raise ValueError(
+                f"{folder} has its weights as .bin only, which can run code when it is read; "
+                f"python run_bench.py convert {folder.parent} makes .safetensors of them"
+            )
         raise ValueError(f"{folder} has no .safetensors file, and nothing else is read")
     for file in files:
         check_file(file)
@@ -165,10 +200,17 @@ def check_file(path: Path) -> None:
 def weights_sha256(model: Model, weights: str) -> str:
     """One hash for everything the model's outputs depend on: every file of its folder that is READ,
     configurations and tokenizers as well as weights; or its architecture when the weights are
-    random.
+    random; and its low-rank updates.
 
     ValueError as `locate`; fetches nothing.
     """
+    if model.lora:
+        parts_of_hash = [_unmerged_sha256(model, weights), *(lora.content for lora in model.lora)]
+        return hashlib.sha256(json.dumps(parts_of_hash).encode()).hexdigest()
+    return _unmerged_sha256(model, weights)
+
+
+def _unmerged_sha256(model: Model, weights: str) -> str:
     if weights == "random":
         from ditbench.models.architecture import describe
 

@@ -16,6 +16,7 @@ from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
 from ditbench.method.traits import FAMILY_NEEDS, lacking
 from ditbench.models.family import family_named
+from ditbench.models.own import register_own, with_lora
 from ditbench.models.placement import encodes_once
 from ditbench.models.prompts import load_prompts
 from ditbench.models.requests import takes_prompts
@@ -94,7 +95,7 @@ def plan(spec: Spec) -> list[Cell]:
     """
     _load_plugins(spec)
     rows = {model.name: model for text in spec.models for model in select(text)}
-    models = [with_workload(model, spec.requested()) for model in rows.values()]
+    models = [_as_requested(model, spec) for model in rows.values()]
     if spec.prompts:
         load_prompts(spec.prompts)
         if not_reading := [model.name for model in models if not takes_prompts(model)]:
@@ -110,8 +111,11 @@ def plan(spec: Spec) -> list[Cell]:
 def rebuild(spec: Spec, model: str, stack: str) -> Cell:
     """A cell from its names, for the process that runs it."""
     _load_plugins(spec)
-    row = with_workload(select(model)[0], spec.requested())
-    return _cell(row, Stack.parse(stack), spec)
+    return _cell(_as_requested(select(model)[0], spec), Stack.parse(stack), spec)
+
+
+def _as_requested(model: Model, spec: Spec) -> Model:
+    return with_lora(with_workload(model, spec.requested()), spec.lora)
 
 
 def _prepared(model: Model, stack: Stack, spec: Spec) -> tuple[Stack, str]:
@@ -162,6 +166,8 @@ def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
 def _load_plugins(spec: Spec) -> None:
     for plugin in spec.plugins:
         load_plugin(plugin)
+    for text in spec.own_models:
+        register_own(text)
 
 
 def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
@@ -173,9 +179,9 @@ def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
             if lack := lacking(need, model.family, spec.device):
                 return f"{method.name}: {lack}"
     try:
-        if spec.weights == "hub" and not model.hub:
+        if spec.weights == "hub" and not model.hub and not model.folder:
             raise ValueError(f"{model.name} is not on the hub; it is bundled")
-        if spec.weights not in ("hub", "random"):
+        if spec.weights not in ("hub", "random") or (model.folder and spec.weights == "hub"):
             check_folder(locate(model, spec.weights), family_named(model.family).pipeline)
         stack.adapt(sampling_of(model))
     except ValueError as error:

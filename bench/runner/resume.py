@@ -49,6 +49,8 @@ def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
         for name in (
             "plugins",
             "references",
+            "own_models",
+            "lora",
         ):
             earlier, mine = before.get("spec", {}).get(name, ()), list(getattr(spec, name))
             document["spec"][name] = [*(text for text in earlier if text not in mine), *mine]

@@ -40,6 +40,10 @@ class Spec(Settings):
     """Run folder; a name of its own under runs/ when empty."""
     plugins: tuple[str, ...] = ()
     """Python files with methods of your own."""
+    own_models: tuple[str, ...] = ()
+    """`NAME=FAMILY:FOLDER`: a diffusers folder that is sampled as a model of the table."""
+    lora: tuple[str, ...] = ()
+    """`[MODEL=]FILE[@SCALE]`: low-rank updates that are merged into the transformer."""
     margins: tuple[tuple[str, float], ...] = MARGINS
     """Metric -> how small a difference counts as none, in the metric's unit; in TOML a table
     `[margins]`, whose keys replace those of these or are added. Stated before the run, and fixed
@@ -125,6 +129,7 @@ class Spec(Settings):
             k: v
             for k, v in asdict(self).items()
             if k not in ("out", "references")
+            and (v or k not in ("own_models", "lora"))
             and k not in ("time_limit", "stop_after")
             and (k, v)
             not in (("margins", MARGINS), ("prompts", ""), ("threads", 0), ("training_prompts", ""))

@@ -66,7 +66,15 @@ def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, An
         or record["status"] not in MEASURED
         or record["depends_on"].get("sources")
     )
+    own = [text for text in spec.get("own_models", ()) if text.startswith(f"{record['model']}=")]
+    table |= {"own_models": own, "lora": _loras_of(record, spec)}
     return table | {"plugins": list(spec.get("plugins", ())) if foreign else []}
+
+
+def _loras_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> list[str]:
+    """The updates of a record's model: those of all models, and its own."""
+    others = {*spec.get("models", ())} - {record["model"]}
+    return [text for text in spec.get("lora", ()) if text.partition("=")[0] not in others]
 
 
 def _requested(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +111,10 @@ def command_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
         words += [f"--{name.replace('_', '-')}", str(table[name])] if name in table else []
     if "training_prompts" in table:
         words += ["--training-prompts", table["training_prompts"]]
-    for flag, name in (("--reference", "references"), ("--plugin", "plugins")):
+    for flag, name in (
+        ("--reference", "references"), ("--plugin", "plugins"), ("--model", "own_models"),
+        ("--lora", "lora"),
+    ):  # fmt: skip
         words += [word for text in table[name] for word in (flag, text)]
     return shlex.join([*words, "--out", f"runs/again-{record['key']}"])
 

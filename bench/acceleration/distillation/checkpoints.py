@@ -93,13 +93,14 @@ def unfit(row: Checkpoint, pipeline: Any) -> str | None:
     """Why a pipeline cannot take a checkpoint, in one sentence; None when it can, its files then
     being there."""
     from ditbench.models.family import family_of
+    from ditbench.models.lora import updates_of
 
     if (family := family_of(pipeline.transformer).name) != row.family:
         return f"{row.name} is for {row.family} models, not for {family}"
     try:
         path = fetch(row)
         if row.kind == "lora":
-            _updates(path, pipeline)
+            updates_of(path, pipeline)
     except ValueError as error:
         return str(error)
     return None
@@ -108,11 +109,12 @@ def unfit(row: Checkpoint, pipeline: Any) -> str | None:
 def put_in_place(row: Checkpoint, pipeline: Any, at: Attachment) -> None:
     """The checkpoint's weights and sampler, until detached; ValueError when the files do not
     fit."""
+    from ditbench.models.lora import updated, updates_of
+
     path = fetch(row)
     if row.kind == "lora":
-        for weight, up, down in _updates(path, pipeline):
-            update = row.scale * up.to(weight.device).float() @ down.to(weight.device).float()
-            at.replace(weight, weight.data.float() + update)
+        for weight, up, down in updates_of(path, pipeline):
+            at.replace(weight, updated(weight, up, down, row.scale))
             at.count("weights")
     else:
         own = pipeline.transformer
@@ -132,30 +134,3 @@ def put_in_place(row: Checkpoint, pipeline: Any, at: Attachment) -> None:
         step_in_float32(scheduler)
         at.undo(setattr, pipeline, "scheduler", pipeline.scheduler)
         pipeline.scheduler = scheduler
-
-
-def _updates(path: Path, pipeline: Any) -> list[tuple[Any, Any, Any]]:
-    """(weight, and the two factors of what is added to it) of every layer; ValueError when no key,
-    or not every shape, matches."""
-    state = pipeline.lora_state_dict(str(path.parent), weight_name=path.name)
-    layers = dict(pipeline.transformer.named_modules())
-    updates = []
-    for key, down in state.items():
-        if not key.endswith(".lora_A.weight"):
-            continue
-        name = key.removeprefix("transformer.").removesuffix(".lora_A.weight")
-        up = state.get(key.replace("lora_A", "lora_B"))
-        if name not in layers or up is None:
-            continue
-        weight = layers[name].weight
-        if (shape := (up.shape[0], down.shape[1])) != tuple(weight.shape):
-            raise ValueError(
-                f"{path.name}: {name} is {shape[0]} x {shape[1]}, and in this model "
-                f"{tuple(weight.shape)}"
-            )
-        updates.append((weight, up, down))
-    if not updates:
-        raise ValueError(
-            f"{path.name}: none of its {len(state)} keys matches a layer of this transformer"
-        )
-    return updates

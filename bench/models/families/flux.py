@@ -238,6 +238,7 @@ FAMILY = Family(
     reroute=lambda: {"single": reroute_single},
     block_outputs=("text", "image"),
     guidance="embedded",
+    takes_lora=True,
     hidden_by_keyword=True,
     time_scale=1000.0,
     shared_arguments=("txt_ids", "img_ids"),

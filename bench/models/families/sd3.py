@@ -144,6 +144,7 @@ FAMILY = Family(
     text_first=False,
     block_outputs=("text", "image"),
     guidance="batched, conditional last",
+    takes_lora=True,
     hidden_by_keyword=True,
     meta_call=_meta_call,
     resize=_resize,

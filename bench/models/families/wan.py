@@ -103,6 +103,7 @@ FAMILY = Family(
     rows=_rows,
     contexts=("self",),
     guidance="two calls",
+    takes_lora=True,
     hidden_by_keyword=True,
     video=True,
     float32_parts=("vae",),
