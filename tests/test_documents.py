@@ -112,7 +112,8 @@ def test_the_readmes_show_every_command():
 
 
 def test_every_flag_in_the_documents_is_one_of_a_command():
-    known = {"--help", "--check"}  # of all commands, and of `ruff format`
+    # of all commands, of `ruff format`, and of `hf download`
+    known = {"--help", "--check", "--local-dir"}
     for sub in (*parsers(COMMANDS)[1].values(), publishing.flags()):
         known |= {flag for action in sub._actions for flag in action.option_strings}
     for path in GUIDES:
