@@ -602,6 +602,7 @@ def test_a_product_without_a_formula_is_an_error_that_names_it():
 def test_products_are_known_by_the_words_in_their_names():
     products = "mm bmm _scaled_mm _int_mm _grouped_mm addmm baddbmm matmul _scaled_grouped_mm _weight_int8pack_mm conv3d mkldnn_linear"
     products += " _cslt_sparse_mm convolution _flash_attention_forward _flash_attn_forward qlinear int_scaled_matmul fp8_gemm einsum"
+    products += " f8f8bf16_rowwise f8f8bf16 f4f4bf16"  # of mslk, which torchao takes where it is
     others = "gamma lgamma digamma hamming_window convert_element_type upsample_linear1d upsample_bilinear2d linspace add mul_ sum "
     others += "comm layer_norm softmax copy_ linalg_solve"
     assert [n for n in products.split() if not looks_like_a_product(n)] == []

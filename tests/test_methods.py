@@ -375,6 +375,14 @@ def test_fp8_rowwise_products_err_as_e4m3_does():
     assert (layer.weight.qdata.float() == b.float()).float().mean() > 0.99
 
 
+def test_padding_of_the_packed_kernel_is_the_share_it_adds():
+    from ditbench.methods.int4wo import padding
+
+    assert padding([nn.Linear(1152, 8)]) == round(2048 / 1152 - 1, 4)
+    assert padding([nn.Linear(1024, 8), nn.Linear(3072, 8)]) == 0
+    assert padding([nn.Linear(1152, 8), nn.Linear(2048, 8)]) == round(4096 / 3200 - 1, 4)
+
+
 def test_int4_groups_must_divide():
     assert "groups of 48 do not divide" in Stack.parse("int4wo(group=48)").refusal(
         subject("dit").pipeline

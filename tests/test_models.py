@@ -20,6 +20,7 @@ from ditbench.models import table as models
 from ditbench.models.architecture import build, describe
 from ditbench.models.family import families
 from ditbench.quiet import quiet
+from ditbench.records.files import file_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -403,3 +404,27 @@ def test_quiet_silences_warnings_and_logs_and_puts_everything_back(caplog):
     with pytest.raises(KeyError), quiet():
         raise KeyError
     assert warnings.filters == filters and logging.root.manager.disable == disabled
+
+
+def test_a_large_file_is_hashed_once_on_a_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "LARGE", 8)
+    hashed = []
+    monkeypatch.setattr(
+        weights, "file_sha256", lambda path: hashed.append(path) or file_sha256(path)
+    )
+    file = tmp_path / "model.safetensors"
+
+    def sha256():
+        weights._hash.cache_clear()  # another process
+        stat = file.stat()
+        return weights._hash(file, stat.st_size, stat.st_mtime_ns)
+
+    file.write_bytes(b"weights 1")
+    first = sha256()
+    assert first == sha256() == file_sha256(file) and len(hashed) == 1
+    file.write_bytes(b"weights 22")
+    assert first != sha256() == file_sha256(file) and len(hashed) == 2
+    (tmp_path / "cache" / "ditbench" / "weights-sha256.json").write_text("[]")
+    assert sha256() == file_sha256(file) and len(hashed) == 3
+    weights._hash.cache_clear()

@@ -390,6 +390,17 @@ def test_the_best_of_every_window_gets_more():
     assert raised.nonzero().flatten().tolist() == [0, 3, 9, 15] and raised[9] == 5.5
 
 
+@pytest.mark.parametrize("window", [2, 3])
+def test_windows_that_do_not_divide_the_picture_are_noted(window, monkeypatch):
+    """Wan at 480p has 30 rows of tokens, and its windows are of four."""
+    monkeypatch.setitem(TOCA, "pixart", replace(TOCA["pixart"], window=window))
+    tried = tiny("pixart")
+    with torch.no_grad(), Stack.parse("toca").attached(tried.pipeline) as attached:
+        tried.generate(tried.sampling, [0])
+        assert attached.now.grid == (1, 4, 6)
+        assert attached.notes()["toca.windows"] == {2: 6, 3: 0}[window]
+
+
 def test_text_tokens_get_no_bonus():
     score = torch.arange(6.0).view(1, 6)
     assert torch.equal(_with_bonus(score, (1, 2, 2), 2, 1.0)[0, :2], score[0, :2])

@@ -87,6 +87,13 @@ def _cells(spec: Any) -> list[Any]:
     cells = plan(spec)
     examine(spec.references, {cell.model.name for cell in cells})
     check_writable(spec.folder)
+    full = any(cell.model.group == "full" for cell in cells)
+    if full and spec.device.startswith("cuda") and spec.dtype == "float32":
+        _complain(
+            [
+                "full-size models are published for bfloat16: float32 takes twice the memory (--dtype)"
+            ]
+        )
     return cells
 
 

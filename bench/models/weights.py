@@ -11,10 +11,12 @@ from pathlib import Path
 
 from ditbench import ZOO
 from ditbench.models.table import Model
-from ditbench.records.files import file_sha256
+from ditbench.records.files import file_sha256, user_cache, write_json
 
 WEIGHTLESS = ("Scheduler", "Tokenizer", "TokenizerFast", "Backend")
 """How the names of classes end whose parts of a pipeline have no weights."""
+LARGE = 1 << 28
+"""Bytes from which a file takes seconds to hash."""
 READ = (".safetensors", ".json", ".model", ".txt")
 """How the files end that a pipeline is loaded from: weights, configurations, tokenizers."""
 
@@ -236,12 +238,32 @@ def _folder_sha256(folder: Path) -> str:
 
 @functools.cache
 def _hash(file: Path, size: int, modified_ns: int) -> str:
-    """sha256 of a file's content, computed once per process and version of the file; a hub cache
-    already has it as the blob's name."""
+    """sha256 of a file's content, computed once per process and version of the file, of a large one
+    once on this machine; a hub cache already has it as the blob's name."""
     blob = file.resolve().name
     if file.is_symlink() and len(blob) == 64 and set(blob) <= set("0123456789abcdef"):
         return blob
-    return file_sha256(file)
+    return file_sha256(file) if size < LARGE else _remembered(file.resolve(), size, modified_ns)
+
+
+def _remembered(file: Path, size: int, modified_ns: int) -> str:
+    """sha256 of a large file from the user's cache, where it was of this size and time when it was
+    hashed; else it is hashed and noted there, where that can be written."""
+    notes = user_cache() / "weights-sha256.json"
+    try:
+        table = json.loads(notes.read_text())
+        *version, sha256 = table[str(file)]
+        if version == [size, modified_ns]:
+            return str(sha256)
+    except (OSError, ValueError, KeyError, TypeError):
+        table = {}
+    sha256 = file_sha256(file)
+    try:
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        write_json(notes, {**table, str(file): [size, modified_ns, sha256]})
+    except OSError:  # it is hashed again next time
+        pass
+    return sha256
 
 
 def _first_line(error: BaseException) -> str:

@@ -66,7 +66,7 @@ _MORE: dict[str, Callable[..., int]] = {
     "_weight_int4pack_mm_for_cpu": _packed,
 }
 _PRODUCT = re.compile(
-    r"(?!co)\w*mm|\w*gemm|\w*matmul|q?linear|einsum|(add)?mv|v?dot|conv\d?d?|convolution|attention|attn|fmha|sdpa"
+    r"(?!co)\w*mm|f[48]f[48]\w*|\w*gemm|\w*matmul|q?linear|einsum|(add)?mv|v?dot|conv\d?d?|convolution|attention|attn|fmha|sdpa"
 )
 
 

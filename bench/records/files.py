@@ -47,6 +47,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def user_cache() -> Path:
+    """The folder for what need not be worked out twice on this machine; it may be missing."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditbench"
+
+
 def set_aside(path: Path) -> Path:
     """Move a damaged file or folder out of the way, keeping it; returns where it went."""
     for n in range(1, 10_000):

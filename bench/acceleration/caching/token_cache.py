@@ -162,7 +162,8 @@ class TokenCache:
             sublayer, hidden, (cached[0] if isinstance(cached, tuple) else cached).detach()
         )
         score = score.float() + self.reuse_weight * self._age[key]
-        if sublayer.stream != "text":
+        if sublayer.stream != "text" and self.rules.bonus:
+            self.at.notes["windows"] = _windows(self.at.now.grid, self.rules.window)
             score = _with_bonus(score, self.at.now.grid, self.rules.window, self.rules.bonus)
         return score.argsort(dim=1, descending=True, stable=True)
 
@@ -186,12 +187,20 @@ class TokenCache:
         self.at.count(f"{sublayer.kind}_tokens_reused", reused)
 
 
+def _windows(grid: tuple[int, int, int], window: int) -> int:
+    """Windows whose best token gets a bonus: none where they do not divide the picture, as Wan's of
+    30 x 52 tokens at 480p."""
+    frames, height, width = grid
+    divided = window > 1 and height % window == width % window == 0
+    return frames * (height // window) * (width // window) if divided else 0
+
+
 def _with_bonus(score: Tensor, grid: tuple[int, int, int], window: int, bonus: float) -> Tensor:
     """Scores [B,N] with the best of every window of the last `frames x height x width` tokens
     raised by `bonus` times itself."""
     frames, height, width = grid
     n = frames * height * width
-    if window < 2 or score.shape[1] < n or height % window or width % window:
+    if score.shape[1] < n or not _windows(grid, window):
         return score
     text, image = score.split([score.shape[1] - n, n], dim=1)
     tiles = (
