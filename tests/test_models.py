@@ -428,3 +428,21 @@ def test_a_large_file_is_hashed_once_on_a_machine(tmp_path, monkeypatch):
     (tmp_path / "cache" / "ditbench" / "weights-sha256.json").write_text("[]")
     assert sha256() == file_sha256(file) and len(hashed) == 3
     weights._hash.cache_clear()
+
+
+def test_the_gpu_that_is_named_becomes_the_current_one_before_anything_is_loaded(monkeypatch):
+    """Events and streams are of the current device: another's would tell of nothing."""
+    chosen = []
+
+    def choose(index):
+        chosen.append(index)
+        raise KeyboardInterrupt  # there is none here
+
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    with pytest.raises(KeyboardInterrupt):
+        loading.load(
+            models.models()["dit-tiny"], weights="random", device="cuda:1", dtype="float32"
+        )
+    assert chosen == [1]
+    loading.load(models.models()["dit-tiny"], weights="random", device="cpu", dtype="float32")
+    assert chosen == [1]
