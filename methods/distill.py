@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
     from ditbench.models.table import Model
 
+LOW_RANK = ("trajectory", "lcm")
+"""Objectives of students that are updates: the others add parameters, or train by stages."""
+
 
 @method(
     "distill", family="distillation", stage=Stage.WEIGHTS, claims={"weights", "num-steps", "guidance", "scheduler"},
@@ -40,6 +43,9 @@ class Distill:
     """What it was trained to do: `trajectory` regresses the teacher's mean velocity between its
     states, `progressive` halves the steps stage by stage, `lcm` is latent consistency distillation,
     `scm` its continuous-time form, `meanflow` the mean velocity's identity."""
+    rank: int = knob(0, low=0, high=512)
+    """Of updates of the linear layers, which are then all that is trained (LoRA): full-size models
+    fit on a GPU so. 0: all weights are trained."""
     student: str = ""
     """Folder of a student; empty: the one that was prepared."""
     checkpoint: str = ""
@@ -60,6 +66,12 @@ class Distill:
     def __post_init__(self) -> None:
         if self.student and self.checkpoint:
             raise ValueError("distill takes a student or a checkpoint, not both")
+        if self.rank and (self.student or self.checkpoint):
+            raise ValueError("distill takes a rank or a given student, not both")
+        if self.rank and self.objective not in LOW_RANK:
+            raise ValueError(
+                f"rank: updates are trained to {' or '.join(LOW_RANK)}, not to {self.objective}"
+            )
         if self.training and (self.student or self.checkpoint):
             raise ValueError("distill takes a training or a given student, not both")
         if self.checkpoint:
@@ -80,7 +92,8 @@ class Distill:
             return None
         # 2: captions are held out; MeanFlow weighs its errors by `objectives.MEANFLOW_POWER` as well
         version = 3 if self.objective == "meanflow" else 2
-        return {"version": version, "objective": self.objective, "steps": self._steps}
+        rank = {"rank": self.rank} if self.rank else {}
+        return {"version": version, "objective": self.objective, "steps": self._steps, **rank}
 
     def unpreparable(self, sampling: Sampling) -> str | None:
         """A student takes fewer steps than its teacher."""
@@ -90,15 +103,18 @@ class Distill:
 
     def unpreparable_for(self, model: Model) -> str | None:
         """All weights of a full-size text model do not fit on a GPU with their gradients, moments
-        and recordings; published checkpoints are there for most."""
-        if model.group != "full" or not takes_prompts(model):
+        and recordings; updates of low rank do, and published checkpoints are there for most."""
+        if self.rank or model.group != "full" or not takes_prompts(model):
             return None
         names = [row.name for row in checkpoints().values() if row.family == model.family]
-        reason = "students are trained of the tiny models and of class-conditional ones"
+        reason = (
+            "all weights are trained of the tiny models and of class-conditional ones; train updates "
+            f"of low rank, distill(rank=32{'' if self.steps is None else f', steps={self.steps}'})"
+        )
         if not names:
-            return f"{reason}; no published checkpoint of {model.family} is in the table either"
+            return f"{reason}; no published checkpoint of {model.family} is in the table"
         usable = " or ".join(f"distill(checkpoint='{name}')" for name in names)
-        return f"{reason}; use a published checkpoint: {usable}"
+        return f"{reason}, or use a published checkpoint: {usable}"
 
     def inputs(self) -> list[Path]:
         """The files of the student; of a checkpoint its row's table, and its files where they lie
@@ -128,7 +144,8 @@ class Distill:
         """Train the student; returns notes for the manifest."""
         from ditbench.acceleration.distillation.students import Recipe, prepare_student
 
-        return prepare_student(folder, room, Recipe(objective=self.objective, steps=self._steps))
+        recipe = Recipe(objective=self.objective, steps=self._steps, rank=self.rank)
+        return prepare_student(folder, room, recipe)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Put weights and sampler in place. Without weights anywhere (counting on the meta device)

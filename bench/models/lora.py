@@ -3,7 +3,7 @@ torch by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,17 @@ class Lora:
 
 
 def updates_of(path: Path, pipeline: Any) -> list[tuple[Any, Any, Any]]:
-    """(weight [O,I], and the factors [O,R] and [R,I] of what is added to it) of every layer of the
-    transformer; ValueError when no key, or not every shape, matches."""
+    """The updates of a file, in whichever of the forms that diffusers knows; ValueError as
+    `matched`."""
     state = pipeline.lora_state_dict(str(path.parent), weight_name=path.name)
-    layers = dict(pipeline.transformer.named_modules())
+    return matched(state, pipeline.transformer, path.name)
+
+
+def matched(state: Mapping[str, Any], transformer: Any, source: str) -> list[tuple[Any, Any, Any]]:
+    """(weight [O,I], and the factors [O,R] and [R,I] of what is added to it) of every layer of the
+    transformer that has a pair in `state`; ValueError, naming the `source`, when no key, or not
+    every shape, matches."""
+    layers = dict(transformer.named_modules())
     updates = []
     for key, down in state.items():
         if not key.endswith(".lora_A.weight"):
@@ -49,13 +56,13 @@ def updates_of(path: Path, pipeline: Any) -> list[tuple[Any, Any, Any]]:
         weight = layers[name].weight
         if (shape := (up.shape[0], down.shape[1])) != tuple(weight.shape):
             raise ValueError(
-                f"{path.name}: {name} is {shape[0]} x {shape[1]}, and in this model "
+                f"{source}: {name} is {shape[0]} x {shape[1]}, and in this model "
                 f"{tuple(weight.shape)}"
             )
         updates.append((weight, up, down))
     if not updates:
         raise ValueError(
-            f"{path.name}: none of its {len(state)} keys matches a layer of this transformer"
+            f"{source}: none of its {len(state)} keys matches a layer of this transformer"
         )
     return updates
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ditbench.acceleration.distillation.low_rank import train
 from ditbench.acceleration.distillation.training_loop import fit
 from ditbench.models.differentiable import paint
 
@@ -53,7 +54,7 @@ def finish(
             samples = paint(pipe, room.draw(SEED + step, batch, steps=steps, guidance=1.0))
         return distance(target, samples).mean() + PIXELS * (samples - target).square().mean()
 
-    student.requires_grad_(True)
+    train(student)
     with torch.enable_grad():
         fit(
             student, loss_of, steps=iterations, lr=rate, folder=folder, average=average,

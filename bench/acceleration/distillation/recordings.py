@@ -115,10 +115,11 @@ def _shared() -> set[str]:
 
 @torch.no_grad()
 def record(room: Workroom, num: int, seed: int, steps: int | None = None) -> Recorded:
-    """Let the pipeline sample `num` training requests (a multiple of `CHUNK` or less than one) in
-    `steps` steps, and keep every state."""
+    """Let the pipeline sample `num` training requests in `steps` steps, and keep every state.
+    They are sampled as many at once as `Workroom.at_once` says, `CHUNK` at most; what is left over
+    is not recorded."""
     pipe, kept, asked, guided = room.pipe, [], [], []
-    process, chunk = Process.of(pipe.scheduler), min(num, CHUNK)
+    process, chunk = Process.of(pipe.scheduler), min(num, room.at_once(CHUNK))
     levels = timesteps = torch.empty(0)
     more = {} if steps is None else {"steps": steps}
     for part in range(num // chunk):

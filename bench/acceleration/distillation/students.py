@@ -18,12 +18,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ditbench.acceleration.distillation.interval_embedding import NAME, Intervals
+from ditbench.acceleration.distillation.low_rank import low_rank_copy, state_of
 from ditbench.acceleration.distillation.noise_process import Process
 from ditbench.acceleration.distillation.objectives import OBJECTIVES, Lesson, trajectory
 from ditbench.acceleration.distillation.pixel_finetuning import finish
 from ditbench.acceleration.distillation.recordings import Denoiser, record
 from ditbench.acceleration.distillation.scheduler import FewStepScheduler, Way
 from ditbench.acceleration.distillation.training_loop import fit
+from ditbench.models.lora import matched, updated
+from ditbench.models.requests import takes_prompts
 from ditbench.shapes.judge import load_judge
 from ditbench.shapes.perceptual import Perceptual
 
@@ -69,6 +72,13 @@ class Recipe:
     """2e-4 did well on flux-tiny and undid dit-tiny's jumps."""
     finish_average: float = 0.95
     seed: int = 0
+    rank: int = 0
+    """Of the updates that are trained in place of all weights; 0: all weights are."""
+
+
+AT_SIZE = {"recordings": 256, "batch": 1}
+"""Of full-size text models, whose recordings and activations are a thousand times those of a tiny
+one's."""
 
 
 def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, Any]:
@@ -78,6 +88,8 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
     Raises ValueError for a student of as many steps as its teacher, for a sampler that makes other
     steps than it is asked for, and for a tiny model in another format than float32.
     """
+    if room.model.group == "full" and takes_prompts(room.model):
+        recipe = replace(recipe, **AT_SIZE)
     if recipe.steps >= room.sampling.steps:
         raise ValueError(
             f"a student of {recipe.steps} steps is no shorter than its teacher's "
@@ -100,8 +112,12 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
     elif not process.noise or room.pipe.scheduler.config.get("solver_order", 1) > 1:
         steps = max(recipe.steps, min(steps, recipe.teacher_steps))
     recorded = record(room, recipe.recordings, recipe.seed, steps)
-    # AdamW's small changes would be lost in a shorter format
-    student = copy.deepcopy(teacher).float().requires_grad_(True)
+    if recipe.rank:
+        student = low_rank_copy(teacher, recipe.rank, recipe.seed)
+        if room.model.group == "full":
+            student.enable_gradient_checkpointing()
+    else:  # AdamW's small changes would be lost in a shorter format
+        student = copy.deepcopy(teacher).float().requires_grad_(True)
     if recipe.objective == "meanflow":
         Intervals(student).to(room.device)
     work = folder / "work"
@@ -147,9 +163,7 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
             teacher_steps=steps, average=recipe.finish_average,
         )  # fmt: skip
         logs.append((work / "finish", "pixels", stages * lesson.iterations))
-    save_file(
-        {k: v.cpu().half().contiguous() for k, v in student.state_dict().items()}, folder / WEIGHTS
-    )
+    save_file(state_of(student), folder / WEIGHTS)
     (folder / NOTES).write_text(
         json.dumps({"teacher": fingerprint(room.pipe.transformer), "sampler": notes}, indent=1)
         + "\n"
@@ -174,6 +188,12 @@ def put_in_place(folder: Path, pipeline: Any, at: Attachment) -> None:
     )
     if any(name.startswith(NAME) for name in weights):
         _add_intervals(transformer, sampler["levels"], at)
+    if any(name.endswith(".lora_A.weight") for name in weights):
+        for weight, up, down in matched(weights, transformer, f"the student in {folder}"):
+            at.replace(weight, updated(weight, up, down, 1.0))
+            at.count("weights")
+        at.patch(pipeline, "scheduler", FewStepScheduler(**sampler))
+        return
     own = dict(transformer.named_parameters()) | dict(transformer.named_buffers())
     for name, value in weights.items():
         if (target := own.get(name)) is None or target.shape != value.shape:

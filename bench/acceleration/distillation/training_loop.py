@@ -30,15 +30,15 @@ def fit(
     every: int = 100,
     tell: Callable[[dict[str, Any]], None] = lambda row: print(row, flush=True),  # noqa: T201
 ) -> float:
-    """Train `model` in place for `steps` steps of AdamW on a trapezoid schedule, leave its averaged
-    weights in it; seconds spent.
+    """Train the parameters of `model` that take gradients, in place, for `steps` steps of AdamW on
+    a trapezoid schedule, leave their averages in it; seconds spent.
 
     `loss_of(step)` draws its own batch and returns a scalar. Every `every` steps a row goes to
     `folder/loss.csv` and all state to `folder/state.safetensors`, from which a killed training goes
     on (the optimiser's moments start afresh). `tell` hears of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    params = dict(model.named_parameters())
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     averaged = {name: p.detach().clone() for name, p in params.items()}
     log, state = folder / "loss.csv", folder / "state.safetensors"
     first, spent, smooth = 0, 0.0, math.nan
@@ -80,7 +80,12 @@ def fit(
 def _save(
     model: nn.Module, averaged: dict[str, Tensor], path: Path, step: int, spent: float
 ) -> None:
-    tensors = {f"now.{k}": v.detach().contiguous().clone() for k, v in model.state_dict().items()}
+    fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+    tensors = {
+        f"now.{k}": v.detach().contiguous().clone()
+        for k, v in model.state_dict().items()
+        if k not in fixed
+    }
     tensors |= {f"average.{k}": v.contiguous().clone() for k, v in averaged.items()}
     with replacing(path) as partial:
         save_file(tensors, partial, {"step": str(step), "spent": str(spent)})
@@ -90,7 +95,9 @@ def _resume(model: nn.Module, averaged: dict[str, Tensor], path: Path) -> tuple[
     from safetensors import safe_open
 
     tensors = load_file(path)
-    model.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("now.")})
+    fixed = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    trained = {k[4:]: v for k, v in tensors.items() if k.startswith("now.")}
+    model.load_state_dict({**fixed, **trained})
     averaged.update({k[8:]: v for k, v in tensors.items() if k.startswith("average.")})
     with safe_open(path, "pt") as f:  # type: ignore[no-untyped-call]
         notes = f.metadata()
