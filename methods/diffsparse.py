@@ -51,8 +51,9 @@ class DiffSparse:
     allocator: Literal["learned", "sensitivity", "local", "transferred", "uniform", "random"] = (
         "learned"
     )
-    """Where the schedule comes from. Prepared for a model: `learned`, `sensitivity`, and `local`, by
-    each sub-layer's own change from step to step in one dense generation. Without preparation:
+    """Where the schedule comes from. Prepared for a model: `learned`, `sensitivity`, and `local`,
+    which computes everything at the steps between which outputs move most, as measured in one dense
+    generation, and reuses everything at the others. Without preparation:
     `transferred`, from what was learned on the tiny model of the family; `uniform`; `random`."""
     selector: str = knob("attention", choices=lambda: SELECTORS)
     """What tokens are ranked by: `attention` (the paper's), `change`, `similarity`, `norm` or
@@ -84,7 +85,7 @@ class DiffSparse:
         if self.keep == 1 or self.schedule or self.allocator in UNPREPARED:
             return None
         if self.allocator == "local":
-            return {"version": 1, "allocator": "local"}
+            return {"version": 2, "allocator": "local"}
         recipe = {
             "version": 3,
             "allocator": self.allocator,
@@ -147,7 +148,7 @@ class DiffSparse:
         """Learn or measure the table of costs, keep it and the schedule it gives; returns notes for
         the manifest."""
         if self.allocator == "local":
-            from ditbench.acceleration.caching.local_costs import prepare_local
+            from ditbench.acceleration.caching.local_schedule import prepare_local
 
             return prepare_local(folder, room)
         from ditbench.acceleration.caching.learn_schedule import prepare_schedule
@@ -202,6 +203,7 @@ class DiffSparse:
     def _table(self, at: Attachment, family: str) -> Any:
         """Keep ratios [T,L] for this generation's sizes."""
         from ditbench.acceleration.caching.budget import solved, untrained, weights_of
+        from ditbench.acceleration.caching.local_schedule import solved_locally
         from ditbench.acceleration.caching.schedule import Schedule
         from ditbench.method.prepare import unprepared
 
@@ -227,4 +229,8 @@ class DiffSparse:
             return untrained(self.allocator, names, weights, steps, self.keep).keep
         if at.artifact is None:
             raise unprepared(self)
+        if self.allocator == "local":
+            return solved_locally(
+                at.artifact, names, weights, steps, self.keep, stretch=stretch
+            ).keep
         return solved(at.artifact, names, weights, steps, self.keep, stretch=stretch).keep

@@ -2,14 +2,18 @@
 each sub-layer's own change."""
 
 import shutil
+from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from command import command
 from narrow import NAMES, generate, narrow
 from safetensors.numpy import load_file
 
 from ditbench.acceleration.caching.budget import solved, spent
+from ditbench.acceleration.caching.common_steps import common_steps, schedule_of
+from ditbench.acceleration.caching.local_schedule import relative_distances
 from ditbench.acceleration.caching.schedule import LEVELS, Schedule
 from ditbench.acceleration.caching.transfer import same_kind, sources, transferred
 from ditbench.method import artifact
@@ -123,14 +127,15 @@ def test_a_narrow_pipeline_of_each_family_runs_it(name):
 LOCAL = "diffsparse(allocator='local')"
 
 
-def test_local_costs_are_measured_in_one_generation_and_run(tmp_path, monkeypatch):
+def test_local_distances_are_measured_in_one_generation_and_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = command("prepare", LOCAL, "--models", "dit-tiny")
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "artifacts" / "diffsparse").iterdir()
-    cost = load_file(folder / "cost.safetensors")["cost"].reshape(20, 12, len(LEVELS))
-    assert (cost[0] == 0).all() and (cost[1:, :, :-1] > 0).all() and (cost[..., -1] == 0).all()
-    assert (np.diff(cost[1:], axis=2) < 0).all()
+    distance = load_file(folder / "distance.safetensors")["distance"]
+    assert distance.shape == (20, 20, 12)
+    same = np.eye(20, dtype=bool)
+    assert (distance[same] == 0).all() and (distance[~same] > 0).all()
     done = command(
         "run", "--models", "dit-tiny", "--methods", f"{LOCAL},diffsparse(allocator='local',keep=0.3)",
         "--num-samples", "2", "--rounds", "1", "--out", tmp_path / "run",
@@ -142,16 +147,39 @@ def test_local_costs_are_measured_in_one_generation_and_run(tmp_path, monkeypatc
     assert 0.44 < shares[0] < 0.52 and 0.28 < shares[1] < 0.36
 
 
-def test_relative_changes_are_those_of_the_outputs():
-    import torch
+def test_common_steps_are_the_best_of_all_choices():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 4, 7):
+        distance = rng.random((8, 8, 3))
 
-    from ditbench.acceleration.caching.local_costs import _relative_change
+        def total(chosen, distance=distance):
+            last = [max(r for r in chosen if r <= s) for s in range(8)]
+            return sum(distance[s, last[s]].sum() for s in range(8) if s not in chosen)
 
-    old, new = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 0.0]])
-    assert float(_relative_change((new,), (old,))) == pytest.approx(16 / 9)
-    both = _relative_change((new, new), (old, new))
-    assert float(both) == pytest.approx(16 / 18)
-    assert float(_relative_change((new.half(),), (new.half(),))) == 0
+        best = min(total((0, *rest)) for rest in combinations(range(1, 8), count - 1))
+        chosen = common_steps(distance, count)
+        assert chosen == sorted({*chosen}) and chosen[0] == 0 and len(chosen) == count
+        assert total(chosen) == pytest.approx(best)
+
+
+def test_a_schedule_of_distances_spends_the_budget_and_no_more():
+    rng = np.random.default_rng(0)
+    where = np.cumsum(rng.random((12, 5)), 0)
+    distance = np.abs(where[:, None] - where[None])
+    macs = np.array([3, 5, 8, 2, 4])[:, None] * np.arange(5)
+    for keep in (1 / 12, 0.3, 0.46, 0.8, 1.0):
+        chosen = schedule_of(distance, macs, keep)
+        assert (chosen[0] == 4).all() and set(np.unique(chosen)) <= {0, 4}
+        share = spent(chosen, macs)
+        assert keep - 3 / 22 / 12 < share <= keep + 1e-9  # the smallest would not fit
+    with pytest.raises(ValueError, match=r"the first step is dense and takes 0\.083"):
+        schedule_of(distance, macs, 0.05)
+
+
+def test_distances_are_relative_to_the_later_output():
+    rows = torch.tensor([[3.0, 4.0], [3.0, 0.0], [0.0, 0.0]])
+    expected = torch.tensor([[0, 4 / 5, 1], [4 / 3, 0, 1], [5e12, 3e12, 0]])
+    assert torch.allclose(relative_distances(rows), expected)
 
 
 def test_two_methods_that_stack_are_read_by_the_names_they_ran_under():

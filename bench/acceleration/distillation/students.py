@@ -76,7 +76,7 @@ class Recipe:
     """Of the updates that are trained in place of all weights; 0: all weights are."""
 
 
-AT_SIZE = {"recordings": 256, "batch": 1}
+AT_SIZE: dict[str, Any] = {"recordings": 256, "batch": 1}
 """Of full-size text models, whose recordings and activations are a thousand times those of a tiny
 one's."""
 
