@@ -79,8 +79,9 @@ def relative_distances(rows: Tensor) -> Tensor:
     import torch
 
     lengths = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    distances: Tensor = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances / lengths
+    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    relative: Tensor = apart / lengths
+    return relative
 
 
 def local_distances(room: Workroom) -> tuple[list[str], Distances]:
