@@ -48,7 +48,7 @@ def refuse(cell: Sampled, metric: Metric) -> str:
 def missing(metric: Metric) -> str:
     """Which file or environment is not there, whatever the cell; "" when all are."""
     try:
-        ENVIRONMENT.python()
+        ENVIRONMENT.examine()
         located(WEIGHTS)
     except ValueError as error:
         return str(error)

@@ -61,7 +61,7 @@ def refuse(cell: Sampled, metric: Metric) -> str:
 def missing(metric: Metric) -> str:
     """Which file or environment is not there, whatever the cell; "" when all are."""
     try:
-        JUDGES[metric.name].environment.python()
+        JUDGES[metric.name].environment.examine()
         _files(metric)
     except ValueError as error:
         return str(error)
