@@ -94,7 +94,8 @@ def test_a_key_is_the_same_wherever_the_package_lies(tmp_path, monkeypatch):
     )
 
 
-def test_the_text_of_a_prompt_file_is_in_the_key_of_the_models_that_read_it(tmp_path):
+def test_the_text_of_a_prompt_file_is_in_the_key_of_the_models_that_read_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_machine_refusal", lambda *_: "")  # full size, and no GPU
     (tmp_path / "p.txt").write_text("a red kite\na blue boat\n")
     first = keys(model="flux-1-dev", weights="random", prompts="p.txt")["none"]
     (tmp_path / "p.txt").write_text("a red kite\na blue goat\n")
@@ -107,6 +108,7 @@ def test_the_text_of_a_prompt_file_is_in_the_key_of_the_models_that_read_it(tmp_
 
 
 def test_so_is_that_of_the_prompts_that_come_along(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_machine_refusal", lambda *_: "")  # full size, and no GPU
     before = keys(model="flux-1-dev", weights="random")
     scenes = keys(model="pixart-tiny")
     monkeypatch.setattr("ditbench.models.prompts.datasets", lambda: tmp_path)

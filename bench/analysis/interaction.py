@@ -98,8 +98,14 @@ def factorial(parts: Sequence[Stack]) -> list[str]:
     """The stacks to run besides the baseline: each alone, every combination in both readings, and
     fewer steps to compare with.
 
-    ValueError when there are not two or three, or when they cannot be used together.
+    ValueError when there are not two or three, when one of them is `none`, or when they cannot be
+    used together.
     """
+    if not all(part.methods for part in parts):
+        raise ValueError(
+            "none is the un-accelerated model, which is run beside every stack: name two or three "
+            "methods"
+        )
     if not 2 <= len(parts) <= 3:
         raise ValueError(
             f"two or three methods are needed to see whether they stack, not {len(parts)}"

@@ -4,6 +4,7 @@ read flags, call and print."""
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from ditbench.cli.parser import GATE, OK, SOME_FAILED
@@ -54,6 +55,9 @@ def prepare(args: argparse.Namespace) -> int:
 
     load_plugins(args.plugin)
     stack, models = Stack.parse(args.method), select(args.models)
+    for model in models:
+        for sentence in filter(None, (m.caution(model) for m in stack.methods)):
+            print(f"ditbench: {model.name}: {sentence}", file=sys.stderr)
     with progress() as tell:
         rows = prepare_models(
             models,
