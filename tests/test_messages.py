@@ -256,6 +256,31 @@ def test_a_plan_for_a_gpu_shows_what_would_be_refused_there_and_that_there_is_no
     assert not list(tmp_path.iterdir())
 
 
+ONE_ALONE = "diffsparse,distill+diffsparse"
+
+
+@pytest.mark.parametrize(
+    ("methods", "hints"),
+    [
+        (ONE_ALONE, ["whether distill+diffsparse stacks is not judged without distill alone"]),
+        (f"{ONE_ALONE},distill", []),
+        ("fora+int8", []),  # nobody asks whether they stack
+        ("diffsparse,distill,distill+diffsparse(tuned='alone')", []),
+        (
+            "fora(interval=2)+int8+distill,fora,distill",
+            [
+                "whether distill+int8+fora(interval=2) stacks is not judged without int8 and "
+                "fora(interval=2) alone"
+            ],
+        ),
+    ],
+)
+def test_a_plan_says_what_its_stacking_verdicts_would_lack(capsys, methods, hints):
+    main(["plan", "--models", "dit-tiny,pixart-tiny", "--methods", methods])
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("not judged without") == len(hints) and all(hint in text for hint in hints)
+
+
 def test_packages_that_are_not_there_are_refused_without_a_gpu_too(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(

@@ -12,7 +12,6 @@ and for three S(A+B+C) / (S(A) S(B) S(C)) and Q(A+B+C) - Q(A) - Q(B) - Q(C) + 2 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ditbench.analysis.alone import identity
 from ditbench.analysis.control_cells import ALIKE, left_out, student_controls, teacher_controls
 from ditbench.analysis.controls import (
     BELOW,
@@ -212,9 +212,9 @@ def together(
         alone: dict[str, str] = {}
         for text, r in cells.items():
             if len(r["methods"]) == 1:
-                alone.setdefault(_identity(r["methods"][0]), text)
+                alone.setdefault(identity(r["methods"][0]), text)
         for text, r in cells.items():
-            parts = [alone[name] for m in r["methods"] if (name := _identity(m)) in alone]
+            parts = [alone[name] for m in r["methods"] if (name := identity(m)) in alone]
             if len(parts) > 1 and len(parts) == len(r["methods"]):
                 frozen = any(m["knobs"].get("tuned") == "alone" for m in r["methods"])
                 row = {
@@ -264,13 +264,6 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             else None
         )
     return with_verdicts
-
-
-def _identity(method: Mapping[str, Any]) -> str:
-    """A described method without what it was tuned for."""
-    return json.dumps(
-        [method["name"], {k: v for k, v in method["knobs"].items() if k != "tuned"}], sort_keys=True
-    )
 
 
 def _row(

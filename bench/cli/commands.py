@@ -16,6 +16,7 @@ from ditbench.cli import preparing
 from ditbench.cli import queries as asking
 from ditbench.cli.estimating import estimate
 from ditbench.cli.parser import GATE, OK, SOME_FAILED, STOPPED, USAGE, parsers
+from ditbench.cli.planning import check_runnable, tell_plan, unjudged
 from ditbench.cli.usage import (
     UsageError,
     check_command,
@@ -87,44 +88,18 @@ def _cells(spec: Any) -> list[Any]:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    return _tell_plan(_cells(_spec(args)), args.json)
-
-
-def _tell_plan(cells: list[Any], as_json: bool) -> int:
-    from ditbench.runner.plan import describe
-
-    rows = describe(cells)
-    caption = f"{len(cells)} cells, to be written to {cells[0].spec.folder}"
-    for reason in dict.fromkeys(row["lacks"] for row in rows if row["lacks"]):
-        caption += f"; {reason}: what is planned is refused here"
-    _show(rows, as_json, caption, hide=["key", "lacks"])
-    refused = [cell for cell in cells if cell.refusal]
-    baseline_refused = any(not cell.stack.methods for cell in refused)
-    return SOME_FAILED if baseline_refused or len(refused) == len(cells) else OK
+    return tell_plan(_cells(_spec(args)), args.json)
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _plan(args)
     cells = _cells(_spec(args))
-    _check_runnable(cells)
+    check_runnable(cells)
+    _complain(unjudged(cells))
     folder = _carry_out(cells)
     code = _tell_report([folder], None, args.json, {cell.key for cell in cells})
     return _stopped(cells, folder) or code
-
-
-def _check_runnable(cells: list[Any]) -> None:
-    """ValueError where this machine cannot run any model."""
-    from ditbench.runner.plan import missing_device, too_slow
-
-    baselines = [cell for cell in cells if not cell.stack.methods]
-    reasons = [
-        too_slow(cell.model, cell.spec.device) or missing_device(cell.spec.device)
-        for cell in baselines
-    ]
-    if [cell.refusal for cell in baselines] == reasons and all(reasons):
-        sentence = "; ".join(dict.fromkeys(reasons))
-        raise ValueError(f"{sentence} (what would run: --dry-run)")
 
 
 def _stopped(cells: list[Any], folder: Path) -> int:
@@ -183,8 +158,8 @@ def _stack(args: argparse.Namespace) -> int:
     )
     ready = [cell for cell in cells if not (cell.refusal and cell.requested in shorter)]
     if args.dry_run:
-        return _tell_plan(ready, args.json)
-    _check_runnable(ready)
+        return tell_plan(ready, args.json)
+    check_runnable(ready)
     folder = _carry_out(ready)
     code = _tell_report([folder], None, False, None)
     code = _stopped(ready, folder) or code
