@@ -41,7 +41,7 @@ from ditbench.analysis.rows import Record
 from ditbench.analysis.set_statistics import STATISTICS, Sets
 from ditbench.extractors.references import ReferenceSets
 from ditbench.method.artifact import below_of
-from ditbench.method.knobs import build
+from ditbench.method.dial import turned
 from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
 from ditbench.metrics.table import Metric, metrics
@@ -117,10 +117,11 @@ def factorial(parts: Sequence[Stack]) -> list[str]:
 
 
 def control_stacks() -> list[Stack]:
-    """Every method whose role is control, at the values of its dial that `SHARES` gives."""
+    """Every method whose role is control, at the values of its dial that `SHARES` gives: shares of
+    the upper end of its range."""
     known = [find(name) for name in names()]
     return [
-        Stack.of(build(cls, {cls.dial[0]: share}))
+        Stack.of(turned(cls(), max(cls.dial[1], share * cls.dial[2])))
         for cls in known
         if cls.traits.role == "control" and cls.dial
         for share in SHARES
