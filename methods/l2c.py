@@ -14,7 +14,10 @@ from ditbench.method.prepare import unprepared
 if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
     from ditbench.models.sublayers import Sublayer
+    from ditbench.models.table import Model
 
+REUSED_NOWHERE = ("flux-tiny", "wan-tiny")
+"""Models where no score came out at or below 0.1 at the authors' price (LOG.md, 2026-11-21)."""
 SCORES, PREPARE = "scores.safetensors", "python run_bench.py prepare l2c"
 
 
@@ -51,6 +54,21 @@ class L2C:
         prepared, nor at 1, nor with a router."""
         return (
             None if self.router or self.threshold in (0, 1) else {"version": 2, "price": self.price}
+        )
+
+    def caution(self, model: Model) -> str | None:
+        """Where a training at the authors' price left nothing to reuse at their threshold."""
+        cls = type(self)
+        if (
+            model.name not in REUSED_NOWHERE
+            or self.recipe() is None
+            or self.price > cls.price
+            or self.threshold > cls.threshold
+        ):
+            return None
+        return (
+            f"at price={cls.price:g} no score of l2c came out at or below {cls.threshold:g} here, "
+            "and nothing was reused; a higher price or threshold reuses more"
         )
 
     def inputs(self) -> list[Path]:

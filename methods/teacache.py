@@ -198,4 +198,4 @@ def _time_embedding(transformer: Any, at: Attachment) -> Callable[[RunBlock, Str
         newest[:] = [embedding]
 
     at.undo(transformer.condition_embedder.time_embedder.register_forward_hook(keep).remove)
-    return lambda run, streams: newest[0]
+    return lambda run, streams: newest.pop()

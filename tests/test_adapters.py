@@ -12,8 +12,8 @@ from other_environment import ENTRIES, executable, site
 from safetensors.numpy import save_file
 
 from ditbench.analysis.summary import summarise
+from ditbench.extractors import pinned_files as published
 from ditbench.metrics import cdfvd, preference, vbench
-from ditbench.metrics import pinned_files as published
 from ditbench.metrics.external import vbench as official
 from ditbench.metrics.external import worker as inside
 from ditbench.metrics.external.client import Environment, ask, numbers

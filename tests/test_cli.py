@@ -186,7 +186,8 @@ def plugin(tmp_path, monkeypatch):
 def plans(capsys, *arguments):
     code, out, err = told(capsys, "plan", "--json", *arguments)
     reasons = {
-        (row["model"], row["stack"]): row["reason"] for row in json.loads(out.splitlines()[-1])
+        (row["model"], row["stack"]): row["reason"] or row["lacks"]
+        for row in json.loads(out.splitlines()[-1])
     }
     baseline_refused = any(why for (_, stack), why in reasons.items() if stack == "none")
     assert code == (3 if baseline_refused else 0), err

@@ -95,7 +95,8 @@ def test_a_key_is_the_same_wherever_the_package_lies(tmp_path, monkeypatch):
     )
 
 
-def test_the_text_of_a_prompt_file_is_in_the_key_of_the_models_that_read_it(tmp_path):
+def test_the_text_of_a_prompt_file_is_in_the_key_of_the_models_that_read_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_machine_refusal", lambda *_: "")  # full size, and no GPU
     (tmp_path / "p.txt").write_text("a red kite\na blue boat\n")
     first = keys(model="flux-1-dev", weights="random", prompts="p.txt")["none"]
     (tmp_path / "p.txt").write_text("a red kite\na blue goat\n")
@@ -108,6 +109,7 @@ def test_the_text_of_a_prompt_file_is_in_the_key_of_the_models_that_read_it(tmp_
 
 
 def test_so_is_that_of_the_prompts_that_come_along(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_machine_refusal", lambda *_: "")  # full size, and no GPU
     before = keys(model="flux-1-dev", weights="random")
     scenes = keys(model="pixart-tiny")
     monkeypatch.setattr("ditbench.models.prompts.datasets", lambda: tmp_path)
@@ -286,7 +288,8 @@ def test_what_cannot_be_prepared_is_said_without_a_command(nothing_shipped):
         in told["diffsparse(keep=0.04)"]
     )
     told = refusals("distill", model="flux-1-dev", weights="random")["distill"]
-    assert "and cannot be: students are trained of" in told and "run_bench" not in told
+    assert "and cannot be: all weights are trained of" in told and "run_bench" not in told
+    assert "distill(rank=32)" in told and "distill(checkpoint='hyper-flux')" in told
 
 
 def test_what_a_full_size_model_lacks_is_refused_with_the_command_that_makes_it(nothing_shipped):

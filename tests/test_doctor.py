@@ -1,11 +1,14 @@
 """What doctor says of metrics, extractors and prompts."""
 
 import hashlib
+import sys
 
 import pytest
 
 from ditbench.cli.doctor import examine
 from ditbench.extractors.table import FOLDER, extractors
+from ditbench.metrics import shapes_features
+from ditbench.metrics.external import client
 from ditbench.metrics.table import metrics
 
 
@@ -56,6 +59,38 @@ def test_files_and_environments_that_people_bring_are_missed_by_name(nothing, mo
             and f"DITBENCH_PYTHON_{variable}" in found[name]["note"]
         )
     assert found["pickscore.v1"]["state"] == "absent" and found["ssim.vs_none"]["state"] == "ok"
+
+
+def test_sums_of_dimensions_are_absent_where_the_dimensions_are(nothing, monkeypatch):
+    monkeypatch.delenv("DITBENCH_PYTHON_VBENCH", raising=False)
+    of_package = [row for name, row in rows().items() if name.startswith("vbench.")]
+    assert {"vbench.quality", "vbench.semantic", "vbench.total"} <= {r["what"] for r in of_package}
+    assert {row["state"] for row in of_package} == {"absent"}
+
+
+def test_an_environment_without_its_package_or_with_another_version_is_no_environment(
+    nothing, monkeypatch
+):
+    monkeypatch.setenv("DITBENCH_PYTHON_VBENCH", sys.executable)
+    wanted = "needs vbench 0.1.5, and the environment of DITBENCH_PYTHON_VBENCH has "
+    for name in ("vbench.color", "vbench.total"):
+        assert rows()[name]["state"] == "absent" and rows()[name]["note"] == f"{wanted}none"
+    (nothing / "vbench-0.1.4.dist-info").mkdir()
+    (nothing / "vbench-0.1.4.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: vbench\nVersion: 0.1.4\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(nothing))
+    client._installed.cache_clear()
+    assert rows()["vbench.color"]["note"] == f"{wanted}0.1.4"
+    client._installed.cache_clear()
+
+
+def test_a_metric_whose_reference_features_are_gone_is_absent(nothing, monkeypatch):
+    monkeypatch.setattr(shapes_features, "reference_path", lambda *_: nothing / "gone")
+    for name in ("fd.shapes_v1", "mmd.shapes_v1", "recall.shapes_v1"):
+        assert rows()[name]["state"] == "absent"
+        assert rows()[name]["note"].startswith("the reference features are missing (gone;")
+    assert rows()["align.shapes_v1"]["state"] == "ok"
 
 
 def test_what_has_no_network_here_says_so_and_where_it_is_published(nothing):

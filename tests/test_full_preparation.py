@@ -159,7 +159,7 @@ def test_a_run_looks_for_what_was_prepared_with_its_training_prompts(tmp_path):
         cell = plan(spec)[1]
         told[prompts] = cell.refusal
         artifact.create(cell.needs[0], lambda folder: {}, artifact.OWN)
-        assert not plan(spec)[1].refusal
+        assert plan(spec)[1].refusal == "full-size models run on a GPU only: give --device cuda"
     command_ = "python run_bench.py prepare 'magcache' --models flux-1-dev --weights random --dtype"
     assert f"{command_} bfloat16 does it" in told[""]
     assert f"{command_} bfloat16 --prompts mine.txt does it" in told["mine.txt"]
@@ -337,7 +337,7 @@ def test_blocks_that_are_run_again_give_scores_the_same_gradient(kind):
 
 
 def test_pictures_are_compared_by_lpips_where_its_files_are_there(monkeypatch):
-    from ditbench.metrics import lpips
+    from ditbench.extractors.networks import lpips
 
     row = replace(row_of("pixart-alpha-256"), height=64, width=64)
     room = Workroom(
@@ -348,7 +348,7 @@ def test_pictures_are_compared_by_lpips_where_its_files_are_there(monkeypatch):
     def absent(*_):
         raise ValueError("missing")
 
-    monkeypatch.setattr("ditbench.metrics.pinned_files.located", absent)
+    monkeypatch.setattr("ditbench.extractors.pinned_files.located", absent)
     distance = learning_at_size.distance_for(room)
     assert (distance.name, distance.decoded) == ("mse.latents", False)
     a, b = (
@@ -362,7 +362,7 @@ def test_pictures_are_compared_by_lpips_where_its_files_are_there(monkeypatch):
         f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1, generator=generator)
         for i, c in enumerate(lpips.CHANNELS)
     }
-    monkeypatch.setattr("ditbench.metrics.pinned_files.located", lambda file, *_: file)
+    monkeypatch.setattr("ditbench.extractors.pinned_files.located", lambda file, *_: file)
     monkeypatch.setattr(
         "ditbench.extractors.networks.tensors.read_tensors",
         lambda file: layers if file is lpips.BACKBONE else heads,

@@ -207,6 +207,7 @@ def test_a_price_lowers_the_scores_of_odd_steps_and_even_steps_have_none_to_lear
         )  # fmt: skip
         notes = mixing.prepare_scores(tmp_path, room, price=1.0)
         scores = load_file(tmp_path / "scores.safetensors")["scores"]
+        assert notes["lowest_score"] == pytest.approx(scores[1::2].min())
         assert len(told) == 6 and notes["loss"] == told[-1]["loss"] >= 0
         start = 1 / (1 + np.exp(-mixing.CLAMP / 2))
         assert np.allclose(scores[0::2], start, atol=1e-6) and (scores[1::2] < start - 0.01).all()

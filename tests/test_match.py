@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ditbench.method import METHODS, Stage, find, method
+from ditbench.method import METHODS, Stage, find, knob, method
+from ditbench.method.dial import dialled, is_whole
 from ditbench.method.stack import Stack
 from ditbench.models.table import models
 from ditbench.profiling import matched as matching
@@ -53,8 +54,47 @@ def test_the_nearest_is_told_where_the_saving_is_out_of_reach():
     assert turned("toca", 0.97, lambda ratio: 0.6 - 0.5 * ratio) == {
         "stack": "toca(ratio=0.0)",
         "saved": 0.6,
-        "note": "",
+        "note": "0.97 is out of reach: toca(ratio=0.0), where the dial ends, saves 0.600 at most",
     }
+    row = turned("toca", 0.05, lambda ratio: 0.6 - 0.5 * ratio)
+    assert row["stack"] == "toca(ratio=1.0)" and row["note"].endswith("saves 0.100 at least")
+
+
+def whole_method():
+    """A method whose dial is an integer knob."""
+    METHODS.pop("whole_test", None)
+    parts = {
+        "attach": lambda self, pipeline, at: None,
+        "dial": ("every", 1, 10),
+        "every": knob(2, low=1),
+        "__annotations__": {"every": int},
+        "__module__": __name__,
+    }
+    return method("whole_test", family="test", stage=Stage.SCHEDULE)(type("Whole", (), parts))
+
+
+@pytest.mark.parametrize("saved", [0.1, 0.4, 0.5, 0.66, 0.75, 0.8, 0.85])
+def test_the_dial_of_an_integer_knob_is_turned_over_integers(saved):
+    whole_method()
+
+    def saves(every):
+        assert type(every) is int
+        return 1 - 1 / every
+
+    row = turned("whole_test", saved, saves)
+    nearest = min(range(1, 11), key=lambda every: abs(saves(every) - saved))
+    assert row["saved"] == round(saves(nearest), 4)
+    assert Stack.parse(row["stack"]).methods[0].every == nearest and row["note"] == ""
+    assert dialled(saves, saved, 1, 10, whole=True)[0] == nearest
+    METHODS.pop("whole_test")
+
+
+@pytest.mark.parametrize(
+    ("hint", "whole"),
+    [(int, True), (int | None, True), (int | float, False), (float, False), (float | None, False)],
+)
+def test_an_integer_knob_is_known_by_its_type(hint, whole):
+    assert is_whole(type("Cls", (), {"__annotations__": {"x": hint}}), "x") == whole
 
 
 def test_savings_are_those_of_real_generations():

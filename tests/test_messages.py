@@ -7,6 +7,7 @@ import re
 import sys
 
 import pytest
+import torch
 from command import ours
 from report_runs import write_run
 
@@ -82,6 +83,12 @@ VALUES = [
     ("estimate --steps 0", "--steps: 0 is less than 1"),
     ("estimate --batch-size 0", "--batch-size: 0 is not between 1 and 4096"),
     ("estimate --dtype int3", "--dtype: 'int3' is none of float32, bfloat16, float16"),
+    ("stack none fora", "none is the un-accelerated model, which is run beside every stack"),
+    (
+        "stack fora int8 --models flux-1-dev --weights random",
+        "full-size models run on a GPU only: give --device cuda",
+    ),
+    ("--models full --weights random", "full-size models run on a GPU only: give --device cuda"),
     ("count --models flux-9", "no model 'flux-9'; did you mean flux-"),
     (
         "count --models zzzz",
@@ -99,6 +106,17 @@ def test_values_that_cannot_be_used_are_answered_by_one_sentence_with_the_flag(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ditbench: ") and sentence in line
     assert len(re.findall(r" or |, ", line.partition("; ")[2].partition("; put")[0])) <= 3
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for command in ("run --methods fora", "stack fora int8"):
+        words = [*command.split(), "--models", "dit-tiny,pixart-tiny", "--device", "cuda"]
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"ditbench: {NO_GPU} (what would run: --dry-run)"
+        assert not list(tmp_path.iterdir())
 
 
 def test_keys_of_a_spec_file_keep_their_name(capsys, tmp_path):
@@ -207,6 +225,72 @@ def test_reproduce_takes_model_and_stack(capsys, tmp_path):
 def test_plan_leaves_as_run_would_when_a_baseline_is_refused(capsys, words, code):
     assert main(words.split()) == code
     assert "cells, to be written to" in capsys.readouterr().out
+
+
+NO_GPU = "this machine has no GPU that torch can use, and the device is cuda"
+
+
+@pytest.mark.parametrize(
+    "command", ["plan", "run --dry-run", "stack fora int8 --dry-run", "stack int8 fora --dry-run"]
+)
+def test_a_plan_for_a_gpu_shows_what_would_be_refused_there_and_that_there_is_none(
+    capsys, monkeypatch, tmp_path, command
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = [*command.split(), "--models", "dit-xl-2-256", "--weights", "random"]
+    if "stack" not in command:
+        words += ["--methods", "fora+firstblock,fora,int8,distill"]
+    assert main([*words, "--device", "cuda", "--json"]) == 3
+    *lines, document = capsys.readouterr().out.splitlines()
+    assert f"{NO_GPU}: what is planned is refused here" in " ".join(" ".join(lines).split())
+    rows = {row["stack"]: row for row in json.loads(document)}
+    for stack in ("none", "fora", "int8"):
+        assert (rows[stack]["status"], rows[stack]["reason"]) == ("planned", "")
+        assert rows[stack]["lacks"] == NO_GPU and rows[stack]["steps"] == 50
+    if "stack" in command:
+        assert rows["int8+fora"]["status"] == "planned"
+    else:
+        assert rows["firstblock+fora"]["reason"].endswith("both claim block-schedule")
+        assert rows["distill"]["status"] == "refused" and not rows["distill"]["lacks"]
+    assert not list(tmp_path.iterdir())
+
+
+ONE_ALONE = "diffsparse,distill+diffsparse"
+
+
+@pytest.mark.parametrize(
+    ("methods", "hints"),
+    [
+        (ONE_ALONE, ["whether distill+diffsparse stacks is not judged without distill alone"]),
+        (f"{ONE_ALONE},distill", []),
+        ("fora+int8", []),  # nobody asks whether they stack
+        ("diffsparse,distill,distill+diffsparse(tuned='alone')", []),
+        (
+            "fora(interval=2)+int8+distill,fora,distill",
+            [
+                "whether distill+int8+fora(interval=2) stacks is not judged without int8 and "
+                "fora(interval=2) alone"
+            ],
+        ),
+    ],
+)
+def test_a_plan_says_what_its_stacking_verdicts_would_lack(capsys, methods, hints):
+    main(["plan", "--models", "dit-tiny,pixart-tiny", "--methods", methods])
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("not judged without") == len(hints) and all(hint in text for hint in hints)
+
+
+def test_packages_that_are_not_there_are_refused_without_a_gpu_too(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(
+        "ditbench.runner.plan.lacking",
+        lambda need, *_: "is not there" if need.startswith("package") else None,
+    )
+    spec = from_table(
+        {"models": ["dit-tiny"], "methods": ["fp8", "fora"], "device": "cuda"}, Spec()
+    )
+    assert [cell.refusal for cell in plan(spec)] == [NO_GPU, "fp8: is not there", NO_GPU]
 
 
 def progress_lines(monkeypatch, steps):

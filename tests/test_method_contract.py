@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_stack import TESTS
 
-from ditbench.method import METHODS, Stage, method
+from ditbench.method import METHODS, Stage, knob, method
 from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
 from ditbench.testing import KINDS, check_method, check_models, tiny
@@ -92,7 +92,7 @@ def test_the_contract_holds(text, kind):
     assert not [f"{c.name}: {c.note}" for c in checks if not c.passed]
     refused = [c.note for c in checks if c.name == "refused"]
     assert refused == ([REFUSED[text, kind]] if (text, kind) in REFUSED else [])
-    assert len(checks) == (2 if refused else 10)
+    assert len(checks) == (2 if refused else 12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,6 +151,70 @@ def test_a_leak_from_one_generation_to_the_next_is_found():
 
     broken = failed(declare(attach=attach), "flux")
     assert "a generation leaves nothing for the next" in broken
+
+
+def reuse_every_second_output(declare_store):
+    """An `attach` that returns every second output of the transformer twice."""
+
+    def attach(self: Any, pipeline: Any, at: Any) -> None:
+        last: dict[int, Any] = {}
+        declare_store(at, last)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if at.now.step % 2 and at.now.branch in last:
+                at.count("reused")
+                return last[at.now.branch]
+            last[at.now.branch] = run(*args, **kwargs)
+            return last[at.now.branch]
+
+        run = at.patch(pipeline.transformer, "forward", forward)
+
+    return attach
+
+
+KEPT = "nothing it keeps outlives the generation"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("declare_store", "clauses"),
+    [
+        (lambda at, last: None, {KEPT}),
+        (lambda at, last: at.on_start(last.clear), {KEPT}),
+        (lambda at, last: at.keeps(last), set()),
+        (lambda at, last: (at.on_start(last.clear), at.holds(last.values)), set()),
+    ],
+)
+def test_a_store_that_is_not_declared_is_found(kind, declare_store, clauses):
+    name = declare(attach=reuse_every_second_output(declare_store))
+    assert failed(name, kind) == clauses
+    if clauses:
+        assert "declare what keeps them with at.keeps" in notes(name, kind)[KEPT]
+
+
+DIAL = "its dial can be turned"
+
+
+@pytest.mark.parametrize(
+    ("dial", "knobs", "complaint"),
+    [
+        (("every", 1, 4), {"every": int}, ""),
+        (("every", 1, 4), {"every": int | None}, ""),
+        (("every", 0, 4), {"every": int}, "broken_test: every must be at least 1, not 0"),
+        (("evry", 1, 4), {"every": int}, "the dial of broken_test is 'evry', which is none of"),
+        (("every", 1, 4), {"every": str}, "broken_test: every must be str, not 1"),
+        (("every", 1, 5), {"every": float}, "ZeroDivisionError"),
+    ],
+)
+def test_a_dial_is_turned_from_end_to_end(dial, knobs, complaint):
+    def attach(self: Any, pipeline: Any, at: Any) -> None:
+        at.count("turned")
+        at.notes["step"] = 1 / (5 - float(self.every or 1))
+
+    parts = {"every": knob("2" if knobs["every"] is str else 2, low=1), "__annotations__": knobs}
+    found = notes(declare(attach=attach, dial=dial, **parts), "dit")
+    assert found.keys() == ({DIAL} if complaint else set())
+    assert complaint in found.get(DIAL, "")
 
 
 def test_mixing_the_samples_of_a_batch_is_found():
@@ -360,7 +424,7 @@ def test_checking_models_gives_a_row_for_every_clause(monkeypatch):
     assert {row["clause"]: row["result"] for row in rows if row["result"] != "passed"} == {
         "it engages": "failed"
     }
-    assert len(rows) == 10
+    assert len(rows) == 12
 
 
 def test_what_breaks_down_is_a_row_with_model_and_clause_and_never_a_traceback(

@@ -10,9 +10,9 @@ import torch
 from safetensors.numpy import save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from ditbench.extractors import pinned_files as published
+from ditbench.extractors.pinned_files import Published
 from ditbench.metrics import pickscore
-from ditbench.metrics import pinned_files as published
-from ditbench.metrics.pinned_files import Published
 from ditbench.metrics.samples import Sampled, Samples
 from ditbench.metrics.table import metrics
 

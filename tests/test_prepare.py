@@ -133,6 +133,32 @@ def test_the_first_training_keeps_the_keys_of_what_comes_along(monkeypatch):
             assert (artifact.BUNDLED / found.folder / artifact.MANIFEST).is_file(), found.sentence
 
 
+@pytest.mark.parametrize(
+    ("stack", "cautious"),
+    [
+        ("l2c", ["flux-tiny", "wan-tiny"]),
+        ("int8+l2c", ["flux-tiny", "wan-tiny"]),
+        ("l2c(price=0.001)", []),
+        ("l2c(threshold=0.5)", []),
+        ("diffsparse", []),
+    ],
+)
+def test_what_would_reuse_nothing_is_said_before_it_is_trained(
+    monkeypatch, capsys, stack, cautious
+):
+    from ditbench.cli.commands import main
+
+    def stop(*_, **__):
+        raise ValueError("here it would be trained")
+
+    monkeypatch.setattr("ditbench.method.prepare.prepare", stop)
+    assert main(["prepare", stack, "--models", "tiny"]) == 2
+    *cautions, last = capsys.readouterr().err.splitlines()
+    assert last == "ditbench: here it would be trained"
+    assert [line.split(": ")[1] for line in cautions] == cautious
+    assert all("no score of l2c came out at or below 0.1 here" in line for line in cautions)
+
+
 def test_what_is_prepared_reaches_the_method(trained):
     from ditbench.testing import tiny
 

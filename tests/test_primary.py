@@ -79,7 +79,7 @@ def test_recommend_keeps_to_a_limit_on_the_clip_score_and_states_it(full_size):
     qualified = [row["stack"] for row in rows if row["qualifies"] == "yes"]
     assert qualified == ["int8"] and "use int8: " in sentence and "CLIP score " in sentence
     assert all("CLIP score minus none" in row for row in rows)
-    why = next(row["why not"] for row in rows if row["stack"] == "fora(interval=3)")
+    why = next(row["reason"] for row in rows if row["stack"] == "fora(interval=3)")
     assert why.startswith(f"change of {CLIP} -0.3") and why.endswith("it may be below -0.10")
 
 

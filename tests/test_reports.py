@@ -348,6 +348,37 @@ def test_the_table_fits_the_terminal_and_says_what_it_left_out(report, capsys, m
     assert ("not shown for want of width" in " ".join(out.split())) == (width < 110)
 
 
+@pytest.mark.parametrize("width", [60, 120])
+def test_verdicts_stand_in_the_terminal_as_on_the_page(report, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    reports.print_report(report)
+    out = capsys.readouterr().out
+    told = json.loads(json.dumps(reports.report_json(report), allow_nan=False))
+    words = [
+        row["quality"]["align.shapes_v1"]["verdict"]
+        for model in told["runs"][0]["models"]
+        for row in model["rows"]
+    ]
+    assert len(set(filter(None, words))) > 1
+    for word in {"worse", "better", "equivalent"}:
+        assert len(re.findall(rf"\b{word}\b", out)) == words.count(word)
+    (section,) = report.sections
+    combinations = [row["verdict"] for row in section.stacking]
+    assert len(combinations) == 2 and out.count("under the name of a combination") == 2
+    lines = out.splitlines()
+    at = [i for i, line in enumerate(lines) if re.match(r"int8\+fora.*\dx", line)]
+    for i, word in zip(at, combinations, strict=True):
+        assert word in {line.split("  ")[0].strip() for line in lines[i : i + 4]}
+
+
+def test_what_no_verdict_can_be_had_of_for_want_of_a_part_is_said(tmp_path, capsys):
+    stacks = [(s, "ok") for s in ("none", "int8", "int8+fora(interval=3)")]
+    reports.print_report(reports.build([write_run(tmp_path / "run", stacks=stacks)]))
+    hint = "whether int8+fora(interval=3) stacks is not judged without fora(interval=3) alone"
+    out = " ".join(capsys.readouterr().out.split())
+    assert hint in out and "under the name of a combination" not in out
+
+
 def test_rows_of_a_plain_table_keep_their_first_column_whole(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     name = "a_method_with_a_rather_long_name"

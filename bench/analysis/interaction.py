@@ -12,7 +12,6 @@ and for three S(A+B+C) / (S(A) S(B) S(C)) and Q(A+B+C) - Q(A) - Q(B) - Q(C) + 2 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ditbench.analysis.alone import identity
 from ditbench.analysis.control_cells import ALIKE, left_out, student_controls, teacher_controls
 from ditbench.analysis.controls import (
     BELOW,
@@ -40,7 +40,7 @@ from ditbench.analysis.quality import sets_of
 from ditbench.analysis.rows import Record
 from ditbench.analysis.set_statistics import STATISTICS, Sets
 from ditbench.extractors.references import ReferenceSets
-from ditbench.method.knobs import build
+from ditbench.method.dial import turned
 from ditbench.method.needs import below_of
 from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
@@ -98,8 +98,14 @@ def factorial(parts: Sequence[Stack]) -> list[str]:
     """The stacks to run besides the baseline: each alone, every combination in both readings, and
     fewer steps to compare with.
 
-    ValueError when there are not two or three, or when they cannot be used together.
+    ValueError when there are not two or three, when one of them is `none`, or when they cannot be
+    used together.
     """
+    if not all(part.methods for part in parts):
+        raise ValueError(
+            "none is the un-accelerated model, which is run beside every stack: name two or three "
+            "methods"
+        )
     if not 2 <= len(parts) <= 3:
         raise ValueError(
             f"two or three methods are needed to see whether they stack, not {len(parts)}"
@@ -111,10 +117,11 @@ def factorial(parts: Sequence[Stack]) -> list[str]:
 
 
 def control_stacks() -> list[Stack]:
-    """Every method whose role is control, at the values of its dial that `SHARES` gives."""
+    """Every method whose role is control, at the values of its dial that `SHARES` gives: shares of
+    the upper end of its range."""
     known = [find(name) for name in names()]
     return [
-        Stack.of(build(cls, {cls.dial[0]: share}))
+        Stack.of(turned(cls(), max(cls.dial[1], share * cls.dial[2])))
         for cls in known
         if cls.traits.role == "control" and cls.dial
         for share in SHARES
@@ -206,9 +213,9 @@ def together(
         alone: dict[str, str] = {}
         for text, r in cells.items():
             if len(r["methods"]) == 1:
-                alone.setdefault(_identity(r["methods"][0]), text)
+                alone.setdefault(identity(r["methods"][0]), text)
         for text, r in cells.items():
-            parts = [alone[name] for m in r["methods"] if (name := _identity(m)) in alone]
+            parts = [alone[name] for m in r["methods"] if (name := identity(m)) in alone]
             if len(parts) > 1 and len(parts) == len(r["methods"]):
                 frozen = any(m["knobs"].get("tuned") == "alone" for m in r["methods"])
                 row = {
@@ -258,13 +265,6 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             else None
         )
     return with_verdicts
-
-
-def _identity(method: Mapping[str, Any]) -> str:
-    """A described method without what it was tuned for."""
-    return json.dumps(
-        [method["name"], {k: v for k, v in method["knobs"].items() if k != "tuned"}], sort_keys=True
-    )
 
 
 def _row(

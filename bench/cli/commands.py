@@ -16,6 +16,7 @@ from ditbench.cli import preparing
 from ditbench.cli import queries as asking
 from ditbench.cli.estimating import estimate
 from ditbench.cli.parser import GATE, OK, SOME_FAILED, STOPPED, USAGE, parsers
+from ditbench.cli.planning import check_runnable, tell_plan, unjudged
 from ditbench.cli.usage import (
     UsageError,
     check_command,
@@ -98,24 +99,15 @@ def _cells(spec: Any) -> list[Any]:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from ditbench.runner.plan import describe
-
-    cells = _cells(_spec(args))
-    _show(
-        describe(cells),
-        args.json,
-        f"{len(cells)} cells, to be written to {cells[0].spec.folder}",
-        hide=["key"],
-    )
-    refused = [cell for cell in cells if cell.refusal]
-    baseline_refused = any(not cell.stack.methods for cell in refused)
-    return SOME_FAILED if baseline_refused or len(refused) == len(cells) else OK
+    return tell_plan(_cells(_spec(args)), args.json)
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _plan(args)
     cells = _cells(_spec(args))
+    check_runnable(cells)
+    _complain(unjudged(cells))
     folder = _carry_out(cells)
     code = _tell_report([folder], None, args.json, {cell.key for cell in cells})
     return _stopped(cells, folder) or code
@@ -175,7 +167,10 @@ def _stack(args: argparse.Namespace) -> int:
     cells = _cells(
         replace(spec, methods=tuple(dict.fromkeys([*factorial(parts), *sorted(shorter)])))
     )
-    ready = [cell for cell in cells if not (cell.refusal and str(cell.stack) in shorter)]
+    ready = [cell for cell in cells if not (cell.refusal and cell.requested in shorter)]
+    if args.dry_run:
+        return tell_plan(ready, args.json)
+    check_runnable(ready)
     folder = _carry_out(ready)
     code = _tell_report([folder], None, False, None)
     code = _stopped(ready, folder) or code

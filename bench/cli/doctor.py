@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ditbench import ZOO
+from ditbench.metrics.table import Metric, metrics
+from ditbench.models.table import models
 from ditbench.records.environment import PACKAGES, memory_bytes, processor
 
 
@@ -62,7 +64,6 @@ def _torchvision() -> dict[str, Any]:
 
 def _zoo() -> list[dict[str, Any]]:
     """The embedded world's weights, whole or not."""
-    from ditbench.models.table import models
     from ditbench.models.weights import check_folder, locate
 
     rows = []
@@ -91,7 +92,6 @@ def _metrics() -> list[dict[str, Any]]:
     """Extractors with the files they lack, their hashes and where they are published; then every
     metric: available, or for want of what."""
     from ditbench.extractors.shelf import Shelf
-    from ditbench.metrics.table import metrics
 
     shelf, rows = Shelf(), []
     why = {
@@ -102,13 +102,26 @@ def _metrics() -> list[dict[str, Any]]:
             _row(f"extractor {name}", "absent" if reason else "ok", reason or "pinned files there")
         )
     for metric in metrics().values():
-        missing = getattr(metric.module, "missing", lambda _: "")(metric)
+        missing = _missing(metric)
         if why.get(metric.extractor):
             missing = f"wants {', '.join(shelf.table[metric.extractor].files)} (see extractor {metric.extractor})"
         rows.append(
             _row(metric.name, "absent" if missing else "ok", missing or f"needs {metric.needs}")
         )
     return rows
+
+
+def _missing(metric: Metric) -> str:
+    """Which file, package or reference of a metric is not there; "" when all are."""
+    if reason := getattr(metric.module, "missing", lambda _: "")(metric):
+        return str(reason)
+    if metric.statistic and not metric.extractor and hasattr(metric.module, "reference"):
+        for world in dict.fromkeys(model.world for model in models().values() if model.world):
+            try:
+                metric.module.reference(world)
+            except ValueError as error:
+                return str(error)
+    return ""
 
 
 def _prompts() -> list[dict[str, Any]]:

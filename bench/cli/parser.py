@@ -123,6 +123,7 @@ def parsers(
     stack.add_argument(
         "parts", nargs="+", metavar="METHOD", help="two or three methods or stacks, knobs included"
     )
+    stack.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
     score = command("score", "score the samples of a run again")
     score.add_argument("run", type=Path, metavar="RUN")

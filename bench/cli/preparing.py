@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from ditbench.cli.parser import GATE, OK, SOME_FAILED
@@ -74,6 +75,9 @@ def prepare(args: argparse.Namespace) -> int:
         model.name: "hub" if args.weights == "bundled" and model.hub else args.weights
         for model in models
     }
+    for model in models:
+        for sentence in filter(None, (m.caution(model) for m in stack.methods)):
+            print(f"ditbench: {model.name}: {sentence}", file=sys.stderr)
     rows = []
     with progress() as tell:
         for model in models:

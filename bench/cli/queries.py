@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def recommend(args: argparse.Namespace) -> int:
-    """The stack to use under limits; GATE when none qualifies on any model."""
+    """The stack to use under limits; GATE when none is known to qualify on any model."""
     from ditbench.method.plugins import load_plugins
     from ditbench.reports.answers.recommend import Limits, recommend
     from ditbench.reports.terminal.table import show_rows
@@ -26,7 +26,7 @@ def recommend(args: argparse.Namespace) -> int:
     names = ("max_memory_gb", "max_seconds", "min_alignment", "max_frechet")
     (section,) = _sections([args.run])
     rows, sentences = recommend(section, Limits(**{name: getattr(args, name) for name in names}))
-    if not rows:
+    if not sentences:
         sentences = [f"{args.run} has no finished cell that could be recommended"]
     show_rows(rows, args.json, "\n".join(sentences))
     return OK if any(row["qualifies"] == "yes" for row in rows) else GATE

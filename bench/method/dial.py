@@ -1,23 +1,39 @@
-"""Turn a knob until a method saves a given share: bisection."""
+"""Turn a knob until a method saves a given share: bisection over its range, or over the integers in
+it. Never imports torch."""
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 CLOSE = 0.005
 """Near enough to stop turning a dial."""
 TURNS = 10
 
 
+def is_whole(cls: Any, knob: str) -> bool:
+    """Whether a knob of a method takes integers and no fractions."""
+    hint = get_type_hints(cls)[knob]
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return int in kinds and float not in kinds
+
+
+def turned(method: Any, value: float) -> Any:
+    """The method with its dial at a value: rounded to three decimals, or to an integer where the
+    knob is one. ValueError for a value that the knob does not take."""
+    from dataclasses import replace
+
+    name = method.dial[0]
+    settled = round(value) if is_whole(type(method), name) else round(value, 3)
+    return replace(method, **{name: settled})
+
+
 def dialled(
-    saves: Callable[[float], float], saved: float, low: float, high: float
+    saves: Callable[[float], float], saved: float, low: float, high: float, whole: bool = False
 ) -> tuple[float, float]:
     """By halving, the value of a dial between `low` and `high` whose share `saves(value)` is
-    nearest to `saved`, and its share."""
+    nearest to `saved`, and its share; of integers alone where `whole`."""
     tried: dict[float, float] = {}
 
     def look(value: float) -> float:
@@ -32,7 +48,22 @@ def dialled(
     for _ in range(TURNS):
         if off(min(tried, key=off)) <= CLOSE:
             break
-        middle = (low + high) / 2
+        middle = (low + high) // 2 if whole else (low + high) / 2
+        if middle in tried:  # two integers beside each other
+            break
         low, high = (middle, high) if (look(middle) < saved) == rising else (low, middle)
     best = min(tried, key=off)
     return best, tried[best]
+
+
+def out_of_reach(
+    saves: Callable[[float], float], saved: float, low: float, high: float
+) -> tuple[float, str] | None:
+    """The end of a dial that comes nearest to a share that lies beyond it, and "most" or "least";
+    None where the share lies between what its ends save."""
+    by_share = sorted((low, high), key=saves)
+    if saved > saves(by_share[1]) + CLOSE:
+        return by_share[1], "most"
+    if saved < saves(by_share[0]) - CLOSE:
+        return by_share[0], "least"
+    return None

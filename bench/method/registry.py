@@ -56,6 +56,10 @@ class Method(Protocol):
         """Why `prepare` could make nothing under this sampling, in one sentence; None when it can,
         as far as that tells."""
 
+    def caution(self, model: Model) -> str | None:
+        """What is known beforehand against preparing it for a model, in one sentence, said before
+        it is prepared; None where nothing is."""
+
     def instead(self, model: Model) -> Method | None:
         """What runs where the method has not been prepared for a model, named as what it is; None
         where the cell is refused."""
@@ -113,6 +117,7 @@ def method(
             "relies_on": lambda self, family: {},
             "recipe": lambda self: None,
             "unpreparable": lambda self, sampling: None,
+            "caution": lambda self, model: None,
             "instead": lambda self, model: None,
             "unpreparable_for": lambda self, model: None,
             "inputs": lambda self: [],

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.metrics.pinned_files import Published, located
+from ditbench.extractors.pinned_files import Published, located
 from ditbench.metrics.samples import Sampled
 from ditbench.metrics.table import Metric
 

@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from ditbench.extractors.pinned_files import Published, located
 from ditbench.metrics.external.client import Environment, ask, numbers
-from ditbench.metrics.pinned_files import Published, located
 from ditbench.metrics.samples import Sampled
 from ditbench.metrics.table import Metric
 
@@ -61,7 +61,7 @@ def refuse(cell: Sampled, metric: Metric) -> str:
 def missing(metric: Metric) -> str:
     """Which file or environment is not there, whatever the cell; "" when all are."""
     try:
-        JUDGES[metric.name].environment.python()
+        JUDGES[metric.name].environment.examine()
         _files(metric)
     except ValueError as error:
         return str(error)

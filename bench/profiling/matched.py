@@ -8,7 +8,7 @@ three quarters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ditbench.method.stack import Stack
@@ -28,7 +28,8 @@ def match(
     model: Model, stacks: list[Stack], saved: float, weights: str, plugins: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """A row for each stack: the stack with its dial set, the share of the model's FLOPs it saves,
-    and in `note` why not, if not; a method that breaks down is such a row.
+    and in `note` why not, if not, or that the share is out of reach; a method that breaks down is
+    such a row.
 
     The dial is that of the stack's last method that has one. Raises ValueError for a model without
     training requests.
@@ -56,27 +57,35 @@ def match(
 
 
 def _matched(stack: Stack, saved: float, saves: Any, pipe: Any) -> dict[str, Any]:
-    from ditbench.method.dial import dialled
+    from ditbench.method.dial import dialled, is_whole, out_of_reach, turned
 
     if reason := stack.refusal(pipe):
         return {"stack": str(stack), "saved": None, "note": reason}
-    turned = next((m for m in reversed(stack.methods) if m.dial), None)
-    if turned is None:
+    with_dial = next((m for m in reversed(stack.methods) if m.dial), None)
+    if with_dial is None:
         return {"stack": str(stack), "saved": None, "note": f"nothing in {stack} has a dial"}
-    knob, low, high = turned.dial
+    knob, low, high = with_dial.dial
 
     def at(value: float) -> Stack:
-        return Stack(
-            tuple(
-                replace(m, **{knob: round(value, 3)}) if m is turned else m for m in stack.methods
-            )
-        )
+        return Stack(tuple(turned(m, value) if m is with_dial else m for m in stack.methods))
+
+    @cache
+    def share(value: float) -> float:
+        return float(saves(at(value)))
 
     try:
-        best, reached = dialled(lambda value: saves(at(value)), saved, low, high)
+        best, reached = dialled(share, saved, low, high, is_whole(type(with_dial), knob))
+        beyond = out_of_reach(share, saved, low, high)
     except ValueError as error:
         return {"stack": str(stack), "saved": None, "note": str(error)}
-    return {"stack": str(at(best)), "saved": round(reached, 4), "note": ""}
+    note = ""
+    if beyond is not None:
+        end, word = beyond
+        note = (
+            f"{saved:g} is out of reach: {at(end)}, where the dial ends, saves {share(end):.3f} at "
+            f"{word}"
+        )
+    return {"stack": str(at(best)), "saved": round(reached, 4), "note": note}
 
 
 def _flops(model: Model, pipe: Any, stack: Stack, weights: str, plugins: Sequence[str]) -> float:

@@ -81,6 +81,11 @@ class Cell:
         return encodes_once(self.spec.text_encoding, self.model)
 
     @property
+    def wants_device(self) -> bool:
+        """Whether nothing keeps it from running but that this machine lacks the device."""
+        return bool(self.refusal) and self.refusal == missing_device(self.spec.device)
+
+    @property
     def label(self) -> str:
         """`model stack`, for people."""
         return f"{self.model.name} {self.stack}"
@@ -190,13 +195,23 @@ def _refusal(model: Model, stack: Stack, spec: Spec) -> str:
 
 
 def _machine_refusal(model: Model, stack: Stack, spec: Spec) -> str:
-    """What this machine lacks: the device, or what the methods need of it."""
-    if reason := missing_device(spec.device):
+    """What this machine lacks: packages, the device, or what the methods need of it."""
+    if reason := too_slow(model, spec.device):
         return reason
+    absent = missing_device(spec.device)
     for method in stack.methods:
         for need in sorted(method.traits.needs):
+            if absent and need.startswith(("cuda", "sm>=")):
+                continue
             if lack := lacking(need, model.family, spec.device):
                 return f"{method.name}: {lack}"
+    return absent
+
+
+def too_slow(model: Model, device: str) -> str:
+    """Why a published full-size model is not begun on a CPU, "" where it may be begun."""
+    if model.group == "full" and model.hub and device == "cpu":
+        return "full-size models run on a GPU only: give --device cuda"
     return ""
 
 
@@ -217,18 +232,21 @@ def missing_device(device: str) -> str:
 
 
 def describe(cells: list[Cell]) -> list[dict[str, Any]]:
-    """The plan as rows for a table."""
+    """The plan as rows for a table. What only wants the device that this machine lacks (`lacks`) is
+    planned."""
+    refusals = ["" if cell.wants_device else cell.refusal for cell in cells]
     return [
         {
             "model": cell.model.name,
             "stack": str(cell.stack),
             "samples": cell.num_samples,
             "batch": cell.batch_size,
-            "steps": None if cell.refusal else cell.sampling.steps,
+            "steps": None if refusal else cell.sampling.steps,
             "rounds": cell.spec.rounds,
-            "status": "refused" if cell.refusal else "planned",
-            "reason": cell.refusal or cell.note,
+            "status": "refused" if refusal else "planned",
+            "reason": refusal or cell.note,
+            "lacks": cell.refusal if cell.wants_device else "",
             "key": cell.key,
         }
-        for cell in cells
+        for cell, refusal in zip(cells, refusals, strict=True)
     ]

@@ -27,6 +27,8 @@ from ditbench.models.sublayers import sublayers
 from ditbench.profiling import counting
 from ditbench.profiling.flops import alike_every_call
 from ditbench.quiet import quiet
+from ditbench.testing.dials import turns
+from ditbench.testing.kept import left_alive
 from ditbench.testing.subjects import KINDS, Subject, tiny
 from ditbench.testing.traces import changed_weights, difference, trace_of, weights_of
 
@@ -43,6 +45,7 @@ TOLERANCE_ROUNDED = 5e-2
 integer differs by a whole unit."""
 
 OFF = "knobs at off change nothing"
+DIAL = "its dial can be turned"
 
 
 class Check(NamedTuple):
@@ -93,6 +96,8 @@ def check_method(
         )
     with checks.naming(OFF):
         checks.append(_off(stack, subject))
+    with checks.naming(DIAL):
+        checks.append(Check(DIAL, *turns(stack, subject)))
     return [
         *checks,
         Check("detached, the weights are bit-identical", not changed, ", ".join(changed[:3])),
@@ -180,6 +185,10 @@ def _try_runs(
             checks.append(
                 Check(name, torch.equal(first, again), f"relative {_relative(first, again):.1e}")
             )
+        name = "nothing it keeps outlives the generation"
+        with checks.naming(name):
+            left = left_alive(pipeline, lambda: generate(attached, 0))
+            checks.append(Check(name, not left, _kept(left)))
         name = "the shortcut count equals the full count"
         with checks.naming(name):
             checks.append(Check(name, *_counted(stack, pipeline, lambda: generate(attached, 0))))
@@ -298,6 +307,13 @@ def _per_batch(stack: Stack) -> bool:
 
 def _counts(attached: Attached) -> str:
     return ", ".join(f"{event} {n}" for event, n in attached.counters().items())
+
+
+def _kept(left: Sequence[Tensor]) -> str:
+    if not left:
+        return ""
+    sizes = ", ".join(f"{list(tensor.shape)}" for tensor in left[:3])
+    return f"tensors {sizes} are still there: declare what keeps them with at.keeps or at.holds"
 
 
 def _swallows_error(pipeline: Any, generate: Callable[[], object]) -> str:

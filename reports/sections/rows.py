@@ -104,16 +104,35 @@ def _presentable(row: Row, records: Mapping[str, Record], run: str) -> ReportRow
         notes.append(
             "nothing to compare with: the baseline `none` has no usable record in this run"
         )
-    notes += row["warnings"]
-    if row["suspect"] and row["drift"] is None and row["speedup_call"]:
-        notes.append("suspect: timed in one round, so that nothing is known of how its times vary")
-    if row["drift"] is not None and row["drift"] > row["drift_bound"]:
-        notes.append(
-            f"suspect: the baseline's slowest round took {share(row['drift'])} longer than its "
-            "fastest; "
-            f"above {share(row['drift_bound'])} the times of this model are not to be trusted"
-        )
+    notes += [f"{text}; {REMEDY}" if text.startswith(SUSPECT) else text for text in row["warnings"]]
+    notes += _doubts_of_rounds(row)
     return {**row, "run": run, "notes": notes}
+
+
+SUSPECT = "suspect: "
+"""How notes begin that say why times are not to be trusted."""
+REMEDY = "run it again on an idle machine, into another --out"
+
+
+def _doubts_of_rounds(row: Row) -> list[str]:
+    """Why the times of a row are not to be trusted, by the rounds they were taken in."""
+    if row["suspect"] and row["drift"] is None and row["speedup_call"]:
+        return [
+            f"{SUSPECT}timed in one round, so that nothing is known of how its times vary; run it "
+            "with --rounds 3"
+        ]
+    if row["drift"] is not None and row["drift"] > row["drift_bound"]:
+        return [
+            f"{SUSPECT}the baseline's slowest round took {share(row['drift'])} longer than its "
+            f"fastest; above {share(row['drift_bound'])} the times of this model are not to be "
+            f"trusted; {REMEDY}"
+        ]
+    return []
+
+
+def doubts(row: ReportRow) -> list[str]:
+    """Why the times of a row are suspect, each with what to do; empty where they are not."""
+    return [note.removeprefix(SUSPECT) for note in row["notes"] if note.startswith(SUSPECT)]
 
 
 def _without_times(row: Row) -> Row:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ditbench.analysis.alone import not_alone, sentences
+from ditbench.analysis.interaction import VERDICTS
 from ditbench.analysis.primary import primary_of
 from ditbench.analysis.quality import ASKED
 from ditbench.analysis.rows import QualityEntry, Row
@@ -45,14 +47,15 @@ def columns_of(rows: Sequence[ReportRow]) -> list[Shown]:
 
 
 def _metric(metric: str, head: str, rank: int) -> Shown:
-    """Value and paired change on one line, the change's interval on the next."""
+    """Value and paired change on one line, the change's interval and its verdict on the next."""
     places = decimals(metric)
 
     def cell(entry: QualityEntry | None, _: Row) -> TableCell:
         if entry is None or entry["value"] is None:
             return DASH, ""
         change = f"  {value(entry['delta'], places, signed=True)}" if entry["delta"] else ""
-        return value(entry["value"], places) + change, interval(entry["delta"], places, signed=True)
+        below = interval(entry["delta"], places, signed=True), entry["verdict"]
+        return value(entry["value"], places) + change, "\n".join(filter(None, below))
 
     show = Show(line=lambda entry: value(entry and entry["value"], places), cell=cell)
     return Column(
@@ -106,19 +109,27 @@ def _show_model(out: Console, section: Section, model: str, title: str) -> None:
     for column in shown:
         table.add_column(_head(column, rows), justify="right", no_wrap=True)
     room = out.width - sum(_needed(column, rows) for column in shown)
+    combined = _verdicts(section, model)
     for row in rows:
         cells = [_two_lines(*_cell(column, row), bad=row["status"] != SHOWN) for column in shown]
-        table.add_row(_stack(row, room), *cells)
+        table.add_row(_stack(row, room, combined.get(row["stack"], "")), *cells)
     out.print()
     out.print(table)
     out.print(Text(section.caption(model), style=DIM))
     out.print(
         Text(
-            "change = this minus none, same requests and noise; [95 % interval]; more in the "
-            "tables",
+            "change = this minus none, same requests and noise; [95 % interval], and its verdict; "
+            "more in the tables",
             style=DIM,
         )
     )
+    if combined:
+        text = (
+            "under the name of a combination: whether its methods stack, by the rules in the tables"
+        )
+        out.print(Text(text, style=DIM))
+    for sentence in _unjudged(section, rows):
+        out.print(Text(sentence, style=DIM))
     if hidden := [_head(c, rows).replace("\n", " ") for c in filled if c not in shown]:
         out.print(Text(f"not shown for want of width: {', '.join(hidden)}", style=DIM))
     for finding in findings(section, model):
@@ -149,11 +160,29 @@ def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
     return stacks_of
 
 
-def _stack(row: ReportRow, room: int) -> Text:
+def _verdicts(section: Section, model: str) -> dict[str, str]:
+    """A word for each stack whose methods were run alone too: whether they stack."""
+    return {
+        row["stack"]: row["verdict"] if row["verdict"] in VERDICTS else "not measured"
+        for row in section.stacking
+        if row["model"] == model
+    }
+
+
+def _unjudged(section: Section, rows: Sequence[ReportRow]) -> list[str]:
+    """A sentence for each combination whose methods were not all run alone."""
+    return sentences(
+        not_alone({row["stack"]: section.records[row["key"]]["methods"] for row in rows})
+    )
+
+
+def _stack(row: ReportRow, room: int, verdict: str) -> Text:
     word = status(row)
     text = Text("\n".join(broken(row["stack"], room)), style="bold" if row["baseline"] else "")
     if word != SHOWN:
         text.append(f"\n{word}", style=BAD if word in ("failed", "oom") else WARN)
+    if verdict and row["status"] == SHOWN:
+        text.append(f"\n{verdict}")
     return text
 
 
@@ -174,5 +203,5 @@ def _fitting(columns: Sequence[Shown], rows: Sequence[ReportRow], width: int) ->
 
 def _needed(column: Shown, rows: Sequence[ReportRow]) -> int:
     lines = _head(column, rows).split("\n")
-    lines += [line for row in rows for line in _cell(column, row)]
+    lines += [line for row in rows for text in _cell(column, row) for line in text.split("\n")]
     return max(len(line) for line in lines) + len(SEPARATOR)

@@ -149,4 +149,9 @@ def prepare_scores(folder: Path, room: Workroom, *, price: float) -> dict[str, A
         writer = csv.DictWriter(f, list(log[0]))
         writer.writeheader()
         writer.writerows(log)
-    return {"mean_score": log[-1]["mean_score"], "loss": log[-1]["loss"]}
+    lowest = float(logits.detach().sigmoid()[cached].min())  # from this threshold on it reuses
+    return {
+        "mean_score": log[-1]["mean_score"],
+        "lowest_score": lowest,
+        "loss": log[-1]["loss"],
+    }

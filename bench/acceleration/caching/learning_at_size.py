@@ -49,9 +49,9 @@ def distance_for(room: Workroom) -> Distance:
     if model.world:
         perceptual = Perceptual(load_judge(model.world).to(device))
         return Distance(perceptual.name, perceptual)
+    from ditbench.extractors.networks import lpips
     from ditbench.extractors.networks.tensors import read_tensors
-    from ditbench.metrics import lpips
-    from ditbench.metrics.pinned_files import located
+    from ditbench.extractors.pinned_files import located
 
     if model.frames == 1 and min(model.height, model.width) >= lpips.SMALLEST:
         try:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Name -> tensor. `path` comes from `ditbench.extractors.table.verified` or
-    `ditbench.metrics.pinned_files.located`; ValueError when it holds anything but tensors.
+    `ditbench.extractors.pinned_files.located`; ValueError when it holds anything but tensors.
 
     The published Inception, CLIP-336 and AlexNet weights exist only as files of torch.save. They
     are read with `weights_only`, which builds tensors and runs nothing, and after their sha256 was

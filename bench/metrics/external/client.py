@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,25 @@ class Environment:
         if not os.access(path, os.X_OK) or Path(path).is_dir():
             raise ValueError(f"{self.variable} names {path}, which is no program that can be run")
         return Path(path)
+
+    def examine(self) -> None:
+        """ValueError says how to name its python, or which version of the package is not installed
+        there."""
+        installed = _installed(str(self.python()), self.package)
+        if installed != self.version:
+            raise ValueError(
+                f"needs {self.package} {self.version}, and the environment of {self.variable} has "
+                f"{installed or 'none'}"
+            )
+
+
+@cache
+def _installed(python: str, package: str) -> str:
+    """The version of a package in another environment; "" where it is not installed or its python
+    does not run."""
+    script = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]))"
+    done = subprocess.run([python, "-c", script, package], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def ask(environment: Environment, job: dict[str, Any], folder: Path) -> dict[str, Any]:

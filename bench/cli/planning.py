@@ -1,0 +1,51 @@
+"""What the command line says of a plan before anything runs: its rows, what this machine lacks, and
+what its verdicts would lack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ditbench.cli.parser import OK, SOME_FAILED
+
+
+def tell_plan(cells: list[Any], as_json: bool) -> int:
+    """Print the cells; `SOME_FAILED` where a model's baseline or everything is refused."""
+    from ditbench.reports.terminal.table import show_rows
+    from ditbench.runner.plan import describe
+
+    rows = describe(cells)
+    lines = [f"{len(cells)} cells, to be written to {cells[0].spec.folder}"]
+    lines += [
+        f"{reason}: what is planned is refused here"
+        for reason in dict.fromkeys(row["lacks"] for row in rows if row["lacks"])
+    ]
+    show_rows(rows, as_json, "\n".join([*lines, *unjudged(cells)]), hide=["key", "lacks"])
+    refused = [cell for cell in cells if cell.refusal]
+    baseline_refused = any(not cell.stack.methods for cell in refused)
+    return SOME_FAILED if baseline_refused or len(refused) == len(cells) else OK
+
+
+def check_runnable(cells: list[Any]) -> None:
+    """ValueError where this machine cannot run any model."""
+    from ditbench.runner.plan import missing_device, too_slow
+
+    baselines = [cell for cell in cells if not cell.stack.methods]
+    reasons = [
+        too_slow(cell.model, cell.spec.device) or missing_device(cell.spec.device)
+        for cell in baselines
+    ]
+    if [cell.refusal for cell in baselines] == reasons and all(reasons):
+        sentence = "; ".join(dict.fromkeys(reasons))
+        raise ValueError(f"{sentence} (what would run: --dry-run)")
+
+
+def unjudged(cells: list[Any]) -> list[str]:
+    """A sentence for each combination that gets no stacking verdict, for its methods are not run
+    alone."""
+    from ditbench.analysis.alone import not_alone, sentences
+
+    missing: dict[str, list[str]] = {}
+    for model in dict.fromkeys(cell.model.name for cell in cells):
+        mine = [cell.stack for cell in cells if cell.model.name == model]
+        missing |= not_alone({str(stack): stack.describe() for stack in mine})
+    return sentences(missing)
