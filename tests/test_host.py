@@ -157,14 +157,14 @@ def test_the_gpu_of_a_round_reaches_the_record(monkeypatch, driver):
     """The device is a stand-in: its driver, properties and probe are."""
     from types import SimpleNamespace
 
-    from ditbench.runner import worker
+    from ditbench.runner.loaded import Watched
 
     driver(XML.format(**CALM))
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="1-2")
     )
     monkeypatch.setattr("ditbench.profiling.probe.probe", lambda device, dtype: {"flops": 1.0})
-    watched = worker.Watched("cuda:1", "bfloat16")
+    watched = Watched("cuda:1", "bfloat16")
     assert watched.uuid == "GPU-1-2" and watched.settings["driver"] == "570.86.15"
     assert watched.now() == {
         "dtype": "bfloat16", "probe": {"flops": 1.0}, "before": watched.before,

@@ -109,6 +109,7 @@ class Record(TypedDict):
     prompts_cut: dict[str, Any]  # prompts longer than the text encoders read
     artifacts: dict[str, Any]  # method -> what its preparation cost
     seconds: float  # wall-clock seconds of all rounds, loading included
+    left_behind: NotRequired[list[str]]  # what was not as before it after it was taken off
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "requests_sha256": first.get("requests_sha256", ""),
         "model_sha256": first.get("model_sha256", ""),
     }
-    return {
+    left = list(dict.fromkeys(name for r in rounds for name in r.get("left_behind", [])))
+    record = {
         "schema": SCHEMA,
         "key": cell.key,
         "model": cell.model.name,
@@ -144,3 +145,4 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "artifacts": first.get("artifacts", {}),
         "seconds": sum(r["seconds"] for r in rounds),
     }
+    return cast(Record, record | ({"left_behind": left} if left else {}))

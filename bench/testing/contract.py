@@ -20,6 +20,13 @@ from ditbench.method.artifact import resolve
 from ditbench.method.attached import Attached
 from ditbench.method.knobs import build
 from ditbench.method.stack import Stack
+from ditbench.method.traces import (
+    changed_weights,
+    difference,
+    settings_of_process,
+    trace_of,
+    weights_of,
+)
 from ditbench.models.family import family_named
 from ditbench.models.requests import call_arguments, make_requests
 from ditbench.models.sampling import Sampling, sampling_of
@@ -28,7 +35,6 @@ from ditbench.profiling import counting
 from ditbench.profiling.flops import alike_every_call
 from ditbench.quiet import quiet
 from ditbench.testing.subjects import KINDS, Subject, tiny
-from ditbench.testing.traces import changed_weights, difference, trace_of, weights_of
 
 if TYPE_CHECKING:
     from ditbench.models.table import Model
@@ -80,10 +86,10 @@ def check_method(
             return list(checks)
     # before the trace: a first run leaves diffusers' own traces
     plain = subject.generate(subject.sampling, [0])
-    trace, weights = trace_of(pipeline), weights_of(pipeline)
+    trace, weights = trace_of(pipeline) | settings_of_process(), weights_of(pipeline)
     with checks.naming("it runs"):
         _try_runs(checks, stack, subject, artifacts, plain)
-    left = difference(trace, trace_of(pipeline))
+    left = difference(trace, trace_of(pipeline) | settings_of_process())
     changed = changed_weights(weights, weights_of(pipeline))
     name = "detached, the samples are bit-identical"
     with checks.naming(name):

@@ -83,7 +83,7 @@ def _presentable(row: Row, records: Mapping[str, Record], run: str) -> ReportRow
     """The row without the numbers that would mislead."""
     if row["status"] != SHOWN:
         because = f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]
-        return {**_without_numbers(row), "run": run, "notes": [because]}
+        return {**_without_numbers(row), "run": run, "notes": [because, *row["warnings"]]}
     notes = []
     baseline = records.get(row["baseline_key"] or "")
     other = (
