@@ -7,7 +7,7 @@ from typing import Any
 
 from ditbench.profiling.gpus import Gpu, gpu_called
 from ditbench.records.gpu_state import SLOWING
-from ditbench.records.record import TimedOn
+from ditbench.records.record import TimedOn, environment_of
 
 LEAST_FLOPS = 0.5
 """Of the published peak, what a product of 8192 x 8192 matrices reaches on a GPU that is whole: 0.6
@@ -20,15 +20,17 @@ OTHERS_BYTES = 1e9
 
 def doubts(record: Mapping[str, Any]) -> list[str]:
     """Why the times of a record are not to be trusted, a sentence each; none on the CPU."""
-    gpu = gpu_called(str(record.get("environment", {}).get("device", "")))
-    states = record.get("host", [])
-    return list(dict.fromkeys(text for state in states for text in _of_round(state, gpu)))
+    sentences: list[str] = []
+    for state in record.get("host", []):
+        environment = environment_of(record, state.get("session", ""))
+        sentences += _of_round(state, gpu_called(str(environment.get("device", ""))))
+    return list(dict.fromkeys(sentences))
 
 
 def _of_round(state: TimedOn, gpu: Gpu | None) -> Sequence[str]:
     probe, before = state.get("probe", {}), state.get("before", {})
     after = state.get("after", {})
-    sentences = []
+    sentences: list[str] = []
     if gpu is not None and probe:
         for name, peak, least, what in (
             ("flops", gpu.flops.get(state.get("dtype", "")), LEAST_FLOPS, "matrix products"),

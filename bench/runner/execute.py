@@ -132,6 +132,7 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "depends_on": cell.depends,
         "sampling": first.get("sampling", {}),
         "environment": first.get("environment", {}),
+        "environments": _environments(rounds),
         "load_s": first.get("load_s"),
         "first_call_s": first.get("first_call_s"),
         "timing": [entry for r in rounds for entry in r.get("timing", [])],
@@ -146,3 +147,12 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "seconds": sum(r["seconds"] for r in rounds),
     }
     return cast(Record, record | ({"left_behind": left} if left else {}))
+
+
+def _environments(rounds: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The environment of each command's first round, by session."""
+    environments: dict[str, dict[str, Any]] = {}
+    for r in rounds:
+        if r.get("timing") and r.get("environment"):
+            environments.setdefault(r["timing"][0].get("session", ""), r["environment"])
+    return dict(sorted(environments.items()))

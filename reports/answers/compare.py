@@ -16,11 +16,11 @@ from ditbench.analysis.rows import Row
 from ditbench.analysis.set_statistics import Sets
 from ditbench.extractors.references import ReferenceSets
 from ditbench.metrics.table import Metric, metrics
-from ditbench.records.record import SHOWN
+from ditbench.records.environment import differing
+from ditbench.records.record import SHOWN, environments_of
 from ditbench.records.scores import Scores, read_scores
 from ditbench.records.settings import CHOICES, DEFAULTS, LABELS
 from ditbench.reports.sections.format import DASH, fixed, number, spoken
-from ditbench.reports.sections.rows import differing
 from ditbench.reports.sections.section import Section
 from ditbench.statistics import estimates as statistics
 from ditbench.statistics import times
@@ -98,7 +98,7 @@ def _cells(
         )
     else:
         lines += _qualities(one, other, scores, gates, b.folder)
-    unlike = differing(one["environment"], other["environment"])
+    unlike = differing(*(e for record in (one, other) for e in environments_of(record)))
     unlike += _unlike(one, other, TIMED_ALIKE)
     if unlike:
         lines.append(
