@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from ditbench.models.requests import fingerprint
 from ditbench.records.files import read_json, write_json
-from ditbench.records.record import MEASURED, SCHEMA, Done, Record
+from ditbench.records.record import MEASURED, SCHEMA, Done, Record, read_record
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
 from ditbench.runner.processes import context_for, groups, run_group
@@ -93,14 +93,38 @@ def _put_together(cell: Cell, folder: RunFolder) -> str:
     status, "" while rounds are missing."""
     rounds = [read_json(path) for path in folder.rounds(cell.key)]
     wrong = [r for r in rounds if r["status"] not in MEASURED]
-    if not wrong and len(rounds) < cell.spec.rounds:
-        return ""
     again = [read_json(path) for path in folder.timed_again(cell.key)]
+    if not wrong and len(rounds) < cell.spec.rounds:
+        if folder.record(cell.key).exists():
+            write_json(folder.record(cell.key), _extended(folder, cell.key, again))
+        return ""
     record = _record(cell, wrong[:1] or [*rounds, *(r for r in again if r["status"] in MEASURED)])
     write_json(folder.record(cell.key), record)
     if wrong:
         folder.samples(cell.key).unlink(missing_ok=True)
     return str(record["status"])
+
+
+def _extended(folder: RunFolder, key: str, again: Sequence[dict[str, Any]]) -> Record:
+    """The record of a cell whose rounds are gone, and what was timed again since."""
+    record = read_record(folder.record(key))
+    known = {(call.get("session", ""), call["round"]) for call in record["timing"]}
+    new = [
+        r
+        for r in again
+        if r["status"] in MEASURED and r.get("timing")
+        and (r["timing"][0]["session"], r["round"]) not in known
+    ]  # fmt: skip
+    environments = record.get("environments") or {
+        session: record["environment"] for session, _ in sorted(known)
+    }
+    return {
+        **record,
+        "timing": [*record["timing"], *(call for r in new for call in r["timing"])],
+        "environments": _environments(new) | environments,
+        "host": [*record.get("host", []), *(r["host"] for r in new if r.get("host"))],
+        "seconds": record["seconds"] + sum(r["seconds"] for r in new),
+    }
 
 
 def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
