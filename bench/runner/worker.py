@@ -155,7 +155,10 @@ def _measure(
             if loaded.warm and not whole:
                 sampler.warm_up(parts[0], max(2, sampling.steps // WARMING_PART))
             else:
-                memory = measure_memory(warm_up, pipe, attached, cell.spec.device)
+                memory = measure_memory(
+                    warm_up, pipe, attached, cell.spec.device,
+                    shared=cell.spec.process_of_device == "round",
+                )  # fmt: skip
             loaded.warm, timing = True, []
             for i in coming:
                 made[i], took = sampler(parts[i])

@@ -107,7 +107,7 @@ def _cells(
     else:
         lines += [
             *_speed(old, new, gates),
-            *_growth("peak_bytes", old["memory"], new["memory"], gates.memory),
+            *_peak(old["memory"], new["memory"], gates.memory),
         ]
     return [*lines, *_growth("flops", old["flops"], new["flops"], gates.flops)]
 
@@ -204,6 +204,13 @@ def _speed(old: Row, new: Row, gates: Gates) -> list[dict[str, Any]]:
             _verdict(shifted, 1, gates.slowdown),
         )
     ]
+
+
+def _peak(old: Mapping[str, Any], new: Mapping[str, Any], gate: float) -> list[dict[str, Any]]:
+    """The growth of peak memory, or why it is not compared."""
+    if reason := new.get("peak_missing") or old.get("peak_missing"):
+        return [_line("peak_bytes", "", "", "", f"not compared: {reason}")]
+    return _growth("peak_bytes", old, new, gate)
 
 
 def _growth(

@@ -96,6 +96,8 @@ def _presentable(row: Row, records: Mapping[str, Record], run: str) -> ReportRow
             f"{', '.join(several)}, and its numbers are means over them"
         )
     notes += row["warnings"]
+    if reason := row["memory"].get("peak_missing"):
+        notes.append(f"no peak memory: {reason}")
     if row["suspect"] and row["drift"] is None and row["speedup_call"]:
         notes.append("suspect: timed in one round, so that nothing is known of how its times vary")
     if row["drift"] is not None and row["drift"] > row["drift_bound"]:
