@@ -50,7 +50,7 @@ class TimedOn(TypedDict, total=False):
     session: str
     round: int
     dtype: str  # of the probe
-    probe: dict[str, float]  # flops and copied, a second
+    probe: dict[str, float | None]  # flops and copied, a second
     before: dict[str, Any]  # its state before the process used it
     after: dict[str, Any]  # its state after the last timed batch
 
