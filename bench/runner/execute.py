@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from ditbench.models.requests import fingerprint
 from ditbench.records.files import read_json, write_json
+from ditbench.records.lock import writing_to
 from ditbench.records.record import MEASURED, SCHEMA, Done, Record, read_record
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
@@ -32,11 +33,15 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
     """Run what is missing of `cells`, or as much of it as can be begun before the spec's
     `stop_after`, and return the run folder.
 
-    Raises ValueError when the folder holds a run with other settings or of another schema version.
-    A cell that fails is a record.
+    Raises ValueError when the folder holds a run with other settings or of another schema version,
+    and when another command writes to it. A cell that fails is a record.
     """
+    with writing_to(cells[0].spec.folder):
+        return _run(cells, open_folder(cells, command), tell)
+
+
+def _run(cells: Sequence[Cell], folder: RunFolder, tell: Tell) -> Path:
     spec = cells[0].spec
-    folder = open_folder(cells, command)
     for cell in cells:
         record = folder.record(cell.key)
         take_up(cell, folder, fingerprint(read_requests(folder.requests(cell.model.name))))
