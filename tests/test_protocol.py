@@ -471,7 +471,17 @@ def test_contributing_has_all_that_a_method_declares_and_is_given():
     members = {name for name in vars(Attachment) if not name.startswith("_")}
     members -= {"narrow", "release"}  # for the harness
     assert not [name for name in members | {"now", "notes"} if f"| `at.{name}" not in text]
-    asked = ("check", "adapt", "recipe", "prepare", "unpreparable", "instead", "inputs", "attach")
+    asked = (
+        "check",
+        "adapt",
+        "recipe",
+        "prepare",
+        "unpreparable",
+        "unfit",
+        "instead",
+        "inputs",
+        "attach",
+    )
     assert not [name for name in asked if f"`{name}(" not in text]
 
 
