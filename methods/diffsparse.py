@@ -105,6 +105,29 @@ class DiffSparse:
             return None
         return f"keep={self._learned_at} of {sampling.steps} steps does not pay for the first step, which is dense"
 
+    def unfit(self, sampling: Sampling) -> str | None:
+        """The budget has to pay for the first step, which is dense, whatever it is spent by; a
+        schedule given as a file has a row for each step."""
+        if self.schedule:
+            return self._other_length(sampling.steps)
+        if self.keep * sampling.steps >= 1 - 1e-9:
+            return None
+        return (
+            f"keep={self.keep} of {sampling.steps} step{'s' if sampling.steps > 1 else ''} does not "
+            "pay for the first step, which is dense"
+        )
+
+    def _other_length(self, steps: int) -> str | None:
+        from ditbench.acceleration.caching.schedule import Schedule, refuse_other_length
+
+        try:
+            given = Schedule.read(Path(self.schedule))
+            if self.tuned == "stack":
+                refuse_other_length("the schedule", given.steps, steps, PREPARE)
+        except ValueError as error:
+            return str(error)
+        return None
+
     def inputs(self) -> list[Path]:
         """The file of the schedule, and that of a selector from outside."""
         return [*([Path(self.schedule)] if self.schedule else []), *selector_files(self.selector)]

@@ -463,3 +463,64 @@ def test_what_is_edited_while_the_run_is_going_fails_its_cell_by_name(tmp_path):
         "failed",
         "sources and weights changed after the run was planned; the same command runs it again"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stack", "models", "reason"),
+    [
+        (
+            "fewer_steps(steps=2)+diffsparse(allocator='uniform')",
+            "dit-tiny",
+            "keep=0.46 of 2 steps",
+        ),
+        ("fewer_steps(steps=2)+diffsparse(allocator='random')", "wan-tiny", "keep=0.46 of 2 steps"),
+        ("fewer_steps(steps=2)+diffsparse(allocator='transferred')", "flux-1-dev", "of 2 steps"),
+        ("fewer_steps(steps=2)+diffsparse", "flux-1-dev", "of 2 steps"),
+        ("distill(steps=1)+diffsparse(allocator='uniform')", "pixart-tiny", "keep=0.46 of 1 step "),
+        ("distill(steps=1)+diffsparse", "pixart-tiny", "keep=0.46 of 1 steps"),
+        ("diffsparse(allocator='uniform',keep=0.04)", "dit-tiny", "keep=0.04 of 20 steps"),
+        ("diffsparse(keep=0.04,learned_at=0.46)", "dit-tiny", "keep=0.04 of 20 steps"),
+    ],
+)
+def test_a_budget_that_does_not_pay_for_the_first_step_is_refused_in_the_plan(
+    stack, models, reason
+):
+    weights = "bundled" if models.endswith("tiny") else "random"
+    cell = plan.plan(Spec(models=(models,), methods=(stack,), weights=weights))[1]
+    assert reason in cell.refusal and "does not pay for the first step, which is dense" in (
+        cell.refusal
+    )
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        "diffsparse(allocator='uniform',keep=0.05)",  # of 20 steps the first alone
+        "fewer_steps(steps=3)+diffsparse(allocator='uniform')",
+        "fewer_steps(steps=1)+diffsparse(keep=1.0)",
+    ],
+)
+def test_a_budget_that_does_is_not(stack):
+    assert not plan.plan(Spec(models=("dit-tiny",), methods=(stack,)))[1].refusal
+
+
+def test_a_sampler_that_makes_more_steps_than_asked_for_is_not_judged_by_them():
+    stack = "fewer_steps(steps=2)+diffsparse(allocator='uniform')"
+    spec = Spec(models=("dit-tiny",), methods=(stack,), scheduler="HeunDiscreteScheduler")
+    assert not plan.plan(spec)[1].refusal
+
+
+def test_a_schedule_of_another_length_is_refused_in_the_plan(tmp_path):
+    import numpy as np
+
+    from ditbench.acceleration.caching.schedule import Schedule
+
+    path = tmp_path / "schedule.json"
+    Schedule(sublayers=("0.self",), chosen=np.full((20, 1), 4)).write(path)
+    for stack, reason in (
+        (f"fewer_steps(steps=10)+diffsparse(schedule={str(path)!r})", "for 20 sampler steps, and"),
+        (f"fewer_steps(steps=10)+diffsparse(schedule={str(path)!r},tuned='alone')", ""),
+        (f"diffsparse(schedule={str(path)!r})", ""),
+    ):
+        refusal = plan.plan(Spec(models=("dit-tiny",), methods=(stack,)))[1].refusal
+        assert reason in refusal if reason else not refusal

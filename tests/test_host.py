@@ -47,7 +47,7 @@ def driver(tmp_path, monkeypatch):
 
     def put(text, code=0):
         program = tmp_path / "nvidia-smi"
-        (tmp_path / "output.xml").write_text(text)
+        (tmp_path / "output.xml").write_bytes(text.encode(errors="surrogateescape"))
         program.write_text(f'#!/bin/sh\ncat "{tmp_path / "output.xml"}"\nexit {code}\n')
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -88,6 +88,22 @@ def test_what_the_driver_does_not_say_is_not_made_up(driver, text, code):
     assert {"power_w", "used_bytes"} & gpu_state.read("")[1].keys() == set()
 
 
+@pytest.mark.parametrize("number", ["nan MiB", "inf", "[N/A]", "", "many"])
+def test_numbers_that_are_none_are_not_said(driver, number):
+    driver(XML.format(**CALM).replace("4 MiB", number).replace("1980 MHz", number))
+    settings, state = gpu_state.read("")
+    assert "used_bytes" not in state and "sm_mhz" not in state and state["temperature_c"] == 41
+    assert "largest_sm_mhz" not in settings and settings["driver"] == "570.86.15"
+
+
+def test_texts_that_are_none_and_bytes_that_are_no_text_do_no_harm(driver):
+    warning = "WARNING: infoROM is corrupted at gpu 0000:65:00.0"
+    text = XML.format(**CALM).replace("<current_ecc>Enabled", "<current_ecc>[N/A]")
+    driver(warning + text.replace("/secret", "caf\udce9"))
+    settings, state = gpu_state.read("")
+    assert "ecc" not in settings and settings["mig"] == "Disabled" and state["processes"] == 1
+
+
 def test_without_the_driver_s_program_nothing_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu_state.read("") == ({}, {})
@@ -98,6 +114,8 @@ def test_the_probe_counts_operations_and_bytes(monkeypatch):
 
     monkeypatch.setattr(module, "_median", lambda work, device: work() is None or 0.5)
     rates = probe("cpu", "float32")
+    monkeypatch.setattr(module, "_median", lambda work, device: float("nan"))
+    assert probe("cpu", "float32") == {"flops": None, "copied": None}
     assert rates == {"flops": 4 * 512**3, "copied": 4 * 2**22}  # in half a second each
     monkeypatch.undo()
     rates = probe("cpu", "bfloat16")
@@ -105,18 +123,27 @@ def test_the_probe_counts_operations_and_bytes(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "title"),
+    ("device", "mebibytes", "title"),
     [
-        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 SXM 80 GB"),
-        ("NVIDIA H200", "NVIDIA H200 SXM 141 GB"),
-        ("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 4090 24 GB"),
-        ("NVIDIA L20", "NVIDIA L20 48 GB"),
-        ("NVIDIA H100 PCIe", None), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
-        ("NVIDIA L4", None), ("cpu", None), ("", None),
+        ("NVIDIA H100 80GB HBM3", 81008, "NVIDIA H100 SXM 80 GB"),
+        ("NVIDIA H100 80GB HBM3", None, "NVIDIA H100 SXM 80 GB"),
+        ("NVIDIA H200", 143156, "NVIDIA H200 SXM 141 GB"),
+        ("NVIDIA A100-SXM4-80GB", 81153, "NVIDIA A100 SXM 80 GB"),
+        ("NVIDIA GeForce RTX 4090", 24210, "NVIDIA GeForce RTX 4090 24 GB"),
+        ("NVIDIA L20", 45589, "NVIDIA L20 48 GB"),
+        ("NVIDIA H100 PCIe", 81008, None), ("NVIDIA H100 NVL", 95830, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9984, None), ("NVIDIA H100", 66000, None),
+        ("NVIDIA GH200 480GB", 97280, None), ("NVIDIA H200", None, None),
+        ("NVIDIA A100-SXM4-40GB", 40514, None), ("NVIDIA A100-SXM4-40GB", None, None),
+        ("NVIDIA A100 80GB PCIe", 81153, None), ("NVIDIA A100X", 81153, None),
+        ("NVIDIA A800-SXM4-80GB", 81153, None), ("NVIDIA H20", 97508, None),
+        ("NVIDIA GeForce RTX 4090 D", 24210, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, None),
+        ("NVIDIA L4", 22700, None), ("cpu", None, None), ("", None, None),
     ],
 )  # fmt: skip
-def test_a_device_is_held_against_its_own_row_or_none(device, title):
-    gpu = gpu_called(device)
+def test_a_device_is_held_against_its_own_row_or_none(device, mebibytes, title):
+    gpu = gpu_called(device, mebibytes and mebibytes * 2**20)
     assert (gpu and gpu.title) == title
 
 
@@ -134,6 +161,8 @@ def record(device="NVIDIA H100 80GB HBM3", timing=(), **state):
         ({"probe": {"flops": 7e14, "copied": 1e12}}, "30% of its published peak in copies"),
         ({"after": {"slowed_by": ["hw_thermal_slowdown"]}}, "slowed down (hw_thermal_slowdown)"),
         ({"before": {"used_bytes": 30e9}}, "30.0 GB of the GPU were in use"),
+        ({"probe": {"flops": float("nan"), "copied": 3e12}}, "matrix products gave no rate"),
+        ({"probe": {"flops": 7e14, "copied": None}}, "copies gave no rate"),
     ],
 )  # fmt: skip
 def test_a_gpu_that_is_slowed_down_or_shared_is_doubted_and_decides_nothing(state, part):
@@ -150,21 +179,23 @@ def test_a_whole_gpu_an_unknown_one_and_a_cpu_are_not_doubted():
     slow = {"flops": 1e12, "copied": 1e11}
     assert host.doubts(record(device="NVIDIA L4", probe=slow)) == []
     assert host.doubts(record(probe={}, before={}, after={})) == []
+    assert host.doubts(record(probe=None, before=None, after={"slowed_by": None})) == []
     assert host.doubts({"environment": {"device": "cpu"}}) == []
+    assert host.doubts({"environment": {"device": "cpu"}, "host": None}) == []
 
 
 def test_the_gpu_of_a_round_reaches_the_record(monkeypatch, driver):
     """The device is a stand-in: its driver, properties and probe are."""
     from types import SimpleNamespace
 
-    from ditbench.runner import worker
+    from ditbench.runner.loaded import Watched
 
     driver(XML.format(**CALM))
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="1-2")
     )
     monkeypatch.setattr("ditbench.profiling.probe.probe", lambda device, dtype: {"flops": 1.0})
-    watched = worker.Watched("cuda:1", "bfloat16")
+    watched = Watched("cuda:1", "bfloat16")
     assert watched.uuid == "GPU-1-2" and watched.settings["driver"] == "570.86.15"
     assert watched.now() == {
         "dtype": "bfloat16", "probe": {"flops": 1.0}, "before": watched.before,

@@ -478,6 +478,7 @@ def test_contributing_has_all_that_a_method_declares_and_is_given():
         "prepare",
         "unpreparable",
         "caution",
+        "unfit",
         "instead",
         "inputs",
         "attach",

@@ -165,3 +165,24 @@ def test_a_baseline_that_failed_is_not_waited_for(extended, tmp_path):
         path.unlink()
     folder.round(none, 0).write_text(json.dumps({"status": "failed", "reason": "no memory"}))
     assert to_do(out) == set()
+
+
+def test_a_baseline_of_which_only_the_record_is_left_is_timed_again(one_method, tmp_path):
+    out = tmp_path / "record"
+    shutil.copytree(one_method, out)
+    none = cells_of(out)[0].key
+    folder = RunFolder(out)
+    before = json.loads(folder.record(none).read_text())
+    for path in folder.rounds(none):
+        path.unlink()
+    bench(out, "fora")
+    assert json.loads(folder.record(none).read_text()) == before  # nothing is missing of these
+    assert to_do(out) == {
+        (stack, r, stack == "none") for stack in ("none", "fewer_steps(steps=10)") for r in (0, 1)
+    }
+    bench(out, "fora,fewer_steps(steps=10)")
+    assert to_do(out) == set()
+    after, of = records(out)["none"], rows(out)
+    assert after["timing"][:2] == before["timing"] and len(after["timing"]) == 4
+    assert len(after["environments"]) == 2 and after["seconds"] > before["seconds"]
+    assert of["fora"]["speedup_call"] and of["fewer_steps(steps=10)"]["speedup_call"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ditbench.profiling.gpus import Gpu, gpu_called
 from ditbench.records.gpu_state import SLOWING
-from ditbench.records.record import TimedOn
+from ditbench.records.record import TimedOn, environment_of
 
 LEAST_FLOPS = 0.5
 """Of the published peak, what a product of 8192 x 8192 matrices reaches on a GPU that is whole: 0.6
@@ -20,29 +21,38 @@ OTHERS_BYTES = 1e9
 
 def doubts(record: Mapping[str, Any]) -> list[str]:
     """Why the times of a record are not to be trusted, a sentence each; none on the CPU."""
-    gpu = gpu_called(str(record.get("environment", {}).get("device", "")))
-    states = record.get("host", [])
-    return list(dict.fromkeys(text for state in states for text in _of_round(state, gpu)))
+    sentences: list[str] = []
+    for state in record.get("host") or []:
+        environment = environment_of(record, state.get("session", ""))
+        device, memory = str(environment.get("device", "")), environment.get("device_memory_bytes")
+        sentences += _of_round(state, gpu_called(device, memory))
+    return list(dict.fromkeys(sentences))
 
 
 def _of_round(state: TimedOn, gpu: Gpu | None) -> Sequence[str]:
-    probe, before = state.get("probe", {}), state.get("before", {})
-    after = state.get("after", {})
-    sentences = []
+    probe, before = state.get("probe") or {}, state.get("before") or {}
+    after = state.get("after") or {}
+    sentences: list[str] = []
     if gpu is not None and probe:
         for name, peak, least, what in (
             ("flops", gpu.flops.get(state.get("dtype", "")), LEAST_FLOPS, "matrix products"),
             ("copied", gpu.bandwidth, LEAST_COPIED, "copies"),
         ):
-            if peak and probe[name] < least * peak:
+            if not peak or name not in probe:
+                continue
+            rate = probe[name]
+            if rate is None or not 0 < rate < math.inf:
+                sentences.append(f"suspect: the probe of the GPU's {what} gave no rate")
+            elif rate < least * peak:
                 sentences.append(
-                    f"suspect: the GPU reached {probe[name] / peak:.0%} of its published peak in "
+                    f"suspect: the GPU reached {rate / peak:.0%} of its published peak in "
                     f"{what}, and {least:.0%} is expected of one that is whole and free"
                 )
-    slowing = sorted({*before.get("slowed_by", ()), *after.get("slowed_by", ())} & set(SLOWING))
+    reasons = [reason for when in (before, after) for reason in when.get("slowed_by") or ()]
+    slowing = sorted({*reasons} & set(SLOWING))
     if slowing:
         sentences.append(f"suspect: the GPU was slowed down ({', '.join(slowing)})")
-    if before.get("used_bytes", 0) > OTHERS_BYTES:
+    if (before.get("used_bytes") or 0) > OTHERS_BYTES:
         sentences.append(
             f"suspect: {before['used_bytes'] / 1e9:.1f} GB of the GPU were in use before the cell "
             "began"

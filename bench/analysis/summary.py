@@ -111,7 +111,12 @@ def _row(
         "timing": {name: _timing(record, none, name) for name in TIMED},
         "share": shares(record["timing"]),
         "second_judge": disagreement.as_dict() if disagreement else None,
-        "warnings": [*([doubt] if doubt else []), *truncation.sentences(record), *doubted],
+        "warnings": [
+            *([doubt] if doubt else []),
+            *truncation.sentences(record),
+            *doubted,
+            *_left(record),
+        ],
         **_speedups(record, none),
         "flops": dict(record.get("flops") or {}),
         "memory": dict(record.get("memory") or {}),
@@ -124,6 +129,16 @@ def _row(
         or bool(none is not None and record["timing"] and drift is None)
         or (drift is not None and drift > DRIFT_BOUND),
     }
+
+
+def _left(record: Record) -> list[str]:
+    """What the runner found of a stack after it was taken off, as a sentence."""
+    if not (names := record.get("left_behind")):
+        return []
+    return [
+        f"taken off, it left a changed {', '.join(names[:3])}"
+        f"{' and more' if names[3:] else ''} behind (what ran after it had a fresh process)"
+    ]
 
 
 def _timing(record: Record, none: Record | None, name: str) -> Interval | None:

@@ -43,6 +43,11 @@ class Method(Protocol):
     def check(self, pipeline: Any) -> str | None:
         """Why this pipeline cannot take the method, in one sentence; None when it can."""
 
+    def unfit(self, sampling: Sampling) -> str | None:
+        """Why the method cannot work with that sampling, as the whole stack adapts it, in one
+        sentence; None when it can. Not asked where another sampler than the model's own makes
+        another number of steps."""
+
     def relies_on(self, family: str) -> Mapping[str, str]:
         """Claims that no other method may have beside this one on a model of that family, although
         it does not own them, with what this one does, for "b claims c, but a ...": what it looks at
@@ -114,6 +119,7 @@ def method(
             "attach": lambda self, pipeline, at: None,
             "adapt": lambda self, sampling: sampling,
             "check": lambda self, pipeline: None,
+            "unfit": lambda self, sampling: None,
             "relies_on": lambda self, family: {},
             "recipe": lambda self: None,
             "unpreparable": lambda self, sampling: None,

@@ -21,7 +21,8 @@ from ditbench.metrics import features
 from ditbench.metrics.samples import Sampled, Samples
 from ditbench.metrics.table import Metric, select
 from ditbench.records.files import file_sha256, read_json, set_aside
-from ditbench.records.record import MEASURED, Record, check_not_published, read_run
+from ditbench.records.lock import writing_to
+from ditbench.records.record import MEASURED, Record, check_not_published, read_run, read_spec
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.scores import Scores, read_file, write_file
 
@@ -53,13 +54,23 @@ def score_run(
     models of a shapes world, of those only what needs no extractor); `shelf` has the extractors
     (default: the official ones). Scores are against the cell with stack `none` of the same model. A
     samples file that is damaged is set aside and named; its cell is then left without scores.
-    Raises ValueError for an unknown metric, no run folder, or a published run.
+    Raises ValueError for an unknown metric, no run folder, or a published run, and when another
+    command writes to the folder.
     """
     check_not_published(folder)
+    select(metrics)
+    read_spec(folder)  # before anything is made there
+    with writing_to(folder):
+        return _score_run(folder, metrics, progress, judge_folder, shelf or Shelf())
+
+
+def _score_run(
+    folder: Path, metrics: str | list[str] | None, progress: Tell | None, judge_folder: Path | None,
+    shelf: Shelf,
+) -> Scoring:  # fmt: skip
     wanted, run, done = select(metrics), read_run(folder), Scoring()
     files = RunFolder(folder)
     opened: dict[str, Samples] = {}
-    shelf = shelf or Shelf()
     cells = [r for r in run.records if r["status"] in MEASURED]
     for record in cells:
         path = files.samples(record["key"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -56,14 +57,26 @@ def gpu_named(name: str) -> Gpu:
         raise ValueError(f"--gpu: {name}: {error}") from None
 
 
-def gpu_called(device: str) -> Gpu | None:
-    """The GPU of the table that a device's own name means ("NVIDIA H100 80GB HBM3"); None for one
-    that is not there, and for slower cards of the same name (PCIe, NVL) and parts of one (MIG)."""
-    name = "".join(device.lower().split())
-    if any(other in name for other in ("pcie", "nvl", "mig")):
+BESIDES = re.compile(r"nvidia|geforce|tesla|sxm\d?|\d+gb|hbm\d?e?")
+"""Words of a device's own name that say nothing of which row it is."""
+MEMORY = (0.95, 1.12)
+"""Bytes that a device has, over those of its row: a GB is 10^9 or 2^30 bytes, and some are kept back
+(error correction)."""
+
+
+def gpu_called(device: str, memory: int | None = None) -> Gpu | None:
+    """The GPU of the table that a device's own name means ("NVIDIA H100 80GB HBM3"), with `memory`
+    bytes, or the GB of its name where that is not known. None for one that is not there, for others
+    of nearly its name (H100 PCIe, GH200, RTX 4090 D), with another memory (A100 40 GB), for parts of
+    one (MIG), and where neither says how much memory it has."""
+    words = [word for word in re.split(r"[^a-z0-9]+", device.lower()) if word]
+    name = "".join(word for word in words if not BESIDES.fullmatch(word))
+    row = tomllib.loads(TABLE.read_text()).get(name)
+    stated = [int(word[:-2]) * 1e9 for word in words if re.fullmatch(r"\d+gb", word)]
+    size = memory or next(iter(stated), None)
+    if row is None or size is None or not MEMORY[0] < size / row["memory"] < MEMORY[1]:
         return None
-    rows = {key: row for key, row in tomllib.loads(TABLE.read_text()).items() if key in name}
-    return Gpu(**rows[max(rows, key=len)]) if rows else None
+    return Gpu(**row)
 
 
 def _checked(row: dict[str, Any]) -> Gpu:

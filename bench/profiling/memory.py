@@ -10,14 +10,23 @@ if TYPE_CHECKING:
     from ditbench.method.attached import Attached
 
 
+SHARED = (
+    "on the CPU it is the peak of the process, which shared this one with other cells "
+    "(--process cell measures it)"
+)
+"""Why there is no peak, as the record says it under `peak_missing`."""
+
+
 def measure_memory(
-    generate: Callable[[], Any], pipe: Any, attached: Attached, device: str
+    generate: Callable[[], Any], pipe: Any, attached: Attached, device: str, shared: bool = False
 ) -> dict[str, Any]:
     """Memory ledger of one generation, bytes: weights (on a GPU those that are there when it
     begins), what the stack's methods keep, and the peak above the state before.
 
     On a GPU the peak is the allocator's; on the CPU it is the process's resident set (Linux), which
-    cannot go below what was resident before and counts freed pages the C library holds on to.
+    cannot go below what was resident before and counts freed pages the C library holds on to. In a
+    process that other cells `shared` before, that depends on which they were: no peak then, but
+    `peak_missing`, the reason.
     """
     if device.startswith("cuda"):
         import torch
@@ -30,7 +39,11 @@ def measure_memory(
         before = _resident("VmRSS")
         _forget_high_water()
         generate()
-    return ledger(pipe, attached, device) | {"before_bytes": before}
+    measured = ledger(pipe, attached, device) | {"before_bytes": before}
+    if shared and not device.startswith("cuda"):
+        del measured["peak_bytes"], measured["before_bytes"]
+        measured["peak_missing"] = SHARED
+    return measured
 
 
 def ledger(pipe: Any, attached: Attached | None, device: str) -> dict[str, Any]:

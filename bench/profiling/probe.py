@@ -4,6 +4,7 @@ against what its kind can do. A GPU that is slowed down, shared or cut in parts 
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -16,18 +17,25 @@ COPIED = {"cuda": 2**30, "cpu": 2**22}
 REPEATS = 5
 
 
-def probe(device: str, dtype: str) -> dict[str, float]:
+def probe(device: str, dtype: str) -> dict[str, float | None]:
     """`flops`: floating-point operations a second of a product of square matrices of `dtype`;
     `copied`: bytes a second read and written by a copy. Each the median of `REPEATS`, after one
-    that warms up.
+    that warms up; None where the clock gave no time.
     """
     import torch
 
     kind = torch.device(device).type
-    rates = {"flops": _product(ROWS[kind], device, dtype), "copied": _copy(COPIED[kind], device)}
+    rates = {
+        "flops": _rate(2 * ROWS[kind] ** 3, _product(ROWS[kind], device, dtype)),
+        "copied": _rate(2 * COPIED[kind], _copy(COPIED[kind], device)),
+    }
     if kind == "cuda":
         torch.cuda.empty_cache()
     return rates
+
+
+def _rate(work: float, seconds: float) -> float | None:
+    return work / seconds if 0 < seconds < math.inf else None
 
 
 def _product(n: int, device: str, dtype: str) -> float:
@@ -35,7 +43,7 @@ def _product(n: int, device: str, dtype: str) -> float:
 
     matrix = torch.rand(n, n, device=device, dtype=getattr(torch, dtype))
     product = torch.empty_like(matrix)
-    return 2 * n**3 / _median(lambda: torch.mm(matrix, matrix, out=product), device)
+    return _median(lambda: torch.mm(matrix, matrix, out=product), device)
 
 
 def _copy(size: int, device: str) -> float:
@@ -43,7 +51,7 @@ def _copy(size: int, device: str) -> float:
 
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / _median(lambda: target.copy_(source), device)
+    return _median(lambda: target.copy_(source), device)
 
 
 def _median(work: Callable[[], Any], device: str) -> float:

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ VARIABLES = (
     ),
 )
 """The only environment variables a record may hold."""
+MACHINE = (
+    "device", "processor", "cores", "threads", "process", "gpu", "capability", "cuda", "tf32",
+    "packages", "variables",
+)  # fmt: skip
+"""Fields of an environment that two times must share before one is divided by the other."""
+
+
+def differing(*environments: Mapping[str, Any]) -> list[str]:
+    """Names of the fields that must agree and do not."""
+    first = environments[0]
+    return [name for name in MACHINE if any(e.get(name) != first.get(name) for e in environments)]
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:

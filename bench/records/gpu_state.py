@@ -4,6 +4,7 @@ secret: no names of processes, no serial numbers. No torch.
 
 from __future__ import annotations
 
+import math
 import subprocess
 import xml.etree.ElementTree as Xml
 from typing import Any
@@ -11,6 +12,17 @@ from typing import Any
 SLOWING = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
 """Reasons of low clocks by which a GPU is slower than it can be. The power cap is none: big products
 reach it on a healthy GPU."""
+
+UNSAID = (
+    "",
+    "N/A",
+    "[N/A]",
+    "Not Supported",
+    "[Not Supported]",
+    "Unknown Error",
+    "[Unknown Error]",
+)
+"""What stands where the driver has no value."""
 
 
 def read(uuid: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -23,8 +35,10 @@ def read(uuid: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     command = ["nvidia-smi", "-q", "-x", *(["-i", uuid] if uuid else [])]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        document = Xml.fromstring(done.stdout) if done.returncode == 0 else None
+        done = subprocess.run(command, capture_output=True, timeout=30)
+        # bytes that are no UTF-8 (names of processes) and warnings before the document do no harm
+        text = done.stdout.decode("utf-8", "replace")
+        document = Xml.fromstring(text[text.find("<") :]) if done.returncode == 0 else None
     except (OSError, subprocess.TimeoutExpired, Xml.ParseError):
         document = None
     gpu = document.find("gpu") if document is not None else None
@@ -57,16 +71,18 @@ def _there(gpu: Xml.Element, tag: str) -> bool:
 
 
 def _said(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if v is not None and v != "N/A"}
+    return {k: v for k, v in values.items() if v is not None and v not in UNSAID}
 
 
 def _number(gpu: Xml.Element, *tags: str) -> float | None:
-    """The first of the tags that holds a number, without its unit."""
+    """The first of the tags that holds a finite number, without its unit."""
     for tag in tags:
         try:
-            return float((gpu.findtext(tag) or "").split()[0])
+            number = float((gpu.findtext(tag) or "").split()[0])
         except (ValueError, IndexError):
             continue
+        if math.isfinite(number):
+            return number
     return None
 
 

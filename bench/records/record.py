@@ -4,10 +4,12 @@ them. No torch."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
+from ditbench.records.environment import MACHINE, differing
 from ditbench.records.files import read_json
 from ditbench.records.run_folder import RunFolder
 
@@ -48,7 +50,7 @@ class TimedOn(TypedDict, total=False):
     session: str
     round: int
     dtype: str  # of the probe
-    probe: dict[str, float]  # flops and copied, a second
+    probe: dict[str, float | None]  # flops and copied, a second
     before: dict[str, Any]  # its state before the process used it
     after: dict[str, Any]  # its state after the last timed batch
 
@@ -96,7 +98,12 @@ class Record(TypedDict):
     sampling: dict[
         str, Any
     ]  # Sampling as adapted; `calls` where the scheduler makes another number
-    environment: dict[str, Any]  # ditbench.records.environment.describe
+    environment: dict[
+        str, Any
+    ]  # ditbench.records.environment.describe, of the round that made the samples
+    environments: NotRequired[
+        dict[str, dict[str, Any]]
+    ]  # by session, of all that timed it; missing in older records
     load_s: float | None  # seconds to load the pipeline
     first_call_s: float | None  # seconds of the warm-up call
     timing: list[TimedCall]
@@ -109,6 +116,42 @@ class Record(TypedDict):
     prompts_cut: dict[str, Any]  # prompts longer than the text encoders read
     artifacts: dict[str, Any]  # method -> what its preparation cost
     seconds: float  # wall-clock seconds of all rounds, loading included
+    left_behind: NotRequired[list[str]]  # what was not as before it after it was taken off
+
+
+def sessions_of(record: Mapping[str, Any]) -> list[str]:
+    """The commands that timed calls of a record, in order; [""] for those of older records."""
+    return sorted({call.get("session", "") for call in record["timing"]})
+
+
+def environment_of(record: Mapping[str, Any], session: str) -> dict[str, Any]:
+    """The environment of the calls of one command; where a record does not say, as older ones, that
+    of its samples."""
+    environment: dict[str, Any] = record.get("environments", {}).get(session)
+    return environment or record.get("environment") or {}
+
+
+def environments_of(
+    record: Mapping[str, Any], baseline: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """The environments of a record's timed calls, each once, in order: of those that share a command
+    with calls of `baseline`, where there are any. Never empty."""
+    sessions = sessions_of(record)
+    shared = [s for s in sessions if s in sessions_of(baseline)] if baseline else []
+    distinct: list[dict[str, Any]] = []
+    for session in shared or sessions or [""]:
+        if (environment := environment_of(record, session)) not in distinct:
+            distinct.append(environment)
+    return distinct
+
+
+def differing_beside(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The fields of `MACHINE` in which two records differ inside any command that timed both;
+    without such a command, of the environments of their samples."""
+    shared = {*sessions_of(one)} & {*sessions_of(other)}
+    pairs = [(environment_of(one, s), environment_of(other, s)) for s in shared or {""}]
+    apart = {name for pair in pairs for name in differing(*pair)}
+    return [name for name in MACHINE if name in apart]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The layout of a run folder: where its spec, requests, records, samples and scores lie. No torch.
 
 spec.json, command.txt           what was run, and by which command
+.lock                            the command that writes there now (`ditbench.records.lock`)
 requests/MODEL.json              what a model was asked for, in sample order
 cells/KEY/record.json            a finished cell (`ditbench.records.record`)
 cells/KEY/round-N.json           what round N of a cell measured
@@ -39,6 +40,19 @@ class RunFolder:
     def command(self) -> Path:
         """The latest command, as text."""
         return self.path / "command.txt"
+
+    @property
+    def lock(self) -> Path:
+        """What a command locks that writes to the folder."""
+        return self.path / ".lock"
+
+    @property
+    def foreign(self) -> bool:
+        """Whether something lies in the folder that is not what a run leaves that was stopped in its
+        first moments, before it had a spec."""
+        ours = {self.lock.name, self.command.name, "requests", "cells"}
+        names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+        return any(name not in ours and not name.endswith(".partial") for name in names)
 
     @property
     def references(self) -> Path:

@@ -16,7 +16,8 @@ from typing import Any, cast
 
 from ditbench.models.requests import fingerprint
 from ditbench.records.files import read_json, write_json
-from ditbench.records.record import MEASURED, SCHEMA, Done, Record
+from ditbench.records.lock import writing_to
+from ditbench.records.record import MEASURED, SCHEMA, Done, Record, read_record
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
 from ditbench.runner.processes import context_for, groups, run_group
@@ -32,11 +33,15 @@ def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None)
     """Run what is missing of `cells`, or as much of it as can be begun before the spec's
     `stop_after`, and return the run folder.
 
-    Raises ValueError when the folder holds a run with other settings or of another schema version.
-    A cell that fails is a record.
+    Raises ValueError when the folder holds a run with other settings or of another schema version,
+    and when another command writes to it. A cell that fails is a record.
     """
+    with writing_to(cells[0].spec.folder):
+        return _run(cells, open_folder(cells, command), tell)
+
+
+def _run(cells: Sequence[Cell], folder: RunFolder, tell: Tell) -> Path:
     spec = cells[0].spec
-    folder = open_folder(cells, command)
     for cell in cells:
         record = folder.record(cell.key)
         take_up(cell, folder, fingerprint(read_requests(folder.requests(cell.model.name))))
@@ -93,14 +98,38 @@ def _put_together(cell: Cell, folder: RunFolder) -> str:
     status, "" while rounds are missing."""
     rounds = [read_json(path) for path in folder.rounds(cell.key)]
     wrong = [r for r in rounds if r["status"] not in MEASURED]
-    if not wrong and len(rounds) < cell.spec.rounds:
-        return ""
     again = [read_json(path) for path in folder.timed_again(cell.key)]
+    if not wrong and len(rounds) < cell.spec.rounds:
+        if folder.record(cell.key).exists():
+            write_json(folder.record(cell.key), _extended(folder, cell.key, again))
+        return ""
     record = _record(cell, wrong[:1] or [*rounds, *(r for r in again if r["status"] in MEASURED)])
     write_json(folder.record(cell.key), record)
     if wrong:
         folder.samples(cell.key).unlink(missing_ok=True)
     return str(record["status"])
+
+
+def _extended(folder: RunFolder, key: str, again: Sequence[dict[str, Any]]) -> Record:
+    """The record of a cell whose rounds are gone, and what was timed again since."""
+    record = read_record(folder.record(key))
+    known = {(call.get("session", ""), call["round"]) for call in record["timing"]}
+    new = [
+        r
+        for r in again
+        if r["status"] in MEASURED and r.get("timing")
+        and (r["timing"][0]["session"], r["round"]) not in known
+    ]  # fmt: skip
+    environments = record.get("environments") or {
+        session: record["environment"] for session, _ in sorted(known)
+    }
+    return {
+        **record,
+        "timing": [*record["timing"], *(call for r in new for call in r["timing"])],
+        "environments": _environments(new) | environments,
+        "host": [*record.get("host", []), *(r["host"] for r in new if r.get("host"))],
+        "seconds": record["seconds"] + sum(r["seconds"] for r in new),
+    }
 
 
 def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
@@ -113,7 +142,8 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "requests_sha256": first.get("requests_sha256", ""),
         "model_sha256": first.get("model_sha256", ""),
     }
-    return {
+    left = list(dict.fromkeys(name for r in rounds for name in r.get("left_behind", [])))
+    record = {
         "schema": SCHEMA,
         "key": cell.key,
         "model": cell.model.name,
@@ -131,6 +161,7 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "depends_on": cell.depends,
         "sampling": first.get("sampling", {}),
         "environment": first.get("environment", {}),
+        "environments": _environments(rounds),
         "load_s": first.get("load_s"),
         "first_call_s": first.get("first_call_s"),
         "timing": [entry for r in rounds for entry in r.get("timing", [])],
@@ -144,3 +175,13 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "artifacts": first.get("artifacts", {}),
         "seconds": sum(r["seconds"] for r in rounds),
     }
+    return cast(Record, record | ({"left_behind": left} if left else {}))
+
+
+def _environments(rounds: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The environment of each command's first round, by session."""
+    environments: dict[str, dict[str, Any]] = {}
+    for r in rounds:
+        if r.get("timing") and r.get("environment"):
+            environments.setdefault(r["timing"][0].get("session", ""), r["environment"])
+    return dict(sorted(environments.items()))

@@ -153,6 +153,7 @@ def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
                 needs_of(model, stack, spec.weights, spec.plugins, preparing=spec.preparing)
             )
             refusal = next((need.sentence for need in needs if find(need) is None), "")
+            refusal = refusal or _unfit(model, stack)
             depends = (
                 {}
                 if refusal
@@ -166,6 +167,16 @@ def _cell(model: Model, stack: Stack, spec: Spec) -> Cell:
         model=model, stack=stack, spec=spec, refusal=refusal, needs=needs, note=note,
         requested=requested, depends=depends,
     )  # fmt: skip
+
+
+def _unfit(model: Model, stack: Stack) -> str:
+    """Why a method cannot work with the stack's sampling, "" when all can. Another sampler than the
+    model's own may make more steps than it is asked for, and is not judged."""
+    if model.scheduler:
+        return ""
+    sampling = stack.adapt(sampling_of(model))
+    reasons = ((m.name, m.unfit(sampling)) for m in stack.methods)
+    return next((f"{name}: {reason}" for name, reason in reasons if reason), "")
 
 
 def _load_plugins(spec: Spec) -> None:

@@ -5,9 +5,12 @@ it. No torch.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Generator, Sequence
 from itertools import groupby
@@ -19,8 +22,10 @@ from ditbench.records.files import read_json, write_json
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.spec import Spec
 from ditbench.runner.units import Unit
-from ditbench.runner.worker import run_units
+from ditbench.runner.worker import Job, run_units
 
+PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h: the signal this process gets when its parent ends."""
 ENDING_S = 10.0
 """Seconds a process may take to end after its last result, which is kept whatever it does."""
 
@@ -81,7 +86,7 @@ def run_group(
         receiver, sender = context.Pipe(duplex=False)
         jobs = [unit.job for unit in waiting]
         process = context.Process(
-            target=run_units, args=(spec, jobs, session, folder, sender), daemon=True
+            target=_measure, args=(spec, jobs, session, folder, sender), daemon=True
         )
         process.start()
         sender.close()
@@ -110,6 +115,36 @@ def run_group(
                 process.kill()
             process.join()
             receiver.close()
+
+
+def _measure(spec: Spec, jobs: Sequence[Job], session: str, folder: RunFolder, sender: Any) -> None:
+    """What a process does that measures."""
+    end_with_parent()
+    run_units(spec, jobs, session, folder, sender)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it ends, killed or not: or it would go on
+    measuring, and writing, beside the next command.
+
+    A thread waits for the end of a pipe that the other end of is the parent's. On Linux the system
+    kills it too, in whatever call it is, when its direct parent ends (`prctl`): that is the
+    forkserver, which ends with the command.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 def _state(receiver: Any, process: Any, limit: float) -> str:

@@ -54,7 +54,7 @@ def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
         ):
             earlier, mine = before.get("spec", {}).get(name, ()), list(getattr(spec, name))
             document["spec"][name] = [*(text for text in earlier if text not in mine), *mine]
-    elif folder.path.exists() and any(folder.path.iterdir()):
+    elif folder.foreign:
         raise ValueError(
             f"out: {folder.path} is not empty and is no run folder; choose another with --out"
         )

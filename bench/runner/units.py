@@ -87,7 +87,7 @@ def _to_time_again(
         return []
     base = _sessions(baseline, round_, folder)
     if not base and baseline not in missing:
-        return []  # it failed
+        return []  # it failed, or no round of it is left in its record
     unpaired = [
         c
         for c in cells
@@ -99,14 +99,18 @@ def _to_time_again(
 
 
 def _sessions(cell: Cell, round_: int, folder: RunFolder) -> set[str]:
-    """The commands that timed a round of a cell; none where the round is missing or failed."""
-    if not folder.round(cell.key, round_).exists():
+    """The commands that timed a round of a cell: by the round's files, or by the record where the
+    files are gone; none where the round is missing or failed."""
+    first, record = folder.round(cell.key, round_), folder.record(cell.key)
+    documents = [read_json(path) for path in folder.timed_again(cell.key, round_)]
+    if first.exists():
+        documents.insert(0, read_json(first))
+    elif record.exists():
+        documents.insert(0, read_json(record))
+    if not (first.exists() or record.exists()) or documents[0]["status"] not in MEASURED:
         return set()
-    paths = [folder.round(cell.key, round_), *folder.timed_again(cell.key, round_)]
-    rounds = [read_json(path) for path in paths]
-    if rounds[0]["status"] not in MEASURED:
-        return set()
-    return {entry.get("session", "") for r in rounds for entry in r.get("timing", [])}
+    timing = [entry for document in documents for entry in document.get("timing", [])]
+    return {entry.get("session", "") for entry in timing if entry["round"] == round_}
 
 
 class Rates:

@@ -4,11 +4,11 @@ what it measures it writes to files."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ditbench.method.dependencies import changed
 from ditbench.method.needs import resolve
@@ -16,16 +16,13 @@ from ditbench.models.requests import Request, batches, call_arguments, fingerpri
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.truncation import cut_prompts
 from ditbench.models.workload import sampler_of
-from ditbench.records import gpu_state
 from ditbench.records.files import read_json, replacing, write_json
 from ditbench.records.record import MEASURED
 from ditbench.records.run_folder import RunFolder
-from ditbench.runner.failures import advice, failure, out_of_memory
+from ditbench.runner.failures import advice, failure
+from ditbench.runner.loaded import Loaded, shortened
 from ditbench.runner.plan import Cell, missing_device, rebuild
 from ditbench.runner.spec import Spec
-
-if TYPE_CHECKING:
-    from ditbench.method.attached import Attached
 
 WARMING_PART = 5
 """Where the process has made a whole call already, one step in so many warms up, two at least."""
@@ -50,91 +47,18 @@ class Job:
     """Whether only its time is wanted, beside other cells of the command."""
 
 
-class Loaded:
-    """The pipeline of a process, loaded when it is first wanted."""
-
-    def __init__(self) -> None:
-        self.pipe: Any = None
-        self.seconds = 0.0
-        self.gpu: Watched | None = None
-        self.attached: Attached | None = None
-        self.ledger: dict[str, Any] = {}
-        """What was held where memory ran out."""
-        self.warm = False
-        """Whether a whole call was made with it before."""
-
-    def load(self, cell: Cell) -> Any:
-        """The pipeline of the cell's model, which is that of all cells of the process."""
-        from ditbench.models.loading import load
-
-        _release(cell.spec.device)
-        if self.pipe is None and cell.spec.device.startswith("cuda"):
-            self.gpu = Watched(cell.spec.device, cell.spec.dtype)
-        if self.pipe is None:
-            began, spec = time.monotonic(), cell.spec
-            self.pipe = load(
-                cell.model, weights=spec.weights, device=spec.device, dtype=spec.dtype,
-                offload=spec.offload, vae=spec.vae,
-            )  # fmt: skip
-            self.seconds = time.monotonic() - began
-        return self.pipe
-
-    @contextmanager
-    def watching(self, cell: Cell) -> Iterator[None]:
-        """Note what is held where memory runs out, in attaching a stack or with it attached."""
-        from ditbench.profiling.memory import ledger
-
-        try:
-            yield
-        except BaseException as error:
-            if out_of_memory(error):
-                self.ledger = ledger(self.pipe, self.attached, cell.spec.device)
-            raise
-        finally:
-            self.attached = None
-
-
-class Watched:
-    """A GPU before, while and after a process uses it."""
-
-    def __init__(self, device: str, dtype: str) -> None:
-        import torch
-
-        from ditbench.profiling.probe import probe
-
-        index = torch.device(device).index or 0
-        uuid = str(getattr(torch.cuda.get_device_properties(index), "uuid", ""))
-        self.uuid = f"GPU-{uuid}" if uuid and not uuid.startswith("GPU-") else uuid
-        self.settings, self.before = gpu_state.read(self.uuid)
-        self.dtype, self.probe = dtype, probe(device, dtype)
-
-    def now(self) -> dict[str, Any]:
-        """Its probe and state at the start, and its state by now."""
-        after = gpu_state.read(self.uuid)[1]
-        return {"dtype": self.dtype, "probe": self.probe, "before": self.before, "after": after}
-
-
-def _release(device: str) -> None:
-    """Give back what earlier cells of the process left, so that no peak holds it."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-
-
 def run_units(
     spec: Spec, jobs: Sequence[Job], session: str, folder: RunFolder, sender: Any
 ) -> None:
     """Measure jobs of one model one after another with one pipeline, sending after each whether the
-    next follows: it does not after an error, for nobody knows what that left attached."""
+    next follows: it does not after an error, for nobody knows what that left attached, nor after a
+    stack that is known to have left something."""
     loaded = Loaded()
     for i, job in enumerate(jobs):
         status = run_round(spec, job, folder, session, loaded)
-        sender.send(status in (*MEASURED, "refused") and i + 1 < len(jobs))
-        if status not in (*MEASURED, "refused"):
+        fit = status in (*MEASURED, "refused") and not loaded.spoiled
+        sender.send(fit and i + 1 < len(jobs))
+        if not fit:
             return
 
 
@@ -161,6 +85,8 @@ def run_round(
             )
         requests = read_requests(folder.requests(job.model))
         result = _measure(cell, job, session, folder.samples(job.key), requests, loaded)
+        if left := loaded.left_by(cell):
+            result["left_behind"] = shortened(left)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -196,8 +122,6 @@ def _measure(
 
     if reason := missing_device(cell.spec.device):
         return {"status": "refused", "reason": reason}
-    if cell.spec.threads:
-        torch.set_num_threads(cell.spec.threads)
     with quiet(), torch.inference_mode():
         pipe = loaded.load(cell)
         if refusal := cell.stack.refusal(pipe):
@@ -234,7 +158,10 @@ def _measure(
             if loaded.warm and not whole:
                 sampler.warm_up(parts[0], max(2, sampling.steps // WARMING_PART))
             else:
-                memory = measure_memory(warm_up, pipe, attached, cell.spec.device)
+                memory = measure_memory(
+                    warm_up, pipe, attached, cell.spec.device,
+                    shared=cell.spec.process_of_device == "round",
+                )  # fmt: skip
             loaded.warm, timing = True, []
             for i in coming:
                 made[i], took = sampler(parts[i])

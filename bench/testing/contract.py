@@ -20,6 +20,13 @@ from ditbench.method.attached import Attached
 from ditbench.method.knobs import build
 from ditbench.method.needs import resolve
 from ditbench.method.stack import Stack
+from ditbench.method.traces import (
+    changed_weights,
+    difference,
+    settings_of_process,
+    trace_of,
+    weights_of,
+)
 from ditbench.models.family import family_named
 from ditbench.models.requests import call_arguments, make_requests
 from ditbench.models.sampling import Sampling, sampling_of
@@ -30,7 +37,6 @@ from ditbench.quiet import quiet
 from ditbench.testing.dials import turns
 from ditbench.testing.kept import left_alive
 from ditbench.testing.subjects import KINDS, Subject, tiny
-from ditbench.testing.traces import changed_weights, difference, trace_of, weights_of
 
 if TYPE_CHECKING:
     from ditbench.models.table import Model
@@ -83,10 +89,10 @@ def check_method(
             return list(checks)
     # before the trace: a first run leaves diffusers' own traces
     plain = subject.generate(subject.sampling, [0])
-    trace, weights = trace_of(pipeline), weights_of(pipeline)
+    trace, weights = trace_of(pipeline) | settings_of_process(), weights_of(pipeline)
     with checks.naming("it runs"):
         _try_runs(checks, stack, subject, artifacts, plain)
-    left = difference(trace, trace_of(pipeline))
+    left = difference(trace, trace_of(pipeline) | settings_of_process())
     changed = changed_weights(weights, weights_of(pipeline))
     name = "detached, the samples are bit-identical"
     with checks.naming(name):

@@ -16,11 +16,11 @@ from ditbench.analysis.rows import Row
 from ditbench.analysis.set_statistics import Sets
 from ditbench.extractors.references import ReferenceSets
 from ditbench.metrics.table import Metric, metrics
-from ditbench.records.record import SHOWN
+from ditbench.records.environment import differing
+from ditbench.records.record import SHOWN, environments_of
 from ditbench.records.scores import Scores, read_scores
 from ditbench.records.settings import CHOICES, DEFAULTS, LABELS
 from ditbench.reports.sections.format import DASH, fixed, number, spoken
-from ditbench.reports.sections.rows import differing
 from ditbench.reports.sections.section import Section
 from ditbench.statistics import estimates as statistics
 from ditbench.statistics import times
@@ -98,7 +98,7 @@ def _cells(
         )
     else:
         lines += _qualities(one, other, scores, gates, b.folder)
-    unlike = differing(one["environment"], other["environment"])
+    unlike = differing(*(e for record in (one, other) for e in environments_of(record)))
     unlike += _unlike(one, other, TIMED_ALIKE)
     if unlike:
         lines.append(
@@ -107,7 +107,7 @@ def _cells(
     else:
         lines += [
             *_speed(old, new, gates),
-            *_growth("peak_bytes", old["memory"], new["memory"], gates.memory),
+            *_peak(old["memory"], new["memory"], gates.memory),
         ]
     return [*lines, *_growth("flops", old["flops"], new["flops"], gates.flops)]
 
@@ -204,6 +204,13 @@ def _speed(old: Row, new: Row, gates: Gates) -> list[dict[str, Any]]:
             _verdict(shifted, 1, gates.slowdown),
         )
     ]
+
+
+def _peak(old: Mapping[str, Any], new: Mapping[str, Any], gate: float) -> list[dict[str, Any]]:
+    """The growth of peak memory, or why it is not compared."""
+    if reason := new.get("peak_missing") or old.get("peak_missing"):
+        return [_line("peak_bytes", "", "", "", f"not compared: {reason}")]
+    return _growth("peak_bytes", old, new, gate)
 
 
 def _growth(

@@ -102,7 +102,7 @@ def _section(
             f"stopped:</p><pre>{escape(section.command)}</pre>"
         )
     for document, rows in _environments(section).items():
-        environment = section.records[rows[0]["key"]]["environment"]
+        environment = json.loads(document)
         words = [
             ", ".join(dict.fromkeys(row["model"] for row in rows)),
             count(len(rows), "cell"),
@@ -132,7 +132,7 @@ def _environments(section: Section) -> dict[str, list[ReportRow]]:
     """Each distinct environment once, with the rows measured in it."""
     rows_of: dict[str, list[ReportRow]] = {}
     for row in section.rows:
-        if environment := section.records[row["key"]]["environment"]:
+        for environment in filter(None, section.environments(row)):
             rows_of.setdefault(json.dumps(environment, indent=1, sort_keys=True), []).append(row)
     return rows_of
 

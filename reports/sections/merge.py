@@ -16,13 +16,14 @@ from ditbench.analysis import verdict
 from ditbench.analysis.interaction import judged
 from ditbench.analysis.summary import DRIFT_BOUND
 from ditbench.method.dependencies import changed
+from ditbench.records.environment import MACHINE
 from ditbench.records.files import read_json
-from ditbench.records.record import MEASURED, SHOWN
+from ditbench.records.record import MEASURED, SHOWN, environments_of
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.settings import CHOICES, DEFAULTS, LABELS
 from ditbench.reports.sections.format import number, share
-from ditbench.reports.sections.reproduce import elsewhere
-from ditbench.reports.sections.rows import MACHINE, ReportRow, ranked
+from ditbench.reports.sections.reproduce import between
+from ditbench.reports.sections.rows import ReportRow, ranked
 from ditbench.reports.sections.section import Section
 
 ALIKE = (
@@ -88,10 +89,11 @@ def _environments(one: Section, other: Section) -> list[str]:
     known: list[Mapping[str, Any]] = []
     for section in (one, other):
         for record in section.records.values():
-            environment = {name: record["environment"].get(name) for name in MACHINE}
-            if record["status"] in MEASURED and environment not in known:
-                known.append(environment)
-    rows = [row for later in known[1:] for row in elsewhere({"environment": known[0]}, {}, later)]
+            for whole in environments_of(record) if record["status"] in MEASURED else ():
+                environment = {name: whole.get(name) for name in MACHINE}
+                if environment not in known:
+                    known.append(environment)
+    rows = [row for later in known[1:] for row in between(known[0], later)]
     return list(dict.fromkeys(f"{row['field']} ({row['record']}, {row['here']})" for row in rows))
 
 

@@ -10,9 +10,9 @@ from ditbench.method.stack import Stack
 from ditbench.metrics.margins import MARGINS
 from ditbench.models.family import families
 from ditbench.models.sampling import PER_VIDEO
-from ditbench.records.record import MEASURED, Record
+from ditbench.records.environment import differing
+from ditbench.records.record import MEASURED, Record, environments_of
 from ditbench.records.settings import DEFAULTS, OPTIONS
-from ditbench.reports.sections.rows import differing
 from ditbench.reports.sections.section import Section
 from ditbench.suggest import suggest
 
@@ -123,11 +123,18 @@ def elsewhere(
     record: Mapping[str, Any], spec: Mapping[str, Any], here: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """What is not as it was: a row for each field of the environment that times or samples depend
-    on, and for the margins of verdicts, which a command cannot tell."""
-    there = record["environment"]
+    on, and for the margins of verdicts, which a command cannot tell. Of several environments that a
+    record was timed in, the one that is most like this."""
     rows: list[dict[str, Any]] = []
     if (margins := spec.get("margins")) is not None and dict(margins) != dict(MARGINS):
         rows.append({"field": "margins", "record": dict(margins), "here": dict(MARGINS)})
+    there = min(environments_of(record), key=lambda e: len(differing(e, here)))
+    return rows + between(there, here)
+
+
+def between(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each field, and each part of one, in which two environments differ."""
+    rows = []
     for name in differing(there, here):
         one, other = there.get(name), here.get(name)
         if isinstance(one, Mapping) and isinstance(other, Mapping):

@@ -9,26 +9,13 @@ from typing import Any
 from ditbench.analysis.rows import QualityEntry, Row, unscored
 from ditbench.analysis.summary import own_timing
 from ditbench.analysis.verdict import replaced
-from ditbench.records.record import SHOWN, Record
+from ditbench.records.environment import differing
+from ditbench.records.record import SHOWN, Record, differing_beside, environments_of
 from ditbench.reports.sections.format import share
 from ditbench.reports.sections.frontier import probabilities
 
 TIMES = ("speedup_call", "speedup_denoise", "speedup_predicted", "realised", "realised_call")
 """Keys of a row that rest on measured times."""
-MACHINE = (
-    "device",
-    "processor",
-    "cores",
-    "threads",
-    "process",
-    "gpu",
-    "capability",
-    "cuda",
-    "tf32",
-    "packages",
-    "variables",
-)
-"""Fields of a record's environment that two times must share before one is divided by the other."""
 
 
 class ReportRow(Row):
@@ -83,14 +70,12 @@ def _presentable(row: Row, records: Mapping[str, Record], run: str) -> ReportRow
     """The row without the numbers that would mislead."""
     if row["status"] != SHOWN:
         because = f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]
-        return {**_without_numbers(row), "run": run, "notes": [because]}
+        return {**_without_numbers(row), "run": run, "notes": [because, *row["warnings"]]}
     notes = []
     baseline = records.get(row["baseline_key"] or "")
-    other = (
-        differing(records[row["key"]]["environment"], baseline["environment"]) if baseline else []
-    )
-    if other:
-        row = {**_without_times(row), "timing": own_timing(records[row["key"]])}
+    record = records[row["key"]]
+    if baseline and (other := differing_beside(record, baseline)):
+        row = {**_without_times(row), "timing": own_timing(record)}
         notes.append(
             "no measured speed-up: its times and the baseline's come from environments that "
             f"differ in {', '.join(other)}"
@@ -104,7 +89,15 @@ def _presentable(row: Row, records: Mapping[str, Record], run: str) -> ReportRow
         notes.append(
             "nothing to compare with: the baseline `none` has no usable record in this run"
         )
+    if several := differing(*environments_of(record, baseline)):
+        row = {**row, "suspect": row["suspect"] or not row["baseline"]}
+        notes.append(
+            f"{'' if row['baseline'] else 'suspect: '}timed in environments that differ in "
+            f"{', '.join(several)}, and its numbers are means over them"
+        )
     notes += [f"{text}; {REMEDY}" if text.startswith(SUSPECT) else text for text in row["warnings"]]
+    if reason := row["memory"].get("peak_missing"):
+        notes.append(f"no peak memory: {reason}")
     notes += _doubts_of_rounds(row)
     return {**row, "run": run, "notes": notes}
 
@@ -217,8 +210,3 @@ def status(row: Row) -> str:
 def labelled(row: Row) -> str:
     """The stack, and after it what its row is for, where it is not to be judged as a method."""
     return f"{row['stack']} ({row['label']})" if row["label"] else str(row["stack"])
-
-
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of the environment fields that must agree and do not."""
-    return [name for name in MACHINE if one.get(name) != other.get(name)]

@@ -16,7 +16,7 @@ from ditbench.analysis.summary import Scores, read_scores, summarise
 from ditbench.extractors.references import ReferenceSets
 from ditbench.records.files import read_json
 from ditbench.records.published_files import members, replaced
-from ditbench.records.record import MEASURED, SHOWN, Record, Run, read_run
+from ditbench.records.record import MEASURED, SHOWN, Record, Run, environments_of, read_run
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.settings import changed_settings
 from ditbench.reports.sections.format import count
@@ -101,9 +101,14 @@ class Section:
             row["dtype"],
             f"{Path(row['weights']).name} weights",
             *changed_settings(self.records[row["key"]]["run"]),
-            hardware(self.records[row["key"]]["environment"]),
+            " and ".join(dict.fromkeys(map(hardware, self.environments(row)))),
         ]
         return ", ".join(str(part) for part in parts if part)
+
+    def environments(self, row: ReportRow) -> list[dict[str, Any]]:
+        """The environments that a row's times are from, each once."""
+        baseline = self.records.get(row["baseline_key"] or "")
+        return environments_of(self.records[row["key"]], baseline)
 
     def requests(self, model: str) -> list[dict[str, Any]]:
         """What the model was asked for, in sample order; empty when the file is missing or

@@ -199,18 +199,26 @@ def spread(name: str, estimate: Mapping[str, Any] | None, counted: bool = False)
     return line | ({f"{name}_n": numbers.get("n")} if counted else {})
 
 
-def circumstances(row: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What the numbers of a row depend on, as columns of a CSV."""
+def circumstances(
+    row: Mapping[str, Any], environments: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the numbers of a row depend on, as columns of a CSV; of several environments all values,
+    with a slash between them."""
     line = {name: row[name] for name in ROW_SETTINGS if name != "device"}
     line |= {
         name: row["sampling"].get(name)
         for name in ("steps", "calls", "guidance", "height", "width", "frames")
     }
-    machine = {name: environment.get(name) for name in ("processor", "cores", "threads")}
-    device = environment.get("device") or row["device"]
+    machine = {name: _joined(environments, name) for name in ("processor", "cores", "threads")}
+    device = _joined(environments, "device") or row["device"]
     return (
         line
         | {"device": device}
         | machine
         | {"key": row["key"], "baseline_key": row["baseline_key"]}
     )
+
+
+def _joined(environments: Sequence[Mapping[str, Any]], name: str) -> Any:
+    values = list(dict.fromkeys(environment.get(name) for environment in environments))
+    return values[0] if len(values) == 1 else " / ".join(map(str, values))

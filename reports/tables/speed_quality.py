@@ -131,8 +131,7 @@ def speed(section: Section) -> pd.DataFrame:
     """One line a cell: times, the four speed-ups under their own names, FLOPs, memory ledger, and
     what they depend on."""
     return frame(
-        columns.csv_line(columns.COLUMNS, row)
-        | circumstances(row, section.records[row["key"]]["environment"])
+        columns.csv_line(columns.COLUMNS, row) | circumstances(row, section.environments(row))
         for row in section.rows
     )
 
@@ -148,7 +147,7 @@ def quality(section: Section) -> pd.DataFrame:
             )
     lines = []
     for row in section.rows:
-        after = circumstances(row, section.records[row["key"]]["environment"])
+        after = circumstances(row, section.environments(row))
         before = {
             "run": row["run"],
             "model": row["model"],

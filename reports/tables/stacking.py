@@ -116,7 +116,7 @@ def stacking_frame(section: Section) -> pd.DataFrame:
         line |= {
             name: "; ".join(interaction.get(name, [])) for name in ("controls", "controls_left_out")
         }
-        line |= circumstances(row, section.records[row["key"]]["environment"]) | {
+        line |= circumstances(row, section.environments(row)) | {
             "keys": _keys(section, interaction)
         }
         lines.append(line)

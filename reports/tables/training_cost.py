@@ -70,7 +70,7 @@ def training_frame(section: Section) -> pd.DataFrame:
                 line |= spread(f"{metric}_delta", entry["delta"], counted=True) | {
                     f"{metric}_verdict": entry["verdict"]
                 }
-        lines.append(line | circumstances(row, section.records[row["key"]]["environment"]))
+        lines.append(line | circumstances(row, section.environments(row)))
     return frame(lines)
 
 

@@ -1,0 +1,102 @@
+"""One command at a time writes to a run folder. No torch."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from ditbench.records.run_folder import RunFolder
+
+UNABLE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of file systems without locks."""
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Keep other commands from writing to a run folder, which is made if it is not there.
+
+    ValueError, in one sentence with its process and host, where another command does so. The lock
+    is the system's (`flock`), which a process that ends gives back however it ends; where the file
+    system has none, what the file says is believed, unless its process is of this host and gone.
+    Systems without `flock` (Windows) are not kept apart.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = RunFolder(folder).lock
+    file = _locked(path)
+    try:
+        file.seek(0)
+        file.truncate()
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        json.dump({"pid": os.getpid(), "host": platform.node(), "since": since}, file)
+        file.flush()
+        yield
+    finally:
+        path.unlink(
+            missing_ok=True
+        )  # before others can lock it: they look whether it is still there
+        file.close()
+
+
+def _locked(path: Path) -> TextIO:
+    """The file, open and locked, and still the one at `path`."""
+    while True:
+        file = path.open("a+")
+        try:
+            _lock(file, path)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _lock(file: TextIO, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        user = _user(path)
+        if error.errno in UNABLE and not _there(user):
+            return
+        if error.errno not in (*UNABLE, errno.EAGAIN, errno.EACCES):
+            raise
+        raise ValueError(
+            f"out: another command writes to {path.parent} (process {user.get('pid', 'unknown')} on "
+            f"{user.get('host', 'an unknown host')}, since {user.get('since', 'an unknown time')}); "
+            "wait until it has ended, or choose another folder with --out"
+        ) from None
+
+
+def _user(path: Path) -> dict[str, Any]:
+    """What the file says of the command that holds it."""
+    try:
+        user = json.loads(path.read_text())
+    except (OSError, ValueError):  # it has only just locked it
+        return {}
+    return user if isinstance(user, dict) else {}
+
+
+def _there(user: dict[str, Any]) -> bool:
+    """Whether a process may still be running: it is of another host, or is seen to be."""
+    if not isinstance(pid := user.get("pid"), int):
+        return False
+    if user.get("host") != platform.node():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
