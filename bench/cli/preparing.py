@@ -138,7 +138,7 @@ def check(args: argparse.Namespace) -> int:
     from ditbench.method.stack import Stack
     from ditbench.models.table import select
     from ditbench.reports.terminal.table import show_rows
-    from ditbench.testing.contract import check_models
+    from ditbench.testing.trained import check_models
 
     load_plugins(args.plugin)
     stack, models = Stack.parse(args.method), select(args.models)

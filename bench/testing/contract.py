@@ -1,7 +1,7 @@
 """The contract every method keeps, clause by clause; for our methods and for strangers'.
 
 `check_method("fora(interval=2)", tiny("flux"))` tries one on an untrained pipeline of `KINDS`;
-`check_models` on trained ones.
+`ditbench.testing.trained.check_models` on trained ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ditbench.method.attached import Attached
 from ditbench.method.knobs import build
-from ditbench.method.needs import resolve
 from ditbench.method.stack import Stack
 from ditbench.method.traces import (
     changed_weights,
@@ -27,21 +26,17 @@ from ditbench.method.traces import (
     trace_of,
     weights_of,
 )
-from ditbench.models.family import family_named
-from ditbench.models.requests import call_arguments, make_requests
-from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.sublayers import sublayers
 from ditbench.profiling import counting
 from ditbench.profiling.flops import alike_every_call
-from ditbench.quiet import quiet
 from ditbench.testing.dials import turns
 from ditbench.testing.kept import left_alive
 from ditbench.testing.subjects import KINDS, Subject, tiny
 
 if TYPE_CHECKING:
-    from ditbench.models.table import Model
+    pass
 
-__all__ = ["KINDS", "Check", "Subject", "check_method", "check_models", "tiny"]
+__all__ = ["KINDS", "Check", "Subject", "check_method", "tiny"]
 
 TOLERANCE = 1e-3
 """Largest relative difference (of norms) between a sample in a batch of two and alone: other
@@ -120,10 +115,10 @@ class _Checks(list[Check]):
         try:
             yield
         except Exception as error:
-            self.append(Check(clause, False, _error_text(error)))
+            self.append(Check(clause, False, error_text(error)))
 
 
-def _error_text(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error in a line, and the line of code outside libraries it came from."""
     text = next(iter(str(error).strip().splitlines()), "")
     said = (
@@ -215,64 +210,6 @@ def _counted(stack: Stack, pipeline: Any, generate: Callable[[], object]) -> tup
         for alike in (True, False)
     )
     return short == whole, f"{short.flops:.4g} and {whole.flops:.4g} FLOPs"
-
-
-def check_models(
-    stack: Stack, models: Sequence[Model], plugins: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-    """The contract on the bundled models, as rows of a table; `result` is `passed`, `failed` or
-    `refused`. `plugins`: files that were loaded for the stack, for the commands in notes.
-
-    A model whose weights are absent or damaged is a refused row with that reason, and the others
-    are still tried; so they are where something breaks down outside the method.
-    """
-    rows: list[dict[str, Any]] = []
-
-    def tell(model: Model, clause: str, result: str, note: str) -> None:
-        rows.append({"model": model.name, "clause": clause, "result": result, "note": note})
-
-    for model in models:
-        try:
-            subject = _bundled(model)
-            prepared = {
-                name: a.folder for name, a in resolve(model, stack, "bundled", plugins).items()
-            }
-        except ValueError as error:
-            tell(model, "its files are there", "refused", str(error))
-            continue
-        except Exception as error:
-            tell(model, "its files are there", "failed", _error_text(error))
-            continue
-        try:
-            with quiet():
-                checks = check_method(str(stack), subject, prepared)
-        except Exception as error:
-            tell(model, "the model itself runs", "failed", _error_text(error))
-            continue
-        for check in checks:
-            result = (
-                "failed" if not check.passed else "refused" if check.name == "refused" else "passed"
-            )
-            tell(
-                model,
-                "runs on this model" if result == "refused" else check.name,
-                result,
-                check.note,
-            )
-    return rows
-
-
-def _bundled(model: Model) -> Subject:
-    from ditbench.models.loading import load
-
-    requests = make_requests(model, 2, seed=0)
-
-    def arguments(sampling: Sampling, which: Sequence[int]) -> dict[str, Any]:
-        call: dict[str, Any] = call_arguments(model, sampling, [requests[i] for i in which])
-        return call | {"output_type": family_named(model.family).raw_output}
-
-    pipeline = load(model, weights="bundled", device="cpu", dtype="float32")
-    return Subject(pipeline=pipeline, sampling=sampling_of(model), arguments=arguments)
 
 
 def _round_trip(stack: Stack) -> Check:
