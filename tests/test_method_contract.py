@@ -464,7 +464,7 @@ def test_what_breaks_down_is_a_row_with_model_and_clause_and_never_a_traceback(
     def broken(*_: Any) -> Any:
         raise TypeError("a pipeline of another sort")
 
-    monkeypatch.setattr("ditbench.testing.contract.check_method", broken)
+    monkeypatch.setattr("ditbench.testing.trained.check_method", broken)
     (row,) = check_models(Stack.parse("fora"), models.select("dit-tiny"))
     assert (row["clause"], row["result"]) == (
         "the model itself runs",
