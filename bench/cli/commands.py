@@ -60,7 +60,7 @@ def _spec(args: argparse.Namespace) -> Any:
     from ditbench.method.stack import split_stacks
     from ditbench.runner.spec import Spec, from_table, read_toml
 
-    of_own_kind = ("models", "methods", "plugins", "references", "margins")
+    of_own_kind = ("models", "methods", "plugins", "references", "margins", "batches")
     names = [f.name for f in fields(Spec) if f.name not in of_own_kind]
     table = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.models is not None:
@@ -73,9 +73,10 @@ def _spec(args: argparse.Namespace) -> Any:
     return from_table(table, read_toml(args.spec or "default"))
 
 
-def _cells(spec: Any) -> list[Any]:
-    """The plan of a run that can be begun: what it names is there and can be used. ValueError
-    otherwise."""
+def _forecast(spec: Any, args: argparse.Namespace) -> Any:
+    """The plan of a run that can be begun, with what it needs of a GPU: what it names is there and
+    can be used. ValueError otherwise."""
+    from ditbench.cli.forecasting import forecast, gpu_for, requested_batch
     from ditbench.extractors.references import examine
     from ditbench.runner.plan import plan
     from ditbench.runner.spec import check_writable
@@ -83,19 +84,17 @@ def _cells(spec: Any) -> list[Any]:
     cells = plan(spec)
     examine(spec.references, {cell.model.name for cell in cells})
     check_writable(spec.folder)
-    return cells
+    return forecast(cells, gpu_for(args.gpu, spec.device), requested_batch(args))
 
 
 def _plan(args: argparse.Namespace) -> int:
     from ditbench.runner.plan import describe
 
-    cells = _cells(_spec(args))
-    _show(
-        describe(cells),
-        args.json,
-        f"{len(cells)} cells, to be written to {cells[0].spec.folder}",
-        hide=["key"],
-    )
+    planned = _forecast(_spec(args), args)
+    cells = planned.cells
+    head = f"{len(cells)} cells, to be written to {cells[0].spec.folder}"
+    caption = "\n".join(filter(None, [head, planned.caption, *planned.batches]))
+    _show(describe(cells, planned.needs), args.json, caption, hide=["key"])
     refused = [cell for cell in cells if cell.refusal]
     baseline_refused = any(not cell.stack.methods for cell in refused)
     return SOME_FAILED if baseline_refused or len(refused) == len(cells) else OK
@@ -104,7 +103,7 @@ def _plan(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _plan(args)
-    cells = _cells(_spec(args))
+    cells = _forecast(_spec(args), args).begin(_complain)
     folder = _carry_out(cells)
     code = _tell_report([folder], None, args.json, {cell.key for cell in cells})
     return _stopped(cells, folder) or code
@@ -161,9 +160,8 @@ def _stack(args: argparse.Namespace) -> int:
     load_plugins(spec.plugins)
     parts = [Stack.parse(text) for text in args.parts]
     shorter = set(shorter_students(parts))
-    cells = _cells(
-        replace(spec, methods=tuple(dict.fromkeys([*factorial(parts), *sorted(shorter)])))
-    )
+    methods = tuple(dict.fromkeys([*factorial(parts), *sorted(shorter)]))
+    cells = _forecast(replace(spec, methods=methods), args).begin(_complain)
     ready = [cell for cell in cells if not (cell.refusal and str(cell.stack) in shorter)]
     folder = _carry_out(ready)
     code = _tell_report([folder], None, False, None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,12 +52,17 @@ class Cell:
         identity = {
             "model": self.model.name,
             "stack": str(self.stack),
-            **self.spec.of_key(),
+            **self.own.of_key(),
             "depends": self.depends,
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         slug = re.sub(r"[^a-z0-9]+", "-", str(self.stack).lower()).strip("-")[:60]
         return f"{self.model.name}--{slug}-{digest}"
+
+    @property
+    def own(self) -> Spec:
+        """The spec with the batch size that was chosen for the model, where none was requested."""
+        return self.spec.of_model(self.model.name)
 
     @property
     def sampling(self) -> Sampling:
@@ -71,7 +77,7 @@ class Cell:
     @property
     def batch_size(self) -> int:
         """Samples a pipeline call."""
-        return min(self.num_samples, count_for(self.model, self.spec.batch_size))
+        return min(self.num_samples, count_for(self.model, self.own.batch_size))
 
     @property
     def encodes_once(self) -> bool:
@@ -207,8 +213,12 @@ def missing_device(device: str) -> str:
     )
 
 
-def describe(cells: list[Cell]) -> list[dict[str, Any]]:
-    """The plan as rows for a table."""
+def describe(
+    cells: list[Cell], needs: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """The plan as rows for a table; `needs` adds columns by the key of a cell, and to `reason` their
+    `note`."""
+    needs = needs or {}
     return [
         {
             "model": cell.model.name,
@@ -218,7 +228,10 @@ def describe(cells: list[Cell]) -> list[dict[str, Any]]:
             "steps": None if cell.refusal else cell.sampling.steps,
             "rounds": cell.spec.rounds,
             "status": "refused" if cell.refusal else "planned",
-            "reason": cell.refusal or cell.note,
+            **{name: value for name, value in needs.get(cell.key, {}).items() if name != "note"},
+            "reason": "; ".join(
+                filter(None, [cell.refusal or cell.note, needs.get(cell.key, {}).get("note", "")])
+            ),
             "key": cell.key,
         }
         for cell in cells
