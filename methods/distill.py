@@ -166,4 +166,5 @@ class Distill:
 
 
 def _nowhere(pipeline: Any) -> bool:
-    return bool(pipeline.transformer.device.type == "meta")
+    """Whether there are no values at all: torch's meta device, and the simulated one."""
+    return pipeline.transformer.device.type in ("meta", "gpu")

@@ -16,10 +16,12 @@ from ditbench.models.table import select
 from ditbench.profiling.gpus import TABLE, Gpu, gpu_named
 from ditbench.quiet import quiet
 from ditbench.simulation import estimate as estimating
-from ditbench.simulation.device import NAME, GoesByValues, Kernel, simulated
+from ditbench.simulation.costs import Kernel
+from ditbench.simulation.device import NAME, GoesByValues, simulated
 from ditbench.simulation.rehearsal import Stand
 from ditbench.simulation.replay import Replay
 from ditbench.simulation.roofline import seconds
+from ditbench.simulation.simulate import costs_of
 
 GPU = Gpu(
     title="a GPU", memory=1e9, bandwidth=1e12, flops={"bfloat16": 1e15}, launch=1e-6, source="none"
@@ -234,13 +236,11 @@ def test_what_was_prepared_for_a_tiny_model_makes_no_host_wait_either(model, tex
 
 
 def test_memory_grows_by_as_much_for_each_sample():
-    """What `largest_batch` takes for granted, at full size; and how far the second generation has
-    to go for it."""
+    """What `Costs` takes for granted, at full size."""
     stack = Stack.parse("fora(interval=2)")
     with simulated() as device, quiet():
         stand = Stand(device, replace(select("dit-xl-2-256")[0], steps=3), "bfloat16")
-        one, two, five = (rehearse(stand, stack, num) for num in (1, 2, 5))
-        cut = rehearse(stand, stack, 2, until=one.peak_call, latents=two.latents)
+        one, two, three, five = (rehearse(stand, stack, num) for num in (1, 2, 3, 5))
     transformer = stand.pipe.transformer
     weights = sum(t.nbytes for t in (*transformer.parameters(), *transformer.buffers()))
     kept = 2 * 28 * 2 * 256 * 1152 * 2  # two sub-layers in 28 blocks, two passes, 256 tokens, bf16
@@ -250,10 +250,11 @@ def test_memory_grows_by_as_much_for_each_sample():
     for name in ("denoise", "decode"):
         peaks = [r.stages[name].peak for r in (one, two, five)]
         assert peaks[2] - peaks[1] == pytest.approx(3 * (peaks[1] - peaks[0]), rel=0.01)
-        assert cut.stages[name].peak == pytest.approx(peaks[1], rel=1e-3)
-    gpu = replace(GPU, memory=five.peak + 1e6)
-    assert estimating.largest_batch(one, two, gpu, 1) == 5
-    assert estimating.largest_batch(one, two, replace(GPU, memory=1e6), 1) == 0
+    costs = costs_of(one, two, three, sampling_of(stand.model))
+    place = {"once": False, "offload": "none"}
+    assert costs.largest_batch(five.peak + 1e6, **place) == 5
+    assert costs.largest_batch(one.peak + 1e3, **place) == 1
+    assert costs.largest_batch(1e6, **place) == 0
 
 
 def test_the_least_time_is_that_of_the_rate_the_memory_or_a_launch():
@@ -263,12 +264,6 @@ def test_the_least_time_is_that_of_the_rate_the_memory_or_a_launch():
     assert seconds({product: 2, copy: 1, small: 3}, GPU) == pytest.approx(0.02 + 0.01 + 3e-6)
     with pytest.raises(ValueError, match="a GPU has no rate for products in float8"):
         seconds({Kernel("mm", "float8_e4m3fn", 1, 1): 1}, GPU)
-
-
-def test_a_cell_calls_the_pipeline_as_often_as_the_worker_does():
-    """64 samples in batches of 16, three rounds: a warm-up, three, and twice a warm-up and one."""
-    assert estimating.calls_of_run(64, 3, 16) == 8
-    assert estimating.calls_of_run(16, 1, 16) == 2  # the one batch is timed too
 
 
 def test_every_gpu_says_where_its_figures_are_from():
@@ -320,9 +315,13 @@ def test_estimate_has_a_row_for_every_stack_and_a_reason_where_it_has_no_numbers
     sd3 = row.family == "sd3"  # which has no tiny model that a schedule could be transferred from
     stacks = [text if text != "diffsparse" or sd3 else TRANSFERRED for text in texts]
     assert [r["stack"] for r in rows] == stacks
-    assert [r["status"] for r in rows] == ["ok", "ok", "refused", "refused" if sd3 else "ok", "ok"]
+    states = ["ok", "ok", "at most", "refused" if sd3 else "ok", "ok"]
+    assert [r["status"] for r in rows] == states
     none, fora, teacache, diffsparse, _ = rows
     assert "read from the device at ditbench.methods.teacache:" in teacache["note"]
+    # the kernels of skipping nothing, and the memory that it keeps
+    assert (teacache["call_s"], teacache["kept_gb"] > 0) == (none["call_s"], True)
+    assert sum(teacache["syncs_by_line"].values()) >= 3
     assert ("has to be prepared" in diffsparse["note"]) == sd3
     assert none["weights_gb"] == fora["weights_gb"] > 0 == none["kept_gb"] < fora["kept_gb"]
     assert fora["kernels"] < none["kernels"] and fora["step_ms"] < none["step_ms"]

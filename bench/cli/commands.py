@@ -61,7 +61,9 @@ def _spec(args: argparse.Namespace) -> Any:
     from ditbench.method.stack import split_stacks
     from ditbench.runner.spec import Spec, from_table, read_toml
 
-    of_own_kind = ("models", "methods", "plugins", "references", "own_models", "lora", "margins")
+    of_own_kind = (
+        "models", "methods", "plugins", "references", "own_models", "lora", "margins", "batches",
+    )  # fmt: skip
     names = [f.name for f in fields(Spec) if f.name not in of_own_kind]
     table = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.models is not None:
@@ -78,9 +80,10 @@ def _spec(args: argparse.Namespace) -> Any:
     return from_table(table, read_toml(args.spec or "default"))
 
 
-def _cells(spec: Any) -> list[Any]:
-    """The plan of a run that can be begun: what it names is there and can be used. ValueError
-    otherwise."""
+def _forecast(spec: Any, args: argparse.Namespace) -> Any:
+    """The plan of a run that can be begun, with what it needs of a GPU: what it names is there and
+    can be used. ValueError otherwise."""
+    from ditbench.cli.forecasting import forecast, gpu_for, requested_batch
     from ditbench.extractors.references import examine
     from ditbench.runner.plan import plan
     from ditbench.runner.spec import check_writable
@@ -95,18 +98,19 @@ def _cells(spec: Any) -> list[Any]:
                 "full-size models are published for bfloat16: float32 takes twice the memory (--dtype)"
             ]
         )
-    return cells
+    return forecast(cells, gpu_for(args.gpu, spec.device), requested_batch(args))
 
 
 def _plan(args: argparse.Namespace) -> int:
-    return tell_plan(_cells(_spec(args)), args.json)
+    return tell_plan(_forecast(_spec(args), args), args.json)
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _plan(args)
-    cells = _cells(_spec(args))
-    check_runnable(cells)
+    planned = _forecast(_spec(args), args)
+    check_runnable(planned.cells)
+    cells = planned.begin(_complain)
     _complain(unjudged(cells))
     folder = _carry_out(cells)
     code = _tell_report([folder], None, args.json, {cell.key for cell in cells})
@@ -164,17 +168,20 @@ def _stack(args: argparse.Namespace) -> int:
     load_plugins(spec.plugins)
     parts = [Stack.parse(text) for text in args.parts]
     shorter = set(shorter_students(parts))
-    cells = _cells(
-        replace(spec, methods=tuple(dict.fromkeys([*factorial(parts), *sorted(shorter)])))
+    methods = tuple(dict.fromkeys([*factorial(parts), *sorted(shorter)]))
+    planned = _forecast(replace(spec, methods=methods), args)
+    planned = replace(
+        planned,
+        cells=[c for c in planned.cells if not (c.refusal and c.requested in shorter)],
     )
-    ready = [cell for cell in cells if not (cell.refusal and cell.requested in shorter)]
     if args.dry_run:
-        return tell_plan(ready, args.json)
-    check_runnable(ready)
+        return tell_plan(planned, args.json)
+    check_runnable(planned.cells)
+    ready = planned.begin(_complain)
     folder = _carry_out(ready)
     code = _tell_report([folder], None, False, None)
     code = _stopped(ready, folder) or code
-    ran = {(cell.model.name, cell.requested): cell.stack for cell in cells}
+    ran = {(cell.model.name, cell.requested): cell.stack for cell in planned.cells}
     records = read_run(folder).records
     parts_of = {
         name: [ran.get((name, str(part)), part) for part in parts]

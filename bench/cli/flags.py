@@ -47,7 +47,25 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
         "N",
         spec.num_samples,
     )
-    add("--batch-size", "samples a pipeline call; a video counts as four", "N", spec.batch_size)
+    command.add_argument(
+        "--batch-size",
+        type=whole_number,
+        metavar="N",
+        help="samples a pipeline call; a video counts as four (default: for full-size models chosen "
+        f"by the GPU's memory, else {spec.batch_size})",
+    )
+    command.add_argument(
+        "--gpu",
+        help="the GPU that full-size models are planned for, as `estimate` has them (default: the "
+        "one that is there, else h100)",
+    )
+    add(
+        "--on-oom",
+        "what becomes of a cell whose memory runs out: fail, or halve: measured again with half the "
+        "batch; auto: halve where the batch size was chosen",
+        "auto|halve|fail",
+        spec.on_oom,
+    )
     add("--rounds", "how often every cell is timed", "N", spec.rounds)
     add("--seed", "chooses the requests, their noise and the order in rounds", "N", spec.seed)
     command.add_argument(

@@ -80,7 +80,10 @@ def parsers(
         "--steps", type=whole_number, help="in place of the model's (default: the model's)"
     )
     for flag, about in (
-        ("batch-size", "samples a pipeline call (default: 1)"),
+        (
+            "batch-size",
+            "samples a pipeline call; a video counts as four (default: as run chooses it)",
+        ),
         ("num-samples", "samples of the run whose hours are told; a video counts as four"),
         ("rounds", "how often that run times every cell"),
     ):

@@ -3,18 +3,24 @@ what its verdicts would lack."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ditbench.cli.parser import OK, SOME_FAILED
 
+if TYPE_CHECKING:
+    from ditbench.cli.forecasting import Forecast
 
-def tell_plan(cells: list[Any], as_json: bool) -> int:
-    """Print the cells; `SOME_FAILED` where a model's baseline or everything is refused."""
+
+def tell_plan(planned: Forecast, as_json: bool) -> int:
+    """Print the cells and what they need; `SOME_FAILED` where a model's baseline or everything is
+    refused."""
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.plan import describe
 
-    rows = describe(cells)
+    cells = planned.cells
+    rows = describe(cells, planned.needs)
     lines = [f"{len(cells)} cells, to be written to {cells[0].spec.folder}"]
+    lines += [*filter(None, [planned.caption]), *planned.batches]
     lines += [
         f"{reason}: what is planned is refused here"
         for reason in dict.fromkeys(row["lacks"] for row in rows if row["lacks"])

@@ -89,14 +89,14 @@ class Stack:
                     problems.append(f"{b.name} claims {claim}, but {a.name} {why}")
         return problems
 
-    def refusal(self, pipeline: Any) -> str | None:
-        """Why this pipeline cannot take the stack, in one sentence; None when it can."""
+    def refusal(self, pipeline: Any, besides: tuple[str, ...] = ()) -> str | None:
+        """Why this pipeline cannot take the stack, in one sentence; None when it can. `besides`: how
+        needs begin that are not looked at."""
         if problems := self.problems(_family(pipeline) if len(self.methods) > 1 else ""):
             return problems[0]
         for m in self.methods:
-            reason = next(
-                filter(None, (unmet(need, pipeline) for need in sorted(m.traits.needs))), None
-            )
+            needs = [need for need in sorted(m.traits.needs) if not need.startswith(besides)]
+            reason = next(filter(None, (unmet(need, pipeline) for need in needs)), None)
             if reason := reason or m.check(pipeline):
                 return f"{m.name}: {reason}"
         return None

@@ -134,10 +134,8 @@ def _extended(folder: RunFolder, key: str, again: Sequence[dict[str, Any]]) -> R
 
 def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
     first = rounds[0]
-    done = cell.spec.settings() | {
-        "num_samples": cell.num_samples,
-        "batch_size": cell.batch_size,
-    }
+    batch = first.get("batch", cell.batch_size)
+    done = cell.own.settings() | {"num_samples": cell.num_samples, "batch_size": batch}
     done |= {
         "requests_sha256": first.get("requests_sha256", ""),
         "model_sha256": first.get("model_sha256", ""),
@@ -154,9 +152,9 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "status": first["status"],
         "reason": first["reason"],
         "traceback": first.get("traceback", ""),
-        "settings": cell.spec.requested(),
+        "settings": cell.own.requested(),
         "samples": cell.num_samples,
-        "batch": cell.batch_size,
+        "batch": batch,
         "run": cast(Done, done),
         "depends_on": cell.depends,
         "sampling": first.get("sampling", {}),

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from ditbench.method.plugins import line_in_plugin
+from ditbench.models.sampling import PER_VIDEO
+from ditbench.records.files import read_json
 from ditbench.runner.spec import Spec
+
+if TYPE_CHECKING:
+    from ditbench.records.run_folder import RunFolder
+    from ditbench.runner.plan import Cell
 
 LONGEST = 500
 """Characters of a reason."""
@@ -42,6 +49,29 @@ def advice(spec: Spec, batch: int, ledger: dict[str, Any]) -> str:
         *(["--vae slicing+tiling"] if spec.vae == "whole" else []),
     ]
     return "; ".join([*([sizes] if sizes else []), *([f"try {' or '.join(less)}"] if less else [])])
+
+
+def with_batch(cell: Cell, batch: int) -> Cell:
+    """The cell with so many samples a call; as it is where that is 0."""
+    if not batch:
+        return cell
+    unit = 1 if cell.model.frames == 1 else PER_VIDEO
+    return replace(cell, spec=replace(cell.spec, batches=(f"{cell.model.name}={batch * unit}",)))
+
+
+def halved_to(batch: int, result: dict[str, Any]) -> dict[str, Any]:
+    """What the record of a cell says whose batch was halved until its memory was enough."""
+    why = f"{batch}: memory ran out with the planned one, so times are paired with no other stack's"
+    return {"batch": batch, "notes": result.get("notes", {}) | {"batch": why}}
+
+
+def halved_before(folder: RunFolder, job: Any) -> int:
+    """The batch that a cell's first round came down to, for a `worker.Job`; 0 where it is the planned
+    one."""
+    first = folder.round(job.key, 0)
+    if not (job.round or job.again) or not first.exists():
+        return 0
+    return int(read_json(first).get("batch", 0))
 
 
 def failure(error: BaseException, why: str = "") -> dict[str, Any]:

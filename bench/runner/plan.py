@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,12 +54,17 @@ class Cell:
         identity = {
             "model": self.model.name,
             "stack": str(self.stack),
-            **self.spec.of_key(),
+            **self.own.of_key(),
             "depends": self.depends,
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         slug = re.sub(r"[^a-z0-9]+", "-", str(self.stack).lower()).strip("-")[:60]
         return f"{self.model.name}--{slug}-{digest}"
+
+    @property
+    def own(self) -> Spec:
+        """The spec with the batch size that was chosen for the model, where none was requested."""
+        return self.spec.of_model(self.model.name)
 
     @property
     def sampling(self) -> Sampling:
@@ -73,7 +79,7 @@ class Cell:
     @property
     def batch_size(self) -> int:
         """Samples a pipeline call."""
-        return min(self.num_samples, count_for(self.model, self.spec.batch_size))
+        return min(self.num_samples, count_for(self.model, self.own.batch_size))
 
     @property
     def encodes_once(self) -> bool:
@@ -242,9 +248,12 @@ def missing_device(device: str) -> str:
     )
 
 
-def describe(cells: list[Cell]) -> list[dict[str, Any]]:
-    """The plan as rows for a table. What only wants the device that this machine lacks (`lacks`) is
-    planned."""
+def describe(
+    cells: list[Cell], needs: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """The plan as rows for a table; `needs` adds columns by the key of a cell, and to `reason` their
+    `note`. What only wants the device that this machine lacks (`lacks`) is planned."""
+    needs = needs or {}
     refusals = ["" if cell.wants_device else cell.refusal for cell in cells]
     return [
         {
@@ -255,7 +264,10 @@ def describe(cells: list[Cell]) -> list[dict[str, Any]]:
             "steps": None if refusal else cell.sampling.steps,
             "rounds": cell.spec.rounds,
             "status": "refused" if refusal else "planned",
-            "reason": refusal or cell.note,
+            **{name: value for name, value in needs.get(cell.key, {}).items() if name != "note"},
+            "reason": "; ".join(
+                filter(None, [refusal or cell.note, needs.get(cell.key, {}).get("note", "")])
+            ),
             "lacks": cell.refusal if cell.wants_device else "",
             "key": cell.key,
         }

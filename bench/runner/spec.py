@@ -27,6 +27,9 @@ DTYPE_NAMES = {
 """Other names of the dtypes, as torch and papers have them."""
 
 
+ON_OOM = ("auto", "halve", "fail")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spec(Settings):
     """What is run: settings, models, stacks and the run folder. The baseline `none` is always
@@ -55,6 +58,12 @@ class Spec(Settings):
     training_prompts: str = ""
     """What `prepare --prompts` was given for full-size text models; the bundled captions when
     empty. It tells which artefacts are looked for."""
+    batches: tuple[str, ...] = ()
+    """`MODEL=N`: batch sizes that were chosen where none was requested; they stand in the records
+    as if they had been."""
+    on_oom: str = "auto"
+    """What becomes of a cell whose memory runs out: `fail`, a failed record; `halve`, it is measured
+    again with half the batch; `auto`: halve where the batch was chosen, else fail."""
     references: tuple[str, ...] = ()
     """Reference files for metrics that look through an extractor: FILE for all models, or
     MODEL=FILE."""
@@ -91,6 +100,8 @@ class Spec(Settings):
                 f"offload: {self.offload!r} moves weights between a GPU and the host, and the device "
                 "is cpu"
             )
+        if self.on_oom not in ON_OOM:
+            raise ValueError(f"on_oom: {self.on_oom!r} is none of {', '.join(ON_OOM)}")
         if not self.models:
             raise ValueError("models: none given")
         if self.weights not in ("bundled", "hub", "random") and not (
@@ -110,6 +121,15 @@ class Spec(Settings):
             if not Path(plugin).is_file():
                 raise ValueError(f"plugins: there is no file {plugin!r}")
 
+    def of_model(self, name: str) -> Spec:
+        """The spec with the batch size that was chosen for a model, where one was."""
+        chosen = dict(text.rsplit("=", 1) for text in self.batches)
+        return replace(self, batch_size=int(chosen[name])) if name in chosen else self
+
+    def halves(self, name: str) -> bool:
+        """Whether a model's cells are measured again with half the batch where memory runs out."""
+        return self.on_oom == "halve" or (self.on_oom == "auto" and self.of_model(name) is not self)
+
     @property
     def preparing(self) -> Preparing:
         """How what it needs is prepared."""
@@ -123,12 +143,12 @@ class Spec(Settings):
         same command resumes it."""
         if self.out:
             return Path(self.out)
-        if replace(self, out="", references=()) == read_toml("default"):
+        if replace(self, out="", references=(), batches=(), on_oom="auto") == read_toml("default"):
             return Path("runs/default")
         named_after = {
             k: v
             for k, v in asdict(self).items()
-            if k not in ("out", "references")
+            if k not in ("out", "references", "batches", "on_oom")
             and (v or k not in ("own_models", "lora"))
             and k not in ("time_limit", "stop_after")
             and (k, v)
@@ -156,6 +176,12 @@ def read_toml(name: str) -> Spec:
         return from_table(table, Spec())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def states(name: str, key: str) -> bool:
+    """Whether a TOML file, or a named spec, has a key itself."""
+    path = Path(name) if Path(name).is_file() else SPECS / f"{name}.toml"
+    return key in tomllib.loads(path.read_text())
 
 
 def from_table(table: dict[str, Any], start: Spec) -> Spec:

@@ -19,7 +19,8 @@ from ditbench.models.workload import sampler_of
 from ditbench.records.files import read_json, replacing, write_json
 from ditbench.records.record import MEASURED
 from ditbench.records.run_folder import RunFolder
-from ditbench.runner.failures import advice, failure
+from ditbench.runner import failures
+from ditbench.runner.failures import failure
 from ditbench.runner.loaded import Loaded, shortened
 from ditbench.runner.plan import Cell, missing_device, rebuild
 from ditbench.runner.spec import Spec
@@ -73,7 +74,20 @@ def run_round(
     written down as the round's status and reason; only a killed process leaves nothing.
     """
     loaded = loaded or Loaded()
-    path = folder.round(job.key, job.round, session if job.again else "")
+    smaller = failures.halved_before(folder, job)
+    while True:
+        status, oom_at = _try_round(spec, job, folder, session, loaded, smaller)
+        if oom_at < 2 or not spec.halves(job.model):
+            return status
+        loaded.pipe, loaded.warm, smaller = None, False, oom_at // 2
+
+
+def _try_round(
+    spec: Spec, job: Job, folder: RunFolder, session: str, loaded: Loaded, smaller: int
+) -> tuple[str, int]:
+    """Measure one round with the batch that was planned, or a `smaller` one where that is above 0;
+    its status, and the batch with which memory ran out, else 0."""
+    path, oom_at = folder.round(job.key, job.round, session if job.again else ""), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     try:
@@ -83,6 +97,7 @@ def run_round(
                 f"{' and '.join(names)} changed after the run was planned; the same command runs "
                 "it again"
             )
+        cell = failures.with_batch(cell, smaller)
         requests = read_requests(folder.requests(job.model))
         result = _measure(cell, job, session, folder.samples(job.key), requests, loaded)
         if left := loaded.left_by(cell):
@@ -92,9 +107,12 @@ def run_round(
             raise
         result = failure(error)
         if loaded.ledger:
-            hint = advice(spec, cell.batch_size, loaded.ledger)
+            hint = failures.advice(spec, cell.batch_size, loaded.ledger)
             result |= {"memory": loaded.ledger, "reason": f"{result['reason']}; {hint}"}
+            oom_at, loaded.ledger = cell.batch_size, {}
     spent = {"round": job.round, "seconds": time.monotonic() - started}
+    if smaller:
+        spent |= failures.halved_to(smaller, result)
     try:
         write_json(path, result | spent)
     except (
@@ -104,7 +122,7 @@ def run_round(
     ) as error:  # what a library measured is no JSON: said, not swallowed
         result = failure(error, "what was measured cannot be written down: ")
         write_json(path, result | spent)
-    return str(result["status"])
+    return str(result["status"]), oom_at
 
 
 def _measure(

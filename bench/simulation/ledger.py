@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
+from ditbench.simulation.costs import KEPT
+
 ACTIVATIONS = "activations"
 RANKING = "ranking"
 """What methods allocate for themselves beside what they keep: attention maps, scores, indices."""
-KEPT = "kept outputs"
 
 
 class Ledger:

@@ -20,12 +20,18 @@ from ditbench.models.sampling import Sampling
 from ditbench.models.sublayers import sublayers
 from ditbench.models.table import Model
 from ditbench.profiling.memory import tensors_of
-from ditbench.simulation.device import NAME, Device, GoesByValues, Work
+from ditbench.simulation.costs import (
+    DECODE,
+    DECODER,
+    DENOISE,
+    ENCODER,
+    TEXT,
+    TRANSFORMER,
+)
+from ditbench.simulation.device import NAME, Device, GoesByValues, OutOfTime, Work
 from ditbench.simulation.replay import Replay
 
-TEXT, DENOISE, DECODE = "text", "denoise", "decode"
-"""Stages of a call: to the transformer's first run, to the decoder, to the end."""
-PARTS = {"transformer": "transformer", "text_encoder": "text encoder", "vae": "decoder"}
+PARTS = {"transformer": TRANSFORMER, "text_encoder": ENCODER, "vae": DECODER}
 """Component of a pipeline, by how its name begins -> what its weights are called in the ledger."""
 
 
@@ -47,19 +53,11 @@ class Rehearsal:
     stages: dict[str, Stage] = field(default_factory=dict)
     calls: int = 0
     """Of the transformer."""
-    peak_call: int = 0
-    """Transformer call, from 1, in which memory was at its most in the sampler loop."""
-    latents: tuple[int, ...] = ()
-    """Shape of what was decoded."""
 
     @property
     def peak(self) -> int:
         """Bytes, over all stages."""
         return max(stage.peak for stage in self.stages.values())
-
-
-class _Enough(Exception):
-    """The sampler loop need not go on."""
 
 
 class Stand:
@@ -96,15 +94,13 @@ class Stand:
         requests: Sequence[Request],
         *,
         prepared: dict[str, Any] | None = None,
-        until: int | None = None,
-        latents: tuple[int, ...] = (),
+        reads: bool = False,
     ) -> Rehearsal:
-        """Run the pipeline under a stack. With `until` the sampler loop ends after that transformer
-        call, and `latents`, the shape of a batch of them, are decoded right away: for peaks of
-        memory only.
+        """Run the pipeline under a stack.
 
         Raises `device.GoesByValues` where values of the device decide what runs, as far as is seen:
-        where the sampler loop reads any, or a shape depends on some; and what the pipeline raises.
+        where the sampler loop reads any (with `reads` that is let be: they read as zeros), or a
+        shape depends on some; and what the pipeline raises.
         """
         arguments = call_arguments(self.model, sampling, requests)
         rehearsal = Rehearsal()
@@ -115,16 +111,17 @@ class Stand:
             self._name_weights()
             before = self.device.work.syncs.copy()
             try:
-                with _stages(self.pipe, self.device, rehearsal, until, self._bring):
-                    self._call(arguments, latents)
-            except GoesByValues:
+                with _stages(self.pipe, self.device, rehearsal, self._bring):
+                    self.pipe(**arguments, output_type="np")
+            except (GoesByValues, OutOfTime):
                 raise
             except Exception as error:  # the zeros it read in place of values may be the reason
                 _refuse_reads(self.device.work.syncs - before, error)
                 raise
             finally:
                 self.device.ledger.method_tensors = tuple
-        _refuse_reads(rehearsal.stages[DENOISE].work.syncs)
+        if not reads:
+            _refuse_reads(rehearsal.stages[DENOISE].work.syncs)
         return rehearsal
 
     def _bring(self, stage: str) -> None:
@@ -142,13 +139,6 @@ class Stand:
             waits = any(part is one for one in away)
             for tensor in tensors_of(part):
                 (self.device.ledger.release if waits else self.device.ledger.take_back)(tensor)
-
-    def _call(self, arguments: dict[str, Any], latents: tuple[int, ...]) -> None:
-        try:
-            self.pipe(**arguments, output_type="np")
-        except _Enough:
-            dtype = next(self.pipe.vae.parameters()).dtype
-            self.pipe.vae.decode(torch.empty(latents, dtype=dtype, device=NAME))
 
     @contextmanager
     def _replaying(self) -> Iterator[None]:
@@ -181,16 +171,12 @@ def _refuse_reads(syncs: Mapping[str, int], error: Exception | None = None) -> N
 
 @contextmanager
 def _stages(
-    pipe: Any,
-    device: Device,
-    rehearsal: Rehearsal,
-    until: int | None,
-    bring: Callable[[str], None],
+    pipe: Any, device: Device, rehearsal: Rehearsal, bring: Callable[[str], None]
 ) -> Iterator[None]:
     """Note work and memory by stage, and leave no trace; `bring` moves weights for a stage."""
     ledger = device.ledger
     bring(TEXT)
-    now, began, highest = TEXT, device.work.copy(), 0
+    now, began = TEXT, device.work.copy()
     ledger.mark()
 
     def enter(stage: str) -> None:
@@ -202,27 +188,18 @@ def _stages(
         ledger.mark()
 
     def called(*_: Any) -> None:
-        if until is not None and rehearsal.calls == until:
-            raise _Enough
         if now == TEXT:
             enter(DENOISE)
         rehearsal.calls += 1
 
-    def returned(*_: Any) -> None:
-        nonlocal highest
-        if ledger.peak > highest:
-            highest, rehearsal.peak_call = ledger.peak, rehearsal.calls
-
-    def decoding(latents: Any, *args: Any, **kwargs: Any) -> Any:
-        rehearsal.latents = tuple(latents.shape)
+    def decoding(*args: Any, **kwargs: Any) -> Any:
         enter(DECODE)
-        return decode(latents, *args, **kwargs)
+        return decode(*args, **kwargs)
 
     decode = pipe.vae.decode
     with ExitStack() as undo:
         undo.callback(bring, "")
         undo.callback(pipe.transformer.register_forward_pre_hook(called).remove)
-        undo.callback(pipe.transformer.register_forward_hook(returned, always_call=True).remove)
         undo.callback(setattr, pipe.vae, "decode", decode)
         pipe.vae.decode = decoding
         yield

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ditbench.profiling.gpus import Gpu
-    from ditbench.simulation.device import Kernel
+    from ditbench.simulation.costs import Kernel
 
 
 def seconds(kernels: Mapping[Kernel, int], gpu: Gpu) -> float:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from ditbench.reports.publishing.contrasts import against_table, floor_table, matched_table
+from ditbench.reports.publishing.needs import needs_table
 from ditbench.reports.publishing.run import run_table
 from ditbench.reports.publishing.stacking import answer_table, verdict_table
 from ditbench.reports.sections.section import Section, read_sections
@@ -24,6 +25,8 @@ TABLES: Mapping[str, Callable[..., str]] = {
     "verdicts": verdict_table,
 }
 """Kind of table -> its Markdown, from a published run and what else the marker says."""
+SIMULATED: Mapping[str, Callable[[str], str]] = {"needs": needs_table}
+"""Kind of table -> its Markdown, from a model of which rows are bundled."""
 START, END = "<!-- table: ", "<!-- end of table -->"
 BLOCK = re.compile(rf"^{START}(.+?) -->$\n.*?^{END}$", re.S | re.M)
 
@@ -38,7 +41,8 @@ def rewritten(text: str, published: Path) -> str:
     """A document with each generated table made again.
 
     A table stands between the lines `<!-- table: KIND RUN [ARGUMENT ...] -->` and
-    `<!-- end of table -->`. Raises ValueError for a marker without its partner, an unknown kind, or
+    `<!-- end of table -->`; those of `SIMULATED` name a model in place of a run. Raises ValueError
+    for a marker without its partner, an unknown kind, or
     a run that is missing.
     """
     starts = sum(line.startswith(START.strip()) for line in text.splitlines())
@@ -51,8 +55,11 @@ def rewritten(text: str, published: Path) -> str:
 def _block(marker: str, published: Path) -> str:
     kind, _, rest = marker.partition(" ")
     run, *arguments = rest.split()
+    if kind in SIMULATED:
+        return f"{START}{marker} -->\n\n{SIMULATED[kind](rest)}\n{END}"
     if kind not in TABLES:
-        raise ValueError(f"{kind!r} is no kind of table; there are {', '.join(TABLES)}")
+        kinds = ", ".join([*TABLES, *SIMULATED])
+        raise ValueError(f"{kind!r} is no kind of table; there are {kinds}")
     return f"{START}{marker} -->\n\n{TABLES[kind](section_of(published / run), *arguments)}\n{END}"
 
 

@@ -1,0 +1,109 @@
+"""Simulates the bundled costs again: `python -m ditbench.simulation.rebuild [MODEL ...]`.
+
+Rows that are there are kept unless `--all` is given; `--check` simulates them all again, writes
+nothing and says which differ. Three to fifteen minutes a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from ditbench.method.registry import find, names
+from ditbench.method.stack import Stack
+from ditbench.models.sampling import sampling_of
+from ditbench.models.table import Model, select
+from ditbench.simulation.costs import Costs
+from ditbench.simulation.shelf import HERE, Shelf, file_of, write
+from ditbench.simulation.simulate import Simulator, at_once
+
+DTYPE, VAE = "bfloat16", "whole"
+COMBINATIONS = (
+    "fewer_steps(steps=4)", "fora(interval=2)", "fora+int8", "int8+teacache",
+    "distill+int8", "distill+diffsparse", "distill+int8+diffsparse",
+)  # fmt: skip
+"""Stacks that are bundled beside every method at its defaults."""
+FIRST = (
+    "fewer_steps", "fora", "taylorseer", "teacache", "int8", "fp8", "distill",
+    "distill+diffsparse", "diffsparse", "toca",
+)  # fmt: skip
+"""Those that are simulated, and shown, before the others."""
+MODELS = ("dit-xl-2-256", "pixart-alpha-1024")
+"""Models whose rows are bundled."""
+
+
+def stacks(model: Model) -> list[Stack]:
+    """The stacks whose rows are bundled, with what runs in place of what would have to be prepared;
+    those that a model's family rules out are not among them."""
+    ours = [name for name in names() if find(name).__module__.startswith("ditbench.methods")]
+    texts = ["none", *FIRST, *sorted(ours), *COMBINATIONS]
+    parsed = [at_once(model, Stack.parse(text)) for text in texts]
+    return list({str(s): s for s in parsed if not s.problems(model.family)}.values())
+
+
+def rows_of(model: Model) -> dict[str, Costs]:
+    """The bundled rows of a model, by stack; stacks without a row are left out."""
+    shelf, sampling = Shelf(model), sampling_of(model)
+    there = shelf.shipped()
+    keys = {str(s): shelf.key(s, s.adapt(sampling), DTYPE, VAE) for s in stacks(model)}
+    return {name: there[key] for name, key in keys.items() if key in there}
+
+
+def rows(model: Model, before: dict[str, Costs]) -> dict[str, Costs]:
+    """Every bundled row of a model; those of `before` are taken from there."""
+    shelf, simulator, made = Shelf(model), Simulator(model, DTYPE, vae=VAE), {}
+    sampling = sampling_of(model)
+    for stack in stacks(model):
+        key = shelf.key(stack, stack.adapt(sampling), DTYPE, VAE)
+        began = time.monotonic()
+        costs = before.get(key) or simulator.costs(stack, sampling)
+        assert costs is not None  # no limit was set
+        if costs.status == "failed" or "is not installed" in costs.note:
+            raise ValueError(f"{stack}: {costs.note}")
+        made[key] = costs
+        _say(f"{model.name} {stack}: {costs.status}, {time.monotonic() - began:.0f} s {costs.note}")
+        if key not in before:
+            before = before | {key: costs}
+            write(HERE / file_of(model), shelf.sizes, before)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rebuild, or with `--check` say what differs; 1 where something does."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", help=f"default: {', '.join(MODELS)}")
+    parser.add_argument("--all", action="store_true", help="simulate rows that are there too")
+    parser.add_argument("--check", action="store_true", help="simulate all, write nothing, compare")
+    args = parser.parse_args(arguments)
+    chosen = [m for name in args.models or MODELS for m in select(name)]
+    differing = 0
+    for model in chosen:
+        shelf = Shelf(model)
+        there = shelf.shipped()
+        if args.check:
+            differing += _check(model, shelf, there)
+            continue
+        made = rows(model, {} if args.all else there)
+        write(HERE / file_of(model), shelf.sizes, made)
+    return 1 if differing else 0
+
+
+def _check(model: Model, shelf: Shelf, there: dict[str, Costs]) -> int:
+    simulator, sampling, differing = Simulator(model, DTYPE, vae=VAE), sampling_of(model), 0
+    for stack in stacks(model):
+        key = shelf.key(stack, stack.adapt(sampling), DTYPE, VAE)
+        if simulator.costs(stack, sampling) != there.get(key):
+            differing += 1
+            _say(f"{model.name} {stack}: differs")
+    return differing
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
