@@ -108,7 +108,7 @@ class Sets:
             return None
         if metric.extractor:
             return self.references.reference(metric.extractor, metric.features, record["model"])
-        return self.find(record["world"], metric.family)
+        return self.find(record.get("world", ""), metric.family)
 
     def shape(self, metric: Metric, scores: Scores) -> tuple[int, int]:
         """(n, d) of the features a metric is made of; ValueError where a cell has none."""

@@ -23,7 +23,8 @@ from safetensors.numpy import save_file
 
 from ditbench.extractors.table import Extractor, Table, extractors, find
 from ditbench.models.table import models
-from ditbench.records.files import file_sha256, read_json, replacing, write_json
+from ditbench.records.checks import read_references
+from ditbench.records.files import file_sha256, replacing, write_json
 from ditbench.records.record import read_run
 from ditbench.records.run_folder import RunFolder
 from ditbench.statistics.frechet import Reference, factor
@@ -168,7 +169,7 @@ def tell(folder: Path, texts: Sequence[str], table: Table | None = None) -> None
     stays.
     """
     pointers = RunFolder(folder).references
-    known: dict[str, Any] = read_json(pointers) if pointers.is_file() else {}
+    known = read_references(pointers)
     of_run = {record["model"] for record in read_run(folder).records}
     for model, maker, path in examine(texts, {*models(), *of_run}, table):
         known.setdefault(model, {})[maker] = {"path": str(path), "sha256": file_sha256(path)}
@@ -187,7 +188,7 @@ class ReferenceSets:
         """Path and sha256 of a model's reference for an extractor; ValueError when the run has
         none."""
         path = RunFolder(self.folder).references if self.folder else None
-        known: dict[str, Any] = read_json(path) if path and path.is_file() else {}
+        known = read_references(path) if path else {}
         for name in (model, ""):
             if extractor in known.get(name, {}):
                 pointer: dict[str, str] = known[name][extractor]

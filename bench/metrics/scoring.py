@@ -20,7 +20,8 @@ from ditbench.extractors.shelf import Shelf
 from ditbench.metrics import features
 from ditbench.metrics.samples import Sampled, Samples
 from ditbench.metrics.table import Metric, select
-from ditbench.records.files import file_sha256, read_json, set_aside
+from ditbench.records.checks import read_requests
+from ditbench.records.files import file_sha256, set_aside
 from ditbench.records.lock import writing_to
 from ditbench.records.record import MEASURED, Record, check_not_published, read_run, read_spec
 from ditbench.records.run_folder import RunFolder
@@ -103,7 +104,7 @@ def _score_run(
 
 
 def _requests(folder: Path, model: str, num: int) -> list[dict[str, Any]]:
-    requests: list[dict[str, Any]] = read_json(RunFolder(folder).requests(model))
+    requests = read_requests(RunFolder(folder).requests(model))
     if len(requests) != num:
         raise ValueError(f"{folder}: {model} has {num} samples for {len(requests)} requests")
     return requests

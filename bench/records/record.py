@@ -9,24 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
+from ditbench.records import checks
 from ditbench.records.environment import MACHINE, differing
 from ditbench.records.files import read_json
+from ditbench.records.published_files import FILES
 from ditbench.records.run_folder import RunFolder
 
 SCHEMA = 1
 """Version of record.json and spec.json. A reader refuses any other."""
 STATUSES = ("ok", "inert", "refused", "skipped", "failed", "oom")
+PARTS = {"sampling": checks.SAMPLED, "schedule": checks.SCHEDULE, "prompts_cut": checks.CUT}
+"""Parts of a record that are whole or empty."""
 MEASURED = ("ok", "inert")
 """Statuses of cells that ran to the end and have samples and times."""
 SHOWN = "ok"
 """The only status with numbers in a report: an inert method neither sped anything up nor changed
 anything."""
-_REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "key": str, "model": str, "family": str, "stack": str, "methods": list, "status": str,
-    "reason": str, "run": dict,
-    "sampling": dict, "environment": dict, "timing": list, "memory": dict, "flops": dict,
-    "counters": dict,
-}  # fmt: skip
 
 
 class TimedCall(TypedDict):
@@ -177,14 +175,33 @@ def _checked(record: Any, place: str) -> Record:
     if not isinstance(record, dict):
         raise ValueError(f"{place} is damaged (not a JSON object)")
     _check_schema(record, place)
-    for key, kind in _REQUIRED.items():
-        if not isinstance(record.get(key), kind):
-            raise ValueError(f"{place} is damaged ({key} is missing or of the wrong type)")
-    if record["status"] not in STATUSES:
-        raise ValueError(
-            f"{place} is damaged (status {record['status']!r} is none of {', '.join(STATUSES)})"
-        )
+    checks.check(record, checks.RECORD, place)
+    _check_measured(record, place)
     return cast(Record, record)
+
+
+def _check_measured(document: dict[str, Any], place: str) -> None:
+    """ValueError for a status that there is not, and for parts of a record, or a round, that are
+    only there where something was measured."""
+    if document["status"] not in STATUSES:
+        raise ValueError(
+            f"{place} is damaged (status {document['status']!r} is none of {', '.join(STATUSES)})"
+        )
+    for name, shape in PARTS.items():
+        if part := document.get(name):
+            checks.check({name: part}, {name: shape}, place)
+
+
+def read_round(path: Path) -> dict[str, Any]:
+    """What a round of a cell measured, or why it did not; ValueError names the file and the field
+    that is missing or of the wrong type."""
+    document = read_json(path)
+    checks.check(document, checks.ROUND, str(path))
+    if document["status"] in MEASURED:
+        first = path == RunFolder(path.parents[2]).round(path.parent.name, 0)
+        checks.check(document, checks.FIRST_ROUND if first else checks.LATER_ROUND, str(path))
+    _check_measured(document, str(path))
+    return cast(dict[str, Any], document)
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
@@ -202,7 +219,20 @@ def read_spec(folder: Path) -> dict[str, Any]:
     if not isinstance(spec, dict):
         raise ValueError(f"{path} is damaged (not a JSON object)")
     _check_schema(spec, str(path))
+    checks.check(spec, checks.SPEC, str(path))
     return spec
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder is a published run, even one that has lost its records: its spec.json lists
+    the files it was published with."""
+    files = RunFolder(folder)
+    if files.published_records.is_file():
+        return True
+    try:
+        return bool(read_json(files.spec).get(FILES))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def read_run(folder: Path) -> Run:
@@ -238,7 +268,7 @@ def _parsed(line: bytes) -> Any:
 
 def check_not_published(folder: Path) -> None:
     """ValueError for a published run, which has no samples: nothing can be run or scored there."""
-    if RunFolder(folder).published_records.is_file():
+    if is_published(folder):
         raise ValueError(
             f"{folder} is a published run, without samples; report, compare, recommend and "
             "reproduce read it, and a run needs another folder (--out)"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
 
+from ditbench.records.checks import SCORES, check
 from ditbench.records.files import replacing
 from ditbench.records.published_files import members
 from ditbench.records.run_folder import RunFolder
@@ -22,6 +23,12 @@ from ditbench.records.run_folder import RunFolder
 SCHEMA = 1
 SHAPE = "@shape"
 """After the name of an array of features that a published run leaves out: its shape."""
+
+UNREADABLE = (
+    SafetensorError, OSError, KeyError, TypeError, AttributeError, OverflowError, UnicodeDecodeError,
+    json.JSONDecodeError,
+)  # fmt: skip
+"""What reading a file raises that is no whole scores file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +99,9 @@ def read_file(path: Path) -> Scores:
     """A scores file; ValueError when it is damaged or of another schema version."""
     try:
         with safe_open(path, "np") as f:
-            metadata = json.loads(f.metadata()["scores"])
-        if metadata.pop("schema") != SCHEMA:
-            raise ValueError(f"{path} was written by another version of ditbench")
+            metadata = _checked(f.metadata()["scores"], str(path))
         return Scores(arrays=_StoredArrays(path), **metadata)
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is damaged ({error})") from error
 
 
@@ -105,12 +110,19 @@ def read_bytes(content: bytes, place: str) -> Scores:
     `place` for its path."""
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = json.loads(header["__metadata__"]["scores"])
-        if metadata.pop("schema") != SCHEMA:
-            raise ValueError(f"{place} was written by another version of ditbench")
+        metadata = _checked(header["__metadata__"]["scores"], place)
         return Scores(arrays=load(content), **metadata)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{place} is damaged ({error})") from error
+
+
+def _checked(text: str, place: str) -> dict[str, Any]:
+    """The metadata of a scores file as arguments of `Scores`; ValueError, KeyError or TypeError for
+    other text."""
+    metadata = check(json.loads(text), {"schema": int, **SCORES}, place)
+    if metadata.pop("schema") != SCHEMA:
+        raise ValueError(f"{place} was written by another version of ditbench")
+    return {name: metadata[name] for name in metadata if f"{name}?" in SCORES or name in SCORES}
 
 
 def write_file(path: Path, scores: Scores) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from ditbench.models.requests import fingerprint
-from ditbench.records.files import read_json, write_json
+from ditbench.records.files import write_json
 from ditbench.records.lock import writing_to
-from ditbench.records.record import MEASURED, SCHEMA, Done, Record, read_record
+from ditbench.records.record import MEASURED, SCHEMA, Done, Record, read_record, read_round
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
 from ditbench.runner.processes import context_for, groups, run_group
@@ -44,7 +44,9 @@ def _run(cells: Sequence[Cell], folder: RunFolder, tell: Tell) -> Path:
     spec = cells[0].spec
     for cell in cells:
         record = folder.record(cell.key)
-        take_up(cell, folder, fingerprint(read_requests(folder.requests(cell.model.name))))
+        requests = fingerprint(read_requests(folder.requests(cell.model.name)))
+        for sentence in take_up(cell, folder, requests):
+            tell(Step(cell.label, 0, 0, None, sentence))
         if not record.exists() and cell.refusal:
             refused = {"status": "refused", "reason": cell.refusal, "seconds": 0.0}
             write_json(record, _record(cell, [refused]))
@@ -96,9 +98,9 @@ def _run(cells: Sequence[Cell], folder: RunFolder, tell: Tell) -> Path:
 def _put_together(cell: Cell, folder: RunFolder) -> str:
     """Write the record when the cell has all its rounds, or as soon as one of them went wrong; its
     status, "" while rounds are missing."""
-    rounds = [read_json(path) for path in folder.rounds(cell.key)]
+    rounds = [read_round(path) for path in folder.rounds(cell.key)]
     wrong = [r for r in rounds if r["status"] not in MEASURED]
-    again = [read_json(path) for path in folder.timed_again(cell.key)]
+    again = [read_round(path) for path in folder.timed_again(cell.key)]
     if not wrong and len(rounds) < cell.spec.rounds:
         if folder.record(cell.key).exists():
             write_json(folder.record(cell.key), _extended(folder, cell.key, again))
@@ -171,7 +173,7 @@ def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
         "schedule": first.get("schedule"),
         "prompts_cut": first.get("prompts_cut", {}),
         "artifacts": first.get("artifacts", {}),
-        "seconds": sum(r["seconds"] for r in rounds),
+        "seconds": sum(r.get("seconds", 0.0) for r in rounds),
     }
     return cast(Record, record | ({"left_behind": left} if left else {}))
 

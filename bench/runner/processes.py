@@ -15,10 +15,11 @@ import time
 from collections.abc import Generator, Sequence
 from itertools import groupby
 from multiprocessing.connection import wait
-from typing import Any, cast
+from typing import Any
 
 from ditbench import IN_CHECKOUT, ROOT
-from ditbench.records.files import read_json, write_json
+from ditbench.records.files import write_json
+from ditbench.records.record import read_round
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.spec import Spec
 from ditbench.runner.units import Unit
@@ -109,7 +110,7 @@ def run_group(
                         path,
                         {"status": "failed", "reason": reason, "round": unit.round, "seconds": 0.0},
                     )
-                yield unit, cast(dict[str, Any], read_json(path)), time.monotonic() - began
+                yield unit, read_round(path), time.monotonic() - began
         finally:
             if process.is_alive():  # late, no longer wanted, or hanging after its last result
                 process.kill()

@@ -18,7 +18,7 @@ from ditbench.models.requests import make_requests
 from ditbench.models.sampling import count_for
 from ditbench.models.weights import weights_sha256
 from ditbench.records.files import read_json, set_aside, write_json
-from ditbench.records.record import MEASURED, SCHEMA, read_record, read_spec
+from ditbench.records.record import MEASURED, SCHEMA, read_record, read_round, read_spec
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.settings import DEFAULTS
 from ditbench.runner.plan import Cell
@@ -149,29 +149,30 @@ def _supersede(folder: RunFolder, key: str) -> None:
     scores.unlink(missing_ok=True)
 
 
-def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> None:
+def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> list[str]:
     """Keep what is whole of a cell's earlier work, set aside what is damaged, forget what failed,
-    and what was made with other weights or asked for something else."""
+    and what was made with other weights or asked for something else. A sentence for each file that
+    was set aside, with what is wrong with it."""
     at = folder.cell(cell.key)
     at.mkdir(parents=True, exist_ok=True)
     for partial in at.glob(".*.partial"):
         partial.unlink()
     path, samples = folder.record(cell.key), folder.samples(cell.key)
-    unfinished = damaged = stale = False
+    unfinished = stale = False
+    damaged = []
     timed_again = folder.timed_again(cell.key)
     for document in folder.rounds(cell.key) + timed_again + ([path] if path.exists() else []):
         try:
-            content = read_record(document) if document == path else read_json(document)
+            content: Any = read_record(path) if document == path else read_round(document)
             unfinished |= document == path and content["status"] not in MEASURED
             stale |= _made_otherwise(
                 cell, content["run"] if document == path else content, requests_sha256
             )
-        except (ValueError, TypeError, AttributeError):
-            set_aside(document)
-            damaged = True
+        except ValueError as error:
+            damaged.append(f"{error}; set aside as {set_aside(document).name}, measured again")
     if samples.exists() and not _whole(samples, cell.num_samples):
-        set_aside(samples)
-        damaged = True
+        aside = set_aside(samples).name
+        damaged.append(f"{samples} is damaged; set aside as {aside}, measured again")
     if unfinished or stale or damaged:
         path.unlink(missing_ok=True)
     if stale or (unfinished and not damaged):
@@ -180,6 +181,7 @@ def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> None:
     if not samples.exists():
         path.unlink(missing_ok=True)
         folder.round(cell.key, 0).unlink(missing_ok=True)
+    return damaged
 
 
 def _made_otherwise(cell: Cell, made: Mapping[str, Any], requests_sha256: str) -> bool:

@@ -7,9 +7,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ditbench.records.files import read_json
-from ditbench.records.record import MEASURED
+from ditbench.records.record import MEASURED, read_record, read_round
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
 from ditbench.runner.worker import Job
@@ -102,11 +102,11 @@ def _sessions(cell: Cell, round_: int, folder: RunFolder) -> set[str]:
     """The commands that timed a round of a cell: by the round's files, or by the record where the
     files are gone; none where the round is missing or failed."""
     first, record = folder.round(cell.key, round_), folder.record(cell.key)
-    documents = [read_json(path) for path in folder.timed_again(cell.key, round_)]
+    documents: list[Any] = [read_round(path) for path in folder.timed_again(cell.key, round_)]
     if first.exists():
-        documents.insert(0, read_json(first))
+        documents.insert(0, read_round(first))
     elif record.exists():
-        documents.insert(0, read_json(record))
+        documents.insert(0, read_record(record))
     if not (first.exists() or record.exists()) or documents[0]["status"] not in MEASURED:
         return set()
     timing = [entry for document in documents for entry in document.get("timing", [])]

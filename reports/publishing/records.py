@@ -22,7 +22,7 @@ from ditbench.analysis.rows import Record
 from ditbench.analysis.set_statistics import Sets
 from ditbench.extractors.references import ReferenceSets
 from ditbench.metrics.table import metrics
-from ditbench.records.files import read_json
+from ditbench.records.checks import read_references, read_requests
 from ditbench.records.published_files import FILES, hashes
 from ditbench.records.record import MEASURED, check_not_published, read_run
 from ditbench.records.run_folder import RunFolder
@@ -220,13 +220,13 @@ def _pointers(path: Path) -> dict[str, Any]:
             maker: pointer | {"path": Path(pointer["path"]).name}
             for maker, pointer in of_model.items()
         }
-        for model, of_model in read_json(path).items()
+        for model, of_model in read_references(path).items()
     }
 
 
 def _requests(source: RunFolder, model: str) -> list[dict[str, Any]]:
     try:
-        requests: list[dict[str, Any]] = read_json(source.requests(model))
+        requests = read_requests(source.requests(model))
     except FileNotFoundError:
         raise ValueError(f"{source.requests(model)} is missing") from None
     return requests

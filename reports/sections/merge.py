@@ -16,8 +16,8 @@ from ditbench.analysis import verdict
 from ditbench.analysis.interaction import judged
 from ditbench.analysis.summary import DRIFT_BOUND
 from ditbench.method.dependencies import changed
+from ditbench.records.checks import read_references
 from ditbench.records.environment import MACHINE
-from ditbench.records.files import read_json
 from ditbench.records.record import MEASURED, SHOWN, environments_of
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.settings import CHOICES, DEFAULTS, LABELS
@@ -100,7 +100,7 @@ def _environments(one: Section, other: Section) -> list[str]:
 def _references(section: Section) -> Any:
     """sha256 of the references of a run, by model and extractor."""
     path = RunFolder(section.folder).references
-    pointers = read_json(path) if path.is_file() else {}
+    pointers = read_references(path)
     return {
         model: {name: pointer["sha256"] for name, pointer in of.items()}
         for model, of in pointers.items()

@@ -87,7 +87,7 @@ def _requested(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, 
     made, each = record["run"], PER_VIDEO if record["sampling"].get("frames", 1) > 1 else 1
     settings: dict[str, Any] = {}
     for name in DEFAULTS:
-        if name in ("num_samples", "batch_size"):
+        if name in ("num_samples", "batch_size") and name in made:
             settings[name] = spec.get(name, each * made[name])
         elif name in spec or name in made:
             settings[name] = spec.get(name, made.get(name))

@@ -14,9 +14,17 @@ from ditbench.analysis.interaction import together
 from ditbench.analysis.step_sweep import over_steps
 from ditbench.analysis.summary import Scores, read_scores, summarise
 from ditbench.extractors.references import ReferenceSets
-from ditbench.records.files import read_json
+from ditbench.records.checks import read_requests
 from ditbench.records.published_files import members, replaced
-from ditbench.records.record import MEASURED, SHOWN, Record, Run, environments_of, read_run
+from ditbench.records.record import (
+    MEASURED,
+    SHOWN,
+    Record,
+    Run,
+    environments_of,
+    is_published,
+    read_run,
+)
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.settings import changed_settings
 from ditbench.reports.sections.format import count
@@ -99,7 +107,7 @@ class Section:
                 parts.append(f"{sampling['calls']} sampler calls")
         parts += [
             row["dtype"],
-            f"{Path(row['weights']).name} weights",
+            f"{Path(row['weights'] or 'unknown').name} weights",
             *changed_settings(self.records[row["key"]]["run"]),
             " and ".join(dict.fromkeys(map(hardware, self.environments(row)))),
         ]
@@ -115,10 +123,9 @@ class Section:
         damaged."""
         try:
             folder = RunFolder(self.home(self.models[model][0]).folder)
-            stored = read_json(folder.requests(model))
+            return read_requests(folder.requests(model))
         except (OSError, ValueError):
             return []
-        return stored if isinstance(stored, list) else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +166,7 @@ def _section(folder: Path, name: str) -> Section:
         f"scores/{key}.safetensors is damaged or of another version; scoring again makes it anew"
         for key in unread
     ]
-    if files.published_records.is_file():
+    if is_published(folder):
         damaged += _lost(files, run, scores)
     missing = [
         key
