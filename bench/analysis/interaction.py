@@ -45,6 +45,7 @@ from ditbench.method.dial import turned
 from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
 from ditbench.metrics.table import Metric, metrics
+from ditbench.models.sampling import PER_VIDEO, noun_for
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
@@ -149,7 +150,20 @@ def rules(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def describe(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of `interactions` as a table: estimates as words."""
-    return [{name: _words(row[name]) for name in COLUMNS if name in row} for row in rows]
+    return [
+        {name: _words(row[name]) for name in COLUMNS if name in row}
+        | ({"samples_needed": needed(row)} if "samples_needed" in row else {})
+        for row in rows
+    ]
+
+
+def needed(row: Mapping[str, Any]) -> str | None:
+    """`samples_needed` of a row of `interactions` in words; of videos with what --num-samples would
+    be."""
+    if row.get("samples_needed") is None:
+        return None
+    words = f"{row['samples_needed']} {noun_for(row['frames'])}"
+    return words + (f" (--num-samples {row['num_samples_needed']})" if row["frames"] > 1 else "")
 
 
 def document(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -177,8 +191,8 @@ def interactions(
     interactions of the primary score (`alignment`, of the `metric` that the row names) and distance
     (`frechet`, of its `distance`) (estimates), the controls (at equal time, at equal FLOPs, a student of fewer
     steps) and what the stack has over each, the basis of the verdict, verdict with reason and
-    adjusted p-values, the controls it was reached without (`controls_left_out`), and samples_needed where it
-    is inconclusive. A cell that is missing or was not
+    adjusted p-values, the controls it was reached without (`controls_left_out`), and where it is inconclusive
+    samples_needed (videos, of a video model) and num_samples_needed (what --num-samples would be). A cell that is missing or was not
     measured gives a row with the reason as verdict.
     """
     rows, sets = [], sets_of(references, sets_of_run)
@@ -259,12 +273,22 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     with_verdicts = [dict(row) for row in rows]
     for i, verdict in zip(measured, judge([rows[i]["evidence"] for i in measured]), strict=True):
         with_verdicts[i] |= verdict
-        with_verdicts[i]["samples_needed"] = (
+        needed = (
             samples_needed(rows[i]["alignment"], rows[i]["evidence"].margin)
             if BELOW in verdict["reason"]
             else None
         )
+        counts_as = PER_VIDEO if rows[i].get("frames", 1) > 1 else 1
+        with_verdicts[i] |= {
+            "samples_needed": needed,
+            "num_samples_needed": None if needed is None else needed * counts_as,
+        }
     return with_verdicts
+
+
+def _frames(cells: Mapping[str, Record]) -> int:
+    """Frames of a sample of the model."""
+    return max(((r.get("sampling") or {}).get("frames", 1) for r in cells.values()), default=1)
 
 
 def _row(
@@ -273,7 +297,7 @@ def _row(
     sets: Sets, primary: Primary,
 ) -> dict[str, Any]:  # fmt: skip
     of_row = ["none", *parts, stack]
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"frames": _frames(cells)}
     for name in of_row:
         status = cells[name]["status"] if name in cells else "missing"
         if status != SHOWN:
