@@ -13,15 +13,14 @@ from command import command
 from ditbench.analysis import interaction
 from ditbench.analysis.controls import Control, Evidence, judge
 from ditbench.analysis.interaction import (
-    describe,
     factorial,
     interactions,
     joined,
     judged,
-    needed,
     shorter_students,
     together,
 )
+from ditbench.analysis.interaction_table import describe, needed
 from ditbench.analysis.step_sweep import PERCEPTUAL, over_steps
 from ditbench.method import values
 from ditbench.method.stack import Stack

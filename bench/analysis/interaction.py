@@ -45,7 +45,7 @@ from ditbench.method.dial import turned
 from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
 from ditbench.metrics.table import Metric, metrics
-from ditbench.models.sampling import PER_VIDEO, noun_for
+from ditbench.models.sampling import PER_VIDEO
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
@@ -65,12 +65,6 @@ __all__ = [
 
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 """Of the un-accelerated compute, that controls take."""
-COLUMNS = (
-    "model", "stack", "reading", "verdict", "reason", "basis", "gamma_flops", "gamma_clock",
-    "alignment", "frechet", "control",
-    "over_control", "student_control", "over_student_control", "samples_needed", "controls_left_out",
-)  # fmt: skip
-"""Of the rows of `interactions`, those that a table shows."""
 
 
 def subsets(parts: Sequence[Stack]) -> list[tuple[Stack, ...]]:
@@ -146,39 +140,6 @@ def rules(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """How the verdicts on these rows follow, for each primary score among them."""
     scores = dict.fromkeys(row["metric"] for row in rows if "metric" in row)
     return [rule(metrics()[name]) for name in scores] or [rule(primary_metrics().score)]
-
-
-def describe(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of `interactions` as a table: estimates as words."""
-    return [
-        {name: _words(row[name]) for name in COLUMNS if name in row}
-        | ({"samples_needed": needed(row)} if "samples_needed" in row else {})
-        for row in rows
-    ]
-
-
-def needed(row: Mapping[str, Any]) -> str | None:
-    """`samples_needed` of a row of `interactions` in words; of videos with what --num-samples would
-    be."""
-    if row.get("samples_needed") is None:
-        return None
-    words = f"{row['samples_needed']} {noun_for(row['frames'])}"
-    return words + (f" (--num-samples {row['num_samples_needed']})" if row["frames"] > 1 else "")
-
-
-def document(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of `interactions` as plain JSON, at full precision."""
-    plain = [{k: v for k, v in row.items() if k != "evidence"} for row in rows]
-    return [
-        {k: v.as_dict() if isinstance(v, Estimate) else v for k, v in row.items()} for row in plain
-    ]
-
-
-def _words(value: Any) -> Any:
-    if not isinstance(value, Estimate):
-        return value
-    reach = "" if value.low is None else f" [{value.low:.3f}, {value.high:.3f}]"
-    return f"{value.value:.3f}{reach}"
 
 
 def interactions(

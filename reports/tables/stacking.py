@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from ditbench.analysis.interaction import VERDICTS, needed, rules
+from ditbench.analysis.interaction import VERDICTS, rules
+from ditbench.analysis.interaction_table import needed
 from ditbench.analysis.primary import primary_metrics
 from ditbench.metrics.table import Metric, metrics
 from ditbench.reports.sections.findings import trained_once, trainings
