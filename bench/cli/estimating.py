@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from ditbench.cli.parser import OK, SOME_FAILED
 
@@ -57,6 +58,12 @@ def estimate(args: argparse.Namespace) -> int:
     reasons = [f"{r['model']} {r['stack']} {r['status']}: {r['note']}" for r in rows if r["note"]]
     head = f"{gpu.title}, {spec.dtype}, batch {spec.batch_size}, --num-samples {spec.num_samples}"
     head = ", ".join([head, *changed_settings(spec.requested())])
-    show_rows(rows, args.json, "\n".join([f"{head}; {CAPTION}", *reasons]), HIDDEN)
+    in_words = [
+        row | ({"hours": "does not fit"} if row["status"] == "ok" and row["hours"] is None else {})
+        for row in rows
+    ]
+    show_rows(in_words, False, "\n".join([f"{head}; {CAPTION}", *reasons]), HIDDEN)
+    if args.json:
+        print(json.dumps(rows))
     states = {row["status"] for row in rows}
     return SOME_FAILED if "failed" in states or "ok" not in states else OK
