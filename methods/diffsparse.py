@@ -74,6 +74,14 @@ class DiffSparse:
     off: ClassVar[dict[str, object]] = {"keep": 1.0}
     dial: ClassVar[tuple[str, float, float]] = ("keep", 0.3, 1)
 
+    def __post_init__(self) -> None:
+        if self.allocator in UNPREPARED and (self.training or self.learned_at is not None):
+            knob_name = "training" if self.training else "learned_at"
+            raise ValueError(
+                f"diffsparse: nothing is learned with allocator={self.allocator!r}, so that "
+                f"{knob_name} has no meaning"
+            )
+
     @property
     def blind_to(self) -> frozenset[str]:
         """Integer products have no gradient, so that a learned table is learned in the model's own
@@ -161,7 +169,8 @@ class DiffSparse:
 
         if self.allocator != "learned" or model.group != "full" or not sources(model.family):
             return None
-        return replace(self, allocator="transferred")
+        # what only a preparation has would stand in its name without a meaning
+        return replace(self, allocator="transferred", learned_at=None, tuned="stack", training=0)
 
     def relies_on(self, family: str) -> dict[str, str]:
         """Nothing where everything is computed."""

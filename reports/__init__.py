@@ -7,6 +7,9 @@ behind `--json`.
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +44,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     if not folders:
         raise ValueError("a report needs at least one run folder")
     sections = merge(read_sections(folders))
-    out = out or folders[0] / ("report" if len(folders) == 1 else f"report-of-{len(folders)}-runs")
+    out = out or folders[0] / _name(folders)
     files: list[Path] = []
     images: dict[str, dict[str, list[Path]]] = {}
     for section in sections:
@@ -64,6 +67,17 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
         files += [path for paths in images[section.name].values() for path in paths]
     page = write_page(sections, images, out)
     return Report(sections=sections, out=out, page=page, files=[*files, page])
+
+
+def _name(folders: Sequence[Path]) -> str:
+    """The folder of a report inside that of its first run: named after the other runs, so that no
+    two sets of runs share one."""
+    if len(folders) == 1:
+        return "report"
+    others = [folder.resolve() for folder in folders[1:]]
+    digest = hashlib.sha256("\n".join(map(str, others)).encode()).hexdigest()[:8]
+    names = "-".join(re.sub(r"[^A-Za-z0-9._-]+", "_", folder.name) for folder in others)
+    return f"report-with-{names[:60]}-{digest}"
 
 
 def print_report(report: Report) -> None:

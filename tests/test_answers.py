@@ -335,6 +335,32 @@ def test_the_quotient_of_two_speed_ups_covers_as_welch_says():
     assert times.quotient(told[0], told[1] | {"se": None}) is None
 
 
+@pytest.mark.parametrize("process", ["round", "cell"])
+def test_what_the_command_itself_sets_is_no_difference(tmp_path, capsys, process):
+    here = json.loads(json.dumps(describe())) | {"process": "round"}
+    folder = write_run(tmp_path / "run", stacks=STACKS[:2], n=12, environment=here)
+    document = json.loads((folder / "spec.json").read_text())
+    document["spec"]["process"] = process
+    write_json(folder / "spec.json", document)
+    code = main(["reproduce", str(folder), key_of("dit-tiny", "none"), "--json"])
+    differs = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["differs"]
+    assert [row["field"] for row in differs] == ([] if process == "round" else ["process"])
+    assert code == (OK if process == "round" else GATE)
+
+
+def test_settings_of_a_gpu_are_no_difference_where_there_is_none(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    here = json.loads(json.dumps(describe()))
+    on_gpu = here | {"device": "NVIDIA H100", "gpu": {"driver": "1"}, "process": "round"}
+    folder = write_run(tmp_path / "run", stacks=STACKS[:1], n=12, environment=on_gpu)
+    key = key_of("dit-tiny", "none")
+    record = json.loads((folder / "cells" / key / "record.json").read_text())
+    change_record(folder, key, run=record["run"] | {"device": "cuda"})
+    main(["reproduce", str(folder), key, "--json"])
+    differs = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["differs"]
+    assert [row["field"] for row in differs] == ["device"]
+
+
 def test_a_row_can_be_reproduced_by_key_or_stack(tmp_path, capsys):
     here = json.loads(json.dumps(describe()))
     folder = write_run(tmp_path / "run", stacks=STACKS[:4], n=12, environment=here)

@@ -1,12 +1,15 @@
 """Where caching stops paying: cells beside the curve of fewer steps, and methods over the number of
 steps."""
 
+import html
 import json
+import re
 
 import pytest
 from report_runs import key_of, write_run
 
 from ditbench.reports.figures import crossover
+from ditbench.reports.figures.quality_time import draw_figures
 from ditbench.reports.sections.section import read_sections
 
 STACKS = (
@@ -89,3 +92,34 @@ def test_without_fewer_steps_or_without_anything_that_has_to_beat_them_there_is_
     for i, stacks in enumerate((STACKS[:3], (STACKS[0], STACKS[3], STACKS[4]))):
         (section,) = read_sections([write_run(tmp_path / str(i), stacks=stacks)])
         assert crossover.draw_crossovers(section, tmp_path / "plots") == {}
+
+
+def test_what_the_curve_does_not_show_is_named_with_its_reason(tmp_path):
+    stacks = (*STACKS[:5], ("int8+fora", "ok"))
+    (section,) = read_sections([write_run(tmp_path / "run", stacks=stacks)])
+    crossover.draw_crossovers(section, tmp_path / "plots")
+    assert " ".join(crossover._left_out(["int8", "int8+fora"]).split()) in text_of(
+        tmp_path / "plots/dit-tiny-crossover.svg"
+    )
+    assert crossover._left_out([]) == ""
+    many = crossover._left_out([f"s{i}" for i in range(11)])
+    assert "s7 and 3 more" in many and "s8" not in many
+
+
+def test_a_panel_in_which_nothing_is_compared_is_left_out_with_its_reason(tmp_path):
+    (section,) = read_sections([write_run(tmp_path / "run", stacks=STACKS[:5], n=64)])
+    rows = section.models["dit-tiny"]
+    assert all(row["quality"]["fd.shapes_v1"]["value"] for row in rows)
+    assert not any(row["quality"]["fd.shapes_v1"]["frontier"] for row in rows)
+    assert any(row["quality"]["align.shapes_v1"]["frontier"] for row in rows)
+    draw_figures(section, tmp_path / "plots")
+    text = text_of(tmp_path / "plots/dit-tiny-quality-against-time.svg")
+    assert (
+        "No panel of Fréchet distance: a difference of Fréchet distances needs 1.25 times" in text
+    )
+    assert "(align.shapes_v1)" in text and "(fd.shapes_v1)" not in text
+
+
+def text_of(svg):
+    """The text of a figure: its comments, for letters are outlines."""
+    return " ".join(html.unescape(" ".join(re.findall(r"<!-- (.*?) -->", svg.read_text()))).split())

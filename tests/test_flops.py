@@ -769,3 +769,15 @@ def test_a_size_one_model_cannot_make_is_its_own_row():
     ]
     with pytest.raises(ValueError, match="square pictures"):
         counting.count_table(models[:1], [Stack()], height=64, width=32)
+
+
+def test_what_has_to_be_prepared_is_counted_as_what_runs_in_its_place():
+    rows = counting.count_table(
+        select("dit-xl-2-256,dit-tiny"), [Stack.parse("diffsparse")], steps=4
+    )
+    shown = Stack.parse("diffsparse(allocator='transferred')")
+    alone = counting.count_model(select("dit-xl-2-256")[0], stack=shown, steps=4)
+    assert rows[0] == alone | {
+        "note": "in place of diffsparse, which is prepared for tiny models only"
+    }
+    assert rows[1]["status"] == "refused" and rows[1]["stack"] == "diffsparse"

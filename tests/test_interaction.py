@@ -13,13 +13,14 @@ from command import command
 from ditbench.analysis import interaction
 from ditbench.analysis.controls import Control, Evidence, judge
 from ditbench.analysis.interaction import (
-    describe,
     factorial,
     interactions,
     joined,
+    judged,
     shorter_students,
     together,
 )
+from ditbench.analysis.interaction_table import describe, needed
 from ditbench.analysis.step_sweep import PERCEPTUAL, over_steps
 from ditbench.method import values
 from ditbench.method.stack import Stack
@@ -384,6 +385,13 @@ def test_an_inconclusive_interaction_says_how_many_samples_would_settle_it():
         N * (2.8016 * row["alignment"].se / reach) ** 2, rel=1e-3
     )
     assert row["samples_needed"] > N and row["reason"] == "the interaction may be below the margin"
+    # of a video model these are videos, each of which counts as four of --num-samples
+    assert needed(row) == f"{row['samples_needed']} samples"
+    assert row["num_samples_needed"] == row["samples_needed"]
+    (of_videos,) = judged([row | {"frames": 9}])
+    assert of_videos["num_samples_needed"] == 4 * of_videos["samples_needed"]
+    words = f"{row['samples_needed']} videos (--num-samples {4 * row['samples_needed']})"
+    assert needed(of_videos) == words == describe([of_videos])[0]["samples_needed"]
 
 
 def test_samples_that_are_all_alike_leave_open_what_none_of_them_shows():

@@ -169,7 +169,7 @@ def test_runs_of_different_models_in_one_environment_share_a_section(tmp_path):
         for m, n in (("dit-tiny", 9), ("wan-tiny", 4))
     ]
     (section,) = merge(read_sections(runs))
-    assert list(section.models) == ["dit-tiny", "wan-tiny"] and "n = 4 samples" in section.caption(
+    assert list(section.models) == ["dit-tiny", "wan-tiny"] and "n = 4 videos" in section.caption(
         "wan-tiny"
     )
     assert len(section.requests("wan-tiny")) == 4 and len(section.remarks) == 1
@@ -178,3 +178,14 @@ def test_runs_of_different_models_in_one_environment_share_a_section(tmp_path):
 def test_two_reports_of_merged_runs_have_the_same_bytes(runs, tmp_path):
     one, two = (reports.build(runs, tmp_path / name) for name in ("x", "y"))
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one.files, two.files, strict=True))
+
+
+def test_reports_of_different_runs_never_share_a_folder(tmp_path):
+    a, b, c = (tmp_path / name for name in ("a", "b", "c"))
+    elsewhere_b = tmp_path / "elsewhere" / "b"
+    names = [
+        reports._name(runs)
+        for runs in ([a], [a, b], [a, c], [a, elsewhere_b], [a, b, c], [a, c, b], [a, b / "../b"])
+    ]
+    assert names[0] == "report" and names[1].startswith("report-with-b-") and names[-1] == names[1]
+    assert len(set(names)) == len(names) - 1

@@ -11,7 +11,7 @@ import torch
 from command import ours
 from report_runs import write_run
 
-from ditbench.cli.commands import COMMANDS, main
+from ditbench.cli.commands import COMMANDS, _scoring, main
 from ditbench.cli.parser import parsers
 from ditbench.method import METHODS
 from ditbench.method.plugins import line_in_plugin
@@ -28,7 +28,11 @@ ALONE = "Several stacks or models are one word with commas, as in fora,int8"
 GRAMMAR = [
     # a command that is not there
     ("reprot runs/default", "no command 'reprot'; did you mean report", "ditbench COMMAND"),
-    ("diffsparse", "no command 'diffsparse'; the nearest of 17 names are", "ditbench COMMAND"),
+    ("diffspars", "no command 'diffspars'; the nearest of 17 names are", "ditbench COMMAND"),
+    ("diffsparse", "no command 'diffsparse'; methods are given by a flag: --methods diffsparse", "ditbench COMMAND"),
+    ("fora(interval=2)+int8", "a flag: --methods 'fora(interval=2)+int8'", "ditbench COMMAND"),
+    ("flux-tiny", "models are given by a flag: --models flux-tiny", "ditbench COMMAND"),
+    ("full", "models are given by a flag: --models full", "ditbench COMMAND"),
     # a flag that is not there
     ("run --modles tiny", "--modles: no such flag; did you mean --models", "ditbench run"),
     ("--modles=tiny", "--modles: no such flag; did you mean --models", "ditbench run"),
@@ -76,6 +80,10 @@ VALUES = [
     ("--spec defalt", "--spec: there is no file 'defalt', nor a named spec of that name; did you"),
     ("--methods forra", "no method 'forra'; did you mean fora"),
     ("--methods fora(intervall=2)", "fora has no knob 'intervall'; did you mean interval?"),
+    (
+        "--methods diffsparse(tuned=alone)",
+        "inside those of the shell: \"diffsparse(tuned='alone')\"",
+    ),
     ("--methods fora(interval=2", f"do not match; {QUOTES}"),
     ("stack fora(interval=2, int8", f"write it like fora(interval=3)+int8, or none; {QUOTES}"),
     ("estimate --gpu h101", "--gpu: no GPU 'h101' and no FILE.toml; did you mean h100"),
@@ -325,6 +333,14 @@ def test_stages_without_rates_of_their_own_have_an_estimate_once_one_unit_has_en
     counting(steps.append, "train")({"done": 1, "of": 4, "loss": 0.5})
     assert steps[0].remaining_s is None and steps[1].remaining_s >= 0
     assert steps[2].label == "train loss 0.50000"
+
+
+def test_the_progress_of_scoring_is_labelled():
+    steps = []
+    tell = _scoring(steps.append)
+    tell("dit-tiny--fora-1234", 0, 2)
+    tell("", 2, 2)
+    assert [step.label for step in steps] == ["scoring dit-tiny--fora-1234", ""]
 
 
 def test_threads_are_in_the_spec_and_in_no_key():

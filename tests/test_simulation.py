@@ -1,6 +1,7 @@
 """The simulated device: what is counted on it, that no method makes the host wait in the sampler
 loop, and what `estimate` makes of it."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from command import ours
 from narrow import NAMES, narrow
 from torch import nn
 
+from ditbench.cli.commands import main
 from ditbench.method.stack import Stack
 from ditbench.models.requests import make_requests
 from ditbench.models.sampling import sampling_of
@@ -341,3 +343,14 @@ def test_a_pipeline_that_is_sampled_knows_its_tokens_without_reading_them(stand)
         by_value = family_of(stand.pipe.transformer).grid_by_value
         assert attached.grid == (grid_of(stand.pipe, sampling) if by_value else None)
         assert by_value == (stand.model.family == "flux")
+
+
+def test_what_does_not_fit_is_said_in_its_row(tmp_path, capsys):
+    (tmp_path / "small.toml").write_text(
+        'title="x"\nsource="y"\nmemory=1e5\nbandwidth=1e12\nlaunch=5e-6\nflops={bfloat16=1e15}\n'
+    )
+    words = ["estimate", "--models", "dit-tiny", "--steps", "2", "--json"]
+    assert main([*words, "--gpu", str(tmp_path / "small.toml")]) == 0
+    *lines, document = capsys.readouterr().out.splitlines()
+    assert sum("does not fit" in line for line in lines) == 1
+    assert [row["hours"] for row in json.loads(document)] == [None]

@@ -25,6 +25,13 @@ from ditbench.records.record import read_run
 from ditbench.runner.plan import plan
 from ditbench.runner.spec import Spec
 
+
+@pytest.fixture(autouse=True)
+def with_a_gpu(monkeypatch):
+    """Full-size models are planned as where they run."""
+    monkeypatch.setattr("ditbench.runner.plan.too_slow", lambda *_: "")
+
+
 FULL = [m for m in models().values() if m.group == "full"]
 TRANSFERRED = "diffsparse(allocator='transferred')"
 
@@ -63,6 +70,7 @@ def test_a_deeper_model_and_other_steps_keep_the_budget_and_the_nearest_table():
         assert schedule.chosen.shape == (steps, 56)
         assert keep - 0.02 < spent(schedule.chosen, weights) <= keep
         assert schedule.notes["from_steps"] == source
+        assert schedule.notes["from"] == ("dit-tiny" if source == 20 else "dit-tiny under distill")
         assert (schedule.chosen[0] == len(LEVELS) - 1).all()
 
 
@@ -86,6 +94,18 @@ def test_a_full_model_runs_what_is_transferred_and_its_row_says_so(tmp_path, mon
         assert cell.requested == "diffsparse"
         again = plan(Spec(models=(model.name,), methods=(TRANSFERRED,), weights="random"))[1]
         assert again.key == cell.key and not again.note
+
+
+def test_knobs_of_a_training_do_not_stand_in_the_name_of_what_was_not_trained():
+    asked = ("diffsparse(training=2)", "diffsparse(keep=0.3,learned_at=0.46,tuned='alone')")
+    cells = plan(Spec(models=("flux-1-dev",), methods=asked, weights="random"))[1:]
+    assert [str(cell.stack) for cell in cells] == [
+        TRANSFERRED,
+        "diffsparse(keep=0.3, allocator='transferred')",
+    ]
+    for knob in ("training=1", "learned_at=0.46"):
+        with pytest.raises(ValueError, match=rf"so that {knob.split('=')[0]} has no meaning"):
+            Stack.parse(f"diffsparse(allocator='transferred',{knob})")
 
 
 def test_a_tiny_model_is_refused_as_before():
@@ -116,7 +136,8 @@ def test_a_narrow_pipeline_of_each_family_runs_it(name):
         attached.start(model.steps, 1)
         generate(pipe, model)
         counters, notes = attached.counters(), attached.notes()
-    assert notes["diffsparse.from"] == f"{model.family}-tiny"
+    # four steps: the table of the student of four steps
+    assert notes["diffsparse.from"] == f"{model.family}-tiny under distill"
     tokens = {
         kind: sum(n for name, n in counters.items() if name.endswith(f"_tokens_{kind}"))
         for kind in ("recomputed", "reused")

@@ -45,6 +45,7 @@ from ditbench.method.needs import below_of
 from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
 from ditbench.metrics.table import Metric, metrics
+from ditbench.models.sampling import PER_VIDEO
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
@@ -64,12 +65,6 @@ __all__ = [
 
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 """Of the un-accelerated compute, that controls take."""
-COLUMNS = (
-    "model", "stack", "reading", "verdict", "reason", "basis", "gamma_flops", "gamma_clock",
-    "alignment", "frechet", "control",
-    "over_control", "student_control", "over_student_control", "samples_needed", "controls_left_out",
-)  # fmt: skip
-"""Of the rows of `interactions`, those that a table shows."""
 
 
 def subsets(parts: Sequence[Stack]) -> list[tuple[Stack, ...]]:
@@ -147,26 +142,6 @@ def rules(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [rule(metrics()[name]) for name in scores] or [rule(primary_metrics().score)]
 
 
-def describe(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of `interactions` as a table: estimates as words."""
-    return [{name: _words(row[name]) for name in COLUMNS if name in row} for row in rows]
-
-
-def document(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of `interactions` as plain JSON, at full precision."""
-    plain = [{k: v for k, v in row.items() if k != "evidence"} for row in rows]
-    return [
-        {k: v.as_dict() if isinstance(v, Estimate) else v for k, v in row.items()} for row in plain
-    ]
-
-
-def _words(value: Any) -> Any:
-    if not isinstance(value, Estimate):
-        return value
-    reach = "" if value.low is None else f" [{value.low:.3f}, {value.high:.3f}]"
-    return f"{value.value:.3f}{reach}"
-
-
 def interactions(
     records: Sequence[Record], scores: Mapping[str, Scores],
     parts: Sequence[Stack] | Mapping[str, Sequence[Stack]],
@@ -177,8 +152,8 @@ def interactions(
     interactions of the primary score (`alignment`, of the `metric` that the row names) and distance
     (`frechet`, of its `distance`) (estimates), the controls (at equal time, at equal FLOPs, a student of fewer
     steps) and what the stack has over each, the basis of the verdict, verdict with reason and
-    adjusted p-values, the controls it was reached without (`controls_left_out`), and samples_needed where it
-    is inconclusive. A cell that is missing or was not
+    adjusted p-values, the controls it was reached without (`controls_left_out`), and where it is inconclusive
+    samples_needed (videos, of a video model) and num_samples_needed (what --num-samples would be). A cell that is missing or was not
     measured gives a row with the reason as verdict.
     """
     rows, sets = [], sets_of(references, sets_of_run)
@@ -259,12 +234,22 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     with_verdicts = [dict(row) for row in rows]
     for i, verdict in zip(measured, judge([rows[i]["evidence"] for i in measured]), strict=True):
         with_verdicts[i] |= verdict
-        with_verdicts[i]["samples_needed"] = (
+        needed = (
             samples_needed(rows[i]["alignment"], rows[i]["evidence"].margin)
             if BELOW in verdict["reason"]
             else None
         )
+        counts_as = PER_VIDEO if rows[i].get("frames", 1) > 1 else 1
+        with_verdicts[i] |= {
+            "samples_needed": needed,
+            "num_samples_needed": None if needed is None else needed * counts_as,
+        }
     return with_verdicts
+
+
+def _frames(cells: Mapping[str, Record]) -> int:
+    """Frames of a sample of the model."""
+    return max(((r.get("sampling") or {}).get("frames", 1) for r in cells.values()), default=1)
 
 
 def _row(
@@ -273,7 +258,7 @@ def _row(
     sets: Sets, primary: Primary,
 ) -> dict[str, Any]:  # fmt: skip
     of_row = ["none", *parts, stack]
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"frames": _frames(cells)}
     for name in of_row:
         status = cells[name]["status"] if name in cells else "missing"
         if status != SHOWN:

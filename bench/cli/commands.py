@@ -137,7 +137,7 @@ def _carry_out(cells: list[Any]) -> Path:
     """Run and score what is missing; the run folder."""
     from ditbench.metrics.scoring import score_run
     from ditbench.runner.execute import execute
-    from ditbench.runner.progress import plain, progress
+    from ditbench.runner.progress import progress
 
     _complain([f"{cell.label}: {cell.note}" for cell in cells if cell.note])
     command = "python run_bench.py " + shlex.join(sys.argv[1:])
@@ -145,20 +145,27 @@ def _carry_out(cells: list[Any]) -> Path:
         folder = execute(cells, command.strip(), tell)
     _add_references(folder, cells[0].spec.references)
     with progress() as tell:
-        scoring = score_run(folder, progress=plain(tell))
+        scoring = score_run(folder, progress=_scoring(tell))
     _complain(scoring.damaged)
     return folder
 
 
+def _scoring(tell: Any) -> Any:
+    """`tell` for `score_run`, whose cells are told by their keys."""
+    from ditbench.runner.progress import plain
+
+    step = plain(tell)
+    return lambda key, done, of: step(f"scoring {key}" if key else "", done, of)
+
+
 def _stack(args: argparse.Namespace) -> int:
     from ditbench.analysis.interaction import (
-        describe,
-        document,
         factorial,
         interactions,
         rules,
         shorter_students,
     )
+    from ditbench.analysis.interaction_table import describe, document
     from ditbench.method.plugins import load_plugins
     from ditbench.method.stack import Stack
     from ditbench.records.record import read_run
@@ -197,13 +204,13 @@ def _stack(args: argparse.Namespace) -> int:
 def _score(args: argparse.Namespace) -> int:
     from ditbench.method.plugins import load_plugins
     from ditbench.metrics.scoring import score_run
-    from ditbench.runner.progress import plain, progress
+    from ditbench.runner.progress import progress
 
     load_plugins(args.plugin)
     metrics = args.metrics.split(",") if args.metrics is not None else None
     _add_references(args.run, args.reference)
     with progress() as tell:
-        scoring = score_run(args.run, metrics, progress=plain(tell))
+        scoring = score_run(args.run, metrics, progress=_scoring(tell))
     _complain(scoring.damaged)
     return max(
         SOME_FAILED if scoring.damaged else OK, _tell_report([args.run], None, args.json, None)

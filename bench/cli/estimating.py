@@ -55,7 +55,7 @@ def estimate(args: argparse.Namespace) -> int:
             rows.append(row)
             step(f"{row['model']}/{row['stack']}", len(rows), of)
     reasons = [f"{r['model']} {r['stack']} {r['status']}: {r['note']}" for r in rows if r["note"]]
-    head = f"{gpu.title}, {spec.dtype}, {spec.num_samples} samples"
+    head = f"{gpu.title}, {spec.dtype}, --num-samples {spec.num_samples}"
     head = ", ".join([head, *changed_settings(spec.requested())])
     show_rows(rows, args.json, "\n".join([f"{head}; {CAPTION}", *reasons]), HIDDEN)
     states = {row["status"] for row in rows}

@@ -58,7 +58,10 @@ def gpu_for(name: str | None, device: str) -> Gpu:
 
     if not torch.cuda.is_available():
         return other
-    there = torch.cuda.get_device_properties(torch.device(device))
+    try:
+        there = torch.cuda.get_device_properties(torch.device(device))
+    except (AssertionError, RuntimeError):  # of that number there is none
+        return other
     memory = float(there.total_memory)
     known = gpu_called(there.name)
     if known:

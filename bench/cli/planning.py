@@ -21,6 +21,8 @@ def tell_plan(planned: Forecast, as_json: bool) -> int:
     rows = describe(cells, planned.needs)
     lines = [f"{len(cells)} cells, to be written to {cells[0].spec.folder}"]
     lines += [*filter(None, [planned.caption]), *planned.batches]
+    if any(cell.model.frames > 1 for cell in cells):
+        lines.append("a video counts as four of --num-samples and of --batch-size")
     lines += [
         f"{reason}: what is planned is refused here"
         for reason in dict.fromkeys(row["lacks"] for row in rows if row["lacks"])

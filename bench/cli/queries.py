@@ -87,8 +87,9 @@ def reproduce(args: argparse.Namespace) -> int:
     command = command_of(record, spec)
     device = str(record["run"]["device"])
     here = describe("cpu" if missing_device(device) else device)
-    if spec.get("threads"):  # the command sets it
-        here["threads"] = spec["threads"]
+    here |= _set_by_command(asked_of(record, spec), device)
+    if missing_device(device):  # which its own row says
+        here["gpu"] = record["environment"].get("gpu")
     rows = elsewhere(record, spec, here)
     rows += _edited(record, asked_of(record, spec))
     show_rows(
@@ -100,6 +101,29 @@ def reproduce(args: argparse.Namespace) -> int:
     )
     print(json.dumps({"command": command, "differs": rows}) if args.json else command)
     return GATE if rows else OK
+
+
+def _set_by_command(requested: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Fields of the environment that a run has of its settings and of the GPU's: threads, the
+    processes that cells share, and what the GPU is set to."""
+    from dataclasses import replace
+
+    from ditbench.records.gpu_state import read
+    from ditbench.runner.plan import missing_device
+    from ditbench.runner.spec import Spec
+
+    fields: dict[str, Any] = {}
+    if requested.get("threads"):
+        fields["threads"] = requested["threads"]
+    spec = replace(Spec(), device=device, process=requested.get("process", "auto"))
+    if spec.process_of_device == "round":
+        fields["process"] = "round"
+    if device.startswith("cuda") and not missing_device(device):
+        import torch
+
+        uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+        fields["gpu"] = read(f"GPU-{uuid.removeprefix('GPU-')}" if uuid else "")[0]
+    return fields
 
 
 def _sections(folders: Sequence[Path]) -> list[Section]:

@@ -50,9 +50,25 @@ def usage_line(parser: argparse.ArgumentParser) -> str:
 
 
 def check_command(words: Sequence[str], commands: Iterable[str], usage: str) -> None:
-    """UsageError when the first word is no command and no flag."""
+    """UsageError when the first word is no command and no flag; a method or a model is shown its
+    flag."""
     if words and not words[0].startswith("-") and words[0] not in commands:
-        raise UsageError(f"no command {words[0]!r}; {suggest(words[0], commands)}", usage)
+        advice = _flag_of(words[0]) or suggest(words[0], commands)
+        raise UsageError(f"no command {words[0]!r}; {advice}", usage)
+
+
+def _flag_of(word: str) -> str:
+    """How a word that names methods or models is given; "" for any other."""
+    from ditbench.method.registry import names
+    from ditbench.models.table import GROUPS, models
+
+    given = f"'{word}'" if "(" in word else word
+    first = re.split(r"[(+,]", word)[0]
+    if first in names() or first == "none":
+        return f"methods are given by a flag: --methods {given}"
+    if first in models() or first in GROUPS:
+        return f"models are given by a flag: --models {given}"
+    return ""
 
 
 def check_left_over(words: Sequence[str], parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ from ditbench.method.traits import Stage, unmet
 
 if TYPE_CHECKING:
     from ditbench.models.sampling import Sampling
+    from ditbench.models.table import Model
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ class Stack:
     def restore(cls, described: list[dict[str, Any]]) -> Stack:
         """The stack `describe` described."""
         return cls.of(*(build(find(d["name"]), d["knobs"]) for d in described))
+
+    def instead(self, model: Model) -> Stack:
+        """The stack with what runs in place of methods that would have to be prepared for a
+        model, where they have such a thing."""
+        return Stack(
+            tuple((m.instead(model) or m) if m.recipe() is not None else m for m in self.methods)
+        )
 
     def problems(self, family: str = "") -> list[str]:
         """Why these methods cannot be used together, a sentence each; empty when they can. `family`:
@@ -209,10 +217,21 @@ def _build(term: ast.expr) -> Any:
         try:
             knobs[k.arg] = ast.literal_eval(k.value)
         except (ValueError, TypeError, SyntaxError):
+            given_text = ast.unparse(k.value)
             raise ValueError(
-                f"{name.id}: {k.arg} must be a plain value, not {ast.unparse(k.value)!r}"
+                f"{name.id}: {k.arg} must be a plain value, not {given_text!r}"
+                + _quotes(name.id, k.arg, given_text)
             ) from None
     return build(cls, knobs)
+
+
+def _quotes(name: str, knob: str, given: str) -> str:
+    """How a word is given as a text, where a shell may have taken its quotes."""
+    if not given.isidentifier():
+        return ""
+    return (
+        f"; a text has quotes of its own, inside those of the shell: \"{name}({knob}='{given}')\""
+    )
 
 
 def _show(m: Any) -> str:

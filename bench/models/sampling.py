@@ -31,6 +31,11 @@ class Sampling:
     """Prompt tokens, padding included; 0 for class-conditional models."""
 
 
+def noun_for(frames: int) -> str:
+    """What samples of so many frames are called beside their number."""
+    return "samples" if frames == 1 else "videos"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One sample asked of a model."""

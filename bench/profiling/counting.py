@@ -151,11 +151,15 @@ def count_table(
             for stack in stacks:
                 if progress:
                     progress(f"{model.name} {stack}", len(rows), len(models) * len(stacks))
+                counted = stack.instead(model)
                 try:
-                    rows.append(count_model(model, stack=stack, **sizes))
+                    row = count_model(model, stack=counted, **sizes)
                 except ValueError as error:
                     errors.append(error)
-                    rows.append(_uncounted(model, sampling_of(model), stack, "refused", str(error)))
+                    row = _uncounted(model, sampling_of(model), counted, "refused", str(error))
+                if counted != stack and not row["note"]:
+                    row["note"] = f"in place of {stack}, which is prepared for tiny models only"
+                rows.append(row)
     if errors and len(errors) == len(rows):
         raise errors[0]
     return rows

@@ -8,7 +8,6 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +113,8 @@ def memory_bytes() -> int:
 
 
 def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # which every command would import
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -48,6 +48,8 @@ LINES = (
     ("h", ":"),
     ("<", "-."),
 )
+LISTED = 8
+"""Stacks that the small print names of those left out."""
 LINED = 12
 """Methods on a page of lines over steps."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#8c3a7a")
@@ -76,7 +78,14 @@ def draw_crossovers(section: Section, folder: Path) -> dict[str, list[Path]]:
             ]
             others = [row for row in drawn if kinds[row["key"]] and kinds[row["key"]] <= SAVING]
             if len(curve) > 1 and curve[0]["baseline"] and others:
-                files[model] = _curves(section, model, curve, others, panels, folder)
+                left_out = [
+                    row["stack"]
+                    for row in drawn
+                    if row not in curve and row not in others and not row["label"]
+                ]
+                files[model] = _curves(
+                    section, model, curve, others, panels, folder, _left_out(left_out)
+                )
             if gains := [row for row in section.over_steps if row["model"] == model]:
                 files.setdefault(model, []).extend(_gains(section, model, gains, folder))
     return files
@@ -104,6 +113,7 @@ def _curves(
     others: Sequence[Row],
     panels: Sequence[str],
     folder: Path,
+    left_out: str,
 ) -> list[Path]:
     rows = [row for row in section.models[model] if row in curve or row in others]
     named = [row["stack"] for row in rows] if len(rows) <= NAMED else numbers(section, model, rows)
@@ -118,7 +128,7 @@ def _curves(
         better = ", ".join(name_of[row["key"]] for row in rows if row in ahead)
         words += f"Better than that by {metric}, as measured: {better or 'nothing'}. "
         notable += [row for row in ahead if row not in notable]
-    words += "Bars: 95 % intervals."
+    words += f"{left_out}Bars: 95 % intervals."
     drawn = plate(
         section, model, rows, len(panels), words, notable, "the line and what is better than it",
         inches=2.4,
@@ -138,6 +148,17 @@ def _curves(
         )
     return drawn.save(
         f"{model}: does it beat fewer steps?", folder, f"{file_name(model)}-crossover"
+    )
+
+
+def _left_out(stacks: Sequence[str]) -> str:
+    """Which stacks the figure does not show, and why; "" where it shows all."""
+    if not stacks:
+        return ""
+    more = f" and {len(stacks) - LISTED} more" if len(stacks) > LISTED else ""
+    return (
+        f"Left out, for they do other than skip work within steps: "
+        f"{', '.join(stacks[:LISTED])}{more}. "
     )
 
 

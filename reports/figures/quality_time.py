@@ -18,7 +18,7 @@ from ditbench.metrics.table import metrics
 from ditbench.reports.figures.scatter import Plate, Point, plate
 from ditbench.reports.figures.style import INK, PALE, QUIET, in_style
 from ditbench.reports.sections.format import number
-from ditbench.reports.sections.frontier import dominated, frontier, level, placed
+from ditbench.reports.sections.frontier import compared, dominated, frontier, level, placed
 from ditbench.reports.sections.section import Section, file_name
 
 Line = NDArray[Any]
@@ -38,13 +38,24 @@ def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
     files = {}
     with in_style():
         for model, rows in section.models.items():
-            panels = [m for m in primary_of(rows).names if any(placed(row, m) for row in rows)]
+            names = primary_of(rows).names
+            panels = [m for m in names if any(placed(row, m) for row in rows) and compared(rows, m)]
             if panels:
-                files[model] = _figure(section, model, panels, folder)
+                left_out = " ".join(_left_out(rows, m) for m in names if not compared(rows, m))
+                files[model] = _figure(section, model, panels, folder, left_out)
     return files
 
 
-def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -> list[Path]:
+def _left_out(rows: Sequence[Row], metric: str) -> str:
+    """Why there is no panel of a metric in which no stack has a difference to `none`."""
+    entries = [row["quality"].get(metric) for row in rows if not row["baseline"]]
+    reason = next((e["delta_reason"] or e["reason"] for e in entries if e), "")
+    return f"No panel of {metrics()[metric].label}: {reason or 'it was not scored'}."
+
+
+def _figure(
+    section: Section, model: str, panels: Sequence[str], folder: Path, left_out: str
+) -> list[Path]:
     rows = [row for row in section.models[model] if any(placed(row, metric) for metric in panels)]
     notable = [
         row
@@ -52,7 +63,13 @@ def _figure(section: Section, model: str, panels: Sequence[str], folder: Path) -
         if row["baseline"] or any(row in frontier(rows, metric) for metric in panels)
     ]
     drawn = plate(
-        section, model, rows, len(panels), SMALL_PRINT, notable, "none and what is on a frontier"
+        section,
+        model,
+        rows,
+        len(panels),
+        f"{SMALL_PRINT} {left_out}".strip(),
+        notable,
+        "none and what is on a frontier",
     )
     scale_time(drawn.axes, rows)
     frontiers = [

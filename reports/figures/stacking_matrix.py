@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from ditbench.analysis.interaction import rules
 from ditbench.analysis.primary import primary_of
 from ditbench.analysis.rows import Interval, Row
+from ditbench.models.sampling import noun_for
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.frame import FOOT_LINE, finish, inscribe, small_print
 from ditbench.reports.figures.style import DPI, INK, PALE, PAPER, QUIET, in_style
@@ -241,7 +242,8 @@ def _cell(
     if verdict == "beaten" and over:
         lines.append(f"control ahead by {fixed(-min(over), 3)}")
     if interaction.get("samples_needed"):
-        lines.append(f"{interaction['samples_needed']} samples needed")
+        noun = noun_for(interaction["frames"])
+        lines.append(f"{interaction['samples_needed']} {noun} needed")
     return _write(axis, f"{mark} {verdict}".strip(), lines, x, y)
 
 

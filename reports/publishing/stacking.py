@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ditbench.analysis.interaction import document
+from ditbench.analysis.interaction_table import document
 from ditbench.reports.publishing.grid import grid
 from ditbench.reports.sections.format import DASH, fixed, spoken
 from ditbench.reports.sections.section import Section

@@ -38,6 +38,12 @@ def placed(row: Row, metric: str) -> bool:
     )
 
 
+def compared(rows: Sequence[Row], metric: str) -> bool:
+    """Whether a frontier says anything: some stack beside `none` is placed, or there is none."""
+    others = [row for row in rows if not row["baseline"]]
+    return not others or any(placed(row, metric) for row in others)
+
+
 def frontier(rows: Sequence[Row], metric: str) -> list[Row]:
     """The placed rows that no other is at least as fast and as good as, fastest first."""
     points = [row for row in rows if placed(row, metric)]
@@ -59,7 +65,7 @@ def probabilities(rows: Sequence[Row], metric: str) -> dict[str, float]:
     stand still too.
     """
     points = [row for row in rows if placed(row, metric)]
-    if not points:
+    if not points or not compared(rows, metric):
         return {}
     rng = np.random.default_rng(0)
     shape = (DRAWS, len(points))

@@ -14,6 +14,7 @@ from ditbench.analysis.interaction import together
 from ditbench.analysis.step_sweep import over_steps
 from ditbench.analysis.summary import Scores, read_scores, summarise
 from ditbench.extractors.references import ReferenceSets
+from ditbench.models.sampling import noun_for
 from ditbench.records.checks import read_requests
 from ditbench.records.published_files import members, replaced
 from ditbench.records.record import (
@@ -88,8 +89,9 @@ class Section:
         """Sample count, rounds, batch, precision and hardware of a model's rows."""
         rows = self.models[model]
         row = next((r for r in rows if r["status"] == SHOWN), rows[0])
+        frames = max(((r["sampling"] or {}).get("frames", 1) for r in rows), default=1)
         parts = [
-            f"n = {row['num_samples']} samples",
+            f"n = {row['num_samples']} {noun_for(frames)}",
             count(row["rounds"], "timed round"),
             f"batch {row['batch_size']}",
         ]

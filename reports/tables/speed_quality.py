@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ditbench.analysis import interaction
+from ditbench.analysis import interaction_table
 from ditbench.analysis.quality import ASKED
 from ditbench.analysis.verdict import RULE
 from ditbench.records.record import SHOWN
@@ -122,7 +122,10 @@ def document(report: Report) -> dict[str, Any]:
         }
         runs.append(
             run
-            | {"stacking": interaction.document(section.stacking), "remarks": list(section.remarks)}
+            | {
+                "stacking": interaction_table.document(section.stacking),
+                "remarks": list(section.remarks),
+            }
         )
     return {"schema": DOCUMENT, "page": str(report.page), "convention": CONVENTION, "runs": runs}
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ditbench.analysis.interaction import VERDICTS, rules
+from ditbench.analysis.interaction_table import needed
 from ditbench.analysis.primary import primary_metrics
 from ditbench.metrics.table import Metric, metrics
 from ditbench.reports.sections.findings import trained_once, trainings
@@ -110,6 +111,7 @@ def stacking_frame(section: Section) -> pd.DataFrame:
                 "p_stacks",
                 "p_beaten",
                 "samples_needed",
+                "num_samples_needed",
             )
         }
         line |= {"metric": interaction.get("metric"), "distance": interaction.get("distance")}
@@ -137,7 +139,6 @@ def _words(section: Section, interaction: Mapping[str, Any]) -> dict[str, str]:
     clock, quality, frechet, *over = (
         interaction[k].as_dict() if interaction.get(k) else None for k in ESTIMATES.values()
     )
-    needed = interaction.get("samples_needed")
     score, distance = _primary(interaction)
     words = {
         "stack": interaction["stack"], "reading": interaction["reading"], "status": status(row),
@@ -154,7 +155,7 @@ def _words(section: Section, interaction: Mapping[str, Any]) -> dict[str, str]:
             f"over {head}": spoken(ahead, score.decimals, signed=True),
         }
     return words | {
-        "samples needed": DASH if needed is None else str(needed),
+        "samples needed": needed(interaction) or DASH,
         "n": str(row["num_samples"]) if measured else DASH,
         KEY: _keys(section, interaction),
     }  # fmt: skip

@@ -53,9 +53,11 @@ def transferred(
     costs = load_file(artifact.folder / "cost.safetensors")["cost"].astype(np.float64)
     costs = costs.reshape(learned.steps, len(learned.sublayers), -1)
     rows = costs[nearest(learned.steps, steps)][:, same_kind(learned.sublayers, names)]
+    below = artifact.manifest["below"]
+    under = "" if below == "none" else f" under {below}"  # a student's few steps
     notes: dict[str, Any] = {
         "allocator": "transferred",
-        "from": artifact.manifest["model"],
+        "from": artifact.manifest["model"] + under,
         "from_steps": learned.steps,
         "keep": keep,
     }
