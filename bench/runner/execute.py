@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ditbench.models.requests import fingerprint
 from ditbench.records.files import write_json
 from ditbench.records.lock import writing_to
-from ditbench.records.record import MEASURED, SCHEMA, Done, Record, read_record, read_round
+from ditbench.records.record import MEASURED, read_round
 from ditbench.records.run_folder import RunFolder
+from ditbench.runner.assembling import extended, record_of
 from ditbench.runner.plan import Cell
 from ditbench.runner.processes import context_for, groups, run_group
 from ditbench.runner.progress import Step
@@ -49,7 +50,7 @@ def _run(cells: Sequence[Cell], folder: RunFolder, tell: Tell) -> Path:
             tell(Step(cell.label, 0, 0, None, sentence))
         if not record.exists() and cell.refusal:
             refused = {"status": "refused", "reason": cell.refusal, "seconds": 0.0}
-            write_json(record, _record(cell, [refused]))
+            write_json(record, record_of(cell, [refused]))
         elif not record.exists():
             _put_together(cell, folder)  # all its rounds may be there
     units = units_to_do(cells, folder)
@@ -103,85 +104,10 @@ def _put_together(cell: Cell, folder: RunFolder) -> str:
     again = [read_round(path) for path in folder.timed_again(cell.key)]
     if not wrong and len(rounds) < cell.spec.rounds:
         if folder.record(cell.key).exists():
-            write_json(folder.record(cell.key), _extended(folder, cell.key, again))
+            write_json(folder.record(cell.key), extended(folder, cell.key, again))
         return ""
-    record = _record(cell, wrong[:1] or [*rounds, *(r for r in again if r["status"] in MEASURED)])
+    record = record_of(cell, wrong[:1] or [*rounds, *(r for r in again if r["status"] in MEASURED)])
     write_json(folder.record(cell.key), record)
     if wrong:
         folder.samples(cell.key).unlink(missing_ok=True)
     return str(record["status"])
-
-
-def _extended(folder: RunFolder, key: str, again: Sequence[dict[str, Any]]) -> Record:
-    """The record of a cell whose rounds are gone, and what was timed again since."""
-    record = read_record(folder.record(key))
-    known = {(call.get("session", ""), call["round"]) for call in record["timing"]}
-    new = [
-        r
-        for r in again
-        if r["status"] in MEASURED and r.get("timing")
-        and (r["timing"][0]["session"], r["round"]) not in known
-    ]  # fmt: skip
-    environments = record.get("environments") or {
-        session: record["environment"] for session, _ in sorted(known)
-    }
-    return {
-        **record,
-        "timing": [*record["timing"], *(call for r in new for call in r["timing"])],
-        "environments": _environments(new) | environments,
-        "host": [*record.get("host", []), *(r["host"] for r in new if r.get("host"))],
-        "seconds": record["seconds"] + sum(r["seconds"] for r in new),
-    }
-
-
-def _record(cell: Cell, rounds: list[dict[str, Any]]) -> Record:
-    first = rounds[0]
-    batch = first.get("batch", cell.batch_size)
-    done = cell.own.settings() | {"num_samples": cell.num_samples, "batch_size": batch}
-    done |= {
-        "requests_sha256": first.get("requests_sha256", ""),
-        "model_sha256": first.get("model_sha256", ""),
-    }
-    left = list(dict.fromkeys(name for r in rounds for name in r.get("left_behind", [])))
-    record = {
-        "schema": SCHEMA,
-        "key": cell.key,
-        "model": cell.model.name,
-        "family": cell.model.family,
-        "world": cell.model.world,
-        "stack": str(cell.stack),
-        "methods": cell.stack.describe(),
-        "status": first["status"],
-        "reason": first["reason"],
-        "traceback": first.get("traceback", ""),
-        "settings": cell.own.requested(),
-        "samples": cell.num_samples,
-        "batch": batch,
-        "run": cast(Done, done),
-        "depends_on": cell.depends,
-        "sampling": first.get("sampling", {}),
-        "environment": first.get("environment", {}),
-        "environments": _environments(rounds),
-        "load_s": first.get("load_s"),
-        "first_call_s": first.get("first_call_s"),
-        "timing": [entry for r in rounds for entry in r.get("timing", [])],
-        "host": [r["host"] for r in rounds if r.get("host")],
-        "memory": first.get("memory", {}),
-        "flops": first.get("flops", {}),
-        "counters": first.get("counters", {}),
-        "notes": first.get("notes", {}),
-        "schedule": first.get("schedule"),
-        "prompts_cut": first.get("prompts_cut", {}),
-        "artifacts": first.get("artifacts", {}),
-        "seconds": sum(r.get("seconds", 0.0) for r in rounds),
-    }
-    return cast(Record, record | ({"left_behind": left} if left else {}))
-
-
-def _environments(rounds: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The environment of each command's first round, by session."""
-    environments: dict[str, dict[str, Any]] = {}
-    for r in rounds:
-        if r.get("timing") and r.get("environment"):
-            environments.setdefault(r["timing"][0].get("session", ""), r["environment"])
-    return dict(sorted(environments.items()))
