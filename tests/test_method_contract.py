@@ -212,9 +212,9 @@ def test_a_dial_is_turned_from_end_to_end(dial, knobs, complaint):
         at.notes["step"] = 1 / (5 - float(self.every or 1))
 
     parts = {"every": knob("2" if knobs["every"] is str else 2, low=1), "__annotations__": knobs}
-    found = notes(declare(attach=attach, dial=dial, **parts), "dit")
-    assert found.keys() == ({DIAL} if complaint else set())
-    assert complaint in found.get(DIAL, "")
+    failures = notes(declare(attach=attach, dial=dial, **parts), "dit")
+    assert failures.keys() == ({DIAL} if complaint else set())
+    assert complaint in failures.get(DIAL, "")
 
 
 def test_mixing_the_samples_of_a_batch_is_found():

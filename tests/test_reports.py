@@ -353,10 +353,10 @@ def test_verdicts_stand_in_the_terminal_as_on_the_page(report, capsys, monkeypat
     monkeypatch.setenv("COLUMNS", str(width))
     reports.print_report(report)
     out = capsys.readouterr().out
-    told = json.loads(json.dumps(reports.report_json(report), allow_nan=False))
+    document = json.loads(json.dumps(reports.report_json(report), allow_nan=False))
     words = [
         row["quality"]["align.shapes_v1"]["verdict"]
-        for model in told["runs"][0]["models"]
+        for model in document["runs"][0]["models"]
         for row in model["rows"]
     ]
     assert len(set(filter(None, words))) > 1

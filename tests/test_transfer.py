@@ -97,8 +97,8 @@ def test_a_full_model_runs_what_is_transferred_and_its_row_says_so(tmp_path, mon
 
 
 def test_knobs_of_a_training_do_not_stand_in_the_name_of_what_was_not_trained():
-    asked = ("diffsparse(training=2)", "diffsparse(keep=0.3,learned_at=0.46,tuned='alone')")
-    cells = plan(Spec(models=("flux-1-dev",), methods=asked, weights="random"))[1:]
+    requested = ("diffsparse(training=2)", "diffsparse(keep=0.3,learned_at=0.46,tuned='alone')")
+    cells = plan(Spec(models=("flux-1-dev",), methods=requested, weights="random"))[1:]
     assert [str(cell.stack) for cell in cells] == [
         TRANSFERRED,
         "diffsparse(keep=0.3, allocator='transferred')",
