@@ -350,7 +350,8 @@ def test_what_does_not_fit_is_said_in_its_row(tmp_path, capsys):
         'title="x"\nsource="y"\nmemory=1e5\nbandwidth=1e12\nlaunch=5e-6\nflops={bfloat16=1e15}\n'
     )
     words = ["estimate", "--models", "dit-tiny", "--steps", "2", "--json"]
-    assert main([*words, "--gpu", str(tmp_path / "small.toml")]) == 0
+    assert main([*words, "--gpu", str(tmp_path / "small.toml")]) == 3  # nothing does
     *lines, document = capsys.readouterr().out.splitlines()
-    assert sum("does not fit" in line for line in lines) == 1
+    (row,) = json.loads(document)
+    assert row["status"] == "does not fit" and any("does not fit" in line for line in lines)
     assert [row["hours"] for row in json.loads(document)] == [None]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from ditbench.records import checks
-from ditbench.records.environment import MACHINE, differing
 from ditbench.records.files import read_json
 from ditbench.records.published_files import FILES
 from ditbench.records.run_folder import RunFolder
@@ -148,6 +147,8 @@ def differing_beside(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[s
     without such a command, of the environments of their samples."""
     shared = {*sessions_of(one)} & {*sessions_of(other)}
     pairs = [(environment_of(one, s), environment_of(other, s)) for s in shared or {""}]
+    from ditbench.records.environment import MACHINE, differing  # slow to import, and seldom asked
+
     apart = {name for pair in pairs for name in differing(*pair)}
     return [name for name in MACHINE if name in apart]
 

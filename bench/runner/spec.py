@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.metrics.margins import MARGINS, read_margins
-from ditbench.records.record import check_not_published
 from ditbench.records.settings import CHOICES, DEFAULTS, OPTIONS, WORKLOADS, Settings
 from ditbench.suggest import suggest
 
@@ -220,6 +219,8 @@ def from_table(table: dict[str, Any], start: Spec) -> Spec:
 def check_writable(folder: Path) -> None:
     """ValueError when a run could not be written to `folder`, or a published one lies there; makes
     nothing."""
+    from ditbench.records.record import check_not_published
+
     check_not_published(folder)
     parent = folder
     while not parent.exists():
