@@ -76,7 +76,7 @@ def _spec(args: argparse.Namespace) -> Any:
 def _forecast(spec: Any, args: argparse.Namespace) -> Any:
     """The plan of a run that can be begun, with what it needs of a GPU: what it names is there and
     can be used. ValueError otherwise."""
-    from ditbench.cli.forecasting import forecast, gpu_for, requested_batch
+    from ditbench.cli.forecasting import forecast, requested_batch
     from ditbench.extractors.references import examine
     from ditbench.runner.plan import plan
     from ditbench.runner.spec import check_writable
@@ -84,7 +84,7 @@ def _forecast(spec: Any, args: argparse.Namespace) -> Any:
     cells = plan(spec)
     examine(spec.references, {cell.model.name for cell in cells})
     check_writable(spec.folder)
-    return forecast(cells, gpu_for(args.gpu, spec.device), requested_batch(args))
+    return forecast(cells, args.gpu, requested_batch(args))
 
 
 def _plan(args: argparse.Namespace) -> int:
