@@ -83,7 +83,7 @@ def _spec(args: argparse.Namespace) -> Any:
 def _forecast(spec: Any, args: argparse.Namespace) -> Any:
     """The plan of a run that can be begun, with what it needs of a GPU: what it names is there and
     can be used. ValueError otherwise."""
-    from ditbench.cli.forecasting import forecast, gpu_for, requested_batch
+    from ditbench.cli.forecasting import forecast, requested_batch
     from ditbench.extractors.references import examine
     from ditbench.runner.plan import plan
     from ditbench.runner.spec import check_writable
@@ -98,7 +98,7 @@ def _forecast(spec: Any, args: argparse.Namespace) -> Any:
                 "full-size models are published for bfloat16: float32 takes twice the memory (--dtype)"
             ]
         )
-    return forecast(cells, gpu_for(args.gpu, spec.device), requested_batch(args))
+    return forecast(cells, args.gpu, requested_batch(args))
 
 
 def _plan(args: argparse.Namespace) -> int:

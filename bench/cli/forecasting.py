@@ -54,13 +54,15 @@ def gpu_for(name: str | None, device: str) -> Gpu:
     other = gpu_named("h100")
     if not device.startswith("cuda"):
         return other
+    from ditbench.runner.plan import missing_device
+
+    if missing_device(device):
+        return other
     import torch
 
-    if not torch.cuda.is_available():
-        return other
     try:
         there = torch.cuda.get_device_properties(torch.device(device))
-    except (AssertionError, RuntimeError):  # of that number there is none
+    except (AssertionError, RuntimeError):  # torch says there is one, and there is not
         return other
     memory = float(there.total_memory)
     known = gpu_called(there.name)
@@ -69,10 +71,11 @@ def gpu_for(name: str | None, device: str) -> Gpu:
     return replace(other, title=f"{there.name} (at the rates of an H100)", memory=memory)
 
 
-def forecast(cells: Sequence[Cell], gpu: Gpu, requested: bool) -> Forecast:
-    """What the cells of full-size models need of a GPU; a batch size of each model, the one its run
-    folder was begun with where there is one, unless one was `requested`."""
+def forecast(cells: Sequence[Cell], gpu_name: str | None, requested: bool) -> Forecast:
+    """What the cells of full-size models need of a GPU (`gpu_for`); a batch size of each model, the
+    one its run folder was begun with where there is one, unless one was `requested`."""
     spec = cells[0].spec
+    named = gpu_for(gpu_name, spec.device) if gpu_name is not None else None
     models = {cell.model.name: cell.model for cell in cells if cell.model.group == "full"}
     if not models or spec.offload == "sequential":
         return Forecast(cells=list(cells))
@@ -81,7 +84,7 @@ def forecast(cells: Sequence[Cell], gpu: Gpu, requested: bool) -> Forecast:
     from ditbench.simulation.forecast import DOES_NOT_FIT, Conditions, choose_batch, row
     from ditbench.simulation.simulate import at_once
 
-    clock = Clock(BUDGET)
+    gpu, clock = named or gpu_for(None, spec.device), Clock(BUDGET)
     conditions = Conditions(
         dtype=spec.dtype if spec.device != "cpu" else "bfloat16",
         text_encoding=spec.text_encoding, offload=spec.offload, vae=spec.vae,

@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import log
 from typing import Any
 
 SEEN = (1, 2, 3)
 """Samples of the generations that are simulated."""
+NEAR, NEAR_AT = 0.1, (2, 8)
+"""By how much, in natural logarithms, the sizes may differ of launches that are put together, and at
+which batches."""
 TEXT, DENOISE, DECODE = "text", "denoise", "decode"
 """Stages of a call: to the transformer's first run, to the decoder, to the end."""
 TRANSFORMER, ENCODER, DECODER = "transformer", "text encoder", "decoder"
@@ -154,7 +158,8 @@ def launches(two: Mapping[Kernel, int], three: Mapping[Kernel, int]) -> dict[Lau
 
     Kernels of one name and type are matched by size, smallest first, so that their sums are right
     whichever of two was meant. What is launched more often for three samples (a map computed in
-    pieces) is launched as much more often again for each further one.
+    pieces) is launched as much more often again for each further one. Launches that differ by a tenth in
+    size at most are put together.
     """
     numbers: dict[Launch, Affine] = {}
 
@@ -174,7 +179,32 @@ def launches(two: Mapping[Kernel, int], three: Mapping[Kernel, int]) -> dict[Lau
             if grows or a[kernel] == b[kernel]:
                 add(kernel, kernel, Affine.through(a.pop(kernel), b.pop(kernel)))
         _match(a, b, add)
-    return numbers
+    return _together(numbers)
+
+
+def _together(numbers: Mapping[Launch, Affine]) -> dict[Launch, Affine]:
+    """Launches of nearly one size as so many of their mean; token selection has a size for every
+    layer and step."""
+    groups: dict[Any, list[Launch]] = {}
+    for launch in numbers:
+        sizes_at = [size.at(n) for size in (launch.flops, launch.moved) for n in NEAR_AT]
+        near = [round(log(max(1, size)) / NEAR) for size in sizes_at]
+        groups.setdefault((launch.name, launch.dtype, *near), []).append(launch)
+    merged: dict[Launch, Affine] = {}
+    for (name, dtype, *_), alike in groups.items():
+        weights = [sum(numbers[launch].at(n) for n in SEEN[1:]) for launch in alike]
+        if len(alike) == 1 or not sum(weights):
+            merged |= {launch: numbers[launch] for launch in alike}
+            continue
+        sizes = [
+            [sum(w * v for w, v in zip(weights, values, strict=True)) // sum(weights) for values in
+             zip(*(_pair(getattr(launch, what)) for launch in alike), strict=True)]
+            for what in ("flops", "moved")
+        ]  # fmt: skip
+        mean = Launch(name, dtype, Affine(*sizes[0]), Affine(*sizes[1]))
+        so_far = [numbers[launch] for launch in alike] + [merged.get(mean, Affine(0, 0))]
+        merged[mean] = Affine(sum(n.fixed for n in so_far), sum(n.each for n in so_far))
+    return merged
 
 
 def _match(

@@ -30,7 +30,9 @@ FIRST = (
     "distill+diffsparse", "diffsparse", "toca",
 )  # fmt: skip
 """Those that are simulated, and shown, before the others."""
-MODELS = ("dit-xl-2-256", "pixart-alpha-1024")
+FIRST_ALONE = ("wan-2.1-1.3b",)
+"""Models of which no others are bundled: a row of a video takes minutes."""
+MODELS = ("dit-xl-2-256", "pixart-alpha-1024", "flux-1-dev")
 """Models whose rows are bundled."""
 
 
@@ -38,7 +40,8 @@ def stacks(model: Model) -> list[Stack]:
     """The stacks whose rows are bundled, with what runs in place of what would have to be prepared;
     those that a model's family rules out are not among them."""
     ours = [name for name in names() if find(name).__module__.startswith("ditbench.methods")]
-    texts = ["none", *FIRST, *sorted(ours), *COMBINATIONS]
+    more = () if model.name in FIRST_ALONE else (*sorted(ours), *COMBINATIONS)
+    texts = ["none", *FIRST, *more]
     parsed = [at_once(model, Stack.parse(text)) for text in texts]
     return list({str(s): s for s in parsed if not s.problems(model.family)}.values())
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
+import numpy
 import torch
 
 from ditbench.method.stack import Stack
@@ -104,7 +106,10 @@ class Stand:
         """
         arguments = call_arguments(self.model, sampling, requests)
         rehearsal = Rehearsal()
-        with torch.no_grad(), self._replaying(), stack.attached(self.pipe, prepared) as attached:
+        with (
+            torch.no_grad(), self._replaying(), _videos_not_copied(),
+            stack.attached(self.pipe, prepared) as attached,
+        ):  # fmt: skip
             self.device.ledger.method_tensors = attached.method_tensors
             attached.grid = grid_of(self.pipe, sampling)
             attached.start(sampling.steps, len(requests))
@@ -167,6 +172,24 @@ def _refuse_reads(syncs: Mapping[str, int], error: Exception | None = None) -> N
         lines = ", ".join(f"{line} ({n} times)" for line, n in sorted(syncs.items()))
         why = f"what runs goes by values, which are read from the device at {lines}"
         raise GoesByValues(why, syncs) from error
+
+
+class _Numpy:
+    """numpy, but a video of no values is not copied frame by frame, which takes seconds."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(numpy, name)
+
+    @staticmethod
+    def stack(videos: Sequence[Any], *_: Any, **__: Any) -> Any:
+        """The first."""
+        return videos[0]
+
+
+def _videos_not_copied() -> Any:
+    from diffusers import video_processor
+
+    return mock.patch.object(video_processor, "np", _Numpy())
 
 
 @contextmanager
