@@ -4,6 +4,7 @@ chosen where none was requested."""
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -112,10 +113,12 @@ def forecast(cells: Sequence[Cell], gpu_name: str | None, requested: bool) -> Fo
         if before.key not in costs:
             continue
         if (its := costs[before.key]) is None:
-            missing += 1
-            entry["note"] = (
-                f"not estimated: run `estimate --models {cell.model.name} --methods '{cell.stack}'`"
-            )
+            if not cell.refusal or cell.wants_device:
+                missing += 1
+                stack = shlex.quote(str(cell.stack))
+                entry["note"] = (
+                    f"not estimated: run `estimate --models {cell.model.name} --methods {stack}`"
+                )
             continue
         of_gpu = row(
             cell.model, str(cell.stack), its, gpu, conditions,
