@@ -334,13 +334,13 @@ def finished(cell, folder, model_sha256, requests_sha256, rounds=1):
         "model_sha256": model_sha256,
         "requests_sha256": requests_sha256,
     }
+    empty = ("sampling", "environment", "memory", "flops", "counters")
+    measured: dict[str, object] = {name: {} for name in empty} | {"timing": []}
     for i in range(rounds):
-        write_json(at / f"round-{i}.json", facts | {"round": i, "seconds": 1.0})
-    record = {
+        write_json(at / f"round-{i}.json", facts | measured | {"round": i, "seconds": 1.0})
+    record = measured | {
         "schema": SCHEMA, "key": cell.key, "model": cell.model.name, "family": "dit",
-        "stack": str(cell.stack), "methods": [],
-        "run": facts, "sampling": {}, "environment": {}, "timing": [], "memory": {}, "flops": {},
-        "counters": {},
+        "stack": str(cell.stack), "methods": [], "run": facts,
     }  # fmt: skip
     write_json(at / "record.json", record | {"status": "ok", "reason": ""})
     save_file(
