@@ -21,7 +21,7 @@ from ditbench.records.scores import read_file, write_file
 from ditbench.reports.answers.compare import Gates, compare
 from ditbench.reports.answers.recommend import Limits, recommend
 from ditbench.reports.sections.section import read_sections
-from ditbench.runner.execute import _record
+from ditbench.runner.assembling import record_of
 from ditbench.runner.plan import plan, rebuild
 from ditbench.runner.resume import open_folder
 from ditbench.runner.spec import Spec, from_table
@@ -437,7 +437,7 @@ def planned(tmp_path, monkeypatch):
             "sampling": asdict(cell.sampling),
             "environment": json.loads(json.dumps(describe())),
         }
-        record = _record(
+        record = record_of(
             cell,
             [
                 {"status": "refused" if cell.refusal else "failed", "reason": "x", "seconds": 0.0}

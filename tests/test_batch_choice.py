@@ -73,7 +73,7 @@ def test_what_is_not_known_and_takes_too_long_is_not_estimated(monkeypatch, tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("ditbench.cli.forecasting.BUDGET", 0.01)
     done = command("plan", "--models", "dit-xl-2-256", "--methods", "fora(interval=7)", "--json",
-                   "--weights", "random")  # fmt: skip
+                   "--weights", "random", "--device", "cuda")  # fmt: skip
     row = json.loads(done.stdout.splitlines()[-1])[1]
     assert row["hours"] is None
     assert "run `estimate --models dit-xl-2-256 --methods 'fora(interval=7)'`" in row["reason"]

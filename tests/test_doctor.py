@@ -17,7 +17,9 @@ def nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv(FOLDER, str(tmp_path))
     monkeypatch.delenv("DITBENCH_DATASETS", raising=False)
-    return tmp_path
+    client._installed.cache_clear()  # of this very python, under the variables of another test
+    yield tmp_path
+    client._installed.cache_clear()
 
 
 def rows():

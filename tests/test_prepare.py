@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ditbench.acceleration.caching.schedule import Schedule
 from ditbench.method import METHODS, Stage, artifact, knob, method, prepare
 from ditbench.method.needs import needs_of, resolve
 from ditbench.method.probe import Trainee
@@ -268,10 +269,12 @@ def test_a_learned_table_is_of_one_budget_and_a_measured_one_of_all():
 
 def test_a_file_a_knob_names_is_part_of_the_cell_and_refuses_it_when_missing(tmp_path):
     spec = Spec(models=("dit-tiny",), methods=("diffsparse(schedule='s.json')",), num_samples=4)
-    assert plan(spec)[1].refusal == "s.json cannot be read: No such file or directory"
+    assert "there is no schedule s.json; python run_bench.py prepare" in plan(spec)[1].refusal
     keys = set()
-    for text in ("one", "another", "one"):
-        (tmp_path / "s.json").write_text(text)
+    for level in (1, 2, 1):
+        chosen = np.full((20, 1), level)
+        Schedule(sublayers=("0.self",), chosen=chosen).write(tmp_path / "s.json")
+        assert not plan(spec)[1].refusal
         keys.add(plan(spec)[1].key)
     assert len(keys) == 2
 
