@@ -80,10 +80,9 @@ def _spec(args: argparse.Namespace) -> Any:
     return from_table(table, read_toml(args.spec or "default"))
 
 
-def _forecast(spec: Any, args: argparse.Namespace) -> Any:
-    """The plan of a run that can be begun, with what it needs of a GPU: what it names is there and
-    can be used. ValueError otherwise."""
-    from ditbench.cli.forecasting import forecast, requested_batch
+def _cells(spec: Any) -> list[Any]:
+    """The plan of a run that can be begun: what it names is there and can be used. ValueError
+    otherwise."""
     from ditbench.extractors.references import examine
     from ditbench.runner.plan import plan
     from ditbench.runner.spec import check_writable
@@ -98,19 +97,26 @@ def _forecast(spec: Any, args: argparse.Namespace) -> Any:
                 "full-size models are published for bfloat16: float32 takes twice the memory (--dtype)"
             ]
         )
+    return cells
+
+
+def _forecast(cells: list[Any], args: argparse.Namespace) -> Any:
+    """The plan with what it needs of a GPU."""
+    from ditbench.cli.forecasting import forecast, requested_batch
+
     return forecast(cells, args.gpu, requested_batch(args))
 
 
 def _plan(args: argparse.Namespace) -> int:
-    return tell_plan(_forecast(_spec(args), args), args.json)
+    return tell_plan(_forecast(_cells(_spec(args)), args), args.json)
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _plan(args)
-    planned = _forecast(_spec(args), args)
-    check_runnable(planned.cells)
-    cells = planned.begin(_complain)
+    cells = _cells(_spec(args))
+    check_runnable(cells)
+    cells = _forecast(cells, args).begin(_complain)
     _complain(unjudged(cells))
     folder = _carry_out(cells)
     code = _tell_report([folder], None, args.json, {cell.key for cell in cells})
@@ -176,19 +182,18 @@ def _stack(args: argparse.Namespace) -> int:
     parts = [Stack.parse(text) for text in args.parts]
     shorter = set(shorter_students(parts))
     methods = tuple(dict.fromkeys([*factorial(parts), *sorted(shorter)]))
-    planned = _forecast(replace(spec, methods=methods), args)
-    planned = replace(
-        planned,
-        cells=[c for c in planned.cells if not (c.refusal and c.requested in shorter)],
-    )
+    cells = _cells(replace(spec, methods=methods))
+    ready = [cell for cell in cells if not (cell.refusal and cell.requested in shorter)]
+    if not args.dry_run:
+        check_runnable(ready)
+    planned = _forecast(ready, args)
     if args.dry_run:
         return tell_plan(planned, args.json)
-    check_runnable(planned.cells)
     ready = planned.begin(_complain)
     folder = _carry_out(ready)
     code = _tell_report([folder], None, False, None)
     code = _stopped(ready, folder) or code
-    ran = {(cell.model.name, cell.requested): cell.stack for cell in planned.cells}
+    ran = {(cell.model.name, cell.requested): cell.stack for cell in cells}
     records = read_run(folder).records
     parts_of = {
         name: [ran.get((name, str(part)), part) for part in parts]

@@ -115,9 +115,9 @@ def forecast(cells: Sequence[Cell], gpu_name: str | None, requested: bool) -> Fo
         if (its := costs[before.key]) is None:
             if not cell.refusal or cell.wants_device:
                 missing += 1
-                stack = shlex.quote(str(cell.stack))
+                methods = shlex.quote(str(cell.stack))
                 entry["note"] = (
-                    f"not estimated: run `estimate --models {cell.model.name} --methods {stack}`"
+                    f"not estimated: run `estimate --models {cell.model.name} --methods {methods}`"
                 )
             continue
         of_gpu = row(
