@@ -32,7 +32,7 @@ FIRST = (
 """Those that are simulated, and shown, before the others."""
 FIRST_ALONE = ("wan-2.1-1.3b",)
 """Models of which no others are bundled: a row of a video takes minutes."""
-MODELS = ("dit-xl-2-256", "pixart-alpha-1024", "flux-1-dev")
+MODELS = ("dit-xl-2-256", "pixart-alpha-1024", "flux-1-dev", "wan-2.1-1.3b")
 """Models whose rows are bundled."""
 
 
