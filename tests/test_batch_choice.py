@@ -2,6 +2,7 @@
 memory runs out."""
 
 import json
+import re
 
 import pytest
 from command import command
@@ -51,7 +52,12 @@ def test_a_plan_says_hours_memory_and_batch_of_every_cell():
     assert 30 < none["peak_gb"] < 40 and none["hours"] == pytest.approx(2 * steps["hours"], rel=0.1)
     assert by["flux-1-dev", "teacache"]["hours"] == none["hours"]
     assert "hours at most" in by["flux-1-dev", "teacache"]["reason"]
-    assert "NVIDIA A100 SXM 80 GB in bfloat16, simulated" in " ".join(done.stdout.split())
+    caption = " ".join(done.stdout.split())
+    assert "NVIDIA A100 SXM 80 GB in bfloat16, simulated" in caption
+    begun = sum(r["hours"] for r in rows if "has not been prepared" not in r["reason"]
+                or "runs in its place" in r["reason"])  # fmt: skip
+    total = re.search(r"simulated: ([\d.e+-]+) hours at the least", caption)
+    assert float(total[1]) == pytest.approx(begun, rel=0.1)
 
 
 def test_what_does_not_fit_is_said_and_a_batch_that_was_requested_stays():
@@ -76,7 +82,8 @@ def test_what_is_not_known_and_takes_too_long_is_not_estimated(monkeypatch, tmp_
                    "--weights", "random", "--device", "cuda")  # fmt: skip
     row = json.loads(done.stdout.splitlines()[-1])[1]
     assert row["hours"] is None
-    assert "run `estimate --models dit-xl-2-256 --methods 'fora(interval=7)'`" in row["reason"]
+    hint = "python run_bench.py estimate --models dit-xl-2-256 --methods 'fora(interval=7)'"
+    assert hint in row["reason"]
 
 
 def test_a_chosen_batch_is_in_key_and_settings_as_if_it_had_been_requested():
@@ -138,3 +145,11 @@ def test_a_cell_whose_batch_was_requested_fails_where_memory_runs_out(tmp_path):
     (limited,) = (r for r in read_run(tmp_path / "run").records if r["stack"] == "limited")
     assert limited["status"] == "oom" and "try --batch-size below 4" in limited["reason"]
     assert command("--on-oom", "half").returncode == 2
+
+
+def test_what_the_gpu_itself_has_no_kernels_for_is_refused_in_the_plan():
+    done = command("plan", "--models", "flux-1-dev", "--methods", "fp8", "--weights", "random", "--device",
+                   "cuda", "--dtype", "bf16", "--gpu", "a100", "--json")  # fmt: skip
+    none, fp8 = json.loads(done.stdout.splitlines()[-1])
+    assert none["status"] == "planned" and fp8["status"] == "refused"
+    assert fp8["reason"].startswith("refused there: ") and "float8" in fp8["reason"]

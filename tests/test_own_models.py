@@ -97,6 +97,8 @@ def test_a_run_of_ones_own_model_makes_what_the_same_weights_make(tmp_path):
     }
     for stack in ("none", "fora"):
         assert torch.equal(made["mine", stack], made["dit-tiny", stack])
+    shown = " ".join(done.stdout.split())
+    assert "float32, mine weights" in shown and "float32, bundled weights" in shown
     again = command("reproduce", out, "mine/fora").stdout
     assert f"--model {name}" in " ".join(again.split())
     assert "--model" not in command("reproduce", out, "dit-tiny/fora").stdout.replace(
@@ -153,7 +155,7 @@ def test_updates_are_part_of_what_samples_depend_on(update, tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("nowhere.safetensors", "lora: 'nowhere.safetensors' is no .safetensors file"),
+        ("nowhere.safetensors", "lora: there is no file 'nowhere.safetensors'"),
         ("{file}@much", "lora: 'much' in "),
         ("{file}@nan", "lora: 'nan' in "),
         ("{folder}/weights.bin", "weights.bin' is no .safetensors file"),

@@ -138,7 +138,10 @@ def prepare_flags(prepare: argparse.ArgumentParser) -> None:
     )
     _workload_flags(prepare)
     prepare.add_argument(
-        "--out", type=Path, default=Path("artifacts"), help="folder for what is made"
+        "--out",
+        type=Path,
+        default=Path("artifacts"),
+        help="folder for what is made; runs look in artifacts/ of the working directory",
     )
     plugin_flag(prepare)
     _own_flags(prepare)

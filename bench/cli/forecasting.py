@@ -106,19 +106,22 @@ def forecast(cells: Sequence[Cell], gpu_name: str | None, requested: bool) -> Fo
         batches.append(f"{name}={batch}")
         sentences.append(f"{name}: batch size {batch} ({reason})")
     planned = [replace(cell, spec=replace(spec, batches=tuple(batches))) for cell in cells]
-    needs, hours, missing = {}, 0.0, 0
+    needs, hours, missing, fitting = {}, 0.0, 0, 0
     for before, cell in zip(cells, planned, strict=True):
         entry: dict[str, Any] = {"peak_gb": None, "hours": None, "note": ""}
         needs[cell.key] = entry
         if before.key not in costs:
             continue
+        added = not _refused_anywhere(cell)  # else it is said what it would take, and not added up
         if (its := costs[before.key]) is None:
-            if not cell.refusal or cell.wants_device:
-                missing += 1
-                methods = shlex.quote(str(cell.stack))
-                entry["note"] = (
-                    f"not estimated: run `estimate --models {cell.model.name} --methods {methods}`"
-                )
+            if not added:
+                continue
+            missing += 1
+            methods = shlex.quote(str(cell.stack))
+            entry["note"] = (
+                "not estimated: python run_bench.py estimate "
+                f"--models {cell.model.name} --methods {methods}"
+            )
             continue
         of_gpu = row(
             cell.model, str(cell.stack), its, gpu, conditions,
@@ -126,22 +129,37 @@ def forecast(cells: Sequence[Cell], gpu_name: str | None, requested: bool) -> Fo
         )  # fmt: skip
         status, note = of_gpu["status"], of_gpu["note"]
         entry |= {name: _rounded(of_gpu[name]) for name in ("peak_gb", "hours")}
-        hours += of_gpu["hours"] or 0.0
+        hours += (of_gpu["hours"] or 0.0) * added
+        fitting += of_gpu["hours"] is not None and added
         if status == DOES_NOT_FIT:
             too_large.append(f"{cell.label} {status}: {note}")
             entry["note"] = f"{status}: {note}"
         elif status == "at most":
             entry["note"] = "hours at most: values decide what it skips"
-        elif status != "ok" and not cell.refusal:
+        elif status == "refused":
+            entry |= {"status": "refused", "note": f"refused there: {note}"}
+        elif status != "ok":
+            missing += 1
             entry["note"] = f"not estimated: {note}"
     left_out = f", {missing} cells not estimated" if missing else ""
-    caption = (
-        f"on {gpu.title} in {conditions.dtype}, simulated: {hours:.2g} hours at the least{left_out}; "
-        "a GPU takes longer than the peaks it is published with, and loading and scoring come on top"
-    )
+    total = f"{hours:.2g} hours at the least" if fitting else "nothing fits"
+    caption = f"on {gpu.title} in {conditions.dtype}, simulated: {total}{left_out}"
+    if fitting:
+        caption += (
+            "; a GPU takes longer than the peaks it is published with, and loading and scoring come "
+            "on top"
+        )
     return Forecast(
         cells=planned, needs=needs, batches=sentences, too_large=too_large, caption=caption
     )
+
+
+def _refused_anywhere(cell: Cell) -> bool:
+    """Whether a cell is refused for another reason than that this machine has no GPU."""
+    from ditbench.runner.plan import too_slow
+
+    on_a_gpu = cell.wants_device or cell.refusal == too_slow(cell.model, cell.spec.device)
+    return bool(cell.refusal) and not on_a_gpu
 
 
 def _rounded(value: float | None) -> float | None:

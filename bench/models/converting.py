@@ -26,6 +26,8 @@ def convert(folder: Path, tell: Callable[[str, int, int], None]) -> list[dict[st
     folder without such weights, and for a file with more in it than tensors.
     """
     rows: list[dict[str, Any]] = []
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
     parts = {part: files for part in _parts(folder) if (files := _left(part))}
     if not parts:
         raise ValueError(f"{folder} has no part whose weights are .bin alone")

@@ -67,7 +67,9 @@ def with_lora(model: Model, texts: Sequence[str]) -> Model:
             raise ValueError(f"lora: {number!r} in {text!r} is no number") from None
         if not isfinite(scale):
             raise ValueError(f"lora: {number!r} in {text!r} is no number")
-        if not (Path(file).is_file() and file.endswith(".safetensors")):
+        if not Path(file).is_file():
+            raise ValueError(f"lora: there is no file {file!r}")
+        if not file.endswith(".safetensors"):
             raise ValueError(f"lora: {file!r} is no .safetensors file")
         if of in ("", model.name):
             updates.append(Lora(file, scale))

@@ -206,7 +206,8 @@ def advise(model: Model, costs: Costs, gpu: Gpu, conditions: Conditions, batch: 
         ways.append("--vae slicing+tiling (not simulated)")
     if conditions.dtype == "float32":
         ways.append("--dtype bfloat16")
-    return f"{head}; {'try ' + ' or '.join(ways) if ways else 'no batch and no offload fits'}"
+    nothing = "no batch fits, nor would --offload text or model (sequential is not simulated)"
+    return f"{head}; {'try ' + ' or '.join(ways) if ways else nothing}"
 
 
 def batch_unit(model: Model) -> int:

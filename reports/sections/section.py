@@ -109,11 +109,21 @@ class Section:
                 parts.append(f"{sampling['calls']} sampler calls")
         parts += [
             row["dtype"],
-            f"{Path(row['weights'] or 'unknown').name} weights",
+            *self._weights(row),
             *changed_settings(self.records[row["key"]]["run"]),
             " and ".join(dict.fromkeys(map(hardware, self.environments(row)))),
         ]
         return ", ".join(str(part) for part in parts if part)
+
+    def _weights(self, row: ReportRow) -> list[str]:
+        """Where the weights are from, and what is merged into them."""
+        own = [
+            text for text in self.spec.get("own_models", ()) if text.startswith(f"{row['model']}=")
+        ]
+        name = Path(own[0] if own else row["weights"] or "unknown").name
+        others = {*self.spec.get("models", ())} - {row["model"]}
+        loras = [t for t in self.spec.get("lora", ()) if t.partition("=")[0] not in others]
+        return [f"{name} weights", *(f"with {Path(text).name}" for text in loras)]
 
     def environments(self, row: ReportRow) -> list[dict[str, Any]]:
         """The environments that a row's times are from, each once."""
