@@ -261,3 +261,10 @@ def test_a_run_without_such_stacks_has_no_such_table(tmp_path):
     run = write_run(tmp_path / "run", n=9, stacks=STACKS[:4])
     reports.build([run])
     assert not list((run / "report/tables").glob("stacking.*"))
+
+
+def test_a_sign_stays_with_its_number_where_text_is_broken():
+    from ditbench.reports.terminal.table import broken
+
+    assert broken("change of align +0.000", 17) == ["change of align", "+0.000"]
+    assert broken("distill+int8(down='same')", 14) == ["distill+int8", "(down='same')"]

@@ -26,7 +26,7 @@ TEXT = 16
 """Characters a column of longer texts keeps at least."""
 NAME = 36
 """Characters a piece of a name has at most before it is broken anywhere."""
-NAME_BREAK = r"(?<=[+ ])|(?=\()"
+NAME_BREAK = r"(?<=[\w)]\+)|(?<= )|(?=\()"
 HEAD_BREAK = r"(?<=[_ ])"
 SEPARATOR = "  "
 """What lies between two columns."""
@@ -144,8 +144,8 @@ def longest_piece(names: Iterable[str]) -> int:
 
 
 def broken(name: str, width: int, at: str = NAME_BREAK) -> list[str]:
-    """A name or text in lines of at most `width` characters: broken between words, after a plus,
-    before a bracket, or anywhere at need."""
+    """A name or text in lines of at most `width` characters: broken between words, after the plus of
+    a stack, before a bracket, or anywhere at need."""
     lines = [""]
     for piece in re.split(at, name):
         word = piece.rstrip(" ")
