@@ -17,14 +17,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ditbench import ZOO
 from ditbench.records.facts import plain
 from ditbench.records.files import file_sha256, read_json, write_json
-
-if TYPE_CHECKING:
-    pass
 
 OWN = Path("artifacts")
 """Where `prepare` writes, in the working directory."""

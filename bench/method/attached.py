@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ditbench.method.attachment import Attachment
 from ditbench.method.generation import Now, conditional_rows
 from ditbench.records.facts import plain
-
-if TYPE_CHECKING:
-    pass
 
 
 class Attached:

@@ -124,8 +124,8 @@ def wrong(value: Any, shape: Any, at: str = "") -> str:
     for name, kind in shape.items():
         field = name.removesuffix("?")
         if field in value:
-            if found := wrong(value[field], kind, f"{dot}{field}"):
-                return found
+            if inner := wrong(value[field], kind, f"{dot}{field}"):
+                return inner
         elif field == name:
             return f"{dot}{field}"
     return ""

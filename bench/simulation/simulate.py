@@ -121,8 +121,8 @@ def _at_most(
     if len(rest.methods) == len(stack.methods):
         raise ValueError("no method of it decides what is computed")
     names = {m.name for m in rest.methods}
-    kept = {name: folder for name, folder in prepared.items() if name in names}
-    whole = _simulated(stand, rest, rest.adapt(sampling), kept)
+    folders = {name: folder for name, folder in prepared.items() if name in names}
+    whole = _simulated(stand, rest, rest.adapt(sampling), folders)
     adapted = stack.adapt(sampling)
     own = _simulated(stand, stack, adapted, prepared, reads=True)
     note = f"times are those of skipping nothing: {reason}"

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,9 +32,6 @@ from ditbench.profiling.flops import alike_every_call
 from ditbench.testing.dials import turns
 from ditbench.testing.kept import left_alive
 from ditbench.testing.subjects import KINDS, Subject, tiny
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["KINDS", "Check", "Subject", "check_method", "tiny"]
 

@@ -94,7 +94,7 @@ def demands(room: Workroom, recipe: Any) -> str:
     # a checkpoint of each transformer call has what both guidance passes keep; without gradients
     # the sampling goes on from what the last step kept
     states = steps * outputs.calls if learned else 2
-    kept = outputs.bytes * recipe.batch * states
+    output_bytes = outputs.bytes * recipe.batch * states
     on_host = learned and recipe.checkpointed and room.device.type != "cpu"
     if learned:
         # a teacher's sampling and a student's, which is run again for its gradient, and whose
@@ -107,7 +107,7 @@ def demands(room: Workroom, recipe: Any) -> str:
     where = "in the host's memory" if on_host else f"on {room.device}"
     return (
         f"{room.model.name}: weights {weights / 1e9:.3g} GB; kept outputs of {states} transformer "
-        f"calls {kept / 1e9:.3g} GB {where}; as long as {samplings} samplings of {recipe.batch} "
+        f"calls {output_bytes / 1e9:.3g} GB {where}; as long as {samplings} samplings of {recipe.batch} "
         "requests"
     )
 

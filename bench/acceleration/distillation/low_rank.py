@@ -56,10 +56,10 @@ def state_of(student: Any) -> dict[str, Tensor]:
     """What is kept of a student, in half precision on the CPU: its state, or the updates alone,
     named as diffusers names those of a transformer."""
     layers = {n: m for n, m in student.named_modules() if isinstance(m, LowRankLinear)}
-    kept = {
+    updates = {
         f"transformer.{name}.{which}.weight": getattr(layer, which).detach()
         for name, layer in layers.items()
         for which in ("lora_A", "lora_B")
     }
-    state = kept or student.state_dict()
+    state = updates or student.state_dict()
     return {name: value.cpu().half().contiguous() for name, value in state.items()}
