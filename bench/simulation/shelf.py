@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ditbench.method.stack import Stack
 from ditbench.models.architecture import describe
 from ditbench.models.sampling import Sampling
 from ditbench.models.table import Model
-from ditbench.records.files import replacing
+from ditbench.records.files import replacing, user_cache
 from ditbench.simulation.costs import Costs, from_document, to_document
 
 HERE = Path(__file__).with_name("simulated")
@@ -92,8 +91,7 @@ def _read(path: Path, sizes: str) -> dict[str, Costs]:
 
 
 def _users(model: Model) -> Path:
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "ditbench" / "simulated" / file_of(model)
+    return user_cache() / "simulated" / file_of(model)
 
 
 def file_of(model: Model) -> str:
