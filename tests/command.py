@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from conftest import no_figures
+
 from ditbench.cli import main
 from ditbench.method.plugins import forget
 
@@ -17,12 +19,17 @@ class Done:
     stderr: str
 
 
-def command(*arguments: object) -> Done:
-    """Runs a command of ditbench and forgets the plug-ins it loaded."""
+def command(*arguments: object, figures: bool = False) -> Done:
+    """Runs a command of ditbench and forgets the plug-ins it loaded; its report has no figures unless
+    they are wanted, for they take longer than the rest of a small run."""
     stdout, stderr = io.StringIO(), io.StringIO()
     before = set(sys.modules)
     try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        with (
+            contextlib.nullcontext() if figures else no_figures(),
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+        ):
             code = main([str(argument) for argument in arguments])
     except SystemExit as leaving:  # argparse
         code = int(leaving.code or 0)

@@ -121,7 +121,7 @@ def test_a_cell_whose_memory_runs_out_is_measured_with_half_the_batch(tmp_path, 
     (tmp_path / "limited.py").write_text(LIMITED)
     done = command(
         "--models", "dit-tiny", "--methods", "limited,fora", "--num-samples", 8, "--batch-size", 8,
-        "--rounds", 2, "--on-oom", "halve", "--process", process,
+        "--rounds", 2, "--steps", 6, "--on-oom", "halve", "--process", process,
         "--plugin", tmp_path / "limited.py", "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -139,7 +139,8 @@ def test_a_cell_whose_batch_was_requested_fails_where_memory_runs_out(tmp_path):
     (tmp_path / "limited.py").write_text(LIMITED)
     done = command(
         "--models", "dit-tiny", "--methods", "limited", "--num-samples", 4, "--batch-size", 4,
-        "--rounds", 1, "--plugin", tmp_path / "limited.py", "--out", tmp_path / "run",
+        "--rounds", 1, "--steps", 6, "--plugin", tmp_path / "limited.py",
+        "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 3
     (limited,) = (r for r in read_run(tmp_path / "run").records if r["stack"] == "limited")

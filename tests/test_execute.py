@@ -33,6 +33,8 @@ QUICK = [
     "2",
     "--methods",
     "fewer_steps,fora",
+    "--steps",
+    "12",
 ]
 
 

@@ -18,7 +18,8 @@ from ditbench.records.record import read_run
 from ditbench.records.run_folder import RunFolder
 
 PROGRAM = [sys.executable, str(Path(__file__).resolve().parents[1] / "run_bench.py")]
-QUICK = ["--models", "dit-tiny", "--num-samples", "2", "--batch-size", "2", "--rounds", "1"]
+QUICK = ["--models", "dit-tiny", "--num-samples", "2", "--batch-size", "2", "--rounds", "1",
+         "--steps", "8"]  # fmt: skip
 WAITING = '''
 import os, pathlib, time
 

@@ -18,8 +18,9 @@ from ditbench.runner.spec import Spec
 from ditbench.runner.units import Unit
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = ["--models", "dit-tiny", "--num-samples", "4", "--batch-size", "2", "--rounds", "2"]
-STACKS = "fewer_steps(steps=10),fora,int8,fora+int8,distill(steps=4)"
+QUICK = ["--models", "dit-tiny", "--num-samples", "4", "--batch-size", "2", "--rounds", "2",
+         "--steps", "6"]  # fmt: skip
+STACKS = "fewer_steps(steps=3),fora,int8,fora+int8,distill(steps=4)"
 
 ENDING = '''
 import os, signal, time
@@ -96,8 +97,9 @@ def samples(folder):
 
 
 def test_cells_that_share_a_process_give_the_same_samples(tmp_path):
-    bench(tmp_path / "cell", "--methods", STACKS)
-    bench(tmp_path / "round", "--methods", STACKS, "--process", "round")
+    flags = ["--steps", "50", "--methods", STACKS]  # those that the student was trained for
+    bench(tmp_path / "cell", *flags)
+    bench(tmp_path / "round", *flags, "--process", "round")
     own, shared = samples(tmp_path / "cell"), samples(tmp_path / "round")
     assert len(own) == 6 and own == shared
     for name, process in (("cell", None), ("round", "round")):
@@ -115,9 +117,9 @@ def test_cells_that_share_a_process_give_the_same_samples(tmp_path):
 
 def test_a_unit_that_ends_its_process_fails_alone(tmp_path, plugin):
     out = tmp_path / "run"
-    stacks = "killed,exits,raises,greedy,waits,lasting,fora,fewer_steps(steps=10)"
+    stacks = "killed,exits,raises,greedy,waits,lasting,fora,fewer_steps(steps=3)"
     bench(
-        out, "--plugin", plugin, "--methods", stacks, "--process", "round", "--time-limit", "20",
+        out, "--plugin", plugin, "--methods", stacks, "--process", "round", "--time-limit", "10",
         check=False,
     )  # fmt: skip
     of = {record["stack"]: record for record in read_run(out).records}
@@ -127,11 +129,11 @@ def test_a_unit_that_ends_its_process_fails_alone(tmp_path, plugin):
         "killed": "its process was killed by SIGKILL (out of memory, most often)",
         "exits": "its process ended with exit code 7 and no word",
         "raises": reasons["raises"],
-        "waits": "it took longer than its time limit of 20 s (--time-limit)",
+        "waits": "it took longer than its time limit of 10 s (--time-limit)",
     }
     assert "planted" in reasons["raises"]
     assert of["greedy"]["status"] == "oom" and "try --batch-size below 2" in of["greedy"]["reason"]
-    for name in ("none", "fora", "fewer_steps(steps=10)", "lasting"):
+    for name in ("none", "fora", "fewer_steps(steps=3)", "lasting"):
         assert of[name]["status"] == "ok", of[name]["reason"]
         assert {entry["round"] for entry in of[name]["timing"]} == {0, 1}
 
@@ -218,7 +220,7 @@ def test_a_time_limit_is_no_part_of_a_key(tmp_path):
 
 def test_a_run_stops_when_it_was_told_to_and_goes_on(tmp_path):
     out = tmp_path / "run"
-    flags = ["--methods", "fora,fewer_steps(steps=10)", "--process", "round"]
+    flags = ["--methods", "fora,fewer_steps(steps=3)", "--process", "round"]
     codes = []
     while not codes or codes[-1] == 4:
         done = bench(out, *flags, "--stop-after", "1", check=False)
@@ -230,7 +232,10 @@ def test_a_run_stops_when_it_was_told_to_and_goes_on(tmp_path):
     assert "of 3 cells to do; the same command goes on" in first.stderr
 
 
-def test_a_process_that_hangs_after_its_result_is_ended_and_the_result_kept(tmp_path, plugin):
+def test_a_process_that_hangs_after_its_result_is_ended_and_the_result_kept(
+    tmp_path, plugin, monkeypatch
+):
+    monkeypatch.setattr(processes, "ENDING_S", 2.0)
     out = tmp_path / "run"
     flags = ["--plugin", plugin, "--methods", "lingers", "--rounds", "1", "--time-limit", "100"]
     bench(out, *flags)

@@ -15,7 +15,8 @@ from ditbench.runner.spec import Spec
 from ditbench.runner.units import units_to_do
 from ditbench.statistics import times
 
-QUICK = ["--models", "dit-tiny", "--num-samples", "4", "--batch-size", "2", "--rounds", "2"]
+QUICK = ["--models", "dit-tiny", "--num-samples", "4", "--batch-size", "2", "--rounds", "2",
+         "--steps", "8"]  # fmt: skip
 
 
 def bench(out, methods):
@@ -53,7 +54,7 @@ def extended(one_method, tmp_path_factory):
     out = tmp_path_factory.mktemp("sessions") / "extended"
     shutil.copytree(one_method, out)
     slow_down(out, 50)
-    bench(out, "fora,fewer_steps(steps=10)")
+    bench(out, "fora,fewer_steps(steps=4)")
     return out
 
 
@@ -61,7 +62,7 @@ def test_a_cell_added_later_is_paired_with_the_baseline_of_its_own_command(exten
     cells, of = records(extended), rows(extended)
     first, second = sorted({entry["session"] for entry in cells["none"]["timing"]})
     assert {entry["session"] for entry in cells["fora"]["timing"]} == {first}
-    added = cells["fewer_steps(steps=10)"]
+    added = cells["fewer_steps(steps=4)"]
     assert {entry["session"] for entry in added["timing"]} == {second}
     beside = [entry for entry in cells["none"]["timing"] if entry["session"] == second]
     assert [(entry["round"], entry["batch"]) for entry in beside] == [(0, 1), (1, 1)]
@@ -75,7 +76,7 @@ def test_a_cell_added_later_is_paired_with_the_baseline_of_its_own_command(exten
 def test_seconds_of_a_row_agree_with_its_speed_up(extended):
     of = rows(extended)
     base = of["none"]["timing"]["call_s"]["value"]
-    for stack in ("fora", "fewer_steps(steps=10)"):
+    for stack in ("fora", "fewer_steps(steps=4)"):
         row = of[stack]
         ratio = base / row["timing"]["call_s"]["value"]
         assert ratio == pytest.approx(row["speedup_call"]["value"])
@@ -96,15 +97,15 @@ def test_the_samples_and_the_first_rounds_stay_as_they_were(one_method, extended
 
 def test_the_same_command_again_times_nothing(extended):
     before = {p: p.stat().st_mtime_ns for p in extended.glob("cells/*/*")}
-    bench(extended, "fora,fewer_steps(steps=10)")
+    bench(extended, "fora,fewer_steps(steps=4)")
     assert {p: p.stat().st_mtime_ns for p in extended.glob("cells/*/*")} == before
 
 
-def cells_of(out, methods="fora,fewer_steps(steps=10)"):
+def cells_of(out, methods="fora,fewer_steps(steps=4)"):
     return plan(
         Spec(
             models=("dit-tiny",), methods=tuple(methods.split(",")), num_samples=4, batch_size=2,
-            rounds=2, out=str(out),
+            rounds=2, steps="8", out=str(out),
         )
     )  # fmt: skip
 
@@ -124,10 +125,10 @@ def test_a_round_killed_before_its_baseline_is_timed_again_as_a_whole(extended, 
         path.unlink()
     assert to_do(out) == {
         (stack, r, stack != "none")
-        for stack in ("none", "fora", "fewer_steps(steps=10)")
+        for stack in ("none", "fora", "fewer_steps(steps=4)")
         for r in (0, 1)
     }
-    bench(out, "fora,fewer_steps(steps=10)")
+    bench(out, "fora,fewer_steps(steps=4)")
     assert to_do(out) == set()
     newest = max(entry["session"] for entry in records(out)["none"]["timing"])
     for record in records(out).values():
@@ -147,12 +148,12 @@ def test_a_baseline_that_could_not_be_timed_again_leaves_no_wrong_speed_up(exten
         entry for path in folder.rounds(none) for entry in json.loads(path.read_text())["timing"]
     ]
     folder.record(none).write_text(json.dumps(record))
-    assert rows(out)["fewer_steps(steps=10)"]["speedup_call"] is None
+    assert rows(out)["fewer_steps(steps=4)"]["speedup_call"] is None
     done = command("report", out)
     assert done.returncode == 0
     tables = "".join(path.read_text() for path in (out / "report").rglob("*.md"))
     assert "the baseline was not timed beside it by one command" in tables
-    added = "fewer_steps(steps=10)"
+    added = "fewer_steps(steps=4)"
     assert to_do(out) == {(stack, r, True) for stack in ("none", added) for r in (0, 1)}
 
 
@@ -178,11 +179,11 @@ def test_a_baseline_of_which_only_the_record_is_left_is_timed_again(one_method, 
     bench(out, "fora")
     assert json.loads(folder.record(none).read_text()) == before  # nothing is missing of these
     assert to_do(out) == {
-        (stack, r, stack == "none") for stack in ("none", "fewer_steps(steps=10)") for r in (0, 1)
+        (stack, r, stack == "none") for stack in ("none", "fewer_steps(steps=4)") for r in (0, 1)
     }
-    bench(out, "fora,fewer_steps(steps=10)")
+    bench(out, "fora,fewer_steps(steps=4)")
     assert to_do(out) == set()
     after, of = records(out)["none"], rows(out)
     assert after["timing"][:2] == before["timing"] and len(after["timing"]) == 4
     assert len(after["environments"]) == 2 and after["seconds"] > before["seconds"]
-    assert of["fora"]["speedup_call"] and of["fewer_steps(steps=10)"]["speedup_call"]
+    assert of["fora"]["speedup_call"] and of["fewer_steps(steps=4)"]["speedup_call"]

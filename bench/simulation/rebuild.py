@@ -10,10 +10,11 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
-from ditbench.models.sampling import sampling_of
+from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.table import Model, select
 from ditbench.simulation.costs import Costs
 from ditbench.simulation.shelf import HERE, Shelf, file_of, write
@@ -30,43 +31,67 @@ FIRST = (
     "distill+diffsparse", "diffsparse", "toca",
 )  # fmt: skip
 """Those that are simulated, and shown, before the others."""
-FIRST_ALONE = ("wan-2.1-1.3b",)
-"""Models of which no others are bundled: a row of a video takes minutes."""
-MODELS = ("dit-xl-2-256", "pixart-alpha-1024", "flux-1-dev", "wan-2.1-1.3b")
-"""Models whose rows are bundled."""
+FIRST_ALONE = ("wan-2.1-14b", "sd3-medium", "flux-1-schnell")
+"""Models of which no others are bundled."""
+MODELS = (
+    "dit-xl-2-256", "dit-xl-2-512", "pixart-alpha-256", "pixart-alpha-512", "pixart-alpha-1024",
+    "flux-1-dev", "flux-1-schnell", "sd3-medium", "wan-2.1-1.3b", "wan-2.1-14b",
+)  # fmt: skip
+"""Models whose rows are bundled: all of full size."""
+SPEC_STEPS = {"flux-1-dev": 10, "wan-2.1-1.3b": 5}
+"""Steps that the bundled spec `gpu` takes of models that take more by themselves."""
+SPEC_STACKS = (
+    "none", "fewer_steps", "fewer_steps(steps=4)", "fora", "taylorseer", "toca", "teacache",
+    "diffsparse(allocator='transferred')", "diffsparse(allocator='transferred',keep=0.3)",
+    "int8", "fp8", "fp8+diffsparse(allocator='transferred')",
+)  # fmt: skip
+"""Its stacks, bundled at those steps."""
 
 
 def stacks(model: Model) -> list[Stack]:
-    """The stacks whose rows are bundled, with what runs in place of what would have to be prepared;
-    those that a model's family rules out are not among them."""
+    """The stacks whose rows are bundled at the model's own steps, with what runs in place of what
+    would have to be prepared; those that a model's family rules out are not among them."""
     ours = [name for name in names() if find(name).__module__.startswith("ditbench.methods")]
     more = () if model.name in FIRST_ALONE else (*sorted(ours), *COMBINATIONS)
-    texts = ["none", *FIRST, *more]
+    return _possible(model, ["none", *FIRST, *more])
+
+
+def listed(model: Model) -> dict[str, tuple[Stack, Sampling]]:
+    """Everything that is bundled of a model, by its key: stacks, and the sampling that they adapt."""
+    shelf, sampling = Shelf(model), sampling_of(model)
+    pairs = [(stack, sampling) for stack in stacks(model)]
+    if steps := SPEC_STEPS.get(model.name):
+        of_spec = replace(sampling, steps=steps)
+        pairs += [(stack, of_spec) for stack in _possible(model, SPEC_STACKS)]
+    return {shelf.key(s, s.adapt(base), DTYPE, VAE): (s, base) for s, base in pairs}
+
+
+def rows_of(model: Model) -> dict[str, Costs]:
+    """The bundled rows of a model at its own steps, by stack; stacks without a row are left out."""
+    there, sampling = Shelf(model).shipped(), sampling_of(model)
+    return {
+        str(stack): there[key]
+        for key, (stack, base) in listed(model).items()
+        if key in there and base == sampling
+    }
+
+
+def _possible(model: Model, texts: Sequence[str]) -> list[Stack]:
     parsed = [at_once(model, Stack.parse(text)) for text in texts]
     return list({str(s): s for s in parsed if not s.problems(model.family)}.values())
 
 
-def rows_of(model: Model) -> dict[str, Costs]:
-    """The bundled rows of a model, by stack; stacks without a row are left out."""
-    shelf, sampling = Shelf(model), sampling_of(model)
-    there = shelf.shipped()
-    keys = {str(s): shelf.key(s, s.adapt(sampling), DTYPE, VAE) for s in stacks(model)}
-    return {name: there[key] for name, key in keys.items() if key in there}
-
-
 def rows(model: Model, before: dict[str, Costs]) -> dict[str, Costs]:
     """Every bundled row of a model; those of `before` are taken from there."""
-    shelf, simulator, made = Shelf(model), Simulator(model, DTYPE, vae=VAE), {}
-    sampling = sampling_of(model)
-    for stack in stacks(model):
-        key = shelf.key(stack, stack.adapt(sampling), DTYPE, VAE)
+    shelf, simulator, made = Shelf(model), Simulator(model, DTYPE, vae=VAE), dict[str, Costs]()
+    for key, (stack, sampling) in listed(model).items():
         began = time.monotonic()
         costs = before.get(key) or simulator.costs(stack, sampling)
         assert costs is not None  # no limit was set
         if costs.status == "failed" or "is not installed" in costs.note:
             raise ValueError(f"{stack}: {costs.note}")
         made[key] = costs
-        _say(f"{model.name} {stack}: {costs.status}, {time.monotonic() - began:.0f} s {costs.note}")
+        _say(f"{model.name} {key}: {costs.status}, {time.monotonic() - began:.0f} s {costs.note}")
         if key not in before:
             before = before | {key: costs}
             write(HERE / file_of(model), shelf.sizes, before)
@@ -94,12 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(model: Model, shelf: Shelf, there: dict[str, Costs]) -> int:
-    simulator, sampling, differing = Simulator(model, DTYPE, vae=VAE), sampling_of(model), 0
-    for stack in stacks(model):
-        key = shelf.key(stack, stack.adapt(sampling), DTYPE, VAE)
+    simulator, differing = Simulator(model, DTYPE, vae=VAE), 0
+    for key, (stack, sampling) in listed(model).items():
         if simulator.costs(stack, sampling) != there.get(key):
             differing += 1
-            _say(f"{model.name} {stack}: differs")
+            _say(f"{model.name} {key}: differs")
     return differing
 
 
