@@ -63,11 +63,25 @@ def test_a_plan_says_hours_memory_and_batch_of_every_cell():
 def test_what_does_not_fit_is_said_and_a_batch_that_was_requested_stays():
     done, rows = planned("--gpu", "rtx4090")
     flux = [r for r in rows if r["model"] == "flux-1-dev"]
-    assert all("does not fit" in r["reason"] and r["hours"] is None for r in flux)
+    little = [r for r in flux if r["stack"] == "int8"]
+    assert all("to spare" in r["reason"] and 24 < r["peak_gb"] < 25.8 for r in little)
+    assert all(
+        "does not fit" in r["reason"] and r["hours"] is None for r in flux if r not in little
+    )
     assert all(r["batch"] == 1 for r in flux)
     assert "flux-1-dev: batch size 1 (no stack fits" in " ".join(done.stdout.split())
     done, rows = planned("--gpu", "h100", "--batch-size", "5")
     assert {r["batch"] for r in rows} == {5} and "batch size" not in done.stdout
+
+
+def test_flux_with_its_parts_moved_in_turn_fits_a_card_of_24_gib():
+    """diffusers' users run it so: 24.3e9 bytes of 24564 MiB."""
+    _, rows = planned(
+        "--gpu", "rtx4090", "--offload", "model", "--device", "cuda", "--dtype", "bf16",
+        models=FULL[1:],
+    )  # fmt: skip
+    none = next(r for r in rows if r["stack"] == "none")
+    assert none["hours"] > 0 and 24 < none["peak_gb"] < 24564 * 2**20 / 1e9
 
 
 def test_a_plan_of_tiny_models_is_as_it_was():
@@ -110,7 +124,7 @@ def test_a_run_that_was_begun_keeps_its_batches(tmp_path):
 
 
 def test_the_gpu_is_the_one_that_is_named_or_an_h100():
-    assert gpu_for("l20", "cpu").memory == 48e9
+    assert gpu_for("l20", "cpu").memory == 46068 * 2**20
     assert gpu_for(None, "cpu").title.startswith("NVIDIA H100")
     with pytest.raises(ValueError, match="--gpu: no GPU 'h101'"):
         gpu_for("h101", "cpu")

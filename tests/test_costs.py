@@ -209,9 +209,9 @@ def test_what_does_not_fit_is_said_with_what_would():
     assert made(costs(), batch=7)["status"] == "ok"
     large = made(costs())
     assert (large["status"], large["hours"], large["max_batch"]) == ("does not fit", None, 6)
-    assert "needs 1.1 of 1 GB; try --batch-size 6" in large["note"]
+    assert "needs 1.1 of 1.0 GB; try --batch-size 6" in large["note"]
     assert large["max_batch"] == (USABLE * 1e9 - 3e8) // 1e8
-    weights = {"text encoder": Affine(9 * 10**8, 0)}
+    weights = {"text encoder": Affine(96 * 10**7, 0)}
     stages = {n: stage(3 * 10**8, 10**8, **weights) for n in ("text", "denoise", "decode")}
     both = made(Costs(stages=stages, single=stages, steps=10), batch=1)
     assert (

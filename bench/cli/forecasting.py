@@ -128,7 +128,10 @@ def forecast(cells: Sequence[Cell], gpu_name: str | None, requested: bool) -> Fo
             batch=cell.batch_size, samples=cell.num_samples, rounds=spec.rounds,
         )  # fmt: skip
         status, note = of_gpu["status"], of_gpu["note"]
-        entry |= {name: _rounded(of_gpu[name]) for name in ("peak_gb", "hours")}
+        if (peak := of_gpu["peak_gb"]) is not None:
+            entry["peak_gb"] = round(peak, 1 if peak >= 1 else 2)
+        if of_gpu["hours"] is not None:
+            entry["hours"] = float(f"{of_gpu['hours']:.2g}")
         hours += (of_gpu["hours"] or 0.0) * added
         fitting += of_gpu["hours"] is not None and added
         if status == DOES_NOT_FIT:
@@ -136,6 +139,8 @@ def forecast(cells: Sequence[Cell], gpu_name: str | None, requested: bool) -> Fo
             entry["note"] = f"{status}: {note}"
         elif status == "at most":
             entry["note"] = "hours at most: values decide what it skips"
+        elif status == "ok" and note:
+            entry["note"] = note
         elif status == "refused":
             entry |= {"status": "refused", "note": f"refused there: {note}"}
         elif status != "ok":
@@ -160,10 +165,6 @@ def _refused_anywhere(cell: Cell) -> bool:
 
     on_a_gpu = cell.wants_device or cell.refusal == too_slow(cell.model, cell.spec.device)
     return bool(cell.refusal) and not on_a_gpu
-
-
-def _rounded(value: float | None) -> float | None:
-    return value if value is None else float(f"{value:.2g}")
 
 
 def _begun_with(spec: Spec) -> dict[str, tuple[int, str]]:

@@ -20,7 +20,7 @@ class Gpu:
 
     title: str
     memory: float
-    """Bytes."""
+    """Bytes, all that the card has."""
     bandwidth: float
     """Of its memory, bytes a second."""
     flops: Mapping[str, float]
@@ -59,9 +59,9 @@ def gpu_named(name: str) -> Gpu:
 
 BESIDES = re.compile(r"nvidia|geforce|tesla|sxm\d?|\d+gb|hbm\d?e?")
 """Words of a device's own name that say nothing of which row it is."""
-MEMORY = (0.95, 1.12)
-"""Bytes that a device has, over those of its row: a GB is 10^9 or 2^30 bytes, and some are kept back
-(error correction)."""
+MEMORY = (0.95, 1.05)
+"""Bytes that a device has, over those of its row: torch is given a little less than nvidia-smi
+says."""
 
 
 def gpu_called(device: str, memory: int | None = None) -> Gpu | None:
@@ -72,7 +72,7 @@ def gpu_called(device: str, memory: int | None = None) -> Gpu | None:
     words = [word for word in re.split(r"[^a-z0-9]+", device.lower()) if word]
     name = "".join(word for word in words if not BESIDES.fullmatch(word))
     row = tomllib.loads(TABLE.read_text()).get(name)
-    stated = [int(word[:-2]) * 1e9 for word in words if re.fullmatch(r"\d+gb", word)]
+    stated = [int(word[:-2]) * 2**30 for word in words if re.fullmatch(r"\d+gb", word)]
     size = memory or next(iter(stated), None)
     if row is None or size is None or not MEMORY[0] < size / row["memory"] < MEMORY[1]:
         return None

@@ -157,6 +157,9 @@ def row(
     loop = costs.of(batch)[DENOISE].kernels(batch).total()
     fits = sizes[biggest] <= gpu.memory
     advice = "" if fits else advise(model, costs, gpu, conditions, batch)
+    if fits and sizes[biggest] > USABLE * gpu.memory:
+        free = (gpu.memory - sizes[biggest]) / GB
+        advice = f"{free:.1f} GB to spare, CUDA's own among them: it may not fit"
     return head | {
         "peak_gb": sizes[biggest] / GB,
         "peak_in": biggest,
@@ -169,7 +172,7 @@ def row(
         "max_batch": costs.largest_batch(USABLE * gpu.memory, **place),
         "hours": calls_of_run(samples, rounds, batch) * call / 3600 if fits else None,
         "status": costs.status if fits else DOES_NOT_FIT,
-        "note": advice or costs.note,
+        "note": "; ".join(filter(None, (advice, costs.note))),
         "seconds": times,
         "peaks": {name: {"bytes": sizes[name], "of": parts} for name, parts in peaks.items()},
         "copies_by_line": dict(costs.copies),
@@ -191,16 +194,26 @@ def advise(model: Model, costs: Costs, gpu: Gpu, conditions: Conditions, batch: 
     peaks = {n: sum(p.values()) for n, p in costs.peaks(batch, **place).items()}
     biggest = max(peaks, key=lambda name: peaks[name])
     where = {TEXT: "encoding text", DENOISE: "the sampler loop", DECODE: "the decoder"}[biggest]
-    head = f"{where} needs {peaks[biggest] / GB:.1f} of {gpu.memory / GB:.0f} GB"
+    head = f"{where} needs {peaks[biggest] / GB:.1f} of {gpu.memory / GB:.1f} GB"
     ways, unit = [], batch_unit(model)
-    here = costs.largest_batch(USABLE * gpu.memory, **place)
+
+    def room(**changed: Any) -> int:
+        """The largest batch, 1 where only all of the memory has room for that."""
+        where = {**place, **changed}
+        least = min(1, costs.largest_batch(gpu.memory, **where))
+        return costs.largest_batch(USABLE * gpu.memory, **where) or least
+
+    here = room()
     if here:
         ways.append(f"--batch-size {here * unit}")
     for offload in ("text", "model") if conditions.offload == "none" else ():
-        n = min(batch, costs.largest_batch(USABLE * gpu.memory, **{**place, "offload": offload}))
+        n = min(batch, room(offload=offload))
         if n > here:
             size = f" --batch-size {n * unit}" if n < batch else ""
-            ways.append(f"--offload {offload}{size}")
+            at = costs.peaks(n, **{**place, "offload": offload}).values()
+            free = gpu.memory - max(sum(parts.values()) for parts in at)
+            spare = f" ({free / GB:.1f} GB to spare)" if free < (1 - USABLE) * gpu.memory else ""
+            ways.append(f"--offload {offload}{size}{spare}")
             break
     if biggest == DECODE and conditions.vae == "whole":
         ways.append("--vae slicing+tiling (not simulated)")

@@ -179,7 +179,8 @@ def _plain(value: Any) -> str:
         power = min((len(str(abs(value))) - 1) // 3, 5)
         return f"{value / 1000**power:.5g} {' kMGTP'[power]}"
     if isinstance(value, float):
-        return number(value, 5)
+        rounded_before = abs(value) >= 1e-3 and value == float(f"{value:.4g}")
+        return f"{value:g}" if rounded_before else number(value, 5)
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     if isinstance(value, dict):
