@@ -44,7 +44,6 @@ def features(network, path, progress=0):
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-@pytest.mark.slow
 def test_adms_published_numbers_are_met():
     if reason := missing():
         pytest.skip(reason)

@@ -27,7 +27,6 @@ MODELS = {
 guidance passes; and the weights that int8 holds in one byte instead of two."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_full_size_models_need_the_bytes_that_their_sizes_say(name):
     transformer, outputs, quantised = MODELS[name]
