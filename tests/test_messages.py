@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from command import ours
+from command import command, ours
 from report_runs import write_run
 
 from ditbench.cli.commands import COMMANDS, _scoring, main
@@ -119,8 +119,8 @@ def test_values_that_cannot_be_used_are_answered_by_one_sentence_with_the_flag(
 def test_a_gpu_that_is_not_there_is_one_sentence(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for command in ("run --methods fora", "stack fora int8"):
-        words = [*command.split(), "--models", "dit-tiny,pixart-tiny", "--device", "cuda"]
+    for text in ("run --methods fora", "stack fora int8"):
+        words = [*text.split(), "--models", "dit-tiny,pixart-tiny", "--device", "cuda"]
         assert main(words) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line == f"ditbench: {NO_GPU} (what would run: --dry-run)"
@@ -190,15 +190,15 @@ def test_every_name_of_a_dtype_is_one_run(name, dtype):
 def test_the_help_of_every_flag_has_its_default():
     _, by_name = parsers(COMMANDS)
     assert by_name.keys() == COMMANDS.keys()
-    for command, parser in by_name.items():
+    for name, parser in by_name.items():
         text = " ".join(parser.format_help().split())
         for action in parser._actions:
             if action.option_strings and action.nargs != 0 and not action.required:
                 assert "(default: " in action.help % {"default": action.default}, (
-                    command,
+                    name,
                     action.option_strings,
                 )
-        assert "(default: None)" not in text and "(default: [])" not in text, command
+        assert "(default: None)" not in text and "(default: [])" not in text, name
     text = " ".join(by_name["run"].format_help().split())
     for part in ("(default: 80)", "(default: float32)", "(default: tiny)", "(default: cpu)"):
         assert part in text
@@ -410,3 +410,28 @@ def test_names_wrap_at_a_plus_and_a_bracket_only(capsys, monkeypatch, width):
     whole_pieces = r"(int8\+)?(fewer_steps)?(\(steps=5\)\+)?(fora)?(\(interval=2\))?"
     words = [word for word in out.split() if re.fullmatch(whole_pieces, word)]
     assert "".join(words) == stack and (len(words) > 1 or width == 100), out
+
+
+def test_a_flag_given_twice_joins_what_is_comma_separated():
+    done = command(
+        "plan", "--models", "dit-tiny", "--methods", "fora", "--methods", "int8", "--json"
+    )
+    assert [r["stack"] for r in json.loads(done.stdout.splitlines()[-1])] == [
+        "none",
+        "fora",
+        "int8",
+    ]
+    done = command(
+        "plan", "--models", "dit-tiny", "--models", "flux-tiny", "--json"
+    )
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert {r["model"] for r in rows} == {"dit-tiny", "flux-tiny"}
+
+
+def test_a_plan_for_another_machine_is_no_failure():
+    flags = ["plan", "--models", "dit-xl-2-256", "--methods", "fora", "--weights", "random"]
+    assert command(*flags).returncode == 3
+    done = command(*flags, "--gpu", "h100", "--json")
+    assert done.returncode == 0
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert all(r["status"] == "planned" and r["hours"] and "GPU only" in r["lacks"] for r in rows)

@@ -142,14 +142,13 @@ def test_a_run_is_made_as_asked_and_can_be_made_again(tmp_path):
     assert other.returncode == 2 and "was made with steps '6', not '8'" in other.stderr
 
 
-def test_a_sampler_that_diffusers_does_not_have_fails_its_cells_by_name(tmp_path):
+def test_a_sampler_that_diffusers_does_not_have_is_said_before_anything_runs(tmp_path):
     done = command(
         "run", "--models", "dit-tiny", "--num-samples", "1", "--rounds", "1", "--methods", "fora",
         "--scheduler", "DDIMSchedule", "--out", tmp_path / "run",
     )  # fmt: skip
-    assert done.returncode == 3
-    reasons = {r["reason"] for r in read_run(tmp_path / "run").records}
-    assert len(reasons) == 1 and "diffusers has no 'DDIMSchedule'" in reasons.pop()
+    assert done.returncode == 2 and "did you mean DDIMScheduler" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_of_a_refusal_prepares_for_the_workload(tmp_path, monkeypatch):

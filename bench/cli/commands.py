@@ -108,7 +108,7 @@ def _forecast(cells: list[Any], args: argparse.Namespace) -> Any:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    return tell_plan(_forecast(_cells(_spec(args)), args), args.json)
+    return tell_plan(_forecast(_cells(_spec(args)), args), args.json, elsewhere=bool(args.gpu))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -188,7 +188,7 @@ def _stack(args: argparse.Namespace) -> int:
         check_runnable(ready)
     planned = _forecast(ready, args)
     if args.dry_run:
-        return tell_plan(planned, args.json)
+        return tell_plan(planned, args.json, elsewhere=bool(args.gpu))
     ready = planned.begin(_complain)
     folder = _carry_out(ready)
     code = _tell_report([folder], None, False, None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ditbench.cli.usage import whole_number
 from ditbench.records.settings import CHOICES, DEFAULTS
@@ -18,6 +19,16 @@ def _default() -> Spec:
     return read_toml("default")
 
 
+class Joined(argparse.Action):
+    """Joins the values of a flag that is given several times by commas, as one may write them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Sets what was there before and `values`."""
+        before = getattr(namespace, self.dest)
+        replaces = before is None or before == self.default
+        setattr(namespace, self.dest, values if replaces else f"{before},{values}")
+
+
 def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     """The flags of a run. Their defaults are the spec's, `default.toml` unless `--spec` is given."""
     spec = _default()
@@ -25,6 +36,7 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     def add(flag: str, about: str, metavar: str, default: object = None) -> None:
         command.add_argument(
             flag,
+            action=Joined if "comma separated" in about else "store",
             type=whole_number if isinstance(default, int) else str,
             metavar=metavar,
             help=f"{about} (default: {default})",

@@ -7,7 +7,14 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ditbench.cli.flags import memory_flags, plugin_flag, prepare_flags, reference_flag, run_flags
+from ditbench.cli.flags import (
+    Joined,
+    memory_flags,
+    plugin_flag,
+    prepare_flags,
+    reference_flag,
+    run_flags,
+)
 from ditbench.cli.usage import Parser, decimal_number, whole_number
 
 OK, GATE, USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 4
@@ -51,9 +58,12 @@ def parsers(
 
     count = command("count", "count FLOPs over the real sampler loop, without weights")
     count.add_argument(
-        "--models", default="full", help="names or groups (tiny, full), comma separated"
+        "--models",
+        action=Joined,
+        default="full",
+        help="names or groups (tiny, full), comma separated",
     )
-    count.add_argument("--methods", help="stacks beside none, comma separated")
+    count.add_argument("--methods", action=Joined, help="stacks beside none, comma separated")
     count.add_argument(
         "--convention",
         default="flops",
@@ -69,9 +79,12 @@ def parsers(
         "estimate", "say what models need of a GPU at full size, simulated: memory, time, batch"
     )
     estimate.add_argument(
-        "--models", default="full", help="names or groups (tiny, full), comma separated"
+        "--models",
+        action=Joined,
+        default="full",
+        help="names or groups (tiny, full), comma separated",
     )
-    estimate.add_argument("--methods", help="stacks beside none, comma separated")
+    estimate.add_argument("--methods", action=Joined, help="stacks beside none, comma separated")
     estimate.add_argument(
         "--gpu", default="h100", help="h100, h200, a100, l20, rtx4090 or a FILE.toml of your own"
     )
@@ -114,7 +127,10 @@ def parsers(
         "--methods", required=True, help="stacks, comma separated; the last method's dial is turned"
     )
     match.add_argument(
-        "--models", default="tiny", help="names or groups (tiny, full), comma separated"
+        "--models",
+        action=Joined,
+        default="tiny",
+        help="names or groups (tiny, full), comma separated",
     )
     match.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
     plugin_flag(match)
@@ -230,7 +246,10 @@ def parsers(
     check = command("check", "put a method through the contract on models")
     check.add_argument("method", help="a method or stack, knobs included")
     check.add_argument(
-        "--models", default="tiny", help="names or groups (tiny, full), comma separated"
+        "--models",
+        action=Joined,
+        default="tiny",
+        help="names or groups (tiny, full), comma separated",
     )
     plugin_flag(check)
 

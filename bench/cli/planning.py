@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from ditbench.cli.forecasting import Forecast
 
 
-def tell_plan(planned: Forecast, as_json: bool) -> int:
+def tell_plan(planned: Forecast, as_json: bool, elsewhere: bool = False) -> int:
     """Print the cells and what they need; `SOME_FAILED` where a model's baseline or everything is
-    refused."""
+    refused. `elsewhere`: it is planned for another machine, which has the GPU that this one lacks."""
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.plan import describe
 
@@ -28,7 +28,7 @@ def tell_plan(planned: Forecast, as_json: bool) -> int:
         for reason in dict.fromkeys(row["lacks"] for row in rows if row["lacks"])
     ]
     show_rows(rows, as_json, "\n".join([*lines, *unjudged(cells)]), hide=["key", "lacks"])
-    refused = [cell for cell in cells if cell.refusal]
+    refused = [c for c in cells if c.refusal and not (elsewhere and c.wants_device)]
     baseline_refused = any(not cell.stack.methods for cell in refused)
     return SOME_FAILED if baseline_refused or len(refused) == len(cells) else OK
 

@@ -33,6 +33,13 @@ class Lora:
             raise ValueError(f"lora: {self.file} cannot be read: {error.strerror}") from None
 
 
+def loras_of(model: str, others: Iterable[str], texts: Iterable[str]) -> list[str]:
+    """Those of `[MODEL=]FILE[@SCALE]` that are for a model: they name it, or none of the `others` of
+    the run."""
+    names = {*others} - {model}
+    return [text for text in texts if text.partition("=")[0] not in names]
+
+
 def updates_of(path: Path, pipeline: Any) -> list[tuple[Any, Any, Any]]:
     """The updates of a file, in whichever of the forms that diffusers knows; ValueError as
     `matched`."""

@@ -4,14 +4,19 @@ negative prompt, for all models of a run or for one. No torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from ditbench.models import table
 from ditbench.models.family import family_named
 from ditbench.models.table import Model
+from ditbench.suggest import suggest
 
 WORKLOAD: dict[str, Callable[[str], Any]] = {
     "steps": int, "guidance": float, "height": int, "width": int, "frames": int,
@@ -93,11 +98,21 @@ def _impossible(model: Model, name: str, value: Any) -> str:
             return f"{model.name} makes {model.frames} of them alone"
         if (value - 1) % 4:
             return f"{value} is none of 1, 5, 9, ...: videos are coded in groups of four after one"
+    if name == "scheduler" and value not in (known := _schedulers()):
+        return f"diffusers has no {value!r}; {suggest(value, known)}"
     if name == "negative_prompt" and (
         model.world or family.class_labels or family.guidance == "embedded"
     ):
         return f"{model.name} takes none"
     return ""
+
+
+@cache
+def _schedulers() -> tuple[str, ...]:
+    """Names of diffusers' samplers, by the list of what it can import, which imports nothing."""
+    spec = find_spec("diffusers")
+    text = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+    return tuple(dict.fromkeys(re.findall(r'"(\w+Scheduler)"', text)))
 
 
 def flags_of(model: Model) -> tuple[str, ...]:

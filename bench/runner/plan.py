@@ -89,7 +89,11 @@ class Cell:
     @property
     def wants_device(self) -> bool:
         """Whether nothing keeps it from running but that this machine lacks the device."""
-        return bool(self.refusal) and self.refusal == missing_device(self.spec.device)
+        reasons = (
+            missing_device(self.spec.device),
+            too_slow(self.model, self.spec.device),
+        )
+        return bool(self.refusal) and self.refusal in reasons
 
     @property
     def label(self) -> str:
@@ -265,11 +269,14 @@ def describe(
             "rounds": cell.spec.rounds,
             "status": "refused" if refusal else "planned",
             **{name: value for name, value in needs.get(cell.key, {}).items() if name != "note"},
-            "reason": "; ".join(
-                filter(None, [refusal or cell.note, needs.get(cell.key, {}).get("note", "")])
-            ),
+            "reason": _joined(refusal or cell.note, needs.get(cell.key, {}).get("note", "")),
             "lacks": cell.refusal if cell.wants_device else "",
             "key": cell.key,
         }
         for cell, refusal in zip(cells, refusals, strict=True)
     ]
+
+
+def _joined(reason: str, note: str) -> str:
+    """Both, or what is in both once."""
+    return reason if reason and reason in note else "; ".join(filter(None, [reason, note]))

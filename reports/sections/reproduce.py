@@ -9,6 +9,7 @@ from typing import Any
 from ditbench.method.stack import Stack
 from ditbench.metrics.margins import MARGINS
 from ditbench.models.family import families
+from ditbench.models.lora import loras_of
 from ditbench.models.sampling import PER_VIDEO
 from ditbench.records.environment import differing
 from ditbench.records.record import MEASURED, Record, environments_of
@@ -67,14 +68,9 @@ def asked_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, An
         or record["depends_on"].get("sources")
     )
     own = [text for text in spec.get("own_models", ()) if text.startswith(f"{record['model']}=")]
-    table |= {"own_models": own, "lora": _loras_of(record, spec)}
+    loras = loras_of(record["model"], spec.get("models", ()), spec.get("lora", ()))
+    table |= {"own_models": own, "lora": loras}
     return table | {"plugins": list(spec.get("plugins", ())) if foreign else []}
-
-
-def _loras_of(record: Mapping[str, Any], spec: Mapping[str, Any]) -> list[str]:
-    """The updates of a record's model: those of all models, and its own."""
-    others = {*spec.get("models", ())} - {record["model"]}
-    return [text for text in spec.get("lora", ()) if text.partition("=")[0] not in others]
 
 
 def _requested(record: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ditbench.analysis.interaction import together
 from ditbench.analysis.step_sweep import over_steps
 from ditbench.analysis.summary import Scores, read_scores, summarise
 from ditbench.extractors.references import ReferenceSets
+from ditbench.models.lora import loras_of
 from ditbench.models.sampling import noun_for
 from ditbench.records.checks import read_requests
 from ditbench.records.published_files import members, replaced
@@ -121,8 +122,7 @@ class Section:
             text for text in self.spec.get("own_models", ()) if text.startswith(f"{row['model']}=")
         ]
         name = Path(own[0] if own else row["weights"] or "unknown").name
-        others = {*self.spec.get("models", ())} - {row["model"]}
-        loras = [t for t in self.spec.get("lora", ()) if t.partition("=")[0] not in others]
+        loras = loras_of(row["model"], self.spec.get("models", ()), self.spec.get("lora", ()))
         return [f"{name} weights", *(f"with {Path(text).name}" for text in loras)]
 
     def environments(self, row: ReportRow) -> list[dict[str, Any]]:
