@@ -71,20 +71,24 @@ def ask(environment: Environment, job: dict[str, Any], folder: Path) -> dict[str
     in one sentence where there is none."""
     job = job | {"package": environment.package, "version": environment.version}
     request, answered, log = (folder / name for name in ("job.json", "answer.json", "log.txt"))
-    request.write_text(json.dumps(job))
+    request.write_text(json.dumps(job), encoding="utf-8")
     with log.open("wb") as f:
         code = subprocess.run(
             [str(environment.python()), str(SCRIPT), str(request), str(answered)], cwd=folder,
             stdout=f, stderr=subprocess.STDOUT
         ).returncode  # fmt: skip
     if code:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line
+            for line in log.read_text(errors="replace", encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         raise ValueError(
             f"{environment.package} failed with code {code}: "
             f"{lines[-1].strip() if lines else 'it said nothing'}"
         )
     try:
-        answer = json.loads(answered.read_text())
+        answer = json.loads(answered.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{environment.package} left no answer that can be read ({error})"
