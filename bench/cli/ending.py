@@ -24,7 +24,7 @@ STOPPING = ("SIGTERM", "SIGHUP")
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal of STOPPING came."""
+    """Ctrl-C, or a signal of STOPPING."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -48,11 +48,11 @@ def _code_of(error: BaseException, words: Sequence[str]) -> int:
     """Tell what is wrong, and give its exit code."""
     if isinstance(error, BrokenPipeError):  # `| head`: enough was seen
         return OK
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) and not _of_plugin(error):
         import signal
 
         number = error.number if isinstance(error, Stopped) else int(signal.SIGINT)
-        by = f" by {signal.Signals(number).name}" if isinstance(error, Stopped) else ""
+        by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
         tell(f"interrupted{by}; the same command goes on from here")
         return INTERRUPTED + number
     if isinstance(error, SystemExit):
@@ -80,8 +80,6 @@ def _code_of(error: BaseException, words: Sequence[str]) -> int:
 def _sentence(error: BaseException, words: Sequence[str]) -> str:
     """What is wrong with what was given, or with the machine; "" where it is ditbench that is
     wrong."""
-    from ditbench.method.plugins import line_in_plugin
-
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror}"
@@ -91,9 +89,23 @@ def _sentence(error: BaseException, words: Sequence[str]) -> str:
         return "memory ran out"
     if isinstance(error, RecursionError):
         return "what was given is nested too deeply"
-    if place := line_in_plugin(error):
-        return f"a plug-in failed{place}: {type(error).__name__}: {error}"
+    if place := _of_plugin(error):
+        return f"a plug-in failed{place}: {type(error).__name__}: {_text(error)}"
     return ""
+
+
+def _of_plugin(error: BaseException) -> str:
+    """The line of a plug-in that raised an error; "" for all others, and for signals."""
+    from ditbench.method.plugins import line_in_plugin
+
+    return "" if isinstance(error, Stopped) else line_in_plugin(error)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # of a plug-in's own class
+        return "its text is not available"
 
 
 def tell(sentence: str) -> None:
@@ -150,8 +162,6 @@ def stopped_by_signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         for other in before:
             signal.signal(other, signal.SIG_IGN)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
         raise Stopped(number)
 
     before = {}

@@ -53,11 +53,16 @@ def begin() -> None:
 
 
 @contextlib.contextmanager
-def starting() -> Iterator[None]:
+def starting(tracked: bool = False) -> Iterator[None]:
     """What is started inside does not hear Ctrl-C, from its first moment on, and does not import
-    from the working directory."""
+    from the working directory. `tracked`: not by forking, so that multiprocessing starts a process
+    of its own beside it, which is done first: it lets Ctrl-C through again."""
     before = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
+    if tracked and sys.platform != "win32":
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()
     mask = None
     if hasattr(signal, "pthread_sigmask"):  # which a process inherits; Windows has none
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

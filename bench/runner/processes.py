@@ -47,7 +47,7 @@ def context_for(device: str) -> Any:
     if IN_CHECKOUT:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     try:
-        with starting():
+        with starting(tracked=True):
             forkserver.ensure_running()
     finally:
         if IN_CHECKOUT:
@@ -87,7 +87,7 @@ def run_group(
         process = context.Process(
             target=_measure, args=(spec, jobs, session, folder, sender), daemon=True
         )
-        with starting(), _forkserver_lives():
+        with starting(tracked=True), _forkserver_lives():
             process.start()
         sender.close()
         state = "on"
