@@ -56,7 +56,7 @@ class MagCache:
         if reason := self.check(room.pipe):
             raise ValueError(reason)
         ratios = magnitude_ratios(room)
-        (folder / RATIOS).write_text(json.dumps(ratios))
+        (folder / RATIOS).write_text(json.dumps(ratios), encoding="utf-8")
         return {"least_ratio": min(ratios), "greatest_ratio": max(ratios)}
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
@@ -67,7 +67,10 @@ class MagCache:
             return
         if at.artifact is None:
             raise unprepared(self)
-        transformer, ratios = pipeline.transformer, json.loads((at.artifact / RATIOS).read_text())
+        transformer, ratios = (
+            pipeline.transformer,
+            json.loads((at.artifact / RATIOS).read_text(encoding="utf-8")),
+        )
         config = MagCacheConfig(
             threshold=self.threshold, max_skip_steps=self.most, retention_ratio=self.retain,
             num_inference_steps=len(ratios), mag_ratios=ratios,

@@ -91,7 +91,7 @@ class TeaCache:
 
         threshold, skipped = dialled(skips, self.saved, *self.dial[1:])
         room.tell({"done": 1, "of": 1})
-        (folder / FOUND).write_text(json.dumps({"threshold": threshold}) + "\n")
+        (folder / FOUND).write_text(json.dumps({"threshold": threshold}) + "\n", encoding="utf-8")
         return {"threshold": threshold, "skipped": round(skipped, 4), "samples": num}
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
@@ -102,7 +102,7 @@ class TeaCache:
         if self.saved:
             if at.artifact is None:
                 raise unprepared(self)
-            threshold = json.loads((at.artifact / FOUND).read_text())["threshold"]
+            threshold = json.loads((at.artifact / FOUND).read_text(encoding="utf-8"))["threshold"]
         family, width = family_of(pipeline.transformer).name, at.sublayers[0].linears[0].in_features
         terms = self.polynomial or PUBLISHED.get((family, width), (1.0, 0.0))
         before: dict[int, Any] = {}

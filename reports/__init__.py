@@ -26,8 +26,11 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     Runs that agree in all `ditbench.reports.sections.merge.unlike` looks at share a section; the
     others keep a section, and a folder of files, each, with the fields that differ. Speed-ups and
     changes are always against the baseline of a cell's own run. A record that cannot be read is
-    named and left out. Raises ValueError when a folder holds no run.
+    named and left out. Every file takes the place of an earlier one whole, and none lands outside of
+    `out`. Raises ValueError when a folder holds no run, and when a link leads a part of the report
+    elsewhere.
     """
+    from ditbench.records.files import check_folder, make_folder
     from ditbench.reports.figures.crossover import draw_crossovers
     from ditbench.reports.figures.quality_time import draw_figures
     from ditbench.reports.figures.sample_grid import draw_grids
@@ -44,11 +47,13 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     if not folders:
         raise ValueError("a report needs at least one run folder")
     sections = merge(read_sections(folders))
-    out = out or folders[0] / _name(folders)
+    out = out or make_folder(folders[0] / _name(folders), folders[0])
     files: list[Path] = []
     images: dict[str, dict[str, list[Path]]] = {}
     for section in sections:
         at = out if len(sections) == 1 else out / section.name
+        for kind in ("tables", "plots", "grids"):
+            check_folder(at / kind, out)
         files += write_tables(section, at / "tables")
         drawing = {
             draw_figures: "plots", draw_crossovers: "plots", draw_matrices: "plots",

@@ -23,16 +23,17 @@ def run_folder(tmp_path, **cells):
 
 
 def test_a_damaged_record_is_named_and_the_rest_is_read_in_planned_order(tmp_path):
-    whole = json.dumps(WHOLE | {"key": "b"})
+    b, a = (json.dumps(WHOLE | {"key": key}) for key in "ba")
     run = record.read_run(
         run_folder(
-            tmp_path, b=whole, half=whole[:50], a=whole, wrong=json.dumps(WHOLE | {"timing": "x"})
+            tmp_path, b=b, half=b[:50], a=a, other=b, wrong=json.dumps(WHOLE | {"timing": "x"})
         )
     )
-    assert [r["key"] for r in run.records] == ["b", "b"]
-    assert len(run.damaged) == 2
+    assert [r["key"] for r in run.records] == ["b", "a"]
+    assert len(run.damaged) == 3
     assert "half/record.json is damaged" in run.damaged[0]
-    assert "timing is missing or of the wrong type" in run.damaged[1]
+    assert "its key is 'b', not the name of its folder" in run.damaged[1]
+    assert "timing is missing or of the wrong type" in run.damaged[2]
 
 
 def test_another_schema_version_is_refused_with_what_to_do(tmp_path):

@@ -15,6 +15,7 @@ from ditbench.extractors.table import find
 from ditbench.metrics.table import Metric, module_of
 from ditbench.records.record import MEASURED
 from ditbench.records.scores import Scores
+from ditbench.records.text import one_line
 from ditbench.statistics import estimates as statistics
 from ditbench.statistics import hypothesis
 from ditbench.statistics.estimates import Estimate
@@ -64,13 +65,18 @@ def _scored(
     else:
         unpaired = ""
     against = None if unpaired else theirs
-    if aggregates.of_sets(metric):
-        other = theirs if metric.against_none else against
-        scored, delta = aggregates.aggregate(metric, mine, other, baseline)
-    elif metric.statistic:
-        scored, delta = _statistic(metric, record, mine, against, sets)
-    else:
-        scored, delta = _means(metric, mine, against)
+    try:
+        if aggregates.of_sets(metric):
+            other = theirs if metric.against_none else against
+            scored, delta = aggregates.aggregate(metric, mine, other, baseline)
+        elif metric.statistic:
+            scored, delta = _statistic(metric, record, mine, against, sets)
+        else:
+            scored, delta = _means(metric, mine, against)
+    except (KeyError, ValueError) as error:  # values that are missing, or of other samples
+        return unscored(
+            f"its scores are damaged ({one_line(str(error))}); score the run again"
+        ), None
     if scored["level"] is None and scored["value"] is not None:
         scored = {**scored, "level": scored["value"]["value"]}
     return {**scored, "delta_reason": scored["delta_reason"] or unpaired}, delta

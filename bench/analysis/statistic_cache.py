@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ditbench.records.files import replacing
+from ditbench.records.reading import regular
 from ditbench.records.run_folder import RunFolder
 from ditbench.statistics.frechet import Reference
 from ditbench.statistics.influence import Reading
@@ -71,9 +72,15 @@ class Kept:
         self.path = RunFolder(folder).readings
         self._asked: dict[str, NDArray[np.float64]] = {}
         try:
-            self._found = load_file(self.path) if self.path.is_file() else {}
-        except (SafetensorError, OSError):
-            self._found = {}
+            stored = load_file(regular(self.path, folder))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, MemoryError):
+            stored = {}
+        # what has not the shape of a reading is made anew
+        self._found = {
+            key: array
+            for key, array in stored.items()
+            if array.dtype == np.float64 and array.ndim == 1 and len(array) >= 3
+        }
 
     def get(self, key: str) -> Reading | None:
         """The reading under a key, if there is one."""

@@ -4,7 +4,6 @@ needs it."""
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,34 +13,17 @@ from typing import Any
 
 from ditbench.cli import preparing
 from ditbench.cli import queries as asking
+from ditbench.cli.ending import run, stopped_by_signals, tell
 from ditbench.cli.estimating import estimate
-from ditbench.cli.parser import GATE, OK, SOME_FAILED, STOPPED, USAGE, parsers
+from ditbench.cli.parser import GATE, OK, SOME_FAILED, STOPPED, parsers
 from ditbench.cli.planning import check_runnable, tell_plan, unjudged
-from ditbench.cli.usage import (
-    UsageError,
-    check_command,
-    check_given,
-    check_left_over,
-    sentence_of,
-    usage_line,
-)
+from ditbench.cli.usage import check_command, check_given, check_left_over, usage_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _command(words)
-    except BrokenPipeError:
-        return OK
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        print(f"ditbench: {sentence_of(error, words)}", file=sys.stderr)
-        if isinstance(error, UsageError):
-            print(error.usage, file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt:
-        print("ditbench: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return run(lambda: _command(words), words)
 
 
 def _command(words: list[str]) -> int:
@@ -54,7 +36,8 @@ def _command(words: list[str]) -> int:
     check_given(words)
     args, left_over = parser.parse_known_args(words)
     check_left_over(left_over, by_name[name])
-    return int(args.do(args))
+    with stopped_by_signals():
+        return int(args.do(args))
 
 
 def _spec(args: argparse.Namespace) -> Any:
@@ -174,6 +157,7 @@ def _stack(args: argparse.Namespace) -> int:
     from ditbench.analysis.interaction_table import describe, document
     from ditbench.method.plugins import load_plugins
     from ditbench.method.stack import Stack
+    from ditbench.records.files import json_text
     from ditbench.records.record import read_run
     from ditbench.records.scores import read_scores
 
@@ -199,10 +183,10 @@ def _stack(args: argparse.Namespace) -> int:
         name: [ran.get((name, str(part)), part) for part in parts]
         for name in dict.fromkeys(record["model"] for record in records)
     }
-    rows = interactions(records, read_scores(folder), parts_of)
+    rows = interactions(records, read_scores(folder, records), parts_of)
     _show(describe(rows), False, " ".join(rules(rows)))
     if args.json:
-        print(json.dumps(document(rows)))
+        print(json_text(document(rows)))
     return code
 
 
@@ -246,7 +230,7 @@ def _reference(args: argparse.Namespace) -> int:
 
 def _complain(sentences: list[str]) -> None:
     for sentence in sentences:
-        print(f"ditbench: {sentence}", file=sys.stderr)
+        tell(sentence)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -259,13 +243,14 @@ def _report(args: argparse.Namespace) -> int:
 def _tell_report(
     folders: list[Path], out: Path | None, as_json: bool, keys: set[str] | None
 ) -> int:
+    from ditbench.records.files import json_text
     from ditbench.records.record import read_run
     from ditbench.reports import build, print_report, report_json
 
     report = build(folders, out)
     print_report(report)
     if as_json:
-        print(json.dumps(report_json(report)))
+        print(json_text(report_json(report)))
     runs = [read_run(folder) for folder in folders]
     records = [r for run in runs for r in run.records if keys is None or r["key"] in keys]
     wrong = [

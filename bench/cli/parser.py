@@ -17,9 +17,13 @@ from ditbench.cli.flags import (
 )
 from ditbench.cli.usage import Parser, decimal_number, whole_number
 
-OK, GATE, USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 4
-"""Exit codes: all well, a gate failed, wrong usage, some cells failed or were inert, or a model's
-baseline was refused."""
+OK, GATE, USAGE, SOME_FAILED, STOPPED, BUG = 0, 1, 2, 3, 4, 5
+"""Exit codes: all well; a gate failed; wrong usage, or a file or machine that does not do; some cells
+failed or were inert, or a model's baseline was refused; stopped by --stop-after; an error of ditbench
+itself."""
+INTERRUPTED = 128
+"""Exit code of a command that a signal stopped, less the number of the signal: 130 after Ctrl-C, 143
+after SIGTERM."""
 
 Do = Callable[[argparse.Namespace], int]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditbench.cli.ending import tell
 from ditbench.cli.parser import GATE, OK
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ UNSEEN = ("speedup_call", "peak_bytes", "flops", "status", "row")
 def compare(args: argparse.Namespace) -> int:
     """What moved between two runs; GATE on a regression."""
     from ditbench.method.plugins import load_plugins
+    from ditbench.records.files import json_text
     from ditbench.reports.answers.compare import Gates, compare
     from ditbench.reports.terminal.table import show_rows
 
@@ -67,7 +68,7 @@ def compare(args: argparse.Namespace) -> int:
         still += "; quality was compared nowhere, which is no success"
     show_rows(moved, False, f"regressions past the gates: {worse}; {still}")
     if args.json:
-        print(json.dumps(rows))
+        print(json_text(rows))
     return GATE if worse or blind else OK
 
 
@@ -75,6 +76,7 @@ def reproduce(args: argparse.Namespace) -> int:
     """The command that makes a row again; GATE when this machine is not as the record's."""
     from ditbench.method.plugins import load_plugins
     from ditbench.records.environment import describe
+    from ditbench.records.files import json_text
     from ditbench.reports.sections.reproduce import asked_of, command_of, elsewhere, find_row
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.plan import missing_device
@@ -99,7 +101,7 @@ def reproduce(args: argparse.Namespace) -> int:
         if rows
         else "all as it was when the record was made",
     )
-    print(json.dumps({"command": command, "differs": rows}) if args.json else command)
+    print(json_text({"command": command, "differs": rows}) if args.json else command)
     return GATE if rows else OK
 
 
@@ -133,7 +135,7 @@ def _sections(folders: Sequence[Path]) -> list[Section]:
     sections: list[Section] = read_sections(folders)
     for section in sections:
         for sentence in section.damaged:
-            print(f"ditbench: {section.name}: {sentence}", file=sys.stderr)
+            tell(f"{section.name}: {sentence}")
     return sections
 
 

@@ -81,7 +81,8 @@ def extractors() -> Table:
 def read_table(path: Path) -> Table:
     """The rows of a TOML file as `extractors.toml` is one."""
     return {
-        name: Extractor(name=name, **row) for name, row in tomllib.loads(path.read_text()).items()
+        name: Extractor(name=name, **row)
+        for name, row in tomllib.loads(path.read_text(encoding="utf-8")).items()
     }
 
 

@@ -121,7 +121,7 @@ class Artifact:
             iterations = notes["iterations"] + notes.get("finish", 0)
         elif (
             log.is_file()
-            and (lines := log.read_text().splitlines())
+            and (lines := log.read_text(encoding="utf-8").splitlines())
             and "iteration" in lines[0].split(",")
         ):
             iterations = len(lines) - 1

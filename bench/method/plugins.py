@@ -4,16 +4,20 @@ method comes from. Never imports torch by itself."""
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from ditbench.declarations import Registry
 from ditbench.method.registry import METHODS
 from ditbench.records.files import file_sha256
+from ditbench.records.reading import read_content
+from ditbench.records.text import one_line
 
 SHA256 = "__source_sha256__"
 """Where the module of a plug-in keeps the hash of the source it was made of."""
@@ -36,7 +40,7 @@ def load_plugin(path: str | Path) -> list[str]:
     path = Path(path).resolve()
     if not path.is_file():
         raise ValueError(f"plug-in {path} is not a file")
-    source = path.read_bytes()
+    source = read_content(path)
     sha256 = hashlib.sha256(source).hexdigest()
     name = f"ditbench_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if getattr(sys.modules.get(name), SHA256, None) != sha256:
@@ -46,15 +50,13 @@ def load_plugin(path: str | Path) -> list[str]:
         setattr(module, SHA256, sha256)
         sys.modules[name] = module
         try:
-            exec(compile(source, str(path), "exec"), vars(module))
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # a plug-in that leaves with code 0 would look like success
+            with _no_way_out():
+                exec(compile(source, str(path), "exec"), vars(module))
+        # a plug-in that leaves with code 0 would look like success
+        except (Exception, SystemExit) as error:
             forget(name)
-            text = next(iter(str(error).splitlines()), "")
             raise ValueError(
-                f"plug-in {path}{_line(error, path)} failed: {type(error).__name__}: {text}"
+                f"plug-in {path}{_line(error, path)} failed: {type(error).__name__}: {_text(error)}"
             ) from error
     declared = [n for n, cls in METHODS.items() if cls.__module__ == name]
     declared += [row for registry in Registry.ALL for row in registry.declared_by(name)]
@@ -65,6 +67,31 @@ def load_plugin(path: str | Path) -> list[str]:
             "class, or call register_family, register_model or register_metric"
         )
     return declared
+
+
+@contextmanager
+def _no_way_out() -> Iterator[None]:
+    """`os._exit` ends no process while a plug-in is read, but is the error that `sys.exit` is."""
+    leave, process, reading = os._exit, os.getpid(), [True]
+
+    def refuse(code: int) -> NoReturn:
+        if reading and os.getpid() == process:
+            raise SystemExit(code)
+        leave(code)  # what it forked, or a name of it that was kept
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = leave
+        reading.clear()
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return one_line(next(iter(str(error).splitlines()), ""))
+    except Exception:  # of a plug-in's own class
+        return "its text is not available"
 
 
 def _line(error: BaseException, path: Path) -> str:

@@ -123,8 +123,15 @@ class Stack:
 
     def adapt(self, sampling: Sampling) -> Sampling:
         """The sampling all methods of the stack want."""
+        from ditbench.models.sampling import Sampling
+
         for m in self.methods:
-            sampling = m.adapt(sampling)
+            adapted = m.adapt(sampling)
+            if not isinstance(adapted, Sampling):
+                raise ValueError(
+                    f"{m.name}: adapt returns a {type(adapted).__name__}, and should a Sampling"
+                )
+            sampling = adapted
         return sampling
 
     def idle(self, sampling: Sampling, attached: Attached) -> list[str]:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ditbench.extractors.shelf import Shelf
+from ditbench.records.reading import regular
+from ditbench.records.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -39,11 +41,11 @@ class Samples:
 
     def __post_init__(self) -> None:
         try:
-            with safe_open(self.path, "np") as f:
+            with safe_open(regular(self.path), "np") as f:
                 tensor = f.get_slice("samples")
                 shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.path} is damaged ({error})") from error
+            raise ValueError(f"{self.path} is damaged ({one_line(str(error))})") from error
         if dtype != "U8" or len(shape) not in (4, 5) or shape[-1] != 3 or 0 in shape:
             raise ValueError(
                 f"{self.path} holds {dtype} samples of shape {list(shape)}, not uint8 [n, H, W, 3] "

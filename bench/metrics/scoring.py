@@ -79,7 +79,7 @@ def _score_run(
             done.damaged.append(f"{path} is missing")
             continue
         try:
-            opened[record["key"]] = Samples(path)
+            opened[record["key"]] = Samples(files.own(path))
         except ValueError as error:
             set_aside(path)
             done.damaged.append(f"{error}; set aside")
@@ -145,7 +145,8 @@ def _score_cell(
     """Write what is missing of a cell's scores; False when nothing was."""
     samples_sha256 = file_sha256(cell.samples.path)
     scores = _before(path, done)
-    if scores is None or scores.samples_sha256 != samples_sha256:
+    fits = scores is not None and scores.fits(len(requests))
+    if scores is None or not fits or scores.samples_sha256 != samples_sha256:
         scores = Scores(samples_sha256=samples_sha256)
     before = scores
     for metric in wanted:

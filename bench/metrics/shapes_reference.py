@@ -81,14 +81,14 @@ def enter(manifest: Path, name: str, **facts: str) -> None:
     """Put an entry in a manifest in place of the one of that name; the others stay, sorted by name.
     Facts are strings.
     """
-    entries = tomllib.loads(manifest.read_text()) if manifest.exists() else {}
+    entries = tomllib.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
     entries[name] = facts
     head = "# Every data file here, and the sets that do not come along: where from, licence, how made, and sha256 where it is known.\n"
     tables = [
         f'["{file}"]\n' + "".join(f"{key} = {_quoted(value)}\n" for key, value in entry.items())
         for file, entry in sorted(entries.items())
     ]
-    manifest.write_text(head + "\n" + "\n".join(tables))
+    manifest.write_text(head + "\n" + "\n".join(tables), encoding="utf-8")
 
 
 def _quoted(value: str) -> str:

@@ -34,7 +34,7 @@ def describe(model: Model, changes: dict[str, Any] | None = None) -> dict[str, d
         parts = copy.deepcopy({name: dict(sizes) for name, sizes in model.parts.items()})
     elif model.architecture:
         file = HERE / "architectures" / f"{model.architecture}.toml"
-        parts = tomllib.loads(file.read_text())
+        parts = tomllib.loads(file.read_text(encoding="utf-8"))
     else:
         parts = _of_folder(model)
     for where, value in {**model.changes, **(changes or {})}.items():
@@ -58,14 +58,18 @@ def _of_folder(model: Model) -> dict[str, dict[str, Any]]:
     parts: dict[str, dict[str, Any]] = {
         "pipeline": {"class": f"diffusers.{family_named(model.family).pipeline}"}
     }
-    for part, kind in json.loads((folder / "model_index.json").read_text()).items():
+    for part, kind in json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items():
         if not isinstance(kind, list) or not kind[0]:
             continue
         if "tokenizer" in part:
             parts[part] = {"folder": str(folder / part)}
             continue
         file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-        sizes = {k: v for k, v in json.loads(file.read_text()).items() if not k.startswith("_")}
+        sizes = {
+            k: v
+            for k, v in json.loads(file.read_text(encoding="utf-8")).items()
+            if not k.startswith("_")
+        }
         parts[part] = {"class": ".".join(kind), **sizes}
     return parts
 

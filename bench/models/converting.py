@@ -46,7 +46,7 @@ def _parts(folder: Path) -> list[Path]:
     if not index.is_file():
         return [folder]
     try:
-        kinds = json.loads(index.read_text())
+        kinds = json.loads(index.read_text(encoding="utf-8"))
         return [
             folder / name
             for name, kind in kinds.items()

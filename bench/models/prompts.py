@@ -37,7 +37,9 @@ def datasets() -> Path:
 
 def manifest() -> dict[str, dict[str, str]]:
     """Every data file and set by name."""
-    sets: dict[str, dict[str, str]] = tomllib.loads((datasets() / "manifest.toml").read_text())
+    sets: dict[str, dict[str, str]] = tomllib.loads(
+        (datasets() / "manifest.toml").read_text(encoding="utf-8")
+    )
     return sets
 
 

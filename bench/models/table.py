@@ -66,7 +66,7 @@ class Model:
 
 
 def _built_in() -> dict[str, Model]:
-    rows = tomllib.loads((HERE / "models.toml").read_text())
+    rows = tomllib.loads((HERE / "models.toml").read_text(encoding="utf-8"))
     return {name: Model(name=name, **row) for name, row in rows.items()}
 
 

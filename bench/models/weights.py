@@ -65,7 +65,7 @@ def locate(model: Model, weights: str, *, download: bool = True) -> Path:
 def _snapshot(place: Path) -> Path | None:
     """The snapshot of a hub cache folder that `main` names, or else the only one."""
     try:
-        return place / "snapshots" / (place / "refs" / "main").read_text().strip()
+        return place / "snapshots" / (place / "refs" / "main").read_text(encoding="utf-8").strip()
     except OSError:
         snapshots = [p for p in (place / "snapshots").glob("*") if p.is_dir()]
         return snapshots[0] if len(snapshots) == 1 else None
@@ -142,7 +142,7 @@ def check_folder(folder: Path, pipeline: str | None = None) -> None:
     """
     index = folder / "model_index.json"
     try:
-        parts = json.loads(index.read_text())
+        parts = json.loads(index.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{index} is missing: {folder} is no diffusers pipeline") from None
     except (OSError, ValueError) as error:
@@ -165,7 +165,7 @@ def _check_part(folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
     for index in folder.glob("*.safetensors.index.json"):
         try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{index} cannot be read: {_first_line(error)}") from None
         if missing := sorted(shards - {f.name for f in files}):
@@ -251,7 +251,7 @@ def _remembered(file: Path, size: int, modified_ns: int) -> str:
     hashed; else it is hashed and noted there, where that can be written."""
     notes = user_cache() / "weights-sha256.json"
     try:
-        table = json.loads(notes.read_text())
+        table = json.loads(notes.read_text(encoding="utf-8"))
         *version, sha256 = table[str(file)]
         if version == [size, modified_ns]:
             return str(sha256)

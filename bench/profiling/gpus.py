@@ -44,7 +44,7 @@ def gpu_named(name: str) -> Gpu:
     """The GPU of that name, or of a file `*.toml` with the keys of `Gpu`; ValueError, in one
     sentence, for a name there is not and a file that does not say all."""
     if not name.endswith(".toml"):
-        table = tomllib.loads(TABLE.read_text())
+        table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
         if name not in table:
             raise ValueError(f"--gpu: no GPU {name!r} and no FILE.toml; {suggest(name, table)}")
         return Gpu(**table[name])
@@ -52,7 +52,7 @@ def gpu_named(name: str) -> Gpu:
     if not path.is_file():
         raise ValueError(f"--gpu: there is no file {name!r}")
     try:
-        return _checked(tomllib.loads(path.read_text()))
+        return _checked(tomllib.loads(path.read_text(encoding="utf-8")))
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"--gpu: {name}: {error}") from None
 
@@ -71,7 +71,7 @@ def gpu_called(device: str, memory: int | None = None) -> Gpu | None:
     one (MIG), and where neither says how much memory it has."""
     words = [word for word in re.split(r"[^a-z0-9]+", device.lower()) if word]
     name = "".join(word for word in words if not BESIDES.fullmatch(word))
-    row = tomllib.loads(TABLE.read_text()).get(name)
+    row = tomllib.loads(TABLE.read_text(encoding="utf-8")).get(name)
     stated = [int(word[:-2]) * 2**30 for word in words if re.fullmatch(r"\d+gb", word)]
     size = memory or next(iter(stated), None)
     if row is None or size is None or not MEMORY[0] < size / row["memory"] < MEMORY[1]:

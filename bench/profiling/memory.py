@@ -89,7 +89,7 @@ def tensors_of(part: Any) -> Iterator[Any]:
 def _resident(field_name: str) -> int:
     """VmRSS or VmHWM of this process, bytes; 0 where the system does not tell."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return 0
     lines = [line for line in status.splitlines() if line.startswith(field_name + ":")]
@@ -99,6 +99,6 @@ def _resident(field_name: str) -> int:
 def _forget_high_water() -> None:
     """Set the high-water mark back to what is resident now (Linux; elsewhere it stays)."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return

@@ -1,22 +1,42 @@
 """What the JSON documents of a run folder look like, and what is wrong with one that does not: a
 file may be whole JSON and still have lost a field, or a digit. No torch.
 
-A shape is a type or several (`NUMBER`: a finite number, no truth value), a list of one shape
+A shape is a type or several (`NUMBER`: a finite number, no truth value; numbers are bounded by
+`LARGEST`), `COUNT` and `AMOUNT` for those that are not negative, `NAME` for the name of a file, a list
+of one shape
 (`[TEXT]`), a mapping with the shapes of its fields (`{"round": int}`; a name with a question mark
 may be missing; others may be there), or `Values(shape)`: a mapping whose every value has the shape.
 """
 
 from __future__ import annotations
 
-import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ditbench.records.files import read_json
+from ditbench.records.reading import read_json
+from ditbench.records.text import one_line
 
 NUMBER = (int, float)
 MAYBE = type(None)
+LARGEST = 1e60
+"""Of all numbers that are measured: its square, and sums of those, are finite."""
+WHOLE = 1 << 63
+"""No integer of a document is as large: libraries take those below."""
+
+
+class COUNT(int):
+    """A whole number that is not negative."""
+
+
+class AMOUNT(float):
+    """A number that is not negative: seconds, bytes, operations."""
+
+
+class NAME(str):
+    """The name of a file or folder, no path: what is read or written under it stays where it
+    belongs."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +46,27 @@ class Values:
     of: Any
 
 
+@dataclass(frozen=True)
+class Names(Values):
+    """The same, each name being a `NAME`."""
+
+
 CALL = {
-    "session?": str, "round": int, "batch": int, "size": int, "call_s": NUMBER, "text_s": NUMBER,
-    "denoise_s": NUMBER, "decode_s": NUMBER,
+    "session?": str, "round": COUNT, "batch": COUNT, "size": COUNT, "call_s": AMOUNT,
+    "text_s": AMOUNT,
+    "denoise_s": AMOUNT, "decode_s": AMOUNT,
 }  # fmt: skip
 HOST = {
-    "session?": str, "round?": int, "dtype?": str, "probe?": (dict, MAYBE),
+    "session?": str, "round?": COUNT, "dtype?": str, "probe?": (dict, MAYBE),
     "before?": (dict, MAYBE), "after?": (dict, MAYBE),
 }  # fmt: skip
 ENVIRONMENT = {
-    "device?": str, "processor?": str, "cores?": (int, MAYBE), "threads?": (int, MAYBE),
+    "device?": str, "processor?": str, "cores?": (COUNT, MAYBE), "threads?": (COUNT, MAYBE),
     "packages?": Values((str, MAYBE)), "variables?": Values(str),
 }  # fmt: skip
 SAMPLING = {
-    "steps?": int, "guidance?": NUMBER, "height?": int, "width?": int, "frames?": int,
-    "text_tokens?": int, "calls?": int, "scheduler?": str,
+    "steps?": COUNT, "guidance?": NUMBER, "height?": COUNT, "width?": COUNT, "frames?": COUNT,
+    "text_tokens?": COUNT, "calls?": COUNT, "scheduler?": str,
 }  # fmt: skip
 SIZES = ("weights", "cache", "peak", "before", "reserved")
 COUNTS = (
@@ -49,27 +75,27 @@ COUNTS = (
 )  # fmt: skip
 MEASURED_OF = {
     "sampling": SAMPLING, "environment": ENVIRONMENT, "timing": [CALL],
-    "memory": {f"{name}_bytes?": (*NUMBER, MAYBE) for name in SIZES},
-    "flops": {f"{name}?": (*NUMBER, MAYBE) for name in COUNTS}, "counters": Values(NUMBER),
-    "notes?": dict, "artifacts?": Values({"key?": str, "below?": str}),
-    "prompts_cut?": (dict, MAYBE), "load_s?": (*NUMBER, MAYBE), "first_call_s?": (*NUMBER, MAYBE),
+    "memory": {f"{name}_bytes?": (AMOUNT, MAYBE) for name in SIZES},
+    "flops": {f"{name}?": (AMOUNT, MAYBE) for name in COUNTS}, "counters": Values(NUMBER),
+    "notes?": dict, "artifacts?": Names({"key?": NAME, "below?": str}),
+    "prompts_cut?": (dict, MAYBE), "load_s?": (AMOUNT, MAYBE), "first_call_s?": (AMOUNT, MAYBE),
     "left_behind?": [str],
 }  # fmt: skip
 """What a round that ran to the end and a record share."""
 RECORD = MEASURED_OF | {
-    "key": str, "model": str, "family": str, "world?": str, "stack": str,
+    "key": NAME, "model": NAME, "family": str, "world?": str, "stack": str,
     "methods": [{"name": str, "knobs": dict, "label?": str}], "status": str, "reason": str,
     "traceback?": str,
     "run": {
-        "num_samples?": int, "batch_size?": int, "rounds?": int, "seed?": int, "device?": str,
+        "num_samples?": COUNT, "batch_size?": COUNT, "rounds?": COUNT, "seed?": int, "device?": str,
         "dtype?": str, "weights?": str, "prompts?": str, "requests_sha256?": str,
         "model_sha256?": str,
     },
     "settings?": dict, "depends_on?": dict, "environments?": Values(ENVIRONMENT),
-    "host?": ([HOST], MAYBE), "schedule?": (dict, MAYBE), "seconds?": NUMBER,
+    "host?": ([HOST], MAYBE), "schedule?": (dict, MAYBE), "seconds?": AMOUNT,
 }  # fmt: skip
-ROUND = {"status": str, "reason": str, "round?": int, "seconds?": NUMBER}
-FIRST_ROUND = ROUND | MEASURED_OF | {"round": int, "seconds": NUMBER, "host?": HOST}
+ROUND = {"status": str, "reason": str, "round?": COUNT, "seconds?": AMOUNT}
+FIRST_ROUND = ROUND | MEASURED_OF | {"round": COUNT, "seconds": AMOUNT, "host?": HOST}
 """The first round of a cell, where it was measured."""
 LATER_ROUND = {
     f"{name}?" if name in ("memory", "flops") else name: shape
@@ -77,10 +103,12 @@ LATER_ROUND = {
 }
 """Another round, or its time again: memory and FLOPs are those of the first."""
 SCHEDULE = {"sublayers": [str], "keep": [[NUMBER]], "skipped?": [[int]]}
-CUT = Values({"cut": int, "of": int, "reads": int})
-SAMPLED = {"steps": int, "guidance": NUMBER, "height": int, "width": int, "frames": int}
+CUT = Values({"cut": COUNT, "of": COUNT, "reads": COUNT})
+SAMPLED = {
+    "steps": COUNT, "guidance": NUMBER, "height": COUNT, "width": COUNT, "frames": COUNT,
+}  # fmt: skip
 SPEC = {
-    "cells?": [str], "labels?": Values(str), "settings?": dict, "files?": Values(str),
+    "cells?": [NAME], "labels?": Names(str), "settings?": dict, "files?": Values(str),
     "spec?": {
         "margins?": (Values(NUMBER), MAYBE), "plugins?": [str], "references?": [str], "threads?": int,
         "num_samples?": int, "batch_size?": int,
@@ -119,6 +147,8 @@ def wrong(value: Any, shape: Any, at: str = "") -> str:
         return at or "it"
     dot = f"{at}." if at else ""
     if isinstance(shape, Values):
+        if isinstance(shape, Names) and (other := next((n for n in value if not is_name(n)), None)):
+            return f"{dot}{one_line(other, 80)}"
         entries = (wrong(entry, shape.of, f"{dot}{name}") for name, entry in value.items())
         return next(filter(None, entries), "")
     for name, kind in shape.items():
@@ -134,9 +164,27 @@ def wrong(value: Any, shape: Any, at: str = "") -> str:
 def _is(value: Any, kinds: tuple[type, ...]) -> bool:
     if isinstance(value, bool):
         return bool in kinds
-    if isinstance(value, float):
-        return float in kinds and math.isfinite(value)
-    return isinstance(value, kinds)
+    if isinstance(value, (int, float)):
+        if AMOUNT in kinds and 0 <= value <= LARGEST:  # which NaN is not
+            return True
+        if isinstance(value, float):
+            return float in kinds and abs(value) <= LARGEST
+        if COUNT in kinds and 0 <= value < WHOLE:
+            return True
+        return int in kinds and abs(value) < (LARGEST if float in kinds else WHOLE)
+    return isinstance(value, kinds) or (NAME in kinds and is_name(value))
+
+
+def is_name(text: Any) -> bool:
+    """Whether it is the name of one file on every system: no path, nothing unprintable, and short
+    enough with an ending."""
+    return (
+        isinstance(text, str)
+        and 0 < len(text.encode(errors="replace")) <= 200
+        and text.isprintable()
+        and not set(text) & set("/\\")
+        and text.strip(". ") != ""
+    )
 
 
 def check(value: Any, shape: Any, place: str) -> Any:
@@ -151,15 +199,14 @@ def check(value: Any, shape: Any, place: str) -> Any:
 
 def read_requests(path: Path) -> list[dict[str, Any]]:
     """What a model was asked for, in sample order; ValueError names the file and the field."""
-    requests: list[dict[str, Any]] = check(read_json(path), REQUESTS, str(path))
+    requests: list[dict[str, Any]] = check(read_json(path, path.parents[1]), REQUESTS, str(path))
     return requests
 
 
 def read_references(path: Path) -> dict[str, dict[str, dict[str, str]]]:
     """Path and sha256 of references by model and extractor, none where the file is not there;
     ValueError as `read_requests`."""
-    if not path.is_file():
-        return {}
-    pointers: dict[str, dict[str, dict[str, str]]]
-    pointers = check(read_json(path), REFERENCES, str(path))
+    pointers: dict[str, dict[str, dict[str, str]]] = {}
+    with suppress(FileNotFoundError):
+        pointers = check(read_json(path, path.parent), REFERENCES, str(path))
     return pointers

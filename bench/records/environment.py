@@ -98,7 +98,9 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 def processor() -> str:
     """Name of the processor as the system gives it."""
     try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        match = re.search(
+            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M
+        )
     except OSError:
         match = None
     return match.group(1).strip() if match else platform.processor() or platform.machine()

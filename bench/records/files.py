@@ -4,41 +4,82 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ditbench.records.reading import is_inside
+from ditbench.records.reading import read_json as read_json
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path to write to; what lies there takes the place of `path` when the block ends, and
-    is removed when it fails. `path` is the new file or what was there before, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    is removed when it fails. `path` is the new file or what was there before, never a part.
+
+    What lies there already is an empty file that was not there before, under a name that nobody
+    could know: no link is followed. The file gets the permissions of any new file (the umask's),
+    also from libraries that would give their files others.
+    """
+    partial = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        mode = partial.stat().st_mode & 0o777
         yield partial
+        if partial.stat().st_mode & 0o777 != mode:
+            partial.chmod(mode)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
+def make_folder(folder: Path, within: Path) -> Path:
+    """`folder`, made where it is not there; ValueError where a link leads it out of `within`."""
+    check_folder(folder, within)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_folder(folder: Path, within: Path) -> None:
+    """ValueError where what is written to `folder` would land outside of `within`."""
+    if not is_inside(folder, within):
+        raise ValueError(
+            f"{folder} is a link to {folder.resolve()}, outside of {within}, and nothing is written "
+            "there; remove the link"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8 atomically; what UTF-8 has no bytes for becomes a question mark."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="replace")
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write `document` atomically, and to the disk before it takes the place of `path`."""
-    with replacing(path) as partial, partial.open("w") as f:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as f:
         json.dump(document, f, indent=1, allow_nan=False)
         f.flush()
         os.fsync(f.fileno())
 
 
-def read_json(path: Path) -> Any:
-    """The document at `path`; ValueError names a damaged file."""
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+def json_text(document: Any) -> str:
+    """A document for other programs: numbers that JSON has none of (NaN, infinity) are null."""
+    return json.dumps(_finite(document), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def file_sha256(path: Path) -> str:

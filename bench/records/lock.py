@@ -6,13 +6,16 @@ import errno
 import json
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from ditbench.records.reading import read_json
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.text import cleaned
 
 UNABLE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of file systems without locks."""
@@ -22,12 +25,14 @@ UNABLE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 def writing_to(folder: Path) -> Iterator[None]:
     """Keep other commands from writing to a run folder, which is made if it is not there.
 
-    ValueError, in one sentence with its process and host, where another command does so. The lock
+    ValueError, in one sentence with its process and host, where another command does so, and where
+    a part of the folder is a link out of it. The lock
     is the system's (`flock`), which a process that ends gives back however it ends; where the file
     system has none, what the file says is believed, unless its process is of this host and gone.
     Systems without `flock` (Windows) are not kept apart.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    RunFolder(folder).check_own()
     path = RunFolder(folder).lock
     file = _locked(path)
     try:
@@ -47,7 +52,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 def _locked(path: Path) -> TextIO:
     """The file, open and locked, and still the one at `path`."""
     while True:
-        file = path.open("a+")
+        file = _opened(path)
         try:
             _lock(file, path)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -56,6 +61,23 @@ def _locked(path: Path) -> TextIO:
             file.close()
             raise
         file.close()
+
+
+def _opened(path: Path) -> TextIO:
+    """The file, made where it is not there; ValueError for a link, which is not followed, and for
+    what is no file."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES):
+            raise
+        raise ValueError(f"out: {path} cannot be locked ({error.strerror})") from error
+    file = open(descriptor, "r+", encoding="utf-8", errors="replace")  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise ValueError(f"out: {path} cannot be locked (it is not a file)")
+    return file
 
 
 def _lock(file: TextIO, path: Path) -> None:
@@ -81,7 +103,7 @@ def _lock(file: TextIO, path: Path) -> None:
 def _user(path: Path) -> dict[str, Any]:
     """What the file says of the command that holds it."""
     try:
-        user = json.loads(path.read_text())
+        user = cleaned(read_json(path))
     except (OSError, ValueError):  # it has only just locked it
         return {}
     return user if isinstance(user, dict) else {}

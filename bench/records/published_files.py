@@ -10,7 +10,10 @@ from typing import Any
 from zipfile import ZipFile
 
 from ditbench.records.files import file_sha256
+from ditbench.records.reading import regular
 
+LARGEST = 1 << 31
+"""Bytes that the members of an archive may unpack to."""
 FILES = "files"
 """Key of spec.json: path in the folder -> sha256 of every other file the run was published with."""
 
@@ -20,7 +23,9 @@ def members(path: Path, prefix: str = "") -> tuple[dict[str, bytes], list[str]]:
     read, and the names of the others. ValueError when it is missing or no archive."""
     content, unreadable = {}, []
     try:
-        with ZipFile(path) as archive:
+        with ZipFile(regular(path, path.parent)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST:
+                raise ValueError(f"it unpacks to more than {LARGEST >> 20} MiB")
             for name in archive.namelist():
                 if name.startswith(prefix):
                     try:
@@ -44,5 +49,13 @@ def replaced(folder: Path, spec: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name, sha256 in (stated.items() if isinstance(stated, Mapping) else ())
-        if not (path := folder / name).is_file() or file_sha256(path) != sha256
+        if not _is(folder / name, folder, sha256)
     ]
+
+
+def _is(path: Path, folder: Path, sha256: str) -> bool:
+    """Whether a file of the folder is there and has that content."""
+    try:
+        return file_sha256(regular(path, folder)) == sha256
+    except (OSError, ValueError):
+        return False

@@ -3,16 +3,16 @@ them. No torch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from ditbench.records import checks
-from ditbench.records.files import read_json
 from ditbench.records.published_files import FILES
+from ditbench.records.reading import parse_json, read_content, read_json
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.text import cleaned, one_line
 
 SCHEMA = 1
 """Version of record.json and spec.json. A reader refuses any other."""
@@ -166,9 +166,14 @@ class Run:
 
 
 def read_record(path: Path) -> Record:
-    """A cell's record; ValueError says what is wrong with the file, and never half of it is
-    returned."""
-    return _checked(read_json(path), str(path))
+    """A cell's record, its texts fit to be shown; ValueError says what is wrong with the file, and
+    never half of it is returned. Its key is the name of its folder."""
+    record = _checked(read_json(path, path.parents[2]), str(path))
+    if record["key"] != path.parent.name:
+        raise ValueError(
+            f"{path} is damaged (its key is {record['key']!r}, not the name of its folder)"
+        )
+    return record
 
 
 def _checked(record: Any, place: str) -> Record:
@@ -178,7 +183,7 @@ def _checked(record: Any, place: str) -> Record:
     _check_schema(record, place)
     checks.check(record, checks.RECORD, place)
     _check_measured(record, place)
-    return cast(Record, record)
+    return cast(Record, cleaned(record))
 
 
 def _check_measured(document: dict[str, Any], place: str) -> None:
@@ -186,7 +191,7 @@ def _check_measured(document: dict[str, Any], place: str) -> None:
     only there where something was measured."""
     if document["status"] not in STATUSES:
         raise ValueError(
-            f"{place} is damaged (status {document['status']!r} is none of {', '.join(STATUSES)})"
+            f"{place} is damaged (status {document['status'][:40]!r} is none of {', '.join(STATUSES)})"
         )
     for name, shape in PARTS.items():
         if part := document.get(name):
@@ -196,32 +201,32 @@ def _check_measured(document: dict[str, Any], place: str) -> None:
 def read_round(path: Path) -> dict[str, Any]:
     """What a round of a cell measured, or why it did not; ValueError names the file and the field
     that is missing or of the wrong type."""
-    document = read_json(path)
+    document = read_json(path, path.parents[2])
     checks.check(document, checks.ROUND, str(path))
     if document["status"] in MEASURED:
         first = path == RunFolder(path.parents[2]).round(path.parent.name, 0)
         checks.check(document, checks.FIRST_ROUND if first else checks.LATER_ROUND, str(path))
     _check_measured(document, str(path))
-    return cast(dict[str, Any], document)
+    return cast(dict[str, Any], cleaned(document))
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
     """The spec a run folder was made with; ValueError when it is no run folder or of another schema
     version."""
     path = RunFolder(folder).spec
-    if not path.is_file():
+    if not path.exists():
         beside = sorted(
             (spec.parent for spec in folder.parent.glob("*/spec.json")),
             key=lambda run: -run.stat().st_mtime,
         )
         runs = f"; beside it {', '.join(map(str, beside[:3]))}" if beside else ""
         raise ValueError(f"{folder} is no run folder (it has no spec.json){runs}")
-    spec = read_json(path)
+    spec = read_json(path, folder)
     if not isinstance(spec, dict):
         raise ValueError(f"{path} is damaged (not a JSON object)")
     _check_schema(spec, str(path))
     checks.check(spec, checks.SPEC, str(path))
-    return spec
+    return cast(dict[str, Any], cleaned(spec))
 
 
 def is_published(folder: Path) -> bool:
@@ -231,7 +236,7 @@ def is_published(folder: Path) -> bool:
     if files.published_records.is_file():
         return True
     try:
-        return bool(read_json(files.spec).get(FILES))
+        return bool(read_json(files.spec, folder).get(FILES))
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -248,23 +253,33 @@ def read_run(folder: Path) -> Run:
     for path in paths:
         try:
             records.append(read_record(path))
-        except ValueError as error:
-            damaged.append(str(error))
-    lines = RunFolder(folder).published_records
-    if lines.is_file():
-        for i, line in enumerate(lines.read_bytes().splitlines(), 1):
-            try:
-                records.append(_checked(_parsed(line), f"{lines}, line {i},"))
-            except ValueError as error:
-                damaged.append(str(error))
+        except (ValueError, FileNotFoundError) as error:
+            damaged.append(one_line(str(error)))
+    _read_lines(RunFolder(folder).published_records, records, damaged)
     return Run(folder, spec, records, damaged)
 
 
-def _parsed(line: bytes) -> Any:
+def _read_lines(path: Path, records: list[Record], damaged: list[str]) -> None:
+    """Add the records of a published run, a line each; of two with one key the first counts."""
     try:
-        return json.loads(line)
-    except ValueError:  # neither JSON nor, perhaps, text
-        return None  # no record
+        lines = read_content(path, path.parent).splitlines()
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        damaged.append(one_line(str(error)))
+        return
+    keys = {record["key"] for record in records}
+    for i, line in enumerate(lines, 1):
+        place = f"{path}, line {i},"
+        try:
+            record = _checked(parse_json(line.decode("utf-8", "replace"), place), place)
+            if record["key"] in keys:
+                raise ValueError(f"{place} is damaged (its key {record['key']} is there already)")
+        except ValueError as error:
+            damaged.append(one_line(str(error)))
+        else:
+            keys.add(record["key"])
+            records.append(record)
 
 
 def check_not_published(folder: Path) -> None:
@@ -280,6 +295,6 @@ def _check_schema(document: dict[str, Any], path: str) -> None:
     version = document.get("schema")
     if version != SCHEMA:
         raise ValueError(
-            f"{path} has schema version {version!r} and this ditbench reads {SCHEMA}; use the "
+            f"{path} has schema version {one_line(repr(version), 40)} and this ditbench reads {SCHEMA}; use the "
             "version that wrote it, or run again"
         )

@@ -24,12 +24,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ditbench.records.reading import is_inside, regular
+
 
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of a run folder; none of them need exist."""
 
     path: Path
+
+    def own(self, path: Path) -> Path:
+        """`path`, where it is a file of this folder and no link out of it; ValueError otherwise,
+        FileNotFoundError where nothing is there."""
+        return regular(path, self.path)
+
+    def check_own(self) -> None:
+        """ValueError where a part of the folder is a link out of it: what is written there would
+        land elsewhere."""
+        parts = [self.path / name for name in ("requests", "cells", "scores", "superseded")]
+        for part in (*parts, *self.path.glob("cells/*")):
+            if part.is_symlink() and not is_inside(part, self.path):
+                raise ValueError(
+                    f"out: {part} is a link out of the run folder, and nothing is written there; "
+                    "remove the link, or choose another folder with --out"
+                )
 
     @property
     def spec(self) -> Path:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,17 @@ from safetensors.numpy import load, save, save_file
 from ditbench.records.checks import SCORES, check
 from ditbench.records.files import replacing
 from ditbench.records.published_files import members
+from ditbench.records.reading import parse_json, regular
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.score_arrays import GROUP, wrong_array
+from ditbench.records.text import cleaned, one_line
 
 SCHEMA = 1
 SHAPE = "@shape"
 """After the name of an array of features that a published run leaves out: its shape."""
 
 UNREADABLE = (
-    SafetensorError, OSError, KeyError, TypeError, AttributeError, OverflowError, UnicodeDecodeError,
+    SafetensorError, OSError, MemoryError, KeyError, TypeError, AttributeError, OverflowError, UnicodeDecodeError,
     json.JSONDecodeError,
 )  # fmt: skip
 """What reading a file raises that is no whole scores file."""
@@ -45,6 +48,10 @@ class Scores:
     """Metric -> what it was computed from besides the samples."""
     owned: Mapping[str, list[str]] = field(default_factory=dict)
     """Metric -> names of its arrays."""
+
+    def fits(self, num: int | None) -> bool:
+        """Whether the values are of `num` samples, where that is known, or there are none."""
+        return not (num and self.arrays) or len(self.arrays[GROUP]) == num
 
     def shape_of(self, features: str) -> tuple[int, ...] | None:
         """Shape of an array of features, which a published run has without the array; None where
@@ -98,28 +105,36 @@ class _StoredArrays(Mapping[str, NDArray[Any]]):
 def read_file(path: Path) -> Scores:
     """A scores file; ValueError when it is damaged or of another schema version."""
     try:
-        with safe_open(path, "np") as f:
+        with safe_open(regular(path, path.parents[1]), "np") as f:
             metadata = _checked(f.metadata()["scores"], str(path))
-        return Scores(arrays=_StoredArrays(path), **metadata)
+        arrays = _StoredArrays(path)
+        trouble = wrong_array(arrays)
     except UNREADABLE as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+        raise ValueError(f"{path} is damaged ({one_line(str(error))})") from error
+    if trouble:
+        raise ValueError(f"{path} is damaged ({trouble})")
+    return Scores(arrays=arrays, **metadata)
 
 
 def read_bytes(content: bytes, place: str) -> Scores:
     """The content of a scores file, all of it read at once; ValueError as `read_file`, with
     `place` for its path."""
     try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = _checked(header["__metadata__"]["scores"], place)
-        return Scores(arrays=load(content), **metadata)
+        text = content[8 : 8 + int.from_bytes(content[:8], "little")].decode()
+        metadata = _checked(parse_json(text, place)["__metadata__"]["scores"], place)
+        arrays = load(content)
+        trouble = wrong_array(arrays)
     except UNREADABLE as error:
-        raise ValueError(f"{place} is damaged ({error})") from error
+        raise ValueError(f"{place} is damaged ({one_line(str(error))})") from error
+    if trouble:
+        raise ValueError(f"{place} is damaged ({trouble})")
+    return Scores(arrays=arrays, **metadata)
 
 
 def _checked(text: str, place: str) -> dict[str, Any]:
     """The metadata of a scores file as arguments of `Scores`; ValueError, KeyError or TypeError for
     other text."""
-    metadata = check(json.loads(text), {"schema": int, **SCORES}, place)
+    metadata = check(cleaned(parse_json(text, place)), {"schema": int, **SCORES}, place)
     if metadata.pop("schema") != SCHEMA:
         raise ValueError(f"{place} was written by another version of ditbench")
     return {name: metadata[name] for name in metadata if f"{name}?" in SCORES or name in SCORES}
@@ -147,16 +162,18 @@ def _parts(scores: Scores) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     return arrays, {"scores": json.dumps(document, sort_keys=True)}
 
 
-def read_scores(folder: Path) -> dict[str, Scores]:
+def read_scores(folder: Path, records: Iterable[Mapping[str, Any]] = ()) -> dict[str, Scores]:
     """Scores of a run by cell key; a cell without scores, or with a damaged file of them, is not
-    among them."""
+    among them, nor are scores of another number of samples than one of `records` has."""
     scores = {}
     for path in RunFolder(folder).all_scores():
         try:
             scores[path.stem] = read_file(path)
-        except ValueError:
+        except (ValueError, FileNotFoundError):
             continue  # `score` names it and makes it again
-    return scores | _published(RunFolder(folder).published_scores)
+    scores |= _published(RunFolder(folder).published_scores)
+    num = {record["key"]: record["run"].get("num_samples") for record in records}
+    return {key: s for key, s in scores.items() if s.fits(num.get(key))}
 
 
 def _published(path: Path) -> dict[str, Scores]:

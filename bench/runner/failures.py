@@ -9,22 +9,16 @@ from typing import TYPE_CHECKING, Any
 from ditbench.method.plugins import line_in_plugin
 from ditbench.models.sampling import PER_VIDEO
 from ditbench.records.files import read_json
+from ditbench.records.text import clean, one_line
 from ditbench.runner.spec import Spec
 
 if TYPE_CHECKING:
     from ditbench.records.run_folder import RunFolder
     from ditbench.runner.plan import Cell
 
-LONGEST = 500
-"""Characters of a reason."""
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What errors of other types say where memory ran out: torch's of its CPU allocator is a
 RuntimeError."""
-
-
-def _shown(text: str) -> str:
-    """Text that can be written in UTF-8: lone surrogates become question marks."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -81,14 +75,14 @@ def failure(error: BaseException, why: str = "") -> dict[str, Any]:
     except Exception:  # an error that cannot be shown
         trace = ""
     status = "oom" if out_of_memory(error) else "failed"
-    return {"status": status, "reason": why + _sentence(error), "traceback": _shown(trace)}
+    return {"status": status, "reason": why + _sentence(error), "traceback": clean(trace)}
 
 
 def _sentence(error: BaseException) -> str:
     """The first line of an error, with its type unless it was written for people, and where in a
     plug-in it was raised; not longer than a table bears."""
     text = _text(error).strip().splitlines()
-    line = _shown(text[0][:LONGEST]) if text else ""
+    line = one_line(text[0]) if text else ""
     if isinstance(error, ValueError) and line:
         return line
     return f"{type(error).__name__}: {line}".rstrip(": ") + line_in_plugin(error)

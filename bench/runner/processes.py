@@ -9,15 +9,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import groupby
 from multiprocessing.connection import wait
 from typing import Any
 
 from ditbench import IN_CHECKOUT, ROOT
+from ditbench.records.children import begin, starting
 from ditbench.records.files import write_json
 from ditbench.records.record import read_round
 from ditbench.records.run_folder import RunFolder
@@ -25,8 +24,6 @@ from ditbench.runner.spec import Spec
 from ditbench.runner.units import Unit
 from ditbench.runner.worker import Job, run_units
 
-PR_SET_PDEATHSIG = 1
-"""Of linux/prctl.h: the signal this process gets when its parent ends."""
 ENDING_S = 10.0
 """Seconds a process may take to end after its last result, which is kept whatever it does."""
 
@@ -50,7 +47,8 @@ def context_for(device: str) -> Any:
     if IN_CHECKOUT:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     try:
-        forkserver.ensure_running()
+        with starting(tracked=True):
+            forkserver.ensure_running()
     finally:
         if IN_CHECKOUT:
             del os.environ["PYTHONPATH"]
@@ -89,7 +87,8 @@ def run_group(
         process = context.Process(
             target=_measure, args=(spec, jobs, session, folder, sender), daemon=True
         )
-        process.start()
+        with starting(tracked=True), _forkserver_lives():
+            process.start()
         sender.close()
         state = "on"
         try:
@@ -118,34 +117,23 @@ def run_group(
             receiver.close()
 
 
+@contextlib.contextmanager
+def _forkserver_lives() -> Iterator[None]:
+    """An OSError that says what has happened where the process that all others are forked from is
+    gone."""
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise OSError(
+            "the process that starts those that measure was killed (out of memory, most often); the "
+            "same command goes on from here"
+        ) from error
+
+
 def _measure(spec: Spec, jobs: Sequence[Job], session: str, folder: RunFolder, sender: Any) -> None:
     """What a process does that measures."""
-    end_with_parent()
+    begin()
     run_units(spec, jobs, session, folder, sender)
-
-
-def end_with_parent() -> None:
-    """End this process when the one that started it ends, killed or not: or it would go on
-    measuring, and writing, beside the next command.
-
-    A thread waits for the end of a pipe that the other end of is the parent's. On Linux the system
-    kills it too, in whatever call it is, when its direct parent ends (`prctl`): that is the
-    forkserver, which ends with the command.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    if sys.platform == "linux":
-        import ctypes
-
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-
-    threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 def _state(receiver: Any, process: Any, limit: float) -> str:

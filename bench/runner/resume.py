@@ -17,7 +17,8 @@ from typing import Any
 from ditbench.models.requests import make_requests
 from ditbench.models.sampling import count_for
 from ditbench.models.weights import weights_sha256
-from ditbench.records.files import read_json, set_aside, write_json
+from ditbench.records.files import read_json, set_aside, write_json, write_text
+from ditbench.records.reading import regular
 from ditbench.records.record import MEASURED, SCHEMA, read_record, read_round, read_spec
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.settings import DEFAULTS
@@ -69,7 +70,7 @@ def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
             else {key: earlier[key] for key in rest} | document[name]
         )
     write_json(folder.spec, document)
-    folder.command.write_text(command + "\n")
+    write_text(folder.command, command + "\n")
     return folder
 
 
@@ -100,7 +101,7 @@ def _write_requests(cells: Sequence[Cell], folder: RunFolder) -> list[str]:
         requests = make_requests(model, count_for(model, spec.num_samples), spec.seed, spec.prompts)
         wanted = json.loads(json.dumps([asdict(request) for request in requests]))
         try:
-            there = read_json(path) if path.exists() else wanted
+            there = read_json(path, folder.path) if path.exists() else wanted
         except ValueError:
             set_aside(path)
             there = wanted  # each record has a hash of its own requests
@@ -201,7 +202,7 @@ def _whole(samples: Path, n: int) -> bool:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(samples, "np") as f:
+        with safe_open(regular(samples, samples.parents[2]), "np") as f:
             return bool(f.get_slice("samples").get_shape()[0] == n)
-    except (SafetensorError, OSError, KeyError):
+    except (SafetensorError, OSError, KeyError, ValueError, IndexError):
         return False

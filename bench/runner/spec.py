@@ -168,7 +168,7 @@ def read_toml(name: str) -> Spec:
         known = suggest(name, [p.stem for p in SPECS.glob("*.toml")])
         raise ValueError(f"spec: there is no file {name!r}, nor a named spec of that name; {known}")
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
     try:
@@ -180,7 +180,7 @@ def read_toml(name: str) -> Spec:
 def states(name: str, key: str) -> bool:
     """Whether a TOML file, or a named spec, has a key itself."""
     path = Path(name) if Path(name).is_file() else SPECS / f"{name}.toml"
-    return key in tomllib.loads(path.read_text())
+    return key in tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def from_table(table: dict[str, Any], start: Spec) -> Spec:

@@ -3,6 +3,7 @@ what it measures it writes to files."""
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -103,8 +104,8 @@ def _try_round(
         if left := loaded.left_by(cell):
             result["left_behind"] = shortened(left)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
+        if isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None:
+            raise  # Ctrl-C; processes of their own do not hear it, and a method may have raised it
         result = failure(error)
         if loaded.ledger:
             hint = failures.advice(spec, cell.batch_size, loaded.ledger)

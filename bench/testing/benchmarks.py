@@ -144,7 +144,7 @@ def _opening(page: Path) -> list[float]:
     if not (browser := next(filter(None, browsers), "")):
         return []
     probe = "<script>document.body.append('opened-in-' + performance.now())</script></body>"
-    page.write_text(page.read_text().replace("</body>", probe))
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
     command = [
         browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri(),
     ]  # fmt: skip

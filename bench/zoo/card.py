@@ -75,7 +75,7 @@ def main() -> None:
     }
     scores = {steps: alignment(model.world, samples, requests) for steps, samples in made.items()}
     folder = ZOO / model.name
-    notes = json.loads((args.training / "notes.json").read_text())
+    notes = json.loads((args.training / "notes.json").read_text(encoding="utf-8"))
     curves = [
         p
         for p in (
@@ -89,7 +89,9 @@ def main() -> None:
         shutil.copy(path, folder / f"{path.parent.name}.csv")
     _plot_samples(made, requests, folder / "samples.png")
     parameters = sum(p.numel() for p in pipe.transformer.parameters())
-    (folder / "README.md").write_text(_card(model, notes, scores, num, parameters))
+    (folder / "README.md").write_text(
+        _card(model, notes, scores, num, parameters), encoding="utf-8"
+    )
     print(json.dumps(scores, indent=1))
 
 
@@ -141,7 +143,7 @@ def _plot_loss(curves: list[Path], to: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     start = 0
     for path in curves:
-        rows = list(csv.DictReader(path.open()))
+        rows = list(csv.DictReader(path.open(encoding="utf-8")))
         label = "guidance distillation" if path.parent.name.endswith("-guidance") else "training"
         axes.plot(
             [start + int(r["step"]) for r in rows], [float(r["loss"]) for r in rows], label=label

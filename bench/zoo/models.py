@@ -270,8 +270,12 @@ def save(pipe: Any, folder: Path) -> None:
     pipe.save_pretrained(folder)
     for path in folder.rglob("config.json"):
         # a folder of this machine
-        config = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        config = {
+            k: v
+            for k, v in json.loads(path.read_text(encoding="utf-8")).items()
+            if k != "_name_or_path"
+        }
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def note(folder: Path, **facts: Any) -> None:
         processor=platform.machine(),
         day=time.strftime("%Y-%m-%d"),
     )
-    (folder / "notes.json").write_text(json.dumps(facts, indent=1))
+    (folder / "notes.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def train_judge(world: str, out: Path, steps: int) -> None:

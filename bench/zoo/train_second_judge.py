@@ -100,7 +100,7 @@ def write_card(out: Path) -> None:
     """`out/judge/README.md`: how both kinds were trained and what they read of held-out renders,
     from the notes their trainings left."""
     notes = {
-        kind: json.loads(path.read_text())
+        kind: json.loads(path.read_text(encoding="utf-8"))
         for kind in WORLDS
         if (path := out / f"check-{kind}" / "notes.json").is_file()
     }
@@ -123,7 +123,7 @@ def write_card(out: Path) -> None:
             for head in heads
         ]
         lines.append("")
-    (out / "judge" / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+    (out / "judge" / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def _facts(notes: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -56,7 +56,10 @@ def compare(a: Section, b: Section, gates: Gates) -> list[dict[str, Any]]:
     compared` with the field that differs. A stack that only one of them has is a row with the
     verdict `only before` or `only after`. ValueError when the runs share no cell.
     """
-    scores = read_scores(a.folder), read_scores(b.folder)
+    scores = (
+        read_scores(a.folder, a.records.values()),
+        read_scores(b.folder, b.records.values()),
+    )
     before, after = (
         {(row["model"], row["stack"]): row for row in section.rows} for section in (a, b)
     )

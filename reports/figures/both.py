@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D
 from PIL import Image
 
+from ditbench.records.files import replacing, write_text
 from ditbench.reports.figures.letters import EM, Line, lay_out, letter
 
 COLOURS = 128
@@ -132,10 +133,11 @@ class Both:
         palette, paper = few.getpalette() or [], 3 * int(few.getpixel((0, 0)))  # type: ignore[arg-type]
         palette[paper : paper + 3] = [255, 255, 255]  # white paper stays white
         few.putpalette(palette)
-        few.save(path, dpi=(self._dpi, self._dpi), compress_level=6)
+        with replacing(path) as partial:
+            few.save(partial, "PNG", dpi=(self._dpi, self._dpi), compress_level=6)
         return path
 
     def write_svg(self, path: Path) -> Path:
         """Write the SVG; once, for this ends the document."""
-        path.write_text(self._vectors.text(), encoding="utf-8")
+        write_text(path, self._vectors.text())
         return path

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ditbench.records.files import replacing
 from ditbench.records.record import SHOWN
 from ditbench.records.run_folder import RunFolder
 from ditbench.reports.figures.pages import pages
@@ -65,7 +66,9 @@ def draw_grids(section: Section, folder: Path) -> dict[str, list[Path]]:
                 folder.mkdir(parents=True, exist_ok=True)
                 path = folder / f"{file_name(model)}-samples{ending}.png"
                 title = f"{model}{f', stacks {words}' * bool(words)}"
-                _draw(title, shown, tiles, _heads(section, model)).save(path, compress_level=1)
+                with replacing(path) as partial:
+                    drawn = _draw(title, shown, tiles, _heads(section, model))
+                    drawn.save(partial, "PNG", compress_level=1)
                 files.setdefault(model, []).append(path)
     return files
 

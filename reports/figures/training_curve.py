@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from ditbench.acceleration.caching.schedule import Schedule
 from ditbench.method.artifact import command_for, trained_for
-from ditbench.records.files import read_json
+from ditbench.records.files import replacing
+from ditbench.records.reading import read_content, read_json
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.frame import finish
 from ditbench.reports.figures.schedule_heatmap import paint
@@ -43,7 +44,7 @@ def write_card(folder: Path) -> Path:
     title = (
         f"# {manifest['method']} for {manifest['model']}\n\nFor {manifest['steps']} steps{below}.\n"
     )
-    (folder / CARD).write_text(f"{title}\n| | |\n|---|---|\n{rows}\n{shown}")
+    (folder / CARD).write_text(f"{title}\n| | |\n|---|---|\n{rows}\n{shown}", encoding="utf-8")
     return folder / CARD
 
 
@@ -62,7 +63,8 @@ def copy_training(section: Section, folder: Path) -> dict[str, list[Path]]:
             for drawn in (path for kind in KINDS if (path := trained / f"{STEM}.{kind}").is_file()):
                 folder.mkdir(parents=True, exist_ok=True)
                 path = folder / f"{file_name(model)}-{method}-{trained.name}-{drawn.name}"
-                path.write_bytes(drawn.read_bytes())
+                with replacing(path) as partial:
+                    partial.write_bytes(read_content(drawn))
                 files.setdefault(model, []).append(path)
     return files
 
@@ -71,7 +73,7 @@ def draw_training(folder: Path) -> list[Path]:
     """Draw `training.png` and `training.svg` beside what was trained; none where nothing there can
     be drawn."""
     log = folder / "log.csv"
-    rows = list(csv.DictReader(log.open(newline=""))) if log.is_file() else []
+    rows = list(csv.DictReader(log.open(newline="", encoding="utf-8"))) if log.is_file() else []
     manifest = read_json(folder / "manifest.json")
     schedule = (
         Schedule.read(folder / "schedule.json") if (folder / "schedule.json").is_file() else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
+from ditbench.records.files import write_text
 from ditbench.records.record import SHOWN
 from ditbench.reports.page.images import show_image
 from ditbench.reports.page.tables import fold_sheet, list_of, table_of
@@ -50,16 +51,16 @@ def write_page(
         for section in sections
         for model in section.models
     ]
-    page = Template((templates / "page.html").read_text()).substitute(
+    page = Template((templates / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"ditbench: {', '.join(names)}"),
-        css=(templates / "page.css").read_text(),
-        script=(templates / "page.js").read_text(),
+        css=(templates / "page.css").read_text(encoding="utf-8"),
+        script=(templates / "page.js").read_text(encoding="utf-8"),
         nav="\n".join(links),
         body="\n".join(body),
         conventions="\n".join(f"<li>{escape(sentence)}</li>" for sentence in _conventions()),
     )
     path = out / "index.html"
-    path.write_text(page)
+    write_text(path, page)
     return path
 
 

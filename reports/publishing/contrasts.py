@@ -48,7 +48,7 @@ class Contrasts:
         """Of a run."""
         return cls(
             section=section,
-            scores=read_scores(section.folder),
+            scores=read_scores(section.folder, section.records.values()),
             sets=sets_of(None, ReferenceSets(section.folder)),
         )
 

@@ -51,7 +51,7 @@ def needs_table(name: str) -> str:
 
 
 def _gpus() -> list[str]:
-    return list(tomllib.loads(TABLE.read_text()))
+    return list(tomllib.loads(TABLE.read_text(encoding="utf-8")))
 
 
 def _cell(of_gpu: dict[str, object], costs: Costs) -> str:

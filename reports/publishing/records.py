@@ -56,7 +56,8 @@ def publish(run: Path, folder: Path) -> list[Path]:
     cell without scores; then nothing is written.
     """
     check_not_published(run)
-    content, scores = read_run(run), read_scores(run)
+    content = read_run(run)
+    scores = read_scores(run, content.records)
     if content.damaged:
         raise ValueError(content.damaged[0])
     measured = [record for record in content.records if record["status"] in MEASURED]
@@ -66,7 +67,7 @@ def publish(run: Path, folder: Path) -> list[Path]:
     source, into = RunFolder(run), RunFolder(folder)
     made: dict[Path, bytes] = {}
     if source.command.is_file():
-        made[into.command] = _command(source.command.read_text()).encode()
+        made[into.command] = _command(source.command.read_text(encoding="utf-8")).encode()
     if source.references.is_file():
         made[into.references] = as_text(_pointers(source.references))
     for model in dict.fromkeys(record["model"] for record in content.records):

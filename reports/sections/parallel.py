@@ -7,8 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
 from typing import Any, TypeVar
+
+from ditbench.records.children import begin, starting
 
 T = TypeVar("T")
 
@@ -27,11 +30,34 @@ def abreast(jobs: Sequence[Callable[[], T]]) -> list[T]:
     if min(cores, len(jobs)) < 2:
         return [job() for job in jobs]
     _jobs = jobs
+    others = set(active_children())
     try:
-        with ProcessPoolExecutor(min(cores, len(jobs)), mp_context=get_context("fork")) as pool:
-            return list(pool.map(_do, range(len(jobs))))
+        pool = _pool(min(cores, len(jobs)))
+        if pool is None:
+            return [job() for job in jobs]
+        with pool:
+            try:
+                with starting():  # all are forked here
+                    results = [pool.submit(_do, number) for number in range(len(jobs))]
+                return [result.result() for result in results]
+            except BrokenProcessPool as error:
+                raise OSError(
+                    "a process that draws was killed (out of memory, most often)"
+                ) from error
+            except KeyboardInterrupt:
+                for child in set(active_children()) - others:
+                    child.kill()
+                raise
     finally:
         _jobs = ()
+
+
+def _pool(workers: int) -> ProcessPoolExecutor | None:
+    """Processes that end with this one; None where the system has no semaphores for them."""
+    try:
+        return ProcessPoolExecutor(workers, mp_context=get_context("fork"), initializer=begin)
+    except OSError:
+        return None
 
 
 def _do(number: int) -> Any:

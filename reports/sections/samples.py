@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from ditbench.records.published_files import members
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.text import one_line
 
 Pixels = NDArray[np.uint8]
 """[H, W, 3]."""
@@ -30,7 +31,7 @@ def first_samples(files: RunFolder, key: str, count: Count, frames: Frames) -> l
     """A list per sample, of one image or of some frames; ValueError says why there are none."""
     path = files.samples(key)
     if path.is_file():
-        return _stored(path, count, frames)
+        return _stored(files.own(path), count, frames)
     if files.thumbnails.is_file():
         return _thumbnails(files.thumbnails, key, count, frames)
     raise ValueError("its samples file is missing")
@@ -49,8 +50,8 @@ def _stored(path: Path, count: Count, frames: Frames) -> list[list[Pixels]]:
                 return [[stored[i : i + 1][0]] for i in range(num)]
             shown = frames(shape[1])
             return [[stored[i : i + 1, t : t + 1][0, 0] for t in shown] for i in range(num)]
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"its samples file is damaged ({error})") from error
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise ValueError(f"its samples file is damaged ({one_line(str(error))})") from error
 
 
 def _thumbnails(path: Path, key: str, count: Count, frames: Frames) -> list[list[Pixels]]:
@@ -63,8 +64,15 @@ def _thumbnails(path: Path, key: str, count: Count, frames: Frames) -> list[list
         for name, of_name in content.items():
             i, t = map(int, name.removeprefix(f"{key}/").removesuffix(".webp").split("-"))
             by_sample.setdefault(i, {})[t] = _pixels(of_name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"its thumbnails are damaged ({error})") from error
+        if (
+            len({pixels.shape for of_sample in by_sample.values() for pixels in of_sample.values()})
+            > 1
+        ):
+            raise ValueError("they are of several sizes")
+        if len({*map(len, by_sample.values())}) > 1:
+            raise ValueError("they are of several lengths")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"its thumbnails are damaged ({one_line(str(error))})") from error
     if not by_sample:
         raise ValueError("it has no thumbnails")
     samples = [

@@ -18,6 +18,7 @@ from ditbench.models.lora import loras_of
 from ditbench.models.sampling import noun_for
 from ditbench.records.checks import read_requests
 from ditbench.records.published_files import members, replaced
+from ditbench.records.reading import read_content
 from ditbench.records.record import (
     MEASURED,
     SHOWN,
@@ -29,6 +30,7 @@ from ditbench.records.record import (
 )
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.settings import changed_settings
+from ditbench.records.text import clean, one_line
 from ditbench.reports.sections.format import count
 from ditbench.reports.sections.rows import ReportRow, comparable, report_rows
 
@@ -170,12 +172,12 @@ def read_sections(folders: Sequence[Path]) -> list[Section]:
 def _section(folder: Path, name: str) -> Section:
     run = read_run(folder)
     records = {r["key"]: r for r in run.records}
-    scores = read_scores(folder)
+    scores = read_scores(folder, run.records)
     damaged = [sentence.replace(f"{folder}/", "") for sentence in run.damaged]
     files = RunFolder(folder)
     unread = [path.stem for path in files.all_scores() if path.stem not in scores]
     damaged += [
-        f"scores/{key}.safetensors is damaged or of another version; scoring again makes it anew"
+        f"scores/{one_line(key)}.safetensors is damaged or of another version; scoring again makes it anew"
         for key in unread
     ]
     if is_published(folder):
@@ -194,8 +196,10 @@ def _section(folder: Path, name: str) -> Section:
         run.records, scores, margins=spec.get("margins"), sets_of_run=ReferenceSets(folder)
     )
     rows = report_rows(summed, records, name)
-    command = files.command
-    text = command.read_text(errors="replace").strip() if command.is_file() else ""
+    try:
+        text = clean(read_content(files.command, folder).decode("utf-8", "replace")).strip()
+    except (ValueError, FileNotFoundError):
+        text = ""
     paired = comparable(rows, records)
     return Section(
         name=name, folder=folder, command=text, rows=rows, records=records, left_out=left_out,

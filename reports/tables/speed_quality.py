@@ -13,6 +13,7 @@ import pandas as pd
 from ditbench.analysis import interaction_table
 from ditbench.analysis.quality import ASKED
 from ditbench.analysis.verdict import RULE
+from ditbench.records.files import write_text
 from ditbench.records.record import SHOWN
 from ditbench.reports.sections.findings import findings, judges, trainings
 from ditbench.reports.sections.rows import ReportRow, labelled, status, without_difference
@@ -98,10 +99,10 @@ def write_sheet(sheet: Sheet, content: pd.DataFrame | None, folder: Path) -> lis
     paths = []
     if content is not None:
         paths.append(folder / f"{sheet.name}.csv")
-        content.to_csv(paths[0], index=False, lineterminator="\n")
+        write_text(paths[0], content.to_csv(index=False, lineterminator="\n"))
     for kind, write in (("md", markdown), ("tex", latex)):
         paths.append(folder / f"{sheet.name}.{kind}")
-        paths[-1].write_text(write(sheet))
+        write_text(paths[-1], write(sheet))
     return paths
 
 

@@ -3,7 +3,6 @@ the space there is."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -12,10 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from ditbench.records.files import json_text
+from ditbench.records.text import clean
 from ditbench.reports.sections.format import DASH, number
 
 PLAIN_WIDTH = 120
@@ -32,12 +34,30 @@ SEPARATOR = "  "
 """What lies between two columns."""
 
 
+class Terminal(Console):
+    """A console that lets nothing through that a terminal would obey, but for its own colours."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """The segments of what is printed, their texts clean."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(clean(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command, which ends well when nobody reads on."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Stdout: as wide as the terminal, or `PLAIN_WIDTH` where there is none."""
     if sys.stdout.isatty():
-        return Console(highlight=False)
+        return Terminal(highlight=False)
     width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else PLAIN_WIDTH
-    return Console(highlight=False, width=max(width, 40), no_color=True, force_terminal=False)
+    return Terminal(highlight=False, width=max(width, 40), no_color=True, force_terminal=False)
 
 
 def print_rows(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
@@ -167,7 +187,7 @@ def show_rows(
     filled = [h for h in heads if h not in hide and any(row.get(h) for row in rows)]
     print_rows([{h: row.get(h) for h in filled} for row in rows], caption)
     if as_json:
-        print(json.dumps(rows))  # noqa: T201
+        print(json_text(rows))  # noqa: T201
 
 
 def _plain(value: Any) -> str:

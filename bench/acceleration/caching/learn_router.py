@@ -145,7 +145,7 @@ def prepare_scores(folder: Path, room: Workroom, *, price: float) -> dict[str, A
             )
             room.tell(log[-1] | {"done": i + 1, "of": ITERATIONS})
     save_file({"scores": logits.detach().sigmoid().cpu().numpy()}, folder / "scores.safetensors")
-    with (folder / "log.csv").open("w", newline="") as f:
+    with (folder / "log.csv").open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, list(log[0]))
         writer.writeheader()
         writer.writerows(log)

@@ -331,7 +331,7 @@ def prepare_schedule(
     )  # fmt: skip
     save_file({"cost": found.cost.astype(np.float32)}, folder / "cost.safetensors")
     found.schedule.write(folder / "schedule.json")
-    with (folder / "log.csv").open("w", newline="") as f:
+    with (folder / "log.csv").open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, ["stage", "iteration", "loss", "held_out"])
         writer.writeheader()
         writer.writerows(found.log)

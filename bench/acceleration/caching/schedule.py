@@ -49,14 +49,14 @@ class Schedule:
             "format": FORMAT, "levels": list(self.levels), "sublayers": " ".join(self.sublayers),
             "steps": ["".join(map(str, row)) for row in self.chosen.tolist()], "notes": self.notes,
         }  # fmt: skip
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Schedule:
         """Read what `write` wrote; ValueError in one sentence, naming the file, for anything
         else."""
         try:
-            document = json.loads(path.read_text())
+            document = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ValueError(
                 f"there is no schedule {path}; python run_bench.py prepare diffsparse makes one"

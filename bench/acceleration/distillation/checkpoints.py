@@ -47,7 +47,7 @@ class Checkpoint:
 @cache
 def checkpoints() -> dict[str, Checkpoint]:
     """All rows by name."""
-    table = tomllib.loads(TABLE.read_text())
+    table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
     return {name: Checkpoint(name=name, **row) for name, row in table.items()}
 
 

@@ -166,13 +166,14 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
     save_file(state_of(student), folder / WEIGHTS)
     (folder / NOTES).write_text(
         json.dumps({"teacher": fingerprint(room.pipe.transformer), "sampler": notes}, indent=1)
-        + "\n"
+        + "\n",
+        encoding="utf-8",
     )
-    with (folder / "log.csv").open("w", newline="") as f:
+    with (folder / "log.csv").open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
         writer.writerow(["step", "loss", "seconds", "loss_of"])
         for at, what, before in logs:
-            _, *rows = csv.reader((at / "loss.csv").open(newline=""))
+            _, *rows = csv.reader((at / "loss.csv").open(newline="", encoding="utf-8"))
             writer.writerows([int(step) + before, *rest, what] for step, *rest in rows)
     shutil.rmtree(work)
     return asdict(recipe)
@@ -245,7 +246,7 @@ def unfit(folder: Path, transformer: Any, steps: int) -> str | None:
 
 def _notes(folder: Path) -> dict[str, Any]:
     try:
-        notes = json.loads((folder / NOTES).read_text())
+        notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
         notes["teacher"], notes["sampler"]["timesteps"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"there is no student in {folder}: {NOTES} {error}") from None

@@ -45,7 +45,7 @@ def fit(
     if state.exists():
         first, spent = _resume(model, averaged, state)
     else:
-        log.write_text("step,loss,seconds\n")
+        log.write_text("step,loss,seconds\n", encoding="utf-8")
     optimiser = torch.optim.AdamW(
         params.values(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay
     )
@@ -67,7 +67,7 @@ def fit(
         smooth = value if math.isnan(smooth) else 0.98 * smooth + 0.02 * value
         if (step + 1) % every == 0 or step + 1 == steps:
             spent = time.monotonic() - started
-            with log.open("a", newline="") as f:
+            with log.open("a", newline="", encoding="utf-8") as f:
                 csv.writer(f).writerow([step + 1, f"{smooth:.6f}", f"{spent:.0f}"])
             _save(model, averaged, state, step + 1, spent)
             tell({"done": step + 1, "of": steps, "loss": smooth, "seconds": round(spent)})

@@ -14,7 +14,11 @@ import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from ditbench.records.reading import read_json
+from ditbench.records.text import one_line
 
 SCRIPT = Path(__file__).with_name("worker.py")
 
@@ -62,7 +66,11 @@ def _installed(python: str, package: str) -> str:
     """The version of a package in another environment; "" where it is not installed or its python
     does not run."""
     script = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]))"
-    done = subprocess.run([python, "-c", script, package], capture_output=True, text=True)
+    with TemporaryDirectory() as empty:  # `-c` looks for modules in the working directory
+        done = subprocess.run(
+            [python, "-c", script, package], cwd=empty, capture_output=True, encoding="utf-8",
+            errors="replace",
+        )  # fmt: skip
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
@@ -71,20 +79,32 @@ def ask(environment: Environment, job: dict[str, Any], folder: Path) -> dict[str
     in one sentence where there is none."""
     job = job | {"package": environment.package, "version": environment.version}
     request, answered, log = (folder / name for name in ("job.json", "answer.json", "log.txt"))
-    request.write_text(json.dumps(job))
+    request.write_text(json.dumps(job), encoding="utf-8")
     with log.open("wb") as f:
-        code = subprocess.run(
+        # stdin is a pipe that nothing is written to: it ends with this process, and so does the job
+        process = subprocess.Popen(
             [str(environment.python()), str(SCRIPT), str(request), str(answered)], cwd=folder,
-            stdout=f, stderr=subprocess.STDOUT
-        ).returncode  # fmt: skip
+            stdin=subprocess.PIPE, stdout=f, stderr=subprocess.STDOUT
+        )  # fmt: skip
+        try:
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdin:
+                process.stdin.close()
     if code:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line
+            for line in log.read_text(errors="replace", encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         raise ValueError(
             f"{environment.package} failed with code {code}: "
-            f"{lines[-1].strip() if lines else 'it said nothing'}"
+            f"{one_line(lines[-1]) if lines else 'it said nothing'}"
         )
     try:
-        answer = json.loads(answered.read_text())
+        answer = read_json(answered)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{environment.package} left no answer that can be read ({error})"
@@ -92,7 +112,7 @@ def ask(environment: Environment, job: dict[str, Any], folder: Path) -> dict[str
     if not isinstance(answer, dict):
         raise ValueError(f"{environment.package} left no answer that can be read (it is no table)")
     if refusal := answer.get("refused"):
-        raise ValueError(str(refusal))
+        raise ValueError(one_line(str(refusal)))
     return answer
 
 

@@ -97,7 +97,7 @@ def read_results(
     """Rows and values of a `*_eval_results.json`; a video's row is the name of its folder.
     ValueError when it is another kind of file."""
     try:
-        lines = json.loads(path.read_text())[dimension][1]
+        lines = json.loads(path.read_text(encoding="utf-8"))[dimension][1]
         values = {
             int(Path(video["video_path"]).parent.name): float(video["video_results"])
             for video in lines

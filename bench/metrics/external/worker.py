@@ -11,8 +11,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -257,8 +260,23 @@ TASKS = {
 }
 
 
+def end_with_parent() -> None:
+    """End this process when the one that started it ends, killed or not: its pipe to here, which it
+    writes nothing to, is closed then."""
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(job_path: str, answer_path: str) -> None:
     """Do the job and leave the answer, whole or not at all."""
+    end_with_parent()
     with open(job_path, encoding="utf-8") as f:
         job = json.load(f)
     try:
