@@ -53,7 +53,7 @@ MEASURED_OF = {
     "flops": {f"{name}?": (*NUMBER, MAYBE) for name in COUNTS}, "counters": Values(NUMBER),
     "notes?": dict, "artifacts?": Values({"key?": str, "below?": str}),
     "prompts_cut?": (dict, MAYBE), "load_s?": (*NUMBER, MAYBE), "first_call_s?": (*NUMBER, MAYBE),
-    "left_behind?": [str],
+    "left_behind?": [str], "sample_files?": Values(str),
 }  # fmt: skip
 """What a round that ran to the end and a record share."""
 RECORD = MEASURED_OF | {
@@ -76,6 +76,12 @@ LATER_ROUND = {
     for name, shape in FIRST_ROUND.items()
 }
 """Another round, or its time again: memory and FLOPs are those of the first."""
+SHARD = {"status": str, "reason": str}
+MADE_SHARD = SHARD | {
+    "requests": [int], "sample_files": Values(str), "requests_sha256": str, "model_sha256": str,
+    "session": str, "seconds": NUMBER, "environment": ENVIRONMENT,
+}  # fmt: skip
+"""A shard of a cell's samples that was made."""
 SCHEDULE = {"sublayers": [str], "keep": [[NUMBER]], "skipped?": [[int]]}
 CUT = Values({"cut": int, "of": int, "reads": int})
 SAMPLED = {"steps": int, "guidance": NUMBER, "height": int, "width": int, "frames": int}
