@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from ditbench.records import environment, files
 from ditbench.records.files import read_json
 from ditbench.records.record import read_run
+from ditbench.records.sample_files import write_samples
 from ditbench.records.text import LONGEST
 from ditbench.runner import worker as cell
 from ditbench.runner.spec import Spec
@@ -124,7 +125,7 @@ def test_samples_come_back_as_they_were_however_they_lay_in_memory(tmp_path):
         np.arange(240, dtype=np.uint8).reshape(2, 3, 5, 8).transpose(0, 2, 3, 1) + i
         for i in range(2)
     ]
-    cell._save_samples(tmp_path / "samples.safetensors", made)
+    write_samples(tmp_path / "samples.safetensors", made)
     assert np.array_equal(
         load_file(tmp_path / "samples.safetensors")["samples"], np.concatenate(made)
     )

@@ -421,9 +421,7 @@ def test_a_flag_given_twice_joins_what_is_comma_separated():
         "fora",
         "int8",
     ]
-    done = command(
-        "plan", "--models", "dit-tiny", "--models", "flux-tiny", "--json"
-    )
+    done = command("plan", "--models", "dit-tiny", "--models", "flux-tiny", "--json")
     rows = json.loads(done.stdout.splitlines()[-1])
     assert {r["model"] for r in rows} == {"dit-tiny", "flux-tiny"}
 

@@ -20,9 +20,9 @@ def test_a_spec_has_every_setting_with_its_default():
     assert set(ROW_SETTINGS) < DEFAULTS.keys()
 
 
-def test_keys_hold_all_settings_but_threads_processes_and_what_the_sampling_has():
+def test_keys_hold_all_settings_but_threads_processes_shards_and_what_the_sampling_has():
     assert DEFAULTS.keys() - Spec().settings().keys() == {
-        "threads", "process", *WORKLOADS
+        "threads", "process", "shard", *WORKLOADS
     }  # fmt: skip
 
 

@@ -68,8 +68,10 @@ def _cells(spec: Any) -> list[Any]:
     otherwise."""
     from ditbench.extractors.references import examine
     from ditbench.runner.plan import plan
+    from ditbench.runner.resume import with_threads
     from ditbench.runner.spec import check_writable
 
+    spec = with_threads(spec)
     cells = plan(spec)
     examine(spec.references, {cell.model.name for cell in cells})
     check_writable(spec.folder)

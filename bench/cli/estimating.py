@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ditbench.cli.parser import OK, SOME_FAILED
+
+if TYPE_CHECKING:
+    from ditbench.models.table import Model
+    from ditbench.runner.spec import Spec
 
 HIDDEN = ("note", "seconds", "peaks", "copies_by_line", "syncs_by_line")
 CAPTION = (
@@ -57,6 +62,18 @@ def estimate(args: argparse.Namespace) -> int:
     reasons = [f"{r['model']} {r['stack']} {r['status']}: {r['note']}" for r in rows if r["note"]]
     head = f"{gpu.title}, {spec.dtype}, --num-samples {spec.num_samples}"
     head = ", ".join([head, *changed_settings(spec.requested())])
+    reasons.append(
+        "samples of a cell take at most "
+        + ", ".join(f"{_disk(model, spec)} ({model.name})" for model in models)
+        + f" on the disk, in files of {spec.shard} samples"
+    )
     show_rows(rows, args.json, "\n".join([f"{head}; {CAPTION}", *reasons]), HIDDEN)
     states = {row["status"] for row in rows}
     return SOME_FAILED if "failed" in states or not states & {"ok", "at most"} else OK
+
+
+def _disk(model: Model, spec: Spec) -> str:
+    from ditbench.models.sampling import count_for
+    from ditbench.runner.shards import bytes_of_sample
+
+    return f"{count_for(model, spec.num_samples) * bytes_of_sample(model) / 1e9:.2g} GB"

@@ -99,8 +99,10 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
         "SECONDS",
         spec.stop_after,
     )
-    add("--time-limit", "seconds a round of a cell may take", "SECONDS", spec.time_limit)
+    limit = "seconds a round, or a shard, of a cell may take"
+    add("--time-limit", limit, "SECONDS", spec.time_limit)
     add("--device", "cpu, cuda or cuda:N", "DEVICE", spec.device)
+    _sharing_flags(command)
     dtypes = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; {', '.join(DTYPE_NAMES)} too"
     add("--dtype", f"of weights and activations: {dtypes}", "DTYPE", spec.dtype)
     add("--weights", "bundled, hub, random, or a local folder", "WEIGHTS", spec.weights)
@@ -127,6 +129,29 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     plugin_flag(command)
     _own_flags(command)
     reference_flag(command)
+
+
+def _sharing_flags(command: argparse.ArgumentParser) -> None:
+    """How the samples of large cells are divided."""
+    spec = _default()
+    for flag, about, default in (
+        (
+            "--shard",
+            "samples of a cell in one file; a larger cell is timed on the first",
+            spec.shard,
+        ),
+        ("--workers", "processes that make shards on the CPU, after all was timed", spec.workers),
+    ):
+        command.add_argument(
+            flag, type=whole_number, metavar="N", help=f"{about} (default: {default})"
+        )
+    command.add_argument(
+        "--devices",
+        type=lambda text: [part for part in text.split(",") if part],
+        metavar="CUDA:N,...",
+        help="GPUs that make shards, a process each; the first of them times (default: that of "
+        "--device)",
+    )
 
 
 def prepare_flags(prepare: argparse.ArgumentParser) -> None:

@@ -16,10 +16,18 @@ def tell_plan(planned: Forecast, as_json: bool, elsewhere: bool = False) -> int:
     refused. `elsewhere`: it is planned for another machine, which has the GPU that this one lacks."""
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.plan import describe
+    from ditbench.runner.shards import disk_bytes, num_shards
 
     cells = planned.cells
     rows = describe(cells, planned.needs)
-    lines = [f"{len(cells)} cells, to be written to {cells[0].spec.folder}"]
+    for row, cell in zip(rows, cells, strict=True):
+        row["shards"] = num_shards(cell) if num_shards(cell) > 1 else None
+    disk = sum(disk_bytes(cell) for cell in cells if not cell.refusal or cell.wants_device)
+    lines = [
+        f"{len(cells)} cells, to be written to {cells[0].spec.folder}; samples take at most "
+        f"{disk / 1e9:.2g} GB there"
+    ]
+    lines += sharing(cells)
     lines += [*filter(None, [planned.caption]), *planned.batches]
     if any(cell.model.frames > 1 for cell in cells):
         lines.append("a video counts as four of --num-samples and of --batch-size")
@@ -31,6 +39,21 @@ def tell_plan(planned: Forecast, as_json: bool, elsewhere: bool = False) -> int:
     refused = [c for c in cells if c.refusal and not (elsewhere and c.wants_device)]
     baseline_refused = any(not cell.stack.methods for cell in refused)
     return SOME_FAILED if baseline_refused or len(refused) == len(cells) else OK
+
+
+def sharing(cells: list[Any]) -> list[str]:
+    """A sentence about how cells are divided, where any is."""
+    from ditbench.runner.shards import num_shards
+
+    able = [cell for cell in cells if not cell.refusal or cell.wants_device]
+    spec, shards = cells[0].spec, sum(num_shards(cell) - 1 for cell in able)
+    if not shards:
+        return []
+    several = f"on {', '.join(spec.devices)}" if spec.devices else f"{spec.workers} at a time"
+    each = f" with --threads {spec.threads}" if spec.workers > 1 and spec.threads else ""
+    return [
+        f"{shards} shards of {spec.shard} samples are made beside those that are timed, {several}{each}"
+    ]
 
 
 def check_runnable(cells: list[Any]) -> None:

@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ditbench.extractors.table import FOLDER, digest, torch_hub
+from ditbench.extractors.table import FOLDER, torch_hub
+from ditbench.records.files import digest
 
 
 @dataclass(frozen=True, kw_only=True)

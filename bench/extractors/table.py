@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench import ZOO
-from ditbench.records.files import file_sha256
+from ditbench.records.files import digest
 from ditbench.suggest import suggest
 
 FOLDER = "DITBENCH_EXTRACTORS"
@@ -167,17 +167,6 @@ def verified(extractor: Extractor, folder: Path | None = None) -> dict[str, Path
                 f"{extractor.files[name]}"
             )
     return paths
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, read once for as long as it is unchanged."""
-    stat = path.stat()
-    return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _sha256(path: Path, size: int, changed_ns: int) -> str:
-    return file_sha256(path)
 
 
 def unnamed(metric: str, extractor: Extractor | None) -> str:

@@ -65,7 +65,7 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float32]]:
     with TemporaryDirectory(prefix="ditbench-") as made:
         job = {
             "task": "cdfvd",
-            "samples": str(cell.samples.path),
+            "samples": str(cell.samples.as_file(Path(made))),
             "files": {WEIGHTS.name: str(located(WEIGHTS))},
             "folder": made,
         }

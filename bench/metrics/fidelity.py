@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.extractors.table import digest
 from ditbench.metrics.samples import Sampled, to_pixels
 from ditbench.metrics.table import Metric
 
@@ -52,7 +51,7 @@ def fingerprint(cell: Sampled, metric: Metric) -> str:
     """Names everything the values depend on besides the samples: the baseline's samples."""
     if cell.baseline is None:
         return hashlib.sha256((VERSION + cell.no_baseline).encode()).hexdigest()
-    return hashlib.sha256((VERSION + digest(cell.baseline.path)).encode()).hexdigest()
+    return hashlib.sha256((VERSION + cell.baseline.sha256).encode()).hexdigest()
 
 
 def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:

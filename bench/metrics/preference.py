@@ -83,7 +83,7 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64]]:
     with TemporaryDirectory(prefix="ditbench-") as made:
         job = {
             "task": environment.name,
-            "samples": str(cell.samples.path),
+            "samples": str(cell.samples.as_file(Path(made))),
             "prompts": cell.prompts,
             "files": _files(metric),
             "folder": made,

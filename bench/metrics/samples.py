@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ditbench.extractors.shelf import Shelf
-from ditbench.records.reading import regular
-from ditbench.records.text import one_line
+from ditbench.records.sample_files import Shards, SingleFile, open_samples
 
 if TYPE_CHECKING:
     import torch
@@ -33,25 +32,21 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Samples:
-    """A samples file, read a chunk at a time; opening raises ValueError naming a damaged one."""
+    """The samples of a cell, a file or a folder of shards, read a chunk at a time; opening raises
+    ValueError naming what is damaged, and so does reading."""
 
     path: Path
-    shape: tuple[int, ...] = field(init=False)
-    """[n, H, W, 3] or [n, T, H, W, 3]."""
+    within: Path | None = None
+    """The folder that no link may lead out of."""
+    stored: SingleFile | Shards = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        try:
-            with safe_open(regular(self.path), "np") as f:
-                tensor = f.get_slice("samples")
-                shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.path} is damaged ({one_line(str(error))})") from error
-        if dtype != "U8" or len(shape) not in (4, 5) or shape[-1] != 3 or 0 in shape:
-            raise ValueError(
-                f"{self.path} holds {dtype} samples of shape {list(shape)}, not uint8 [n, H, W, 3] "
-                "or [n, T, H, W, 3]"
-            )
-        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "stored", open_samples(self.path, self.within))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[n, H, W, 3] or [n, T, H, W, 3]."""
+        return self.stored.shape
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -61,13 +56,20 @@ class Samples:
         """1 for pictures."""
         return self.shape[1] if len(self.shape) == 5 else 1
 
+    @property
+    def sha256(self) -> str:
+        """Of the file, or of all shards."""
+        return self.stored.sha256()
+
     def chunks(self) -> Iterator[NDArray[np.uint8]]:
-        """Consecutive samples, uint8 [at most CHUNK / T, ...]."""
+        """Consecutive samples, uint8 [at most CHUNK / T, ...], whatever files they lie in."""
         size = max(1, CHUNK // self.num_frames)
-        with safe_open(self.path, "np") as f:
-            tensor = f.get_slice("samples")
-            for start in range(0, len(self), size):
-                yield tensor[start : min(start + size, len(self))]
+        for start in range(0, len(self), size):
+            yield self.stored.read(start, min(start + size, len(self)))
+
+    def as_file(self, folder: Path) -> Path:
+        """A safetensors file of all of them, in `folder` unless they lie in one anyway."""
+        return self.stored.as_file(folder)
 
 
 @dataclass(frozen=True)

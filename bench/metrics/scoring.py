@@ -21,10 +21,11 @@ from ditbench.metrics import features
 from ditbench.metrics.samples import Sampled, Samples
 from ditbench.metrics.table import Metric, select
 from ditbench.records.checks import read_requests
-from ditbench.records.files import file_sha256, set_aside
+from ditbench.records.files import set_aside
 from ditbench.records.lock import writing_to
 from ditbench.records.record import MEASURED, Record, check_not_published, read_run, read_spec
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.sample_files import OTHER, not_as_written
 from ditbench.records.scores import Scores, read_file, write_file
 
 Tell = Callable[[str, int, int], None]
@@ -74,15 +75,8 @@ def _score_run(
     opened: dict[str, Samples] = {}
     cells = [r for r in run.records if r["status"] in MEASURED]
     for record in cells:
-        path = files.samples(record["key"])
-        if not path.is_file():
-            done.damaged.append(f"{path} is missing")
-            continue
-        try:
-            opened[record["key"]] = Samples(files.own(path))
-        except ValueError as error:
-            set_aside(path)
-            done.damaged.append(f"{error}; set aside")
+        if samples := _opened(files, record, done):
+            opened[record["key"]] = samples
     baselines = {r["model"]: r for r in cells if r["stack"] == "none"}
     for i, record in enumerate(cells):
         key = record["key"]
@@ -101,6 +95,31 @@ def _score_run(
     if progress:
         progress("", len(cells), len(cells))
     return done
+
+
+def _opened(files: RunFolder, record: Record, done: Scoring) -> Samples | None:
+    """The samples of a cell, as they were written; None where a file is missing, or is damaged and
+    was set aside, which `done` says."""
+    cell, stated = files.cell(record["key"]), record.get("sample_files", {})
+    missing = [cell / name for name in stated if not (cell / name).is_file()]
+    path = files.stored_samples(record["key"])
+    if missing or not path.exists():
+        done.damaged.append(f"{(missing or [path])[0]} is missing")
+    damaged = not_as_written(cell, stated)
+    for file in damaged:
+        set_aside(file)
+        done.damaged.append(f"{file} is damaged ({OTHER}); set aside")
+    if damaged or missing or not path.exists():
+        return None
+    try:
+        return Samples(path, files.path)
+    except ValueError as error:
+        if path.is_file():
+            set_aside(path)
+            done.damaged.append(f"{error}; set aside")
+        else:
+            done.damaged.append(str(error))
+        return None
 
 
 def _requests(folder: Path, model: str, num: int) -> list[dict[str, Any]]:
@@ -143,7 +162,7 @@ def _score_cell(
     path: Path, cell: Sampled, wanted: list[Metric], requests: list[dict[str, Any]], done: Scoring
 ) -> bool:
     """Write what is missing of a cell's scores; False when nothing was."""
-    samples_sha256 = file_sha256(cell.samples.path)
+    samples_sha256 = cell.samples.sha256
     scores = _before(path, done)
     fits = scores is not None and scores.fits(len(requests))
     if scores is None or not fits or scores.samples_sha256 != samples_sha256:

@@ -9,6 +9,8 @@ of all their dimensions or not at all.
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +57,8 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64] | ND
     if dimension in SUMS:
         return {}
     assert cell.prompts is not None
-    rows, values = measure(dimension, cell.samples.path, cell.prompts)
+    with TemporaryDirectory(prefix="ditbench-") as made:
+        rows, values = measure(dimension, cell.samples.as_file(Path(made)), cell.prompts)
     return {metric.name: values, f"{metric.name}@rows": rows}
 
 

@@ -10,6 +10,7 @@ may be missing; others may be there), or `Values(shape)`: a mapping whose every 
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,13 @@ class Names(Values):
     """The same, each name being a `NAME`."""
 
 
+@dataclass(frozen=True)
+class Matching(Values):
+    """The same, each name being all of what a regular expression describes."""
+
+    names: str
+
+
 CALL = {
     "session?": str, "round": COUNT, "batch": COUNT, "size": COUNT, "call_s": AMOUNT,
     "text_s": AMOUNT,
@@ -69,6 +77,8 @@ SAMPLING = {
     "text_tokens?": COUNT, "calls?": COUNT, "scheduler?": str,
 }  # fmt: skip
 SIZES = ("weights", "cache", "peak", "before", "reserved")
+SAMPLE_FILES = Matching(str, r"samples\.safetensors|samples/\d{1,9}\.tar")
+"""sha256 by the file's path in the cell's folder."""
 COUNTS = (
     "flops", "linear_macs", "attention_macs", "conv_macs", "text_flops", "decoder_flops",
     "forwards", "passes",
@@ -79,7 +89,7 @@ MEASURED_OF = {
     "flops": {f"{name}?": (AMOUNT, MAYBE) for name in COUNTS}, "counters": Values(NUMBER),
     "notes?": dict, "artifacts?": Names({"key?": NAME, "below?": str}),
     "prompts_cut?": (dict, MAYBE), "load_s?": (AMOUNT, MAYBE), "first_call_s?": (AMOUNT, MAYBE),
-    "left_behind?": [str],
+    "left_behind?": [str], "sample_files?": SAMPLE_FILES,
 }  # fmt: skip
 """What a round that ran to the end and a record share."""
 RECORD = MEASURED_OF | {
@@ -102,6 +112,12 @@ LATER_ROUND = {
     for name, shape in FIRST_ROUND.items()
 }
 """Another round, or its time again: memory and FLOPs are those of the first."""
+SHARD = {"status": str, "reason": str}
+MADE_SHARD = SHARD | {
+    "requests": [COUNT], "sample_files": SAMPLE_FILES, "requests_sha256": str, "model_sha256": str,
+    "session": str, "seconds": AMOUNT, "environment": ENVIRONMENT,
+}  # fmt: skip
+"""A shard of a cell's samples that was made."""
 SCHEDULE = {"sublayers": [str], "keep": [[NUMBER]], "skipped?": [[int]]}
 CUT = Values({"cut": COUNT, "of": COUNT, "reads": COUNT})
 SAMPLED = {
@@ -149,6 +165,10 @@ def wrong(value: Any, shape: Any, at: str = "") -> str:
     if isinstance(shape, Values):
         if isinstance(shape, Names) and (other := next((n for n in value if not is_name(n)), None)):
             return f"{dot}{one_line(other, 80)}"
+        if isinstance(shape, Matching):
+            others = (name for name in value if not re.fullmatch(shape.names, name))
+            if (other := next(others, None)) is not None:
+                return f"{dot}{one_line(other, 80)}"
         entries = (wrong(entry, shape.of, f"{dot}{name}") for name, entry in value.items())
         return next(filter(None, entries), "")
     for name, kind in shape.items():

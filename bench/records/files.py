@@ -9,7 +9,8 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from ditbench.records.reading import read_json as read_json
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, synced: bool = False) -> Iterator[Path]:
     """Yields a path to write to; what lies there takes the place of `path` when the block ends, and
     is removed when it fails. `path` is the new file or what was there before, never a part.
 
     What lies there already is an empty file that was not there before, under a name that nobody
     could know: no link is followed. The file gets the permissions of any new file (the umask's),
-    also from libraries that would give their files others.
+    also from libraries that would give their files others. `synced`: the content is on the disk
+    before it takes the place, and the name after, so that no loss of power leaves a file of the
+    right size without its content.
     """
     partial = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -33,7 +36,12 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         if partial.stat().st_mode & 0o777 != mode:
             partial.chmod(mode)
+        if synced:
+            _sync(partial)
         partial.replace(path)
+        if synced:
+            with suppress(OSError):  # systems whose folders cannot be opened keep their own order
+                _sync(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -61,12 +69,19 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", errors="replace")
 
 
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write `document` atomically, and to the disk before it takes the place of `path`."""
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as f:
+    with replacing(path, synced=True) as partial, partial.open("w", encoding="utf-8") as f:
         json.dump(document, f, indent=1, allow_nan=False)
-        f.flush()
-        os.fsync(f.fileno())
 
 
 def json_text(document: Any) -> str:
@@ -86,6 +101,17 @@ def file_sha256(path: Path) -> str:
     """sha256 of a file's content, hexadecimal."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, read once by a process for as long as it is unchanged."""
+    stat = path.stat()
+    return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    return file_sha256(path)
 
 
 def user_cache() -> Path:

@@ -113,6 +113,9 @@ class Record(TypedDict):
     prompts_cut: dict[str, Any]  # prompts longer than the text encoders read
     artifacts: dict[str, Any]  # method -> what its preparation cost
     seconds: float  # wall-clock seconds of all rounds, loading included
+    sample_files: NotRequired[
+        dict[str, str]
+    ]  # samples files, by path in the cell's folder, and their sha256; missing in older records
     left_behind: NotRequired[list[str]]  # what was not as before it after it was taken off
 
 
@@ -208,6 +211,17 @@ def read_round(path: Path) -> dict[str, Any]:
         checks.check(document, checks.FIRST_ROUND if first else checks.LATER_ROUND, str(path))
     _check_measured(document, str(path))
     return cast(dict[str, Any], cleaned(document))
+
+
+def read_shard(path: Path) -> dict[str, Any]:
+    """What is on record of a shard of a cell's samples, or why it was not made; ValueError as
+    `read_round`."""
+    document = read_json(path)
+    checks.check(document, checks.SHARD, str(path))
+    if document["status"] in MEASURED:
+        checks.check(document, checks.MADE_SHARD, str(path))
+    _check_measured(document, str(path))
+    return cast(dict[str, Any], document)
 
 
 def read_spec(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,9 @@ cells/KEY/record.json            a finished cell (`ditbench.records.record`)
 cells/KEY/round-N.json           what round N of a cell measured
 cells/KEY/round-N-SESSION.json   its time again, beside cells that a later command added
 cells/KEY/samples.safetensors    uint8 [n, H, W, 3] or [n, T, H, W, 3]
+cells/KEY/samples/SSSSS.tar      the same of a large cell, in shards (`ditbench.records.sample_files`)
+cells/KEY/samples/SSSSS.json     what a shard is of and how it was made; of shard 0, round-0.json
+cells/KEY/samples/SSSSS.lease-N  the process that makes a shard now (`ditbench.runner.leases`)
 scores/KEY.safetensors           per-sample values and features (`ditbench.records.scores`)
 references.json                  reference files by model and extractor
 readings.safetensors             cached statistics of the report
@@ -115,8 +118,26 @@ class RunFolder:
         return self.cell(key) / f"round-{number}{'-' if session else ''}{session}.json"
 
     def samples(self, key: str) -> Path:
-        """A cell's samples."""
+        """A cell's samples, where they are one file."""
         return self.cell(key) / "samples.safetensors"
+
+    def shards(self, key: str) -> Path:
+        """Folder of a cell's samples, where they are several files."""
+        return self.cell(key) / "samples"
+
+    def shard(self, key: str, number: int) -> Path:
+        """One shard of a cell's samples."""
+        return self.shards(key) / f"{number:05d}.tar"
+
+    def shard_document(self, key: str, number: int) -> Path:
+        """What a shard is of and how it was made, or why it was not. Of shard 0, the first round."""
+        return self.shards(key) / f"{number:05d}.json" if number else self.round(key, 0)
+
+    def stored_samples(self, key: str) -> Path:
+        """A cell's samples as they are there: the one file, else the folder of shards where there is
+        one, else the file that is missing."""
+        one, several = self.samples(key), self.shards(key)
+        return several if not one.exists() and any(several.glob("*.tar")) else one
 
     def scores(self, key: str) -> Path:
         """A cell's scores."""
@@ -142,3 +163,11 @@ class RunFolder:
     def all_scores(self) -> list[Path]:
         """The scores files that are there, by key."""
         return sorted(self.path.glob("scores/*.safetensors"))
+
+    def all_shards(self) -> list[Path]:
+        """The shards that are there, of all cells."""
+        return sorted(self.path.glob("cells/*/samples/*.tar"))
+
+    def leases(self) -> list[Path]:
+        """What processes make now, of all cells, as `ditbench.runner.leases` names it."""
+        return sorted({p.with_suffix("") for p in self.path.glob("cells/*/samples/*.lease-*")})

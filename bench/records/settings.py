@@ -55,6 +55,9 @@ class Settings:
     )  # fmt: skip
     """`cell`: a fresh process for every round of a cell; `round`: one for all cells of a model and
     round, which loads the model once and takes each stack off again; `auto`: `round` on a GPU."""
+    shard: int = _setting(512, "times", "shard size", in_key=False, in_rows=False)
+    """Samples of a cell that lie in one file, and are made by one process without a break; a video
+    counts as four. A cell of more is timed on its first shard. Fixed with the run folder."""
     device: str = _setting("cpu", "samples", "device")
     """`cpu` or `cuda`, `cuda:1`."""
     dtype: str = _setting("float32", "samples", "precision")
@@ -129,7 +132,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """The values of the settings that have a few."""
 WORKLOADS = tuple(f.name for f in fields(Settings) if f.metadata["workload"])
 """What models are asked for in place of what their rows say."""
-OPTIONS = (*CHOICES, *WORKLOADS)
+OPTIONS = (*CHOICES, *WORKLOADS, "shard")
 """Settings that are said only where they are not the default."""
 ROW_SETTINGS = tuple(f.name for f in fields(Settings) if f.metadata["in_rows"])
 """Settings that rows of reports have."""

@@ -1,9 +1,10 @@
-"""Run the cells of a plan in rounds, each in one fresh process, until every cell has its record.
-Killed anywhere, it can go on.
+"""Run the cells of a plan in rounds, each in one fresh process, and make what is left of their
+samples, until every cell has its record. Killed anywhere, it can go on.
 
-The unit of work is one round of one cell. Its process writes `round-N.json` whole or not at all;
-when a cell has all its rounds they are put together as `record.json`. Within a round the order of
-cells is shuffled, and the baseline is in every round, and in every command that times anything.
+The unit of work is one round of one cell, or one shard of its samples. A round's process writes
+`round-N.json` whole or not at all; when a cell has all its rounds and shards they are put together
+as `record.json`. Within a round the order of cells is shuffled, and the baseline is in every round,
+and in every command that times anything.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from typing import Any
 from ditbench.models.requests import fingerprint
 from ditbench.records.files import write_json
 from ditbench.records.lock import writing_to
-from ditbench.records.record import MEASURED, read_round
+from ditbench.records.record import MEASURED
 from ditbench.records.run_folder import RunFolder
-from ditbench.runner.assembling import extended, record_of
+from ditbench.runner.assembling import put_together, record_of
 from ditbench.runner.plan import Cell
 from ditbench.runner.processes import context_for, groups, run_group
 from ditbench.runner.progress import Step
 from ditbench.runner.resume import open_folder, take_up
-from ditbench.runner.units import Rates, Unit, units_to_do
+from ditbench.runner.tally import Tally
+from ditbench.runner.units import Unit, shards_to_do, units_to_do
 from ditbench.runner.worker import read_requests
+from ditbench.runner.workers import Workers
 
 Tell = Callable[[Step], None]
 
@@ -52,22 +55,43 @@ def _run(cells: Sequence[Cell], folder: RunFolder, tell: Tell) -> Path:
             refused = {"status": "refused", "reason": cell.refusal, "seconds": 0.0}
             write_json(record, record_of(cell, [refused]))
         elif not record.exists():
-            _put_together(cell, folder)  # all its rounds may be there
-    units = units_to_do(cells, folder)
-    session = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    rates = Rates(units)
-    began, stopping = time.monotonic(), False
+            put_together(cell, folder)  # all its parts may be there
+    rounds, shards = units_to_do(cells, folder), shards_to_do(cells, folder)
+    tally = Tally([*rounds, *shards], tell, abreast=max(spec.workers, len(spec.devices)))
+    session, began = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f"), time.monotonic()
+    context = context_for(spec.device) if rounds or shards else None
+
+    def late() -> bool:
+        return 0 < spec.stop_after <= time.monotonic() - began
+
+    workers = Workers(
+        context=context, spec=spec, session=session, folder=folder, tally=tally, late=late,
+        finish=lambda cell: put_together(cell, folder),
+    )  # fmt: skip
+    with workers.beside(shards):
+        workers.begun |= _time(rounds, context, session, folder, tally, late)
+    tell(Step("", len(tally.units), len(tally.units), 0.0))
+    return folder.path
+
+
+def _time(
+    units: Sequence[Unit], context: Any, session: str, folder: RunFolder, tally: Tally,
+    late: Callable[[], bool],
+) -> bool:  # fmt: skip
+    """Run rounds, or as many as can be begun before it is late; whether any is new."""
+    stopping = False
     latest: Unit | None = None
     advanced = False  # or every command would time the baseline again and stop
-    context, done = context_for(spec.device) if units else None, 0
-    for group in groups(units, spec.process_of_device):
+    for group in groups(units, units[0].cell.spec.process_of_device) if units else ():
+        spec = group[0].cell.spec
         queue = [unit for unit in group if unit.again or not folder.record(unit.cell.key).exists()]
-        done += len(group) - len(queue)  # an earlier round of the others failed
+        for unit in group:
+            if unit not in queue:
+                tally.over(unit)  # an earlier round of the others failed
         running: Generator[tuple[Unit, dict[str, Any], float]] | None = None
         while queue:
-            late = 0 < spec.stop_after <= time.monotonic() - began
             advanced = advanced or bool(latest and not queue[0].same_round(latest))
-            if latest and advanced and late and not stopping:
+            if latest and advanced and late() and not stopping:
                 stopping, queue = True, [unit for unit in queue if unit.completes(latest)]
                 if running:
                     running.close()
@@ -78,36 +102,17 @@ def _run(cells: Sequence[Cell], folder: RunFolder, tell: Tell) -> Path:
             running = running or run_group(context, spec, queue, session, folder)
             part = f"round {queue[0].round + 1}/{spec.rounds}"
             part += ", timed again" if queue[0].again else ""
-            label = f"{queue[0].cell.label}  {part}"
-            tell(Step(label, done, len(units), rates.remaining(done)))
+            tally.say(f"{queue[0].cell.label}  {part}")
             unit, result, seconds = next(running)
-            latest, queue, done = unit, queue[1:], done + 1
+            latest, queue = unit, queue[1:]
+            tally.over(unit, seconds)
             advanced = advanced or not unit.again
-            rates.saw(unit, seconds)
-            cell, left = unit.cell, rates.remaining(done)
+            cell = unit.cell
             if unit.again and result["status"] not in MEASURED:
                 line = f"{cell.label}: timed again, {result['status']}: {result['reason']}"
-                tell(Step(cell.label, done, len(units), left, line))
-            elif (status := _put_together(cell, folder)) and not unit.again:
-                tell(Step(cell.label, done, len(units), left, f"{cell.label}: {status}"))
+                tally.say(cell.label, line)
+            elif (status := put_together(cell, folder)) and not unit.again:
+                tally.say(cell.label, f"{cell.label}: {status}")
         if running:
             running.close()
-    tell(Step("", len(units), len(units), 0.0))
-    return folder.path
-
-
-def _put_together(cell: Cell, folder: RunFolder) -> str:
-    """Write the record when the cell has all its rounds, or as soon as one of them went wrong; its
-    status, "" while rounds are missing."""
-    rounds = [read_round(path) for path in folder.rounds(cell.key)]
-    wrong = [r for r in rounds if r["status"] not in MEASURED]
-    again = [read_round(path) for path in folder.timed_again(cell.key)]
-    if not wrong and len(rounds) < cell.spec.rounds:
-        if folder.record(cell.key).exists():
-            write_json(folder.record(cell.key), extended(folder, cell.key, again))
-        return ""
-    record = record_of(cell, wrong[:1] or [*rounds, *(r for r in again if r["status"] in MEASURED)])
-    write_json(folder.record(cell.key), record)
-    if wrong:
-        folder.samples(cell.key).unlink(missing_ok=True)
-    return str(record["status"])
+    return advanced

@@ -66,7 +66,7 @@ class Loaded:
                 )  # fmt: skip
             self.seconds = time.monotonic() - began
             self.unchanged = Unchanged(self.pipe)
-        _seed_everything()
+        seed_everything()
         return self.pipe
 
     def left_by(self, cell: Cell) -> list[str]:
@@ -115,7 +115,7 @@ class Watched:
         return {"dtype": self.dtype, "probe": self.probe, "before": self.before, "after": after}
 
 
-def _seed_everything() -> None:
+def seed_everything() -> None:
     """Random numbers that nobody seeds are the same in every cell, whatever ran before it."""
     import random
 

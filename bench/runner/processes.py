@@ -103,7 +103,7 @@ def run_group(
                     reason = (
                         f"it took longer than its time limit of {spec.time_limit} s (--time-limit)"
                         if state == "late"
-                        else _ending(process)
+                        else ending_of(process)
                     )
                     write_json(
                         path,
@@ -150,7 +150,7 @@ def _state(receiver: Any, process: Any, limit: float) -> str:
         return "dead"
 
 
-def _ending(process: Any) -> str:
+def ending_of(process: Any) -> str:
     """How a process ended that wrote nothing."""
     process.join(ENDING_S)
     code = process.exitcode or 0

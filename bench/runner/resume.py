@@ -8,9 +8,11 @@ old folder moved to `superseded/`.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from ditbench.records.files import read_json, set_aside, write_json, write_text
 from ditbench.records.reading import regular
 from ditbench.records.record import MEASURED, SCHEMA, read_record, read_round, read_spec
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.sample_files import OTHER, digest_of
 from ditbench.records.settings import DEFAULTS
 from ditbench.runner.plan import Cell
+from ditbench.runner.shards import is_divided, missing_shards, num_shards, take_up_shards
+from ditbench.runner.spec import Spec
 
 
 def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
@@ -72,6 +77,21 @@ def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
     write_json(folder.spec, document)
     write_text(folder.command, command + "\n")
     return folder
+
+
+def with_threads(spec: Spec) -> Spec:
+    """The spec with a share of the cores for each worker where no number of threads was requested,
+    or the number that the run folder was begun with: it may change the last bit of a sample, so that
+    all samples of a run are made with one, however many workers there are. The folder stays the
+    one that is named after what was requested."""
+    if spec.workers == 1 or spec.threads:
+        return spec
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = max(1, (cores or 1) // spec.workers)
+    if RunFolder(spec.folder).spec.exists():
+        settings = DEFAULTS | read_spec(spec.folder).get("settings", {})
+        threads = int(settings["threads"])
+    return replace(spec, threads=threads, out=str(spec.folder))
 
 
 def _check_settings(before: dict[str, Any], cell: Cell, folder: Path) -> None:
@@ -156,36 +176,59 @@ def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> list[str]:
     was set aside, with what is wrong with it."""
     at = folder.cell(cell.key)
     at.mkdir(parents=True, exist_ok=True)
-    for partial in at.glob(".*.partial"):
-        partial.unlink()
-    path, samples = folder.record(cell.key), folder.samples(cell.key)
-    unfinished = stale = False
+    for part in (*at.glob(".*.partial"), *folder.shards(cell.key).glob(".*.partial")):
+        part.unlink()
+    path, first = folder.record(cell.key), folder.round(cell.key, 0)
+    unfinished = stale = round_failed = False
     damaged = []
+    files: dict[str, str] = {}
     timed_again = folder.timed_again(cell.key)
-    for document in folder.rounds(cell.key) + timed_again + ([path] if path.exists() else []):
+    rounds = folder.rounds(cell.key)
+    for document in rounds + timed_again + ([path] if path.exists() else []):
         try:
             content: Any = read_record(path) if document == path else read_round(document)
-            unfinished |= document == path and content["status"] not in MEASURED
+            wrong = content["status"] not in MEASURED
+            unfinished |= document == path and wrong
+            round_failed |= document in rounds and wrong
+            files |= content.get("sample_files", {})
             stale |= _made_otherwise(
-                cell, content["run"] if document == path else content, requests_sha256
+                cell, requests_sha256, content["run"] if document == path else content
             )
         except ValueError as error:
             damaged.append(f"{error}; set aside as {set_aside(document).name}, measured again")
-    if samples.exists() and not _whole(samples, cell.num_samples):
+    divided = is_divided(cell, folder)
+    samples = folder.shard(cell.key, 0) if divided else folder.samples(cell.key)
+    if samples.exists() and (why := _wrong_with(samples, cell, files, divided)):
         aside = set_aside(samples).name
-        damaged.append(f"{samples} is damaged; set aside as {aside}, measured again")
+        damaged.append(f"{samples} is damaged ({why}); set aside as {aside}, measured again")
+    if divided:
+        damaged += take_up_shards(cell, folder, partial(_made_otherwise, cell, requests_sha256))
     if unfinished or stale or damaged:
         path.unlink(missing_ok=True)
-    if stale or (unfinished and not damaged):
-        for old in folder.rounds(cell.key) + timed_again:
+    keeps_rounds = divided and not round_failed  # a shard failed, and it alone is made again
+    if stale or (unfinished and not damaged and not keeps_rounds):
+        for old in rounds + timed_again:
             old.unlink(missing_ok=True)
     if not samples.exists():
         path.unlink(missing_ok=True)
-        folder.round(cell.key, 0).unlink(missing_ok=True)
+        first.unlink(missing_ok=True)
+    if divided and missing_shards(cell, folder):
+        path.unlink(missing_ok=True)
+    if not divided and num_shards(cell) > 1 and not (first.exists() or path.exists()):
+        samples.unlink(missing_ok=True)  # it will be shards
     return damaged
 
 
-def _made_otherwise(cell: Cell, made: Mapping[str, Any], requests_sha256: str) -> bool:
+def _wrong_with(samples: Path, cell: Cell, stated: Mapping[str, str], divided: bool) -> str:
+    """What is wrong with the samples of a cell's first round, "" where nothing is; `stated` has the
+    hashes of samples files, where they are on record."""
+    name, sha256 = next(iter(digest_of(samples.parents[divided], samples).items()))
+    if name in stated:
+        return "" if stated[name] == sha256 else OTHER
+    return "" if divided or _whole(samples, cell.num_samples) else f"not {cell.num_samples} samples"
+
+
+def _made_otherwise(cell: Cell, requests_sha256: str, made: Mapping[str, Any]) -> bool:
     """Whether a record's `run`, or a round, is of other weights or other requests than the cell's
     by now."""
     if not (before := made.get("model_sha256")):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ditbench.metrics.margins import MARGINS, read_margins
 from ditbench.records.settings import CHOICES, DEFAULTS, OPTIONS, WORKLOADS, Settings
+from ditbench.runner.devices import check_devices
 from ditbench.suggest import suggest
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ DTYPE_NAMES = {
 
 
 ON_OOM = ("auto", "halve", "fail")
+UNNAMED: dict[str, Any] = {
+    "out": "", "references": (), "batches": (), "on_oom": "auto", "workers": 1, "devices": (),
+}  # fmt: skip
+"""Keys, with their defaults, that a run folder is not named after."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,10 @@ class Spec(Settings):
     on_oom: str = "auto"
     """What becomes of a cell whose memory runs out: `fail`, a failed record; `halve`, it is measured
     again with half the batch; `auto`: halve where the batch was chosen, else fail."""
+    workers: int = 1
+    """Processes that make shards at the same time on the CPU; what is timed is timed alone."""
+    devices: tuple[str, ...] = ()
+    """GPUs that make shards, one process each; the first is `device`, where everything is timed."""
     references: tuple[str, ...] = ()
     """Reference files for metrics that look through an extractor: FILE for all models, or
     MODEL=FILE."""
@@ -74,6 +83,8 @@ class Spec(Settings):
             ("rounds", 1, 100),
             ("seed", 0, 100_000),
             ("threads", 0, 4096),
+            ("shard", 1, 1_000_000),
+            ("workers", 1, 256),
             ("stop_after", 0, 30 * 24 * 3600),
             ("time_limit", 1, 30 * 24 * 3600),
         ):
@@ -84,17 +95,11 @@ class Spec(Settings):
             raise ValueError(
                 f"dtype: {self.dtype!r} is none of {', '.join((*DTYPES, *DTYPE_NAMES))}"
             )
-        kind, _, index = self.device.partition(":")
-        if (
-            kind not in ("cpu", "cuda")
-            or (index and not index.isdigit())
-            or (kind == "cpu" and index)
-        ):
-            raise ValueError(f"device: {self.device!r} is neither cpu, cuda nor cuda:N")
+        check_devices(self.device, self.devices, self.workers)
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"{name}: {value!r} is none of {', '.join(choices)}")
-        if self.offload != "none" and kind == "cpu":
+        if self.offload != "none" and self.device == "cpu":
             raise ValueError(
                 f"offload: {self.offload!r} moves weights between a GPU and the host, and the device "
                 "is cpu"
@@ -142,12 +147,12 @@ class Spec(Settings):
         same command resumes it."""
         if self.out:
             return Path(self.out)
-        if replace(self, out="", references=(), batches=(), on_oom="auto") == read_toml("default"):
+        if replace(self, **UNNAMED) == read_toml("default"):
             return Path("runs/default")
         named_after = {
             k: v
             for k, v in asdict(self).items()
-            if k not in ("out", "references", "batches", "on_oom")
+            if k not in UNNAMED
             and (v or k not in ("own_models", "lora"))
             and k not in ("time_limit", "stop_after")
             and (k, v)
@@ -213,6 +218,8 @@ def from_table(table: dict[str, Any], start: Spec) -> Spec:
                 f"{key}: expected {'a whole number' if kind is int else 'a string'}, got {value!r}"
             )
         replaced[key] = DTYPE_NAMES.get(value, value) if key == "dtype" else value
+    if replaced.get("devices"):
+        replaced.setdefault("device", replaced["devices"][0])
     return replace(start, **replaced)
 
 

@@ -1,5 +1,5 @@
-"""What a command has to measure: one round of one cell each, and which of them are timed again
-because their baseline was timed by another command. No torch.
+"""What a command has to do: one round of one cell each, and which of them are timed again because
+their baseline was timed by another command; one shard of the samples of one cell each. No torch.
 """
 
 from __future__ import annotations
@@ -7,22 +7,31 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ditbench.records.record import MEASURED, read_record, read_round
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import Cell
+from ditbench.runner.shards import is_divided, missing_shards, shard_range
 from ditbench.runner.worker import Job
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One round of one cell, measured in one process."""
+    """One round of one cell, measured in one process, or one shard of its samples."""
 
     cell: Cell
     round: int
     again: bool = False
     """Whether only its time is wanted, beside cells that were not there the first time."""
+    shard: int = 0
+    """Where it is above 0, that shard is made and nothing is timed."""
+
+    @cached_property
+    def name(self) -> tuple[str, int, bool, int]:
+        """What no other unit of the command has."""
+        return self.cell.key, self.round, self.again, self.shard
 
     @property
     def job(self) -> Job:
@@ -44,11 +53,12 @@ class Unit:
 
     @property
     def calls(self) -> float:
-        """Pipeline calls it makes: one warms up, the first round times all batches and counts
-        FLOPs on one."""
+        """Pipeline calls it makes: one warms up, the first round times all batches (of the first
+        shard) and counts FLOPs on one; shards are not warmed up for."""
         if self.round or self.again:
             return 2.0
-        return 2.5 + -(-self.cell.num_samples // self.cell.batch_size)
+        batches = -(-len(shard_range(self.cell, self.shard)) // self.cell.batch_size)
+        return batches + (0.0 if self.shard else 2.5)
 
 
 def units_to_do(cells: Sequence[Cell], folder: RunFolder) -> list[Unit]:
@@ -113,27 +123,11 @@ def _sessions(cell: Cell, round_: int, folder: RunFolder) -> set[str]:
     return {entry.get("session", "") for entry in timing if entry["round"] == round_}
 
 
-class Rates:
-    """Seconds a unit takes, learned while running: per pipeline call and step of each model."""
-
-    def __init__(self, units: Sequence[Unit]) -> None:
-        self.units = units
-        self.seen: dict[str, list[float]] = {}
-
-    def saw(self, unit: Unit, seconds: float) -> None:
-        """A unit took so long."""
-        self.seen.setdefault(unit.cell.model.name, []).append(seconds / self._size(unit))
-
-    def remaining(self, start: int) -> float | None:
-        """Seconds the units from `start` on will take; None before any was seen."""
-        if not self.seen:
-            return None
-        mean = {name: sum(v) / len(v) for name, v in self.seen.items()}
-        overall = sum(mean.values()) / len(mean)
-        return sum(
-            mean.get(unit.cell.model.name, overall) * self._size(unit)
-            for unit in self.units[start:]
-        )
-
-    def _size(self, unit: Unit) -> float:
-        return unit.calls * unit.cell.sampling.steps
+def shards_to_do(cells: Sequence[Cell], folder: RunFolder) -> list[Unit]:
+    """The shards that are still to be made, cell after cell."""
+    return [
+        Unit(cell=cell, round=0, shard=number)
+        for cell in cells
+        if not cell.refusal and not folder.record(cell.key).exists() and is_divided(cell, folder)
+        for number in missing_shards(cell, folder)
+    ]

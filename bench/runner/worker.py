@@ -17,13 +17,14 @@ from ditbench.models.requests import Request, batches, call_arguments, fingerpri
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.truncation import cut_prompts
 from ditbench.models.workload import sampler_of
-from ditbench.records.files import read_json, replacing, write_json
+from ditbench.records.files import read_json, write_json
 from ditbench.records.record import MEASURED
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner import failures
 from ditbench.runner.failures import failure
 from ditbench.runner.loaded import Loaded, shortened
 from ditbench.runner.plan import Cell, missing_device, rebuild
+from ditbench.runner.shards import save_first, shard_range
 from ditbench.runner.spec import Spec
 
 WARMING_PART = 5
@@ -98,9 +99,9 @@ def _try_round(
                 f"{' and '.join(names)} changed after the run was planned; the same command runs "
                 "it again"
             )
+        first = len(shard_range(cell, 0))
         cell = failures.with_batch(cell, smaller)
-        requests = read_requests(folder.requests(job.model))
-        result = _measure(cell, job, session, folder.samples(job.key), requests, loaded)
+        result = _measure(cell, job, session, folder, first, loaded)
         if left := loaded.left_by(cell):
             result["left_behind"] = shortened(left)
     except BaseException as error:
@@ -127,8 +128,9 @@ def _try_round(
 
 
 def _measure(
-    cell: Cell, job: Job, session: str, samples: Path, requests: list[Request], loaded: Loaded
+    cell: Cell, job: Job, session: str, folder: RunFolder, first: int, loaded: Loaded
 ) -> dict[str, Any]:
+    """What a round of a cell measures, on its `first` samples: all, or those of the first shard."""
     import torch
 
     from ditbench.models.text_ahead import TextAhead
@@ -156,7 +158,8 @@ def _measure(
             pipe, cell.spec.device, lambda batch: call_arguments(cell.model, sampling, batch),
             once=cell.encodes_once, offload=cell.spec.offload,
         )  # fmt: skip
-        parts = list(batches(requests, cell.batch_size))
+        requests = read_requests(folder.requests(job.model))
+        parts = list(batches(requests[:first], cell.batch_size))
         coming = timed(parts)[: None if whole else 1]
         ahead.batches = [parts[0], *(parts[i] for i in coming if i)]
         with loaded.watching(cell), ahead.attached() as text, ExitStack() as undo:
@@ -206,7 +209,8 @@ def _measure(
                 result["host"] = loaded.gpu.now() | {"session": session, "round": job.round}
                 result["environment"]["gpu"] = loaded.gpu.settings
             if whole:
-                _save_samples(samples, [made[i] for i in sorted(made)])
+                pixels, divided = [made[i] for i in sorted(made)], first < len(requests)
+                result["sample_files"] = save_first(folder, job.key, pixels, divided=divided)
                 result["memory"] = memory | text.as_dict()
                 if cell.spec.weights != "random":  # their tokenizer is a stand-in
                     result["prompts_cut"] = cut_prompts(pipe, cell.model, sampling, requests)
@@ -236,13 +240,3 @@ def timed(parts: Sequence[Sequence[Any]]) -> list[int]:
     large. Later rounds time the first of these again."""
     whole = len(parts) > 1 and len(parts[1]) == len(parts[0])
     return list(range(1 if whole else 0, len(parts)))
-
-
-def _save_samples(path: Path, pixels: list[Any]) -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    # safetensors writes memory as it lies: a video that is a transposed view would come back
-    # scrambled.
-    with replacing(path) as partial:
-        save_file({"samples": np.ascontiguousarray(np.concatenate(pixels))}, partial)

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 from ditbench.records.published_files import members
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.sample_files import open_samples
 from ditbench.records.text import one_line
 
 Pixels = NDArray[np.uint8]
@@ -29,29 +29,26 @@ Frames = Callable[[int], Sequence[int]]
 
 def first_samples(files: RunFolder, key: str, count: Count, frames: Frames) -> list[list[Pixels]]:
     """A list per sample, of one image or of some frames; ValueError says why there are none."""
-    path = files.samples(key)
-    if path.is_file():
-        return _stored(files.own(path), count, frames)
+    path = files.stored_samples(key)
+    if path.exists():
+        return _stored(path, files.path, count, frames)
     if files.thumbnails.is_file():
         return _thumbnails(files.thumbnails, key, count, frames)
     raise ValueError("its samples file is missing")
 
 
-def _stored(path: Path, count: Count, frames: Frames) -> list[list[Pixels]]:
+def _stored(path: Path, within: Path, count: Count, frames: Frames) -> list[list[Pixels]]:
     try:
-        with safe_open(path, "np") as f:
-            stored = f.get_slice("samples")
-            shape, dtype = stored.get_shape(), stored.get_dtype()
-            if dtype != "U8" or len(shape) not in (4, 5) or shape[-1] != 3 or 0 in shape:
-                raise ValueError(f"its samples file holds {dtype} of shape {list(shape)}")
-            video = len(shape) == 5
-            num = min(shape[0], count(video, max(shape[-3:-1])))
-            if not video:
-                return [[stored[i : i + 1][0]] for i in range(num)]
-            shown = frames(shape[1])
-            return [[stored[i : i + 1, t : t + 1][0, 0] for t in shown] for i in range(num)]
-    except (SafetensorError, OSError, MemoryError) as error:
-        raise ValueError(f"its samples file is damaged ({one_line(str(error))})") from error
+        stored = open_samples(path, within)
+        video = len(stored.shape) == 5
+        num = min(stored.shape[0], count(video, max(stored.shape[-3:-1])))
+        if not video:
+            return [[stored.read(i, i + 1)[0]] for i in range(num)]
+        shown = frames(stored.shape[1])
+        return [list(stored.read(i, i + 1, shown)[0]) for i in range(num)]
+    except (ValueError, MemoryError) as error:
+        text = str(error).removeprefix(f"{path} ")
+        raise ValueError(f"its samples file {text}") from error
 
 
 def _thumbnails(path: Path, key: str, count: Count, frames: Frames) -> list[list[Pixels]]:
