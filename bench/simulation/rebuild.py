@@ -59,10 +59,11 @@ def stacks(model: Model) -> list[Stack]:
 def listed(model: Model) -> dict[str, tuple[Stack, Sampling]]:
     """Everything that is bundled of a model, by its key: stacks, and the sampling that they adapt."""
     shelf, sampling = Shelf(model), sampling_of(model)
-    pairs = [(stack, sampling) for stack in stacks(model)]
-    if steps := SPEC_STEPS.get(model.name):
+    pairs = []
+    if steps := SPEC_STEPS.get(model.name):  # first, since they take least
         of_spec = replace(sampling, steps=steps)
         pairs += [(stack, of_spec) for stack in _possible(model, SPEC_STACKS)]
+    pairs += [(stack, sampling) for stack in stacks(model)]
     return {shelf.key(s, s.adapt(base), DTYPE, VAE): (s, base) for s, base in pairs}
 
 
