@@ -60,4 +60,3 @@ def pytest_collection_finish():
     a quarter of the time of small tests."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
