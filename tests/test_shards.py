@@ -3,6 +3,8 @@ again when something fails."""
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +16,20 @@ from ditbench.metrics.samples import Samples
 from ditbench.records.record import read_run, read_shard
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.plan import plan
+from ditbench.runner.processes import context_for
 from ditbench.runner.resume import with_threads
 from ditbench.runner.shards import num_shards, shard_range, shard_size
 from ditbench.runner.spec import Spec, from_table
+from ditbench.runner.tally import Tally
+from ditbench.runner.units import Unit, shards_to_do
+from ditbench.runner.workers import Workers
 from ditbench.testing.endurance import compare
 
 RUN = ["--steps", "4", "--num-samples", "20", "--batch-size", "4"]
 RUN += ["--rounds", "2", "--threads", "1", "--methods", "fora"]
 
 FAILING = '''
-import os, signal
+import os, signal, time
 from pathlib import Path
 
 from ditbench.method import Stage, method
@@ -43,6 +49,8 @@ class Flaky:
                 if len(calls) == int(call):
                     if how.endswith("once"):
                         path.unlink()
+                    if how.startswith("waits"):
+                        time.sleep(600)
                     if how.startswith("killed"):
                         os.kill(os.getpid(), signal.SIGKILL)
                     raise RuntimeError("planted")
@@ -76,6 +84,13 @@ def divided(tmp_path_factory):
     out = tmp_path_factory.mktemp("divided") / "run"
     bench(out, "--shard", "7")
     return out
+
+
+def wait_for(condition, seconds=200):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
 
 
 def alike(one, other, *, files=True):
@@ -295,6 +310,65 @@ def test_an_error_in_a_shard_is_its_reason_and_the_others_are_made(flaky, tmp_pa
     assert statuses == ["ok", "failed", "ok"]
     bench(out, *flags)
     assert {r["status"] for r in read_run(out).records} == {"ok"}
+
+
+def test_a_shard_that_takes_too_long_is_ended_and_is_the_reason(flaky, tmp_path):
+    out, flags = tmp_path / "run", ["--plugin", flaky, "--methods", "flaky", "--shard", "4"]
+    flags += ["--rounds", "1", "--num-samples", "8"]
+    bench(out, *flags)
+    files = RunFolder(out)
+    key = next(r["key"] for r in read_run(out).records if r["stack"] == "flaky")
+    files.shard_document(key, 1).unlink()
+    files.record(key).unlink()
+    fails(flaky, "waits", 1)
+    bench(out, *flags, "--time-limit", "15", code=SOME_FAILED)
+    record = next(r for r in read_run(out).records if r["key"] == key)
+    assert record["reason"] == "shard 1: it took longer than its time limit of 15 s (--time-limit)"
+
+
+def test_further_devices_make_shards_while_something_is_timed(divided, tmp_path, monkeypatch):
+    """As on two GPUs, here both the CPU."""
+    monkeypatch.setattr("ditbench.runner.spec.check_devices", lambda *_: None)
+    out = tmp_path / "run"
+    shutil.copytree(divided, out)
+    files = RunFolder(out)
+    spec = Spec(
+        models=("dit-tiny",), methods=("fora",), steps="4", num_samples=20, batch_size=4, rounds=2,
+        threads=1, shard=7, devices=("cpu", "cpu"), out=str(out),
+    )  # fmt: skip
+    cells = plan(spec)
+    for cell in cells:
+        files.record(cell.key).unlink()
+        for number in (1, 2):
+            files.shard_document(cell.key, number).unlink()
+    made, units = [], shards_to_do(cells, files)
+    workers = Workers(
+        context=context_for("cpu"), spec=spec, session="s", folder=files, late=lambda: False,
+        tally=Tally(units, lambda step: None, abreast=2),
+        finish=lambda cell: made.append(cell.key) or "",
+    )  # fmt: skip
+    first = files.shard_document(cells[0].key, 1)
+    with workers.beside(units):
+        wait_for(first.exists)
+    assert len(units) == 4 and sorted(made) == sorted(unit.cell.key for unit in units)
+    assert not shards_to_do(cells, files)
+    bench(out, "--shard", "7")
+    alike(divided, out)
+
+
+def test_an_error_while_timing_ends_the_processes_beside(divided, tmp_path, monkeypatch):
+    monkeypatch.setattr("ditbench.runner.spec.check_devices", lambda *_: None)
+    spec = Spec(models=("dit-tiny",), num_samples=20, shard=8, batch_size=4, devices=("cpu", "cpu"))
+    cell = plan(spec)[0]
+    units = [Unit(cell=cell, round=0, shard=1)]
+    workers = Workers(
+        context=None, spec=spec, session="s", folder=RunFolder(tmp_path), late=lambda: False,
+        tally=Tally(units, lambda step: None, abreast=2), finish=lambda cell: "",
+    )  # fmt: skip
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), workers.beside(units):
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
 
 
 def test_a_run_of_shards_stops_when_it_was_told_to_and_goes_on(divided, tmp_path):

@@ -113,9 +113,10 @@ class Workers:
     def _work(self) -> None:
         try:
             while not self._cancelled.is_set():
+                timed = self._timed.is_set()  # before looking for what it makes ready
                 while self._free and (cell := self._next_cell()):
                     self._start(cell, self._free.pop(0))
-                if not self._active and self._timed.is_set() and not self._some_later():
+                if not self._active and timed and not self._some_later():
                     return
                 self._listen()
         finally:
@@ -202,6 +203,9 @@ class Workers:
         self._active.remove(worker)
         self._free.append(worker.device)
         key, number = worker.cell.key, worker.shard
+        for other in list(self._waiting.get(key, ())):  # it may not have come to say so
+            if other != number and self.folder.shard_document(key, other).exists():
+                self._over(worker.cell, other, None)
         beside = [other.shard for other in self._active if other.cell.key == key]
         if worker.over or (not number and not worker.process.exitcode):
             if key in self._waiting and not beside:
@@ -224,8 +228,7 @@ class Workers:
             )
             reason = f"shard {number}: {reason}"
             write_json(document, {"status": "failed", "reason": reason, "seconds": seconds or 0.0})
-        if worker.shard:
-            self._over(worker.cell, number, seconds)
+        self._over(worker.cell, number, seconds)
 
     def _over(self, cell: Cell, number: int, seconds: float | None) -> None:
         """A shard is made, or has failed."""
