@@ -8,8 +8,8 @@ import torch
 from safetensors.numpy import load_file
 
 from ditbench import ZOO
-from ditbench.analysis.quality import reference_of
 from ditbench.metrics import shapes_reference as reference
+from ditbench.metrics.set_statistics import reference_of
 from ditbench.metrics.shapes_features import reference_path
 from ditbench.models.loading import load
 from ditbench.models.requests import make_requests

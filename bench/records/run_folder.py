@@ -7,7 +7,9 @@ cells/KEY/record.json            a finished cell (`ditbench.records.record`)
 cells/KEY/round-N.json           what round N of a cell measured
 cells/KEY/round-N-SESSION.json   its time again, beside cells that a later command added
 cells/KEY/samples.safetensors    uint8 [n, H, W, 3] or [n, T, H, W, 3]
-scores/KEY.safetensors           per-sample values and features (`ditbench.records.scores`)
+scores/KEY.safetensors           per-sample values and statistics (`ditbench.records.scores`)
+features/KEY.safetensors         what the statistics are made of; reports do without it
+features/KEY.parts/              features of a cell whose extraction was stopped
 references.json                  reference files by model and extractor
 readings.safetensors             cached statistics of the report
 superseded/KEY/                  cells that were planned again under another key
@@ -103,6 +105,14 @@ class RunFolder:
     def scores(self, key: str) -> Path:
         """A cell's scores."""
         return self.path / "scores" / f"{key}.safetensors"
+
+    def features(self, key: str) -> Path:
+        """A cell's features."""
+        return self.path / "features" / f"{key}.safetensors"
+
+    def feature_parts(self, key: str) -> Path:
+        """Features of some of a cell's samples, while they are extracted."""
+        return self.path / "features" / f"{key}.parts"
 
     def superseded(self, key: str) -> Path:
         """Where the folder of a cell goes that was planned again under another key."""
