@@ -11,10 +11,10 @@ from report_runs import STACKS, key_of, write_run
 from safetensors.numpy import load_file, save_file
 
 from ditbench import reports
-from ditbench.analysis import statistic_cache as kept
-from ditbench.analysis.set_statistics import STATISTICS
-from ditbench.analysis.statistic_cache import Kept
-from ditbench.analysis.statistic_cache import key_of as kept_under
+from ditbench.metrics import statistic_cache as kept
+from ditbench.metrics.set_statistics import STATISTICS
+from ditbench.metrics.statistic_cache import Kept
+from ditbench.metrics.statistic_cache import key_of as kept_under
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.scores import Scores, read_file, write_file
 from ditbench.reports.sections.section import read_sections

@@ -210,9 +210,10 @@ def test_commands_name_damaged_archives_and_report_ends_with_the_code_of_damaged
 def test_files_of_two_runs_in_one_folder_are_noticed(published, tmp_path):
     copy = shutil.copytree(published, tmp_path / "run")
     other = tmp_path / "other"
-    publish(write_run(tmp_path / "whole", models=MODELS, n=4, resolution=32, seed=1), other)
+    publish(write_run(tmp_path / "whole", models=MODELS, n=N, resolution=32, seed=1), other)
     shutil.copy(other / "scores.zip", copy / "scores.zip")
-    shutil.copy(other / "requests/dit-tiny.json", copy / "requests/dit-tiny.json")
+    requests = copy / "requests/dit-tiny.json"
+    requests.write_text(requests.read_text() + "\n")
     (section,) = read_sections([copy])
     assert section.damaged == [
         "requests/dit-tiny.json, scores.zip: not as published with spec.json, but changed or of "

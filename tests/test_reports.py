@@ -14,7 +14,8 @@ from PIL import Image
 from report_runs import ENVIRONMENT, REASONS, SCHEDULE, STACKS, WORLDS, key_of, write_run
 
 from ditbench import reports
-from ditbench.analysis import quality, summary, verdict
+from ditbench.analysis import summary, verdict
+from ditbench.metrics import set_statistics
 from ditbench.records.scores import read_file, write_file
 from ditbench.reports.figures import labels, style
 from ditbench.reports.figures import quality_time as figures
@@ -47,7 +48,7 @@ def normal_reference():
     """A Fréchet reference of our own, so that these tests need no data files."""
     patch = pytest.MonkeyPatch()
     held = Reference.through(np.random.default_rng(0).standard_normal((512, 64)))
-    patch.setattr(quality, "reference_of", lambda world, family: held)
+    patch.setattr(set_statistics, "reference_of", lambda world, family: held)
     yield
     patch.undo()
 

@@ -9,47 +9,50 @@ from ditbench.analysis.rows import Part, Scored, unscored
 from ditbench.metrics import cdfvd, fidelity, vbench
 from ditbench.metrics.external.vbench import SUMS, combine
 from ditbench.metrics.table import Metric
+from ditbench.records.sample_blocks import EQUAL, ZEROS
 from ditbench.records.scores import Scores
 from ditbench.statistics import estimates as statistics
-from ditbench.statistics.estimates import Array, Estimate
+from ditbench.statistics.estimates import Array, Blocks, Estimate
 
 ALREADY = "the value is already against none"
 """Why there is no change of a comparison with the baseline."""
 
 
-def own(name: str, scores: Scores) -> tuple[Array, Array]:
-    """Values of a metric and the numbers of their prompts, [k] each; k < n where `<name>@rows` says
-    which samples have one."""
+def own(name: str, scores: Scores) -> tuple[Array, Array, Blocks | None]:
+    """Values of a metric and the numbers of their prompts, [k] each, and the blocks that these stand
+    for; k < n where `<name>@rows` says which samples have one."""
     rows = scores.arrays.get(f"{name}@rows")
-    group = scores.arrays["group"]
-    return scores.arrays[name], group if rows is None else group[rows]
+    if rows is not None:
+        return scores.arrays[name], scores.group[rows], None
+    return scores.arrays[name], scores.arrays["group"], scores.blocks
 
 
-def both(name: str, mine: Scores, theirs: Scores) -> tuple[Array, Array, Array]:
+def both(name: str, mine: Scores, theirs: Scores) -> tuple[Array, Array, Array, Blocks | None]:
     """Values of two cells on the samples that both have, and the numbers of their prompts, [k]
-    each."""
-    rows, others, group = (
-        mine.arrays.get(f"{name}@rows"),
-        theirs.arrays.get(f"{name}@rows"),
-        mine.arrays["group"],
-    )
+    each, and the blocks that these stand for."""
+    rows, others = (s.arrays.get(f"{name}@rows") for s in (mine, theirs))
     if rows is None or others is None:
-        return mine.arrays[name], theirs.arrays[name], group
+        return mine.arrays[name], theirs.arrays[name], mine.arrays["group"], mine.blocks
     shared, i, j = np.intersect1d(rows, others, return_indices=True)
-    return mine.arrays[name][i], theirs.arrays[name][j], group[shared]
+    return mine.arrays[name][i], theirs.arrays[name][j], mine.group[shared], None
 
 
 def pooled(mine: Scores) -> tuple[Part, int]:
     """What stands beside the mean PSNR: PSNR of the pooled error, and how many samples are
     identical to the un-accelerated ones."""
-    errors = mine.arrays["mse.vs_none"]
-    mean = statistics.mean(errors, mine.arrays["group"], bounds=(0.0, 1.0))
-    high, low = (
+    errors, blocks = mine.arrays[EQUAL], mine.blocks
+    mean = statistics.mean(errors, mine.arrays["group"], bounds=(0.0, 1.0), blocks=blocks)
+    low, high = (
         None if x is None else fidelity.pooled(np.array([max(x, 0.0)]))
-        for x in (mean.low, mean.high)
+        for x in (mean.high, mean.low)
     )
-    value = Estimate(value=fidelity.pooled(errors), low=low, high=high, n=mean.n, se=None)
-    return {"value": value.as_dict(), "delta": None}, int((errors == 0).sum())
+    if blocks is None:
+        whole, zeros = fidelity.pooled(errors), int((errors == 0).sum())
+    else:
+        average = np.average(errors, weights=blocks.samples, keepdims=True)
+        whole, zeros = fidelity.pooled(average), int(mine.arrays[ZEROS][0])
+    value = Estimate(value=whole, low=low, high=high, n=mean.n, se=None)
+    return {"value": value.as_dict(), "delta": None}, zeros
 
 
 def of_sets(metric: Metric) -> bool:
@@ -94,6 +97,6 @@ def _distance(mine: Scores, theirs: Scores | None, baseline: bool) -> Scored:
         distance = cdfvd.distance(mine.arrays[cdfvd.FEATURE], theirs.arrays[cdfvd.FEATURE])
     except ValueError as error:
         return unscored(str(error), ALREADY)
-    n = len(mine.arrays["group"])
+    n = len(mine.group)
     value = Estimate(value=distance, low=None, high=None, n=n, se=None)
     return {**unscored(), "value": value.as_dict()}

@@ -169,6 +169,7 @@ def _control(
         goodness(metric, theirs),
         mine.arrays["group"],
         bounds=_range(metric),
+        blocks=mine.blocks,
     )
     return Control(
         stack=candidate["stack"],

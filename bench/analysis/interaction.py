@@ -36,14 +36,13 @@ from ditbench.analysis.controls import (
     sum_range,
 )
 from ditbench.analysis.primary import Primary, by_model, primary_metrics
-from ditbench.analysis.quality import sets_of
 from ditbench.analysis.rows import Record
-from ditbench.analysis.set_statistics import STATISTICS, Sets
 from ditbench.extractors.references import ReferenceSets
 from ditbench.method.dial import turned
 from ditbench.method.needs import below_of
 from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
+from ditbench.metrics.set_statistics import STATISTICS, Sets, sets_of
 from ditbench.metrics.table import Metric, metrics
 from ditbench.models.sampling import PER_VIDEO
 from ditbench.records.record import SHOWN
@@ -282,10 +281,13 @@ def _row(
     values = [goodness(metric, s) for s in mine if s is not None]
     if len({len(array) for array in values}) > 1:
         return row | {"verdict": "not scored on the same samples"}
-    group = mine[0].arrays["group"]  # type: ignore[union-attr]
+    base = mine[0]
+    assert base is not None
     # thirds add up to zero again
     each = np.round(values[-1] - sum(values[1:-1]) + (len(alone) - 1) * values[0], 9)
-    interaction = statistics.mean(each, group, bounds=sum_range(metric, len(alone)))
+    interaction = statistics.mean(
+        each, base.arrays["group"], bounds=sum_range(metric, len(alone)), blocks=base.blocks
+    )
     row |= {"metric": metric.name, "distance": primary.distance.name}
     row["alignment"] = interaction
     if all(s.shape_of(primary.distance.features) for s in mine if s is not None):

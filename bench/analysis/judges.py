@@ -30,8 +30,9 @@ def disagreement(scores: Scores | None, against: Scores | None) -> Estimate | No
         return None
     first, second = ([s.arrays[name] for s in (scores, against)] for name in names)
     return statistics.delta(
-        second[0] - first[0], second[1] - first[1], scores.arrays["group"], bounds=(-1.0, 1.0)
-    )
+        second[0] - first[0], second[1] - first[1], scores.arrays["group"], bounds=(-1.0, 1.0),
+        blocks=scores.blocks,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,23 +3,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 
 from ditbench.analysis import aggregates
 from ditbench.analysis.rows import Part, QualityEntry, Record, Scored, Verdict, unscored
-from ditbench.analysis.set_statistics import STATISTICS, Sets
-from ditbench.extractors.references import ReferenceSets
 from ditbench.extractors.table import find
-from ditbench.metrics.table import Metric, module_of
+from ditbench.metrics.set_statistics import STATISTICS, Sets
+from ditbench.metrics.table import Metric
 from ditbench.records.record import MEASURED
 from ditbench.records.scores import Scores
 from ditbench.records.text import one_line
 from ditbench.statistics import estimates as statistics
 from ditbench.statistics import hypothesis
 from ditbench.statistics.estimates import Estimate
-from ditbench.statistics.frechet import Reference, settle, too_few
+from ditbench.statistics.frechet import settle, too_few
 from ditbench.statistics.influence import contrast
 
 MEANS = "the wider of Student's t and Hall's t for skewed values"
@@ -118,7 +117,7 @@ def _means(metric: Metric, mine: Scores, against: Scores | None) -> tuple[Scored
         **unscored(),
         "value": value.as_dict(),
         "delta": delta.as_dict() if delta else None,
-        "interval": f"{MEANS} over {value.n} prompts{how}" if value.n > 1 else "",
+        "interval": f"{MEANS} over {value.n} prompts{_in_blocks(mine)}{how}" if value.n > 1 else "",
         "parts": parts,
     }
     if metric.name == "psnr.vs_none":
@@ -127,21 +126,26 @@ def _means(metric: Metric, mine: Scores, against: Scores | None) -> tuple[Scored
     return scored, delta
 
 
+def _in_blocks(scores: Scores) -> str:
+    """What is said after a number of prompts whose scores are read by block."""
+    return "" if scores.blocks is None else f" in {len(scores.blocks.samples)} blocks"
+
+
 def _mean(
     metric: Metric, name: str, mine: Scores, against: Scores | None
 ) -> tuple[Estimate, Estimate | None, str]:
     """Mean of one array of a metric, its paired change, and what else the interval of the mean
     is."""
-    values, group = aggregates.own(name, mine)
-    value, how = statistics.mean(values, group, bounds=metric.bounds), ""
+    values, group, blocks = aggregates.own(name, mine)
+    value, how = statistics.mean(values, group, bounds=metric.bounds, blocks=blocks), ""
     if value.n == len(values) and metric.bounds == (0, 1) and hypothesis.is_binary(values):
         low, high = statistics.wilson(int(values.sum()), len(values))
         value, how = replace(value, low=low, high=high), "; of the value Wilson's"
     delta = None
     if against is not None:
-        values, others, group = aggregates.both(name, mine, against)
+        values, others, group, blocks = aggregates.both(name, mine, against)
         if len(values):
-            delta = statistics.delta(values, others, group, bounds=metric.bounds)
+            delta = statistics.delta(values, others, group, bounds=metric.bounds, blocks=blocks)
     return value, delta, how
 
 
@@ -190,7 +194,9 @@ def statistic_delta(
     n, d = sets.shape(metric, mine)
     if statistic.each:
         values, others = (sets.each(metric, record, scores) for scores in pair)
-        delta = statistics.delta(values, others, mine.arrays["group"], bounds=(0.0, 1.0))
+        delta = statistics.delta(
+            values, others, mine.arrays["group"], bounds=(0.0, 1.0), blocks=mine.blocks
+        )
     elif not statistic.check:
         delta = contrast([sets.read(metric, record, scores) for scores in pair], signs)
     else:
@@ -201,36 +207,18 @@ def statistic_delta(
             [sets.read(metric, record, scores) for scores in pair], jackknifed, signs, n, d
         )
         error = contrast(jackknifed, signs).se
-        how = statistic.interval if delta.se != error else "jackknife over {n} blocks of prompts"
+        how = _units(statistic.interval, mine)
+        how = how if delta.se != error else "jackknife over {n} blocks of prompts"
         return (
             delta,
             f"{how.format(n=delta.n)}, bias in n taken away by the jackknife, at n = {n}",
             error,
         )
-    return delta, f"{statistic.interval.format(n=delta.n)}, at n = {n}", None
+    return delta, f"{_units(statistic.interval, mine).format(n=delta.n)}, at n = {n}", None
 
 
-def sets_of(references: Mapping[str, Reference] | None, of_run: ReferenceSets | None) -> Sets:
-    """Statistics of sets against the references of the synthetic datasets, those given or those of
-    ditbench, and against the references of a run."""
-    return Sets(
-        lambda world, family: (
-            reference_of(world, family) if references is None else given(references, world)
-        ),
-        of_run,
-    )
-
-
-def given(references: Mapping[str, Reference], world: str) -> Reference:
-    """A world's reference among those given; ValueError when it is not there."""
-    if world not in references:
-        raise ValueError(f"no reference for the world {world}")
-    return references[world]
-
-
-@cache
-def reference_of(world: str, family: str = "shapes_features") -> Reference:
-    """The reference a metric family has for a world, read once; ValueError when it is missing or
-    damaged."""
-    reference: Reference = module_of(family).reference(world)
-    return reference
+def _units(interval: str, scores: Scores) -> str:
+    """How a difference gets its interval, where scores are read by block."""
+    if scores.blocks is None:
+        return interval
+    return re.sub(r"^(influence.*\{n\}) prompts$", r"\1 blocks of prompts", interval)

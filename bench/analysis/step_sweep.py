@@ -82,5 +82,5 @@ def _change(metric: str, pair: Sequence[Scores | None], under: str) -> Estimate 
     return (
         None
         if others is None
-        else statistics.delta(mine.arrays[metric], others, mine.arrays["group"])
+        else statistics.delta(mine.arrays[metric], others, mine.arrays["group"], blocks=mine.blocks)
     )

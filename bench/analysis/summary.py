@@ -11,11 +11,11 @@ from typing import Any
 
 from ditbench.analysis import host, judges, verdict
 from ditbench.analysis.primary import Primary, by_model
-from ditbench.analysis.quality import quality, sets_of
+from ditbench.analysis.quality import quality
 from ditbench.analysis.rows import Interval, Record, Row, Speedups
-from ditbench.analysis.set_statistics import Sets
 from ditbench.extractors.references import ReferenceSets
 from ditbench.metrics import fidelity
+from ditbench.metrics.set_statistics import Sets, sets_of
 from ditbench.metrics.table import Metric, metrics
 from ditbench.models import truncation
 from ditbench.records.record import MEASURED

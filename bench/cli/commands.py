@@ -201,7 +201,9 @@ def _score(args: argparse.Namespace) -> int:
     metrics = args.metrics.split(",") if args.metrics is not None else None
     _add_references(args.run, args.reference)
     with progress() as tell:
-        scoring = score_run(args.run, metrics, progress=_scoring(tell))
+        scoring = score_run(
+            args.run, metrics, progress=_scoring(tell), workers=args.workers, plugins=args.plugin
+        )
     _complain(scoring.damaged)
     return max(
         SOME_FAILED if scoring.damaged else OK, _tell_report([args.run], None, args.json, None)

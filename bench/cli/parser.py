@@ -154,7 +154,9 @@ def parsers(
         "--metrics",
         help="names or their first words, comma separated (default: all that need no other environment)",
     )
-
+    score.add_argument(
+        "--workers", type=whole_number, default=1, metavar="N", help="cells scored side by side"
+    )
     plugin_flag(score)
     reference_flag(score)
 

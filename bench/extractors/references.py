@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -184,15 +185,16 @@ class ReferenceSets:
         self.folder, self.table = folder, table
         self._read: dict[tuple[str, str], Reference | str] = {}
 
+    @cached_property
+    def _pointers(self) -> dict[str, dict[str, dict[str, str]]]:
+        return read_references(RunFolder(self.folder).references) if self.folder else {}
+
     def pointer(self, extractor: str, model: str) -> dict[str, str]:
         """Path and sha256 of a model's reference for an extractor; ValueError when the run has
         none."""
-        path = RunFolder(self.folder).references if self.folder else None
-        known = read_references(path) if path else {}
         for name in (model, ""):
-            if extractor in known.get(name, {}):
-                pointer: dict[str, str] = known[name][extractor]
-                return pointer
+            if extractor in self._pointers.get(name, {}):
+                return self._pointers[name][extractor]
         raise ValueError(
             f"the run was told no reference of {extractor} (score RUN --reference FILE)"
         )

@@ -8,16 +8,87 @@ before the metrics made of them: a metric added later finds them there. n sample
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
 
 from ditbench.extractors.table import find
 from ditbench.metrics.samples import Sampled
 from ditbench.metrics.table import Metric
+from ditbench.records.files import file_sha256, replacing
 
 VERSION = "features 1"
+
+
+PART = 4096
+"""Samples whose features are written together: what a `score` that is stopped may lose."""
+
+
+class PartlyExtracted:
+    """The features of a cell by the part, each in a file, so that an extraction that is stopped goes
+    on from the last."""
+
+    def __init__(self, cell: Sampled, metric: Metric) -> None:
+        self._cell, self._waiting, self._files = cell, list[dict[str, NDArray]](), list[Path]()
+        if self._apart:
+            of = f"{fingerprint(cell, metric)} {file_sha256(cell.samples.path)}"
+            self._name = f"{metric.extractor}-{hashlib.sha256(of.encode()).hexdigest()[:16]}"
+
+    @property
+    def _apart(self) -> bool:
+        return self._cell.parts is not None and len(self._cell.samples) > PART
+
+    def missing(self) -> Iterator[NDArray[np.uint8]]:
+        """Chunks of samples without features, in order."""
+        done, start = self._find(), 0
+        for chunk in self._cell.samples.chunks():
+            rest = chunk[max(0, done - start) :]
+            start += len(chunk)
+            if len(rest):
+                yield rest
+
+    def _find(self) -> int:
+        """How many samples, from the first, have features in files."""
+        done = 0
+        while self._apart and (path := self._path(done)).is_file():
+            try:
+                with safe_open(path, "np") as f:
+                    num = min(f.get_slice(name).get_shape()[0] for name in f.keys())  # noqa: SIM118
+            except (SafetensorError, OSError, ValueError):
+                break
+            self._files.append(path)
+            done += num
+        self._done = done
+        return done
+
+    def _path(self, start: int) -> Path:
+        assert self._cell.parts is not None
+        return self._cell.parts / f"{self._name}-{start:09d}.safetensors"
+
+    def add(self, arrays: dict[str, NDArray]) -> None:
+        """Features of the next chunk."""
+        self._waiting.append(arrays)
+        waiting = sum(len(next(iter(part.values()))) for part in self._waiting)
+        if self._apart and waiting >= PART:
+            path = self._path(self._done)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                save_file(_joined(self._waiting), partial)
+            self._files.append(path)
+            self._done += waiting
+            self._waiting = []
+
+    def whole(self) -> dict[str, NDArray]:
+        """The features of all samples."""
+        return _joined([*map(load_file, self._files), *self._waiting])
+
+
+def _joined(parts: Sequence[dict[str, NDArray]]) -> dict[str, NDArray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def before(metrics: Sequence[Metric]) -> list[Metric]:
@@ -63,10 +134,10 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray]:
         cell.shelf.network(metric.extractor),
         find(metric.extractor, cell.shelf.table).features,
     )
-    parts = [network.features(chunk) for chunk in cell.samples.chunks()]
-    arrays: dict[str, NDArray] = {
-        name: np.concatenate([part[name] for part in parts]) for name in parts[0]
-    }
+    part = PartlyExtracted(cell, metric)
+    for chunk in part.missing():
+        part.add(network.features(chunk))
+    arrays = part.whole()
     if "text" in names and cell.prompts is not None:
         texts, cut = network.texts(cell.prompts)
         arrays |= texts | {"cut": cut.astype(np.uint8)}

@@ -96,6 +96,8 @@ class Sampled:
     stored: dict[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
     """Under "arrays": those of the scores file as it stands, so that features that are there are
     not extracted again."""
+    parts: Path | None = None
+    """Folder for features of some of the samples while they are extracted; None: all at once."""
 
     @property
     def features(self) -> Mapping[str, NDArray[Any]]:

@@ -1,15 +1,20 @@
-"""Score a finished run: samples -> per-sample values and features, one file per cell. Never
-generates, never derives.
+"""Score a finished run: samples -> per-sample values and features, and the statistics that are made
+of features, for each cell. Never generates.
 
 scores/<key>.safetensors holds arrays [n, ...] in request order, named by metric, and `group` [n],
-samples of one prompt sharing a number. Its metadata say for every metric why it is missing (""
-where it is there) and what it was computed from, so that a second run does only what is new.
-`ditbench.analysis.summary.read_scores` reads them back without torch.
+samples of one prompt sharing a number; beside them statistics of the set
+(`ditbench.metrics.published_statistics`) and, of very many samples, means by block
+(`ditbench.records.sample_blocks`). Features are in features/<key>.safetensors. The metadata say for
+every metric why it is missing ("" where it is there) and what it was computed from, so that a
+second run does only what is new. `ditbench.records.scores.read_scores` reads them back without
+torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +23,19 @@ import numpy as np
 
 from ditbench.extractors.shelf import Shelf
 from ditbench.metrics import features
+from ditbench.metrics.cell_statistics import with_statistics
 from ditbench.metrics.samples import Sampled, Samples
+from ditbench.metrics.score_workers import Job, abreast
+from ditbench.metrics.set_statistics import Sets
 from ditbench.metrics.table import Metric, select
 from ditbench.records.checks import read_requests
 from ditbench.records.files import set_aside
 from ditbench.records.lock import writing_to
 from ditbench.records.record import MEASURED, Record, check_not_published, read_run, read_spec
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.sample_blocks import FEATURE
 from ditbench.records.sample_files import OTHER, not_as_written
-from ditbench.records.scores import Scores, read_file, write_file
+from ditbench.records.scores import SHAPE, Scores, read_cell, read_file, write_cell
 
 Tell = Callable[[str, int, int], None]
 """Told (cell's key, cells done, cells in all) before each cell, and once at the end with an empty
@@ -45,10 +54,16 @@ class Scoring:
     """One sentence for each file that was damaged and has been set aside."""
 
 
+WRITTEN_EVERY = 30.0
+"""Seconds of work on a cell that a `score` that is stopped may lose, but for one metric's."""
+
+
 def score_run(
     folder: Path, metrics: str | list[str] | None = None, progress: Tell | None = None,
     judge_folder: Path | None = None,
     shelf: Shelf | None = None,
+    workers: int = 1,
+    plugins: Sequence[str] = (),
 ) -> Scoring:  # fmt: skip
     """Bring the scores of every measured cell of a run up to date and say what was done.
 
@@ -56,21 +71,26 @@ def score_run(
     models of a shapes world, of those only what needs no extractor); `shelf` has the extractors
     (default: the official ones). Scores are against the cell with stack `none` of the same model. A
     samples file that is damaged is set aside and named; its cell is then left without scores.
-    Raises ValueError for an unknown metric, no run folder, or a published run, and when another
-    command writes to the folder.
+    `workers`: processes that score cells side by side, each with as many threads as this one; the
+    files are the same. They run `plugins` first. Raises ValueError for an unknown metric, no run
+    folder, or a published run, when another command writes to the folder, and when a worker dies.
     """
     check_not_published(folder)
     select(metrics)
     read_spec(folder)  # before anything is made there
+    if workers < 1:
+        raise ValueError(f"workers: at least one process scores, got {workers}")
     with writing_to(folder):
-        return _score_run(folder, metrics, progress, judge_folder, shelf or Shelf())
+        return _score_run(folder, metrics, progress, judge_folder, shelf, workers, plugins)
 
 
 def _score_run(
     folder: Path, metrics: str | list[str] | None, progress: Tell | None, judge_folder: Path | None,
-    shelf: Shelf,
+    shelf: Shelf | None,
+    workers: int,
+    plugins: Sequence[str],
 ) -> Scoring:  # fmt: skip
-    wanted, run, done = select(metrics), read_run(folder), Scoring()
+    run, done = read_run(folder), Scoring()
     files = RunFolder(folder)
     opened: dict[str, Samples] = {}
     cells = [r for r in run.records if r["status"] in MEASURED]
@@ -78,22 +98,27 @@ def _score_run(
         if samples := _opened(files, record, done):
             opened[record["key"]] = samples
     baselines = {r["model"]: r for r in cells if r["stack"] == "none"}
-    for i, record in enumerate(cells):
-        key = record["key"]
-        if progress:
-            progress(key, i, len(cells))
-        if key not in opened:
-            files.scores(key).unlink(missing_ok=True)
-            continue
-        requests = _requests(folder, record["model"], len(opened[key]))
-        cell = _sampled(
-            record, baselines.get(record["model"]), opened, requests, judge_folder, shelf
+    for record in cells:
+        if record["key"] not in opened:
+            files.scores(record["key"]).unlink(missing_ok=True)
+            files.features(record["key"]).unlink(missing_ok=True)
+    jobs = [
+        Job(
+            folder=folder,
+            record=record,
+            none=(none := baselines.get(record["model"])),
+            opened={r["key"]: opened[r["key"]] for r in (record, none) if r and r["key"] in opened},
+            metrics=metrics,
+            judge_folder=judge_folder,
         )
-        chosen = [m for m in wanted if metrics is not None or not (cell.world and m.extractor)]
-        new = _score_cell(files.scores(key), cell, features.before(chosen), requests, done)
-        (done.written if new else done.kept).append(key)
+        for record in cells
+        if record["key"] in opened
+    ]
+    for job, (new, damaged) in abreast(jobs, score_cell, folder, shelf, workers, plugins, progress):
+        (done.written if new else done.kept).append(job.record["key"])
+        done.damaged += damaged
     if progress:
-        progress("", len(cells), len(cells))
+        progress("", len(jobs), len(jobs))
     return done
 
 
@@ -120,6 +145,18 @@ def _opened(files: RunFolder, record: Record, done: Scoring) -> Samples | None:
         else:
             done.damaged.append(str(error))
         return None
+
+
+def score_cell(job: Job, shelf: Shelf, sets: Sets) -> tuple[bool, list[str]]:
+    """Bring one cell's scores up to date: whether anything was written, and a sentence for each
+    damaged file."""
+    record, wanted = job.record, select(job.metrics)
+    requests = _requests(job.folder, record["model"], len(job.opened[record["key"]]))
+    cell = _sampled(record, job.none, job.opened, requests, job.judge_folder, shelf)
+    files = RunFolder(job.folder)
+    cell = replace(cell, parts=files.feature_parts(record["key"]))
+    chosen = [m for m in wanted if job.metrics is not None or not (cell.world and m.extractor)]
+    return _score_cell(files, record, cell, features.before(chosen), requests, sets)
 
 
 def _requests(folder: Path, model: str, num: int) -> list[dict[str, Any]]:
@@ -159,42 +196,60 @@ def _sampled(
 
 
 def _score_cell(
-    path: Path, cell: Sampled, wanted: list[Metric], requests: list[dict[str, Any]], done: Scoring
-) -> bool:
+    files: RunFolder, record: Record, cell: Sampled, wanted: list[Metric],
+    requests: list[dict[str, Any]],
+    sets: Sets,
+) -> tuple[bool, list[str]]:  # fmt: skip
     """Write what is missing of a cell's scores; False when nothing was."""
+    key, written = record["key"], time.monotonic()
     samples_sha256 = cell.samples.sha256
-    scores = _before(path, done)
+    scores, apart, damaged = _before(files, key)
     fits = scores is not None and scores.fits(len(requests))
     if scores is None or not fits or scores.samples_sha256 != samples_sha256:
-        scores = Scores(samples_sha256=samples_sha256)
+        scores, apart = Scores(samples_sha256=samples_sha256), False
     before = scores
     for metric in wanted:
         cell.stored["arrays"] = scores.arrays
         fingerprint = metric.module.fingerprint(cell, metric)
         current = scores.fingerprints.get(metric.name) == fingerprint
+        current &= all(name in scores.arrays for name in scores.owned.get(metric.name, ()))
         if current and not scores.reasons[metric.name]:
             continue
         reason, arrays = _extract(cell, metric)
         if not current or reason != scores.reasons[metric.name]:
             scores = scores.having(metric.name, reason, fingerprint, arrays)
             scores = replace(scores, arrays={**scores.arrays, "group": group(requests)})
-            if metric.asked:  # it may have taken hours, and the next one may never end
-                write_file(path, scores)
-    if scores is before:
-        return False
-    write_file(path, scores)
-    return True
+            apart = apart and not any(name.startswith(FEATURE) for name in arrays)
+            # another metric may take hours, and never end
+            if metric.asked or time.monotonic() - written > WRITTEN_EVERY:
+                write_cell(files, key, scores, features=not apart)
+                apart, written = True, time.monotonic()
+    scores = with_statistics(record, scores, sets)
+    sets.forget()
+    if scores is not before or not apart:
+        write_cell(files, key, scores, features=not apart)
+    shutil.rmtree(files.feature_parts(key), ignore_errors=True)
+    return scores is not before, damaged
 
 
-def _before(path: Path, done: Scoring) -> Scores | None:
-    if not path.is_file():
-        return None
-    try:
-        return read_file(path)
-    except ValueError as error:
-        set_aside(path)
-        done.damaged.append(f"{error}; set aside and made again")
-        return None
+def _before(files: RunFolder, key: str) -> tuple[Scores | None, bool, list[str]]:
+    """The scores of a cell with their features, whether all features are in a file of their own, and
+    a sentence for each damaged file, which is set aside."""
+    damaged = []
+    for path in (files.scores(key), files.features(key)):
+        try:
+            if path.is_file():
+                read_file(path)
+        except ValueError as error:
+            set_aside(path)
+            damaged.append(f"{error}; set aside and made again")
+    if not files.scores(key).is_file():
+        return None, False, damaged
+    inside = (
+        name.startswith(FEATURE) and not name.endswith(SHAPE)
+        for name in read_file(files.scores(key)).arrays
+    )  # as older folders have them
+    return read_cell(files, key), not any(inside), damaged
 
 
 def _extract(cell: Sampled, metric: Metric) -> tuple[str, dict[str, np.ndarray]]:

@@ -1,7 +1,7 @@
 """The judge's features and those of held-out renders: what `fd`, `mmd`, `precision` and `recall` of
 `shapes_v1` are made of.
 
-The statistics themselves are in `ditbench.analysis.set_statistics`.
+The statistics themselves are in `ditbench.metrics.set_statistics`.
 """
 
 from __future__ import annotations

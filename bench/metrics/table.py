@@ -44,7 +44,7 @@ class Metric:
     against_none: bool = False
     """Whether a value is already a comparison with the un-accelerated sample of the same noise."""
     statistic: str = ""
-    """Name in `ditbench.analysis.set_statistics.STATISTICS` of what is made of the set of samples;
+    """Name in `ditbench.metrics.set_statistics.STATISTICS` of what is made of the set of samples;
     "" for the mean of per-sample values. Unless it looks through an extractor, such a metric's
     family has a fourth function, `reference(world)`, the `Reference` it is set against."""
     features: str = ""

@@ -65,10 +65,10 @@ def extract(cell: Sampled, metric: Metric) -> dict[str, NDArray[np.float64] | ND
 def scored(scores: Scores) -> Scored:
     """What the scores file of a cell has of every dimension."""
     arrays = {}
-    for name, rows in scores.arrays.items():
+    for name in scores.arrays:
         if name.startswith("vbench.") and name.endswith("@rows"):
-            metric = name.removesuffix("@rows")
-            arrays[metric.partition(".")[2]] = scores.arrays[metric], scores.arrays["group"][rows]
+            metric, rows = name.removesuffix("@rows"), scores.arrays[name]
+            arrays[metric.partition(".")[2]] = scores.arrays[metric], scores.group[rows]
     return arrays
 
 
@@ -84,5 +84,5 @@ def apart(mine: Scores, theirs: Scores) -> Scored:
         rows, i, j = np.intersect1d(mine.arrays[name], theirs.arrays[name], return_indices=True)
         if len(rows):
             values = mine.arrays[metric][i] - theirs.arrays[metric][j]
-            videos[metric.partition(".")[2]] = values, mine.arrays["group"][rows]
+            videos[metric.partition(".")[2]] = values, mine.group[rows]
     return videos

@@ -139,7 +139,7 @@ REQUESTS = [
 REFERENCES = Values(Values({"path": str, "sha256": str}))
 SCORES = {
     "samples_sha256": str, "reasons?": Values(str), "fingerprints?": Values(str),
-    "owned?": Values([str]),
+    "owned?": Values([str]), "statistics?": Values(str), "unread?": Values(str),
 }  # fmt: skip
 
 

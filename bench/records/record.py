@@ -286,7 +286,7 @@ def _read_lines(path: Path, records: list[Record], damaged: list[str]) -> None:
     for i, line in enumerate(lines, 1):
         place = f"{path}, line {i},"
         try:
-            record = _checked(parse_json(line.decode("utf-8", "replace"), place), place)
+            record = _checked(parse_json(_decoded(line, place), place), place)
             if record["key"] in keys:
                 raise ValueError(f"{place} is damaged (its key {record['key']} is there already)")
         except ValueError as error:
@@ -294,6 +294,13 @@ def _read_lines(path: Path, records: list[Record], damaged: list[str]) -> None:
         else:
             keys.add(record["key"])
             records.append(record)
+
+
+def _decoded(line: bytes, place: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is damaged ({one_line(str(error))})") from error
 
 
 def check_not_published(folder: Path) -> None:

@@ -10,7 +10,9 @@ cells/KEY/samples.safetensors    uint8 [n, H, W, 3] or [n, T, H, W, 3]
 cells/KEY/samples/SSSSS.tar      the same of a large cell, in shards (`ditbench.records.sample_files`)
 cells/KEY/samples/SSSSS.json     what a shard is of and how it was made; of shard 0, round-0.json
 cells/KEY/samples/SSSSS.lease-N  the process that makes a shard now (`ditbench.runner.leases`)
-scores/KEY.safetensors           per-sample values and features (`ditbench.records.scores`)
+scores/KEY.safetensors           per-sample values and statistics (`ditbench.records.scores`)
+features/KEY.safetensors         what the statistics are made of; reports do without it
+features/KEY.parts/              features of a cell whose extraction was stopped
 references.json                  reference files by model and extractor
 readings.safetensors             cached statistics of the report
 superseded/KEY/                  cells that were planned again under another key
@@ -142,6 +144,14 @@ class RunFolder:
     def scores(self, key: str) -> Path:
         """A cell's scores."""
         return self.path / "scores" / f"{key}.safetensors"
+
+    def features(self, key: str) -> Path:
+        """A cell's features."""
+        return self.path / "features" / f"{key}.safetensors"
+
+    def feature_parts(self, key: str) -> Path:
+        """Features of some of a cell's samples, while they are extracted."""
+        return self.path / "features" / f"{key}.parts"
 
     def superseded(self, key: str) -> Path:
         """Where the folder of a cell goes that was planned again under another key."""

@@ -14,27 +14,45 @@ FEATURES = "feature."
 """How arrays begin that are features: checked when they are read, for they may be large."""
 
 
+BLOCKS = "@blocks"
+"""After the name of an array: its means by block (`ditbench.records.sample_blocks`)."""
+
+
+IN_BLOCKS = f"samples{BLOCKS}"
+"""Samples in each block."""
+
+
 def wrong_array(arrays: Mapping[str, NDArray[Any]]) -> str:
     """The first array that is not as scores are, in words; "" where there is none.
 
     `group` [n] are integers, a metric's values [n] finite numbers; NAME@rows [k] are the samples
-    that the k values of NAME are of; other arrays with @ have one dimension. Features are not
-    looked at here.
+    that the k values of NAME are of; other arrays with @ have one dimension. Features are not looked
+    at here, nor are values that have means by block (NAME@blocks), for there may be very many: those
+    means are.
     """
-    if not arrays:
+    if all(_is_feature(name) for name in arrays):  # or there are none
         return ""
-    if GROUP not in arrays or arrays[GROUP].dtype.kind not in "iu" or arrays[GROUP].ndim != 1:
-        return "group is missing or is no list of integers"
-    if not (n := len(arrays[GROUP])):
+    if (counts := arrays.get(IN_BLOCKS)) is not None:
+        if counts.ndim != 1 or counts.dtype.kind not in "iuf" or not np.isfinite(counts).all():
+            return f"{IN_BLOCKS} is no list of numbers"
+        n = int(counts.sum())
+    else:
+        group = arrays.get(GROUP)
+        if group is None or group.dtype.kind not in "iu" or group.ndim != 1:
+            return "group is missing or is no list of integers"
+        n = len(group)
+    if n <= 0:
         return "group is empty"
     for name in arrays:
-        if name.startswith(FEATURES) and "@" not in name:
+        if _is_feature(name) or f"{name}{BLOCKS}" in arrays:
             continue
         array = arrays[name]
         if array.ndim != 1 or array.dtype.kind not in "fiub":
             return f"{name} is no list of numbers"
         if name.endswith("@rows") and not _are_rows(array, n):
             return f"{name} are no samples of {n}"
+        if name.endswith(BLOCKS) and not np.isfinite(array).all():
+            return f"{name} holds what is no finite number"
         if "@" in name or name == GROUP:
             continue
         rows = arrays.get(f"{name}@rows")
@@ -43,6 +61,10 @@ def wrong_array(arrays: Mapping[str, NDArray[Any]]) -> str:
         if not np.isfinite(array).all():
             return f"{name} holds what is no finite number"
     return ""
+
+
+def _is_feature(name: str) -> bool:
+    return name.startswith(FEATURES) and "@" not in name
 
 
 def _are_rows(array: NDArray[Any], n: int) -> bool:

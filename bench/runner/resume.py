@@ -157,17 +157,19 @@ def _label(path: Path) -> str:
 
 
 def _supersede(folder: RunFolder, key: str) -> None:
-    at, scores = folder.cell(key), folder.scores(key)
+    at, scores, features = folder.cell(key), folder.scores(key), folder.features(key)
     if at.is_dir() and any(at.iterdir()):
         target = folder.superseded(key)
         target.parent.mkdir(exist_ok=True)
         if target.exists():
             set_aside(target)
         shutil.move(at, target)
-        if scores.exists():
-            shutil.move(scores, target / "scores.safetensors")
+        for path in (scores, features):
+            if path.exists():
+                shutil.move(path, target / f"{path.parent.name}.safetensors")
     shutil.rmtree(at, ignore_errors=True)
-    scores.unlink(missing_ok=True)
+    for path in (scores, features):
+        path.unlink(missing_ok=True)
 
 
 def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> list[str]:

@@ -61,6 +61,16 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "se": self.se}
 
 
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Blocks of whole prompts whose means stand in place of single samples."""
+
+    samples: Array
+    """[B] samples in each block."""
+    prompts: int
+    """In all blocks."""
+
+
 def detectable(se: float) -> float:
     """Smallest true difference that is found (two-sided, 5 %) in 80 % of runs with this standard
     error: 2.80 se."""
@@ -68,10 +78,13 @@ def detectable(se: float) -> float:
 
 
 def mean(
-    values: ArrayLike, groups: ArrayLike | None = None, *, bounds: tuple[float, float] | None = None
-) -> Estimate:
+    values: ArrayLike, groups: ArrayLike | None = None, *,
+    bounds: tuple[float, float] | None = None,
+    blocks: Blocks | None = None,
+) -> Estimate:  # fmt: skip
     """Mean of `values` [n] with whole groups as the independent units; `groups` [n] labels them
-    (default: a group each).
+    (default: a group each). With `blocks` the values are means of those, and the mean is of all
+    their samples.
 
     The interval is `reach`'s on the linearised mean. `bounds` is the range a value can have, and
     not used where one lies outside. When all values are equal there is no spread to go by: with
@@ -87,27 +100,40 @@ def mean(
     if len(label) != len(x):
         raise ValueError(f"{len(x)} values and {len(label)} group labels")
     names, member = np.unique(label, return_inverse=True)
-    num, value = len(names), float(x.mean())
+    weights = np.ones(len(x)) if blocks is None else blocks.samples
+    num, value = len(names), float(x.mean() if blocks is None else np.average(x, weights=weights))
     if num < 2:
         return Estimate(value=value, low=None, high=None, n=num, se=None, bounds=bounds)
-    count = np.bincount(member, weights=np.ones(len(x))).astype(np.float64)
-    total = np.bincount(member, weights=x).astype(np.float64)
+    count = np.bincount(member, weights=weights).astype(np.float64)
+    total = np.bincount(member, weights=x * weights).astype(np.float64)
     units = (total - value * count) / count.mean()
-    estimate = constant(value, num, bounds) if np.ptp(x) == 0 else of_units(value, units, bounds)
+    prompts = num if blocks is None else blocks.prompts
+    estimate = (
+        constant(value, prompts, bounds)
+        if np.ptp(x) == 0
+        else of_units(value, units, bounds, prompts)
+    )
     return replace(
         estimate, effective=float(count.sum() ** 2 / np.sum(count**2)) if np.ptp(count) else None
     )
 
 
-def of_units(value: float, units: Array, bounds: tuple[float, float] | None = None) -> Estimate:
+def of_units(
+    value: float,
+    units: Array,
+    bounds: tuple[float, float] | None = None,
+    prompts: int | None = None,
+) -> Estimate:
     """An estimate from what each of G >= 2 units adds to it, `units` [G] being G times that;
-    clipped to `bounds`."""
-    num = len(units)
+    clipped to `bounds`. `prompts`: how many are behind the units, where these are blocks."""
+    num = prompts or len(units)
     spread = float(np.std(units, ddof=1))
     if spread == 0:
         return constant(value, num, bounds)
-    se = spread / float(np.sqrt(num))
+    se = spread / float(np.sqrt(len(units)))
     skew = float(np.mean((units - units.mean()) ** 3)) / spread**3
+    if num != len(units):  # a mean of m prompts is skewed by 1 / sqrt(m) of what one prompt is
+        skew *= float(np.sqrt(num / len(units)))
     low, high = reach(value, se, num - 1, skew)
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
@@ -126,6 +152,7 @@ def constant(value: float, num: int, bounds: tuple[float, float] | None) -> Esti
 def delta(
     values: ArrayLike, against: ArrayLike, groups: ArrayLike | None = None, *,
     bounds: tuple[float, float] | None = None,
+    blocks: Blocks | None = None,
 ) -> Estimate:  # fmt: skip
     """Mean of `values - against`, paired sample by sample; `bounds` is the range of one value, the
     rest as in `mean`."""
@@ -133,7 +160,7 @@ def delta(
     if len(a) != len(b):
         raise ValueError(f"{len(a)} values cannot be paired with {len(b)}")
     width = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
-    return mean(a - b, groups, bounds=width)
+    return mean(a - b, groups, bounds=width, blocks=blocks)
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:

@@ -8,7 +8,7 @@ blocks of whole groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +17,8 @@ from ditbench.statistics.estimates import Array, Estimate, constant, student
 
 BLOCKS = 50
 """Units of a block jackknife, where there are as many groups."""
+MOST = 4096
+"""Units that are kept of one statistic: more groups are summed over blocks (`summed`)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,6 +85,29 @@ def blocks(n: int, groups: ArrayLike | None, num: int = BLOCKS) -> np.ndarray:
     member = members(n, groups)
     block: np.ndarray = member % num
     return block
+
+
+def num_blocks(groups: int) -> int:
+    """How many blocks so many groups are summed over: as many as groups up to `MOST`, else the
+    largest number up to it that divides them, or `MOST` where none above its half does."""
+    if groups <= MOST:
+        return groups
+    return next((num for num in range(MOST, MOST // 2, -1) if groups % num == 0), MOST)
+
+
+def summed(reading: Reading) -> Reading:
+    """The reading with its parts summed over `num_blocks` fixed blocks, to which groups are dealt
+    out in turn; as it is up to `MOST` groups, and where the parts are those of replicates.
+
+    The delete-a-group jackknife (Kott 2001, Journal of Official Statistics 17, 521): the standard
+    error has the same expectation, and of B blocks a relative error of 1 / sqrt(2 (B - 1)) of its
+    own, 1.6 % at 2,048.
+    """
+    groups = len(reading.parts)
+    if reading.groups is not None or groups <= MOST:
+        return reading
+    block = np.arange(groups) % num_blocks(groups)
+    return replace(reading, parts=np.bincount(block, weights=reading.parts).astype(np.float64))
 
 
 def linear(value: float, influence: Array, groups: ArrayLike | None) -> Reading:

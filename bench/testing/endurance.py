@@ -122,7 +122,7 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
             differing.append(f"{key}: names of scores")
         for name in {*a} & {*b}:
             arrays += 1
-            if not np.array_equal(a[name], b[name]):
+            if not np.array_equal(a[name], b[name], equal_nan=a[name].dtype.kind == "f"):
                 differing.append(f"{key}: {name}")
     return {"differing": differing, "cells": len(records), "samples": samples, "arrays": arrays}
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ditbench.analysis.primary import primary_metrics
-from ditbench.analysis.quality import reference_of, statistic_delta
+from ditbench.analysis.quality import statistic_delta
 from ditbench.analysis.rows import Row
-from ditbench.analysis.set_statistics import Sets
 from ditbench.extractors.references import ReferenceSets
+from ditbench.metrics.set_statistics import Sets, reference_of
 from ditbench.metrics.table import Metric, metrics
 from ditbench.records.environment import differing
 from ditbench.records.record import SHOWN, environments_of
@@ -177,8 +177,10 @@ def _change(
         return None
     # published runs hold single precision
     old, new = (s.arrays[metric.name].astype(np.float32).astype(float) for s in (mine, theirs))
-    moved = statistics.delta(new, old, group, bounds=metric.bounds)
-    return float(old.mean()), float(new.mean()), moved
+    moved = statistics.delta(new, old, group, bounds=metric.bounds, blocks=theirs.blocks)
+    weights = None if theirs.blocks is None else theirs.blocks.samples
+    before, after = (float(np.average(values, weights=weights)) for values in (old, new))
+    return before, after, moved
 
 
 def _speed(old: Row, new: Row, gates: Gates) -> list[dict[str, Any]]:

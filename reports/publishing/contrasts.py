@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from ditbench.analysis.primary import primary_of
-from ditbench.analysis.quality import sets_of, statistic_delta
-from ditbench.analysis.set_statistics import Sets
+from ditbench.analysis.quality import statistic_delta
 from ditbench.extractors.references import ReferenceSets
 from ditbench.method.stack import Stack
+from ditbench.metrics.set_statistics import Sets, sets_of
 from ditbench.metrics.table import Metric, metrics
 from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores, read_scores
@@ -67,7 +67,9 @@ class Contrasts:
         if metric.name not in mine.arrays or metric.name not in theirs.arrays:
             return None
         pair = mine.arrays[metric.name], theirs.arrays[metric.name]
-        return statistics.delta(*pair, mine.arrays["group"], bounds=metric.bounds)
+        return statistics.delta(
+            *pair, mine.arrays["group"], bounds=metric.bounds, blocks=mine.blocks
+        )
 
 
 def matched_table(section: Section, budget: str, against: str) -> str:

@@ -16,21 +16,19 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 from PIL import Image
 
-from ditbench.analysis.published_statistics import rounded
-from ditbench.analysis.quality import sets_of
 from ditbench.analysis.rows import Record
-from ditbench.analysis.set_statistics import Sets
 from ditbench.extractors.references import ReferenceSets
+from ditbench.metrics.published_statistics import is_statistic, rounded
+from ditbench.metrics.set_statistics import Sets, sets_of
 from ditbench.metrics.table import metrics
 from ditbench.records.checks import read_references, read_requests
 from ditbench.records.published_files import FILES, hashes
 from ditbench.records.record import MEASURED, check_not_published, read_run
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.sample_blocks import FEATURE, GROUPS
 from ditbench.records.scores import SHAPE, Scores, as_bytes, read_scores
 from ditbench.reports.sections.samples import Pixels, first_samples
 
-FEATURE = "feature."
-"""How the names of arrays of features begin."""
 IMAGES, VIDEOS, FRAMES = 4, 2, 4
 """Thumbnails of a cell, and frames of each, evenly spaced."""
 SIDE, QUALITY = 192, 85
@@ -154,22 +152,26 @@ def without_features(record: Record, scores: Scores, sets: Sets) -> Scores:
             f"{record['key']} has {unread[0]}, of which no metric here is made; --plugin FILE.py "
             "names the file that declares one"
         )
+    known = metrics()
     arrays = {
-        name: rounded(array)
-        for name, array in scores.arrays.items()
-        if not name.startswith(FEATURE)
+        name: rounded(scores.arrays[name])
+        for name in scores.arrays
+        if name != GROUPS and not name.startswith(FEATURE) and not is_statistic(name, known)
     }
     reasons = dict(scores.reasons)
     for metric in metrics().values():
-        if not metric.statistic or metric.features not in scores.arrays:
+        if not metric.statistic or (shape := scores.shape_of(metric.features)) is None:
             continue
-        arrays[metric.features + SHAPE] = np.array(scores.shape_of(metric.features))
+        arrays[metric.features + SHAPE] = np.array(shape)
         try:
             statistics = sets.all_of(metric, record, scores)
         except ValueError as error:
             reasons[metric.name] = str(error)
         else:
-            arrays |= {f"{metric.name}@{name}": array for name, array in statistics.items()}
+            arrays |= {
+                f"{metric.name}@{name}": array if name.endswith(".head") else rounded(array)
+                for name, array in statistics.items()
+            }
     return Scores(
         samples_sha256=scores.samples_sha256,
         arrays=arrays,

@@ -1,8 +1,8 @@
-"""Statistics of sets in the scores of a published run, which has no features: each as an array
-beside the per-sample values. No torch.
+"""Statistics of sets in the scores of a cell: each as an array beside the per-sample values, so that
+features are not wanted, which a published run has none of. No torch.
 
 METRIC@read      the statistic: value, unbiased value (NaN: none), units behind its parts (0: its
-                 own), then the parts, as `ditbench.analysis.statistic_cache.array_of` has them
+                 own), then the parts, as `ditbench.metrics.statistic_cache.array_of` has them
 METRIC@check     the same of its check, where it has one
 METRIC@each      values of 0 or 1 whose mean the statistic is, where it is such a mean
 METRIC@floor     what perfect samples would score at this n, where that is said
@@ -11,16 +11,19 @@ FEATURES@shape   shape of the features that were left out
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.analysis.statistic_cache import array_of, reading_of
+from ditbench.metrics.statistic_cache import array_of, reading_of
 from ditbench.records.scores import Scores
 from ditbench.statistics.estimates import Array
 from ditbench.statistics.influence import Reading
 
+ARRAYS = ("read", "read.head", "check", "check.head", "each", "floor")
+"""After a metric's name and an @."""
 FEW = 64
 """Arrays of more distinct numbers are rounded to single precision."""
 
@@ -49,9 +52,15 @@ def published_floor(scores: Scores, metric: str) -> float | None:
 
 
 def parts_of(reading: Reading, name: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a reading: what stands before its parts at full precision, and the parts."""
+    """The arrays of a reading: what stands before its parts, and the parts."""
     numbers = array_of(reading)
-    return {f"{name}.head": numbers[:3], name: rounded(numbers[3:])}
+    return {f"{name}.head": numbers[:3], name: numbers[3:]}
+
+
+def is_statistic(name: str, metrics: Container[str]) -> bool:
+    """Whether an array is one of a statistic of a metric of these names."""
+    metric, at, what = name.partition("@")
+    return bool(at) and metric in metrics and what.partition("@")[0] in ARRAYS
 
 
 def rounded(array: NDArray[Any]) -> NDArray[Any]:

@@ -13,7 +13,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from ditbench.records.files import replacing
 from ditbench.records.reading import regular
 from ditbench.records.run_folder import RunFolder
 from ditbench.statistics.frechet import Reference
-from ditbench.statistics.influence import Reading
+from ditbench.statistics.influence import MOST, Reading
 
 
 def key_of(
@@ -45,6 +45,17 @@ def key_of(
         digest.update(f" {array.dtype} {array.shape} ".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def worked_out_from(
+    functions: Sequence[Callable[..., Any] | None], source: str, reference: Reference | None
+) -> str:
+    """What a statistic in a scores file is said to be worked out from: sha256 of its functions, of
+    what its features are of and were made by (`source`), and of the reference. The features are not
+    read for it."""
+    names = [_statistic(function) for function in functions if function is not None]
+    text = f"{MOST} {names} {source} {_digest(reference) if reference else ''}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def array_of(reading: Reading) -> NDArray[np.float64]:
@@ -97,6 +108,10 @@ class Kept:
         """Write what was asked for, and forget the rest; nothing where that is what the file holds,
         or where it cannot be written."""
         if self._asked.keys() == self._found.keys():
+            return
+        if not self._asked:
+            with suppress(OSError):
+                self.path.unlink()
             return
         with suppress(SafetensorError, OSError), replacing(self.path) as partial_file:
             save_file(self._asked, partial_file)
