@@ -38,6 +38,10 @@ from ditbench.runner.leases import owner_of
 PROGRAM = str(ROOT / "run_bench.py")
 SAMPLING_S = 0.5
 """Seconds from one look at the memory of the processes to the next."""
+WORKERS = 0.7
+"""Share of the kills that are of a process that makes shards, while there is one."""
+TRIES = 3
+"""How often the command is begun again, undisturbed, while cells of it fail."""
 FINISHED = (0, 3)
 """Exit codes of a command that came to its end; with 3 a cell failed, which the next makes again."""
 
@@ -54,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     args.folder.mkdir(parents=True, exist_ok=True)
     memory = args.folder / "memory.csv"
-    while _run(args.folder / "undisturbed", args.flags, memory) not in FINISHED:
-        pass
+    if (code := _run(args.folder / "undisturbed", args.flags, memory)) not in FINISHED:
+        raise ValueError(f"the undisturbed run ended with exit code {code}")
     kills = disturb(args.folder / "killed", args.flags, args.kills, args.mean, args.seed)
     result = compare(args.folder / "undisturbed", args.folder / "killed")
     result |= {"kills": kills, "flags": args.flags, "peak_bytes": _peaks(memory)}
@@ -66,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int) -> dict[str, int]:
     """Run into `out` and kill the command or a process of it so often, on average after `mean`
-    seconds each; then let it come to its end. How often which was killed, by `kills.jsonl` beside
-    it; what was killed there before counts."""
+    seconds each; then let it come to its end, which it may before. How often which was killed, by
+    `kills.jsonl` beside it; what was killed there before counts. ValueError where it cannot run."""
     log = out.with_name("kills.jsonl")
     memory = out.with_name("memory.csv")
     before = log.read_text().splitlines() if log.exists() else []
     chance = random.Random(f"{seed}/{len(before)}")
-    done = len(before)
+    done, ended = len(before), 0
     while True:
         running = _begin(out, flags)
         while done < kills and running.poll() is None:
@@ -80,8 +84,8 @@ def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int)
             if running.poll() is not None:
                 break
             workers = _makers(out)
-            victim = chance.choice([running.pid, *workers]) if chance.random() < 0.9 else 0
-            victim = victim or running.pid
+            of_workers = bool(workers) and chance.random() < WORKERS
+            victim = chance.choice(workers) if of_workers else running.pid
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
                 kind = "command" if victim == running.pid else "worker"
@@ -91,8 +95,12 @@ def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int)
             if victim == running.pid:
                 running.wait()
         _watch(running, out, float("inf"), memory)
-        if running.returncode == 0 or (done >= kills and running.returncode not in (-9, 3)):
+        ended += done >= kills and running.returncode in FINISHED
+        if running.returncode == 0 or ended == TRIES:
             break
+        if running.returncode not in (*FINISHED, -signal.SIGKILL):
+            raise ValueError(f"the run ended with exit code {running.returncode}; see {out}.log")
+    log.touch()
     lines = [json.loads(line)["killed"] for line in log.read_text().splitlines()]
     return {kind: lines.count(kind) for kind in ("command", "worker")}
 
