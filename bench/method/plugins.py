@@ -74,10 +74,10 @@ def _no_way_out() -> Iterator[None]:
     """`os._exit` ends no process while a plug-in is read, but is the error that `sys.exit` is."""
     leave, process, reading = os._exit, os.getpid(), [True]
 
-    def refuse(code: int) -> NoReturn:
+    def refuse(status: int) -> NoReturn:
         if reading and os.getpid() == process:
-            raise SystemExit(code)
-        leave(code)  # what it forked, or a name of it that was kept
+            raise SystemExit(status)
+        leave(status)  # what it forked, or a name of it that was kept
 
     os._exit = refuse
     try:

@@ -82,9 +82,8 @@ def case(number, runs):
             shutil.rmtree(written)
 
 
-@pytest.mark.parametrize("number", [0])
-def test_no_file_of_a_run_breaks_a_command_that_reads_it(number, runs):
-    for i in range(number, number + 50):
+def test_no_file_of_a_run_breaks_a_command_that_reads_it(runs):
+    for i in range(30):
         case(i, runs)
 
 
