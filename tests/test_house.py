@@ -211,6 +211,47 @@ def test_nothing_unpickles_and_torchs_own_files_are_read_in_two_places_as_tensor
             assert not loads, path
 
 
+OTHER_OPEN = {"Image", "os", "archive", "zipfile", "tarfile", "gzip", "lzma"}
+"""What has an `open` that is not of a text."""
+
+
+def without_encoding(call: ast.Call) -> bool:
+    """Whether a call reads or writes text in whatever encoding the machine prefers."""
+    of = call.func
+    name = of.attr if isinstance(of, ast.Attribute) else getattr(of, "id", "")
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in given or name not in ("open", "read_text", "write_text", "run", "Popen"):
+        return False
+    if name in ("run", "Popen"):
+        return bool({"text", "universal_newlines"} & {*given})
+    if name == "write_text" or name == "read_text":
+        # those of `ditbench.records` are functions, and write nothing but UTF-8
+        return isinstance(of, ast.Attribute)
+    if isinstance(of, ast.Attribute) and getattr(of.value, "id", "") in OTHER_OPEN:
+        return False
+    modes = call.args[1:2] if isinstance(of, ast.Name) else call.args[:1]
+    mode = given.get("mode", next(iter(modes), None))
+    return not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
+
+
+def test_text_is_utf_8_whatever_the_machine_prefers():
+    texts = {path: path.read_text(encoding="utf-8") for path in (*SOURCES, ROOT / "run_bench.py")}
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path, text in texts.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and without_encoding(node)
+    ]
+    assert not found
+    for text, wrong in (
+        ("open('x')", True), ("open('x', 'rb')", False), ("p.open('w')", True),
+        ("p.open('rb')", False), ("p.read_text()", True), ("Image.open(p)", False),
+        ("p.read_text(encoding='utf-8')", False), ("run([], text=True)", True), ("run([])", False),
+        ("p.write_text('x')", True), ("write_text(p, 'x')", False), ("p.open(mode='w')", True),
+    ):  # fmt: skip
+        assert without_encoding(ast.parse(text).body[0].value) == wrong, text
+
+
 def test_no_test_looks_at_a_clock():
     """How fast a machine is at this moment is no property of the code: times are
     `ditbench.testing.benchmarks`', tests assert work."""

@@ -90,8 +90,10 @@ def check_left_over(words: Sequence[str], parser: argparse.ArgumentParser) -> No
 
 def check_given(words: Sequence[str]) -> None:
     """ValueError for an empty argument, as an unset variable of a shell leaves it: it is never
-    taken for a default."""
+    taken for a default; and for one with NUL in it."""
     for flag, word in zip(["", *words], words, strict=False):
+        if "\0" in word:  # not from a shell, which has none
+            raise ValueError(f"{flag or word!r}: no name and no text has a NUL in it")
         if word == "" or re.fullmatch(r"--[a-z-]+=", word):
             about = word.removesuffix("=") or (
                 flag if flag.startswith("--") else f"the argument after {flag}"

@@ -137,14 +137,14 @@ def _revision() -> str | None:
             ["git", "rev-parse", "--short=12", "HEAD"],
             cwd=ROOT,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=5,
         )
         dirty = subprocess.run(
             ["git", "status", "--porcelain", "-uno"],
             cwd=ROOT,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):

@@ -73,11 +73,10 @@ def _opened(path: Path) -> TextIO:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES):
             raise
         raise ValueError(f"out: {path} cannot be locked ({error.strerror})") from error
-    file = open(descriptor, "r+", encoding="utf-8", errors="replace")  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise ValueError(f"out: {path} cannot be locked (it is not a file)")
-    return file
+    return open(descriptor, "r+", encoding="utf-8", errors="replace")
 
 
 def _lock(file: TextIO, path: Path) -> None:

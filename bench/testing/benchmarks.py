@@ -149,7 +149,7 @@ def _opening(page: Path) -> list[float]:
         browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri(),
     ]  # fmt: skip
     pages = [
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
         for _ in range(REPEATS)
     ]
     matches = [re.search(r"opened-in-([\d.]+)", text) for text in pages]

@@ -100,7 +100,10 @@ def _environments(one: Section, other: Section) -> list[str]:
 def _references(section: Section) -> Any:
     """sha256 of the references of a run, by model and extractor."""
     path = RunFolder(section.folder).references
-    pointers = read_references(path)
+    try:
+        pointers = read_references(path)
+    except ValueError:  # nobody knows whether they are the same; the section names the file
+        return section.name
     return {
         model: {name: pointer["sha256"] for name, pointer in of.items()}
         for model, of in pointers.items()

@@ -16,7 +16,7 @@ from ditbench.analysis.summary import Scores, read_scores, summarise
 from ditbench.extractors.references import ReferenceSets
 from ditbench.models.lora import loras_of
 from ditbench.models.sampling import noun_for
-from ditbench.records.checks import read_requests
+from ditbench.records.checks import read_references, read_requests
 from ditbench.records.published_files import members, replaced
 from ditbench.records.reading import read_content
 from ditbench.records.record import (
@@ -180,6 +180,10 @@ def _section(folder: Path, name: str) -> Section:
         f"scores/{one_line(key)}.safetensors is damaged or of another version; scoring again makes it anew"
         for key in unread
     ]
+    try:
+        read_references(files.references)
+    except ValueError as error:
+        damaged.append(one_line(str(error).replace(f"{folder}/", "")))
     if is_published(folder):
         damaged += _lost(files, run, scores)
     missing = [
