@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ditbench.cli import preparing
+from ditbench.cli import preparing, sharing
 from ditbench.cli import queries as asking
 from ditbench.cli.ending import run, stopped_by_signals, tell
 from ditbench.cli.estimating import estimate
@@ -295,6 +295,7 @@ COMMANDS = {
     "run": _run, "plan": _plan, "count": preparing.count, "estimate": estimate,
     "prepare": preparing.prepare, "convert": preparing.convert, "match": preparing.match, "stack": _stack, "score": _score,
     "report": _report, "recommend": asking.recommend, "compare": asking.compare,
-    "reproduce": asking.reproduce,
+    "reproduce": asking.reproduce, "publish": sharing.publish, "pull": sharing.pull,
+    "merge": sharing.merge, "leaderboard": sharing.leaderboard, "verify": sharing.verify,
     "reference": _reference, "list": _list, "check": preparing.check, "doctor": _doctor,
 }  # fmt: skip

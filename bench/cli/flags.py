@@ -4,6 +4,7 @@ references."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,24 @@ def reference_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--reference", action="append", default=[], metavar="[MODEL=]FILE", help=about
     )
+
+
+def sharing_flags(commands: Mapping[str, argparse.ArgumentParser]) -> None:
+    """The arguments of the commands of `ditbench.cli.sharing`, by name."""
+    commands["publish"].add_argument("run", type=Path, metavar="RUN")
+    commands["publish"].add_argument(
+        "--to",
+        required=True,
+        metavar="DIR|FILE.tar.zst|hf://datasets/OWNER/NAME",
+        help="a folder, a file, or a data set of the Hugging Face hub (hf auth login)",
+    )
+    commands["pull"].add_argument("source", metavar="SOURCE", help="what `publish --to` takes")
+    commands["merge"].add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    commands["leaderboard"].add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    commands["verify"].add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    for name, about in (
+        ("pull", "folder for the run"),
+        ("merge", "folder for the merged run"),
+        ("leaderboard", "folder for the page"),
+    ):
+        commands[name].add_argument("--out", type=Path, required=True, metavar="DIR", help=about)

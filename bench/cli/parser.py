@@ -14,6 +14,7 @@ from ditbench.cli.flags import (
     prepare_flags,
     reference_flag,
     run_flags,
+    sharing_flags,
 )
 from ditbench.cli.usage import Parser, decimal_number, whole_number
 
@@ -243,6 +244,20 @@ def parsers(
         help="MODEL/STACK, a record key, or a stack where one model alone has it",
     )
     plugin_flag(reproduce)
+
+    shared = {
+        name: command(name, about)
+        for name, about in (
+            ("publish", "send a run without secrets, folders and names of this machine"),
+            ("pull", "fetch a published run"),
+            ("merge", "put cells of several runs of one protocol into one published run"),
+            ("leaderboard", "write a page of many runs, by model and machine"),
+            ("verify", "derive every table of published runs again; exits 1 where one differs"),
+        )
+    }
+    sharing_flags(shared)
+    for name in ("publish", "merge", "leaderboard", "verify"):
+        plugin_flag(shared[name])
 
     listing = command("list", "list models, methods or metrics")
     listing.add_argument("what", choices=("models", "methods", "metrics"))

@@ -131,9 +131,12 @@ def of_units(
     if spread == 0:
         return constant(value, num, bounds)
     se = spread / float(np.sqrt(len(units)))
-    skew = float(np.mean((units - units.mean()) ** 3)) / spread**3
-    if num != len(units):  # a mean of m prompts is skewed by 1 / sqrt(m) of what one prompt is
-        skew *= float(np.sqrt(num / len(units)))
+    centred = units - units.mean()
+    if num == len(units):
+        skew = float(np.mean(centred**3)) / spread**3
+    else:  # a mean of m prompts is skewed by 1 / sqrt(m) of what one prompt is
+        third = float(np.mean(centred * centred * centred))  # a power takes ten times as long
+        skew = third / spread**3 * float(np.sqrt(num / len(units)))
     low, high = reach(value, se, num - 1, skew)
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])

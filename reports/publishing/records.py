@@ -80,14 +80,14 @@ def publish(run: Path, folder: Path) -> list[Path]:
         for r in content.records
         if r["key"] in scores
     }
-    made[into.published_scores] = _zipped(small, ZIP_DEFLATED)
+    made[into.published_scores] = zipped(small, ZIP_DEFLATED)
     thumbnails = {
         f"{r['key']}/{i}-{t}.webp": _webp(frame)
         for r in measured
         for i, sample in enumerate(_first_samples(source, r["key"]))
         for t, frame in enumerate(sample)
     }
-    made[into.thumbnails] = _zipped(thumbnails, ZIP_STORED)
+    made[into.thumbnails] = zipped(thumbnails, ZIP_STORED)
     made[into.published_records] = b"".join(
         as_text(without_folders({**record, "traceback": ""}), separators=(",", ":"))
         for record in content.records
@@ -95,7 +95,7 @@ def publish(run: Path, folder: Path) -> list[Path]:
     files = hashes({path.relative_to(folder).as_posix(): of_path for path, of_path in made.items()})
     spec = without_folders(_spec(content.spec)) | {FILES: files}
     made = {into.spec: as_text(spec, indent=1), **made}
-    with _in_place_of(folder) as fresh:
+    with in_place_of(folder) as fresh:
         before = RunFolder(fresh)
         requests_of = before.requests("any").parent
         for path in (before.command, before.references, *requests_of.glob("*")):
@@ -107,7 +107,7 @@ def publish(run: Path, folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _in_place_of(folder: Path) -> Iterator[Path]:
+def in_place_of(folder: Path) -> Iterator[Path]:
     """A folder with what `folder` holds, to be changed; it takes the place of `folder` when the
     block ends, and is removed when it fails.
 
@@ -158,7 +158,7 @@ def without_features(record: Record, scores: Scores, sets: Sets) -> Scores:
         for name in scores.arrays
         if name != GROUPS and not name.startswith(FEATURE) and not is_statistic(name, known)
     }
-    reasons = dict(scores.reasons)
+    reasons: dict[str, str] = without_folders(dict(scores.reasons))
     for metric in metrics().values():
         if not metric.statistic or (shape := scores.shape_of(metric.features)) is None:
             continue
@@ -166,7 +166,7 @@ def without_features(record: Record, scores: Scores, sets: Sets) -> Scores:
         try:
             statistics = sets.all_of(metric, record, scores)
         except ValueError as error:
-            reasons[metric.name] = str(error)
+            reasons[metric.name] = without_folders(str(error))
         else:
             arrays |= {
                 f"{metric.name}@{name}": array if name.endswith(".head") else rounded(array)
@@ -255,7 +255,8 @@ def as_text(document: Any, **style: Any) -> bytes:
     return f"{json.dumps(document, **style)}\n".encode()
 
 
-def _zipped(content: dict[str, bytes], compression: int) -> bytes:
+def zipped(content: dict[str, bytes], compression: int) -> bytes:
+    """An archive whose members have no date, so that the same content gives the same bytes."""
     archive = BytesIO()
     with ZipFile(archive, "w", compression, compresslevel=9) as file:
         for name, of_name in content.items():
