@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from ditbench.extractors.table import find
 from ditbench.metrics.samples import Sampled
 from ditbench.metrics.table import Metric
-from ditbench.records.files import file_sha256, replacing
+from ditbench.records.files import replacing
 
 VERSION = "features 1"
 
@@ -35,7 +35,7 @@ class PartlyExtracted:
     def __init__(self, cell: Sampled, metric: Metric) -> None:
         self._cell, self._waiting, self._files = cell, list[dict[str, NDArray]](), list[Path]()
         if self._apart:
-            of = f"{fingerprint(cell, metric)} {file_sha256(cell.samples.path)}"
+            of = f"{fingerprint(cell, metric)} {cell.samples.sha256}"
             self._name = f"{metric.extractor}-{hashlib.sha256(of.encode()).hexdigest()[:16]}"
 
     @property

@@ -90,7 +90,7 @@ def _number(path: Path) -> int:
 def _owner(path: Path) -> dict[str, Any]:
     """What a lease says; empty where it is gone, or only just made."""
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}

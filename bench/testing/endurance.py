@@ -74,7 +74,7 @@ def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int)
     `kills.jsonl` beside it; what was killed there before counts. ValueError where it cannot run."""
     log = out.with_name("kills.jsonl")
     memory = out.with_name("memory.csv")
-    before = log.read_text().splitlines() if log.exists() else []
+    before = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     chance = random.Random(f"{seed}/{len(before)}")
     done, ended = len(before), 0
     while True:
@@ -89,7 +89,7 @@ def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int)
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
                 kind = "command" if victim == running.pid else "worker"
-                with log.open("a") as file:
+                with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"killed": kind, "shards": _count(out)}) + "\n")
                 done += 1
             if victim == running.pid:
@@ -101,7 +101,7 @@ def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int)
         if running.returncode not in (*FINISHED, -signal.SIGKILL):
             raise ValueError(f"the run ended with exit code {running.returncode}; see {out}.log")
     log.touch()
-    lines = [json.loads(line)["killed"] for line in log.read_text().splitlines()]
+    lines = [json.loads(line)["killed"] for line in log.read_text(encoding="utf-8").splitlines()]
     return {kind: lines.count(kind) for kind in ("command", "worker")}
 
 
@@ -158,7 +158,7 @@ def _run(out: Path, flags: Sequence[str], memory: Path) -> int:
 def _watch(running: subprocess.Popen[bytes], out: Path, seconds: float, memory: Path) -> None:
     """Note the memory of a command and its processes until it ends, or for so long."""
     end = time.monotonic() + seconds
-    with memory.open("a", newline="") as file:
+    with memory.open("a", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         while running.poll() is None and (left := end - time.monotonic()) > 0:
             largest = max(_peaks_below(running.pid), default=0)
@@ -183,7 +183,7 @@ def _peaks_below(pid: int) -> Iterator[int]:
     parents: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, IndexError, ValueError):
-            fields = path.read_text().rpartition(")")[2].split()
+            fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
             parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
     waiting = [pid]
     while waiting:
@@ -194,14 +194,16 @@ def _peaks_below(pid: int) -> Iterator[int]:
 
 def _peak(pid: int) -> int:
     with suppress(OSError, IndexError, ValueError):
-        text = Path(f"/proc/{pid}/status").read_text()
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
         return int(text.split("VmHWM:")[1].split()[0]) * 1024
     return 0
 
 
 def _peaks(memory: Path) -> dict[str, int]:
     """Peak resident bytes of the command and of its largest process, in both runs."""
-    rows = [row for row in csv.reader(memory.read_text().splitlines()) if len(row) == 4]
+    rows = [
+        row for row in csv.reader(memory.read_text(encoding="utf-8").splitlines()) if len(row) == 4
+    ]
     return {
         "command": max((int(row[2]) for row in rows), default=0),
         "process": max((int(row[3]) for row in rows), default=0),

@@ -3,6 +3,7 @@ unpacked so that nothing lands outside its folder. No torch."""
 
 from __future__ import annotations
 
+import importlib
 import tarfile
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -17,13 +18,12 @@ LEVEL = 10
 def zstandard() -> ModuleType:
     """The package; ValueError says how to get it."""
     try:
-        import zstandard as package
+        return importlib.import_module("zstandard")
     except ImportError:
         raise ValueError(
             "a .tar.zst needs the package zstandard (pip install 'ditbench[share]'); a folder needs "
             "nothing"
         ) from None
-    return package
 
 
 def pack(folder: Path, path: Path) -> None:

@@ -127,7 +127,7 @@ def _csv(tables: Sequence[Board]) -> str:
 
 
 def _html(tables: Sequence[Board]) -> str:
-    css = (files("ditbench.reports.page") / "page.css").read_text()
+    css = (files("ditbench.reports.page") / "page.css").read_text(encoding="utf-8")
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -164,7 +164,7 @@ def _files(
     for number, folder in enumerate(folders):
         files = RunFolder(folder)
         if files.command.is_file():
-            commands.append(files.command.read_text())
+            commands.append(files.command.read_text(encoding="utf-8"))
         if files.references.is_file():
             made[files.references.name] = files.references.read_bytes()
         for path in sorted((folder / "requests").glob("*.json")):

@@ -85,12 +85,15 @@ def _texts(files: RunFolder) -> Iterator[tuple[str, str]]:
     for path in documents:
         if path.is_file():
             yield from _inside(
-                json.loads(path.read_text()), path.relative_to(files.path).as_posix()
+                json.loads(path.read_text(encoding="utf-8")),
+                path.relative_to(files.path).as_posix(),
             )
     if files.command.is_file():
-        yield files.command.name, files.command.read_text()
+        yield files.command.name, files.command.read_text(encoding="utf-8")
     if files.published_records.is_file():
-        for i, line in enumerate(files.published_records.read_text().splitlines(), 1):
+        for i, line in enumerate(
+            files.published_records.read_text(encoding="utf-8").splitlines(), 1
+        ):
             yield from _inside(json.loads(line), f"{files.published_records.name}, line {i},")
     if files.published_scores.is_file():
         content, _ = members(files.published_scores)
