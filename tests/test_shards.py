@@ -321,9 +321,9 @@ def test_a_shard_that_takes_too_long_is_ended_and_is_the_reason(flaky, tmp_path)
     files.shard_document(key, 1).unlink()
     files.record(key).unlink()
     fails(flaky, "waits", 1)
-    bench(out, *flags, "--time-limit", "15", code=SOME_FAILED)
+    bench(out, *flags, "--time-limit", "8", code=SOME_FAILED)
     record = next(r for r in read_run(out).records if r["key"] == key)
-    assert record["reason"] == "shard 1: it took longer than its time limit of 15 s (--time-limit)"
+    assert record["reason"] == "shard 1: it took longer than its time limit of 8 s (--time-limit)"
 
 
 def test_further_devices_make_shards_while_something_is_timed(divided, tmp_path, monkeypatch):
