@@ -24,14 +24,18 @@ from safetensors.numpy import save_file
 
 from ditbench.extractors.table import Extractor, Table, extractors, find
 from ditbench.models.table import models
-from ditbench.records.checks import read_references
+from ditbench.records.checks import COUNT, Values, check, read_references
 from ditbench.records.files import file_sha256, replacing, write_json
+from ditbench.records.reading import parse_json, regular
 from ditbench.records.record import read_run
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.text import one_line
 from ditbench.statistics.frechet import Reference, factor
 from ditbench.suggest import suggest
 
 SCHEMA = 1
+METADATA = {"schema": int, "extractor": str, "key": str, "n": Values(COUNT)}
+"""What a reference file says of itself; n by feature."""
 ROWS = 10_000
 """Pictures whose features are kept, for statistics that need more than moments."""
 ADM = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -85,19 +89,27 @@ def read(path: Path, extractor: Extractor, feature: str) -> Reference:
             rows = f.get_tensor(f"{feature}.rows") if f"{feature}.rows" in names else None
             mean, root = f.get_tensor(f"{feature}.mean"), f.get_tensor(f"{feature}.root")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-    return Reference(n=metadata["n"][feature], mean=mean, root=root, features=rows)
+        raise ValueError(f"{path} is damaged ({one_line(str(error))})") from error
+    d = len(mean) if mean.ndim == 1 else -1
+    if root.shape != (d, d) or (rows is not None and rows.shape[1:] != (d,)):
+        raise ValueError(f"{path} is damaged ({feature} has arrays that do not fit)")
+    if not all(np.isfinite(a).all() for a in (mean, root, *([] if rows is None else [rows]))):
+        raise ValueError(f"{path} is damaged ({feature} holds what is no finite number)")
+    return Reference(n=metadata["n"].get(feature, 0), mean=mean, root=root, features=rows)
 
 
 def describe(path: Path) -> dict[str, Any]:
     """What a reference file says of itself: extractor, key, n by feature; ValueError when it is
     none, or damaged."""
     try:
-        with safe_open(path, "np") as f:
-            metadata: dict[str, Any] = json.loads(f.metadata()["reference"])
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no reference file, or damaged ({error})") from error
-    if metadata.get("schema") != SCHEMA:
+        with safe_open(regular(path), "np") as f:
+            text = f.metadata()["reference"]
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no reference file, or damaged ({one_line(str(error))})"
+        ) from error
+    metadata: dict[str, Any] = check(parse_json(text, str(path)), METADATA, str(path))
+    if metadata["schema"] != SCHEMA:
         raise ValueError(f"{path} was written by another version of ditbench")
     return metadata
 

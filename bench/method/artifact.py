@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench import ZOO
+from ditbench.records.checks import AMOUNT, COUNT, NAME, Names, check
 from ditbench.records.facts import plain
 from ditbench.records.files import file_sha256, read_json, write_json
 
@@ -27,6 +28,12 @@ OWN = Path("artifacts")
 """Where `prepare` writes, in the working directory."""
 BUNDLED = ZOO / "artifacts"
 MANIFEST = "manifest.json"
+SHAPE = {
+    "files": Names(str), "recipe": dict, "below": str, "seconds": AMOUNT,
+    "notes": {"iterations?": COUNT, "finish?": COUNT}, "steps?": COUNT, "method?": NAME,
+    "model?": NAME, "stack?": str, "flags?": [str], "weights_sha256?": str,
+}  # fmt: skip
+"""What the manifest of an artefact looks like."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +166,8 @@ def _read(folder: Path) -> Artifact | None:
     damaged or missing."""
     if not (folder / MANIFEST).is_file():
         return None
-    manifest = read_json(folder / MANIFEST)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict):
-        raise ValueError(f"{folder / MANIFEST} is damaged (it names no files)")
-    for name, sha in files.items():
+    manifest = check(read_json(folder / MANIFEST), SHAPE, str(folder / MANIFEST))
+    for name, sha in manifest["files"].items():
         path = folder / name
         if not path.is_file() or file_sha256(path) != sha:
             raise ValueError(f"{path} is damaged or missing")
@@ -213,6 +217,8 @@ def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN)
             "notes": notes,
         }
         write_json(partial / MANIFEST, manifest)
+        for name in files:  # libraries give their files other permissions than the umask's
+            (partial / name).chmod((partial / MANIFEST).stat().st_mode & 0o777)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from ditbench import ZOO
 from ditbench.models.family import family_named
+from ditbench.models.folders import parts_of, sizes_of
 from ditbench.models.table import HERE, Model
 
 SEED = 0
@@ -58,19 +58,12 @@ def _of_folder(model: Model) -> dict[str, dict[str, Any]]:
     parts: dict[str, dict[str, Any]] = {
         "pipeline": {"class": f"diffusers.{family_named(model.family).pipeline}"}
     }
-    for part, kind in json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items():
-        if not isinstance(kind, list) or not kind[0]:
-            continue
+    for part, kind in parts_of(folder).items():
         if "tokenizer" in part:
             parts[part] = {"folder": str(folder / part)}
             continue
         file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-        sizes = {
-            k: v
-            for k, v in json.loads(file.read_text(encoding="utf-8")).items()
-            if not k.startswith("_")
-        }
-        parts[part] = {"class": ".".join(kind), **sizes}
+        parts[part] = {"class": ".".join(kind), **sizes_of(file)}
     return parts
 
 

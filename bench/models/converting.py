@@ -3,12 +3,12 @@ else, so that no code in them runs."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ditbench.models.folders import INDEX, parts_of, shards_of
 from ditbench.models.weights import WEIGHTLESS
 from ditbench.records.files import file_sha256, read_json, replacing, write_json
 
@@ -42,18 +42,13 @@ def convert(folder: Path, tell: Callable[[str, int, int], None]) -> list[dict[st
 
 def _parts(folder: Path) -> list[Path]:
     """The folders in it that have weights; itself where it is no pipeline's."""
-    index = folder / "model_index.json"
-    if not index.is_file():
+    if not (folder / INDEX).is_file():
         return [folder]
-    try:
-        kinds = json.loads(index.read_text(encoding="utf-8"))
-        return [
-            folder / name
-            for name, kind in kinds.items()
-            if isinstance(kind, list) and kind[0] and not str(kind[1]).endswith(WEIGHTLESS)
-        ]
-    except (OSError, ValueError, AttributeError, IndexError) as error:
-        raise ValueError(f"{index} cannot be read: {error}") from None
+    return [
+        folder / name
+        for name, (_, kind) in parts_of(folder).items()
+        if not kind.endswith(WEIGHTLESS)
+    ]
 
 
 def _renamed(name: str) -> str:
@@ -119,8 +114,7 @@ def _tensors(source: Path) -> dict[str, Any]:
 
 def _convert_index(index: Path) -> None:
     """The table of shards, with their new names."""
-    document = read_json(index)
-    names = document["weight_map"]
+    names, document = shards_of(index), read_json(index)
     document["weight_map"] = {key: _renamed(name) or name for key, name in names.items()}
     name = _renamed(index.name.removesuffix(".index.json"))
     write_json(index.with_name(f"{name}.index.json"), document)

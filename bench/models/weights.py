@@ -6,12 +6,13 @@ import functools
 import hashlib
 import json
 import socket
-import struct
 from pathlib import Path
 
 from ditbench import ZOO
+from ditbench.models.folders import check_file, parts_of, pipeline_of, shards_of
 from ditbench.models.table import Model
 from ditbench.records.files import file_sha256, user_cache, write_json
+from ditbench.records.text import one_line
 
 WEIGHTLESS = ("Scheduler", "Tokenizer", "TokenizerFast", "Backend")
 """How the names of classes end whose parts of a pipeline have no weights."""
@@ -140,17 +141,11 @@ def check_folder(folder: Path, pipeline: str | None = None) -> None:
 
     Reads headers only. `pipeline` is the pipeline class it must hold, when given.
     """
-    index = folder / "model_index.json"
-    try:
-        parts = json.loads(index.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{index} is missing: {folder} is no diffusers pipeline") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{index} cannot be read: {_first_line(error)}") from None
-    if pipeline and (class_name := parts.get("_class_name")) != pipeline:
-        raise ValueError(f"{folder} holds a {class_name}, not a {pipeline}")
-    for name, kind in parts.items():
-        if isinstance(kind, list) and kind[0] and not str(kind[1]).endswith(WEIGHTLESS):
+    class_name = pipeline_of(folder).get("_class_name")
+    if pipeline and class_name != pipeline:
+        raise ValueError(f"{folder} holds a {one_line(str(class_name), 80)}, not a {pipeline}")
+    for name, (_, part_class) in parts_of(folder).items():
+        if not part_class.endswith(WEIGHTLESS):
             _check_part(folder / name)
 
 
@@ -164,10 +159,7 @@ def _check_part(folder: Path) -> None:
     """A part with weights: at least one safetensors file, all shards there, every file whole."""
     files = sorted(folder.glob("*.safetensors"))
     for index in folder.glob("*.safetensors.index.json"):
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{index} cannot be read: {_first_line(error)}") from None
+        shards = {*shards_of(index).values()}
         if missing := sorted(shards - {f.name for f in files}):
             raise ValueError(f"{folder / missing[0]} is missing, but {index.name} names it")
     if not files:
@@ -179,24 +171,6 @@ def _check_part(folder: Path) -> None:
         raise ValueError(f"{folder} has no .safetensors file, and nothing else is read")
     for file in files:
         check_file(file)
-
-
-def check_file(path: Path) -> None:
-    """Raise ValueError, naming the file, unless it is as long as its safetensors header says."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            if length > size:
-                raise ValueError("its header is cut off")
-            header = json.loads(f.read(length))
-        ends = [
-            entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
-        ]
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
-    if (expected := 8 + length + max(ends, default=0)) != size:
-        raise ValueError(f"{path} is damaged: it has {size} bytes and its header says {expected}")
 
 
 def weights_sha256(model: Model, weights: str) -> str:

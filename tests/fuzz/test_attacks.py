@@ -16,6 +16,10 @@ from report_runs import STACKS, edit, key_of, write_run
 from safetensors.numpy import load_file, save_file
 
 from ditbench.cli.parser import OK, SOME_FAILED, USAGE
+from ditbench.extractors.references import describe
+from ditbench.method.artifact import _read as read_artifact
+from ditbench.models.folders import check_file, shards_of
+from ditbench.models.weights import check_folder
 from ditbench.records.checks import is_name
 from ditbench.records.files import json_text, replacing, write_text
 from ditbench.records.reading import DEEPEST, read_json
@@ -289,6 +293,71 @@ def test_levels_of_a_document_are_counted(tmp_path):
     path.write_text("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1))
     with pytest.raises(ValueError, match=f"x.json is damaged .more than {DEEPEST} levels deep"):
         read_json(path)
+
+
+JSONS = ("[]", "3", "null", '"x"', "{", "[" * 10**5, '{"x": NaN}', "\xff", '{"": [[]]}')
+"""Texts that are no document of ours."""
+INDICES = (*JSONS, '{"transformer": []}', '{"transformer": ["x"]}', '{"transformer": [{}, 3]}')
+SHARDS = (
+    *JSONS,
+    "{}",
+    '{"weight_map": null}',
+    '{"weight_map": {"x": 3}}',
+    '{"weight_map": {"x": "../x"}}',
+)
+HEADERS = (
+    *JSONS, '{"x": null}', '{"x": {}}', '{"x": {"data_offsets": [0]}}', '{"x": {"data_offsets": [0, "1"]}}',
+    '{"x": {"data_offsets": [0, 1e9]}}',
+)  # fmt: skip
+MANIFESTS = (
+    *JSONS, "{}", '{"files": null}', '{"files": []}', '{"files": {}}', '{"files": {"../x": "y"}}',
+    '{"files": {}, "recipe": {}, "below": "", "seconds": -1, "notes": {}}',
+    '{"files": {}, "recipe": {}, "below": "", "seconds": 1, "notes": {"iterations": "x"}}',
+)  # fmt: skip
+METADATA = (*JSONS, "{}", '{"schema": 1}', '{"schema": 1, "extractor": 1, "key": 2, "n": 3}')
+
+
+def header(text):
+    return len(text.encode()).to_bytes(8, "little") + text.encode()
+
+
+@pytest.mark.parametrize("text", INDICES)
+def test_the_index_of_a_pipeline_of_another_shape_is_a_sentence(tmp_path, text):
+    (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"model_index.json (is damaged|cannot)") as error:
+        check_folder(tmp_path)
+    assert "\n" not in str(error.value)
+    words = ("plan", "--models", "dit-xl-2-256", "--weights", tmp_path, "--device", "cpu")
+    attack(*words)
+
+
+@pytest.mark.parametrize("text", SHARDS)
+def test_shards_of_another_shape_are_a_sentence(tmp_path, text):
+    (tmp_path / "x.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"x.safetensors.index.json is damaged"):
+        shards_of(tmp_path / "x.safetensors.index.json")
+
+
+@pytest.mark.parametrize("text", HEADERS)
+def test_headers_of_another_shape_are_a_sentence(tmp_path, text):
+    (tmp_path / "x.safetensors").write_bytes(header(text))
+    with pytest.raises(ValueError, match=r"x.safetensors is damaged"):
+        check_file(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("text", MANIFESTS)
+def test_manifests_of_another_shape_are_a_sentence(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"is damaged"):
+        read_artifact(tmp_path)
+
+
+@pytest.mark.parametrize("text", METADATA)
+def test_references_of_another_shape_are_a_sentence(tmp_path, text):
+    path = tmp_path / "x.safetensors"
+    save_file({"x": np.zeros(3)}, path, {"reference": text})
+    with pytest.raises(ValueError, match=r"x.safetensors is (damaged|no reference)"):
+        describe(path)
 
 
 LEAVING = {
