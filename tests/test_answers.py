@@ -13,7 +13,8 @@ from report_runs import ENVIRONMENT, STACKS, WORLDS, key_of, write_run
 from scipy import stats
 
 from ditbench import reports
-from ditbench.cli.commands import GATE, OK, USAGE, main
+from ditbench.cli.commands import main
+from ditbench.cli.parser import GATE, OK, USAGE
 from ditbench.method import METHODS
 from ditbench.records.environment import describe
 from ditbench.records.files import write_json
