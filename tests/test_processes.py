@@ -97,7 +97,7 @@ def samples(folder):
 
 
 def test_cells_that_share_a_process_give_the_same_samples(tmp_path):
-    flags = ["--steps", "50", "--methods", STACKS]  # those that the student was trained for
+    flags = ["--steps", "20", "--methods", STACKS]  # those that the student was trained for
     bench(tmp_path / "cell", *flags)
     bench(tmp_path / "round", *flags, "--process", "round")
     own, shared = samples(tmp_path / "cell"), samples(tmp_path / "round")

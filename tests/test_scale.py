@@ -19,6 +19,7 @@ from ditbench.metrics.features import PartlyExtracted
 from ditbench.metrics.scoring import score_run
 from ditbench.metrics.set_statistics import sets_of
 from ditbench.metrics.table import metrics
+from ditbench.records.files import file_sha256
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.sample_blocks import Blocked, blocks_of
 from ditbench.records.scores import Scores, read_cell, read_file, read_scores, write_cell
@@ -234,7 +235,7 @@ class Pictures:
 
     def __init__(self, path, n):
         path.write_bytes(b"pixels")
-        self.path, self.n = path, n
+        self.path, self.n, self.sha256 = path, n, file_sha256(path)
 
     def __len__(self):
         return self.n

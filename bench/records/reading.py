@@ -6,18 +6,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sys
 import tomllib
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ditbench.records.text import one_line
+from ditbench.records.text import UNSHOWN, cleaned, one_line
 
 LARGEST = 1 << 28
 """Bytes of a document."""
 DEEPEST = 60
 """Levels of lists and objects in a document."""
+SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|[eE]\+?\d{3}|\d{300}")
+ESCAPED = r"00[01][0-9a-f]|007f|00[89][0-9a-f]|061c|200[ef]|202[89a-e]|206[6-9]|d[89a-f]|feff"
+"""`UNSHOWN`, as JSON writes it in ASCII."""
+UNCLEAN = re.compile(rf"\\[bfr]|\\u(?i:{ESCAPED})|{UNSHOWN.pattern}")
+"""JSON in which there may be text that is not fit to be shown."""
+BRACKET = re.compile(r"[\[\]{}]")
+STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket",
@@ -48,9 +58,14 @@ def _check_inside(path: Path, folder: Path) -> None:
 def is_inside(path: Path, folder: Path) -> bool:
     """Whether what lies at `path`, or would be made there, lies in `folder`, all links followed."""
     try:
-        return path.resolve().is_relative_to(folder.resolve())
+        return path.resolve().is_relative_to(_resolved(folder.absolute()))
     except (OSError, RuntimeError):  # RuntimeError: links in a circle
         return False
+
+
+@lru_cache(maxsize=8)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
 
 
 def read_content(path: Path, within: Path | None = None, largest: int = LARGEST) -> bytes:
@@ -84,22 +99,32 @@ def read_text(path: Path, within: Path | None = None, largest: int = LARGEST) ->
         raise ValueError(f"{path} is damaged ({one_line(str(error))})") from error
 
 
-def read_json(path: Path, within: Path | None = None) -> Any:
-    """The document at `path`."""
-    return parse_json(read_text(path, within), str(path))
+def read_json(path: Path, within: Path | None = None, *, clean: bool = False) -> Any:
+    """The document at `path`; `clean`: its texts are fit to be shown (`records.text`)."""
+    return parse_json(read_text(path, within), str(path), clean=clean)
 
 
-def parse_json(text: str, place: str) -> Any:
-    """A JSON document; the sentence of a ValueError begins with `place`."""
+def parse_json(text: str, place: str, *, clean: bool = False) -> Any:
+    """A JSON document; the sentence of a ValueError begins with `place`. `clean` as `read_json`."""
     try:
         document = json.loads(text, parse_constant=_no_number)
     except RecursionError as error:
         raise ValueError(f"{place} is damaged (more than {DEEPEST} levels deep)") from error
     except ValueError as error:
         raise ValueError(f"{place} is damaged ({one_line(str(error))})") from error
-    if trouble := unsound(document):
+    if _may_be_unsound(text) and (trouble := unsound(document)):
         raise ValueError(f"{place} is damaged ({trouble})")
-    return document
+    return cleaned(document) if clean and UNCLEAN.search(text) else document
+
+
+def _may_be_unsound(text: str) -> bool:
+    """Whether JSON has an escaped surrogate, a number of very many digits or a large exponent, or
+    brackets, in strings too, as deep as a document may not be. Walking through all of a document
+    takes longer than reading it."""
+    if SUSPECT.search(text):
+        return True
+    steps = map(STEPS.__getitem__, BRACKET.findall(text))
+    return max(accumulate(steps), default=0) > DEEPEST
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ditbench.records import checks
 from ditbench.records.published_files import FILES
 from ditbench.records.reading import parse_json, read_content, read_json
 from ditbench.records.run_folder import RunFolder
-from ditbench.records.text import cleaned, one_line
+from ditbench.records.text import one_line
 
 SCHEMA = 1
 """Version of record.json and spec.json. A reader refuses any other."""
@@ -171,7 +171,7 @@ class Run:
 def read_record(path: Path) -> Record:
     """A cell's record, its texts fit to be shown; ValueError says what is wrong with the file, and
     never half of it is returned. Its key is the name of its folder."""
-    record = _checked(read_json(path, path.parents[2]), str(path))
+    record = _checked(read_json(path, path.parents[2], clean=True), str(path))
     if record["key"] != path.parent.name:
         raise ValueError(
             f"{path} is damaged (its key is {record['key']!r}, not the name of its folder)"
@@ -186,7 +186,7 @@ def _checked(record: Any, place: str) -> Record:
     _check_schema(record, place)
     checks.check(record, checks.RECORD, place)
     _check_measured(record, place)
-    return cast(Record, cleaned(record))
+    return cast(Record, record)
 
 
 def _check_measured(document: dict[str, Any], place: str) -> None:
@@ -204,19 +204,19 @@ def _check_measured(document: dict[str, Any], place: str) -> None:
 def read_round(path: Path) -> dict[str, Any]:
     """What a round of a cell measured, or why it did not; ValueError names the file and the field
     that is missing or of the wrong type."""
-    document = read_json(path, path.parents[2])
+    document = read_json(path, path.parents[2], clean=True)
     checks.check(document, checks.ROUND, str(path))
     if document["status"] in MEASURED:
         first = path == RunFolder(path.parents[2]).round(path.parent.name, 0)
         checks.check(document, checks.FIRST_ROUND if first else checks.LATER_ROUND, str(path))
     _check_measured(document, str(path))
-    return cast(dict[str, Any], cleaned(document))
+    return cast(dict[str, Any], document)
 
 
 def read_shard(path: Path) -> dict[str, Any]:
     """What is on record of a shard of a cell's samples, or why it was not made; ValueError as
     `read_round`."""
-    document = read_json(path)
+    document = read_json(path, path.parents[3], clean=True)
     checks.check(document, checks.SHARD, str(path))
     if document["status"] in MEASURED:
         checks.check(document, checks.MADE_SHARD, str(path))
@@ -235,12 +235,12 @@ def read_spec(folder: Path) -> dict[str, Any]:
         )
         runs = f"; beside it {', '.join(map(str, beside[:3]))}" if beside else ""
         raise ValueError(f"{folder} is no run folder (it has no spec.json){runs}")
-    spec = read_json(path, folder)
+    spec = read_json(path, folder, clean=True)
     if not isinstance(spec, dict):
         raise ValueError(f"{path} is damaged (not a JSON object)")
     _check_schema(spec, str(path))
     checks.check(spec, checks.SPEC, str(path))
-    return cast(dict[str, Any], cleaned(spec))
+    return cast(dict[str, Any], spec)
 
 
 def is_published(folder: Path) -> bool:
@@ -286,7 +286,7 @@ def _read_lines(path: Path, records: list[Record], damaged: list[str]) -> None:
     for i, line in enumerate(lines, 1):
         place = f"{path}, line {i},"
         try:
-            record = _checked(parse_json(_decoded(line, place), place), place)
+            record = _checked(parse_json(_decoded(line, place), place, clean=True), place)
             if record["key"] in keys:
                 raise ValueError(f"{place} is damaged (its key {record['key']} is there already)")
         except ValueError as error:

@@ -36,7 +36,7 @@ from ditbench.records.sample_blocks import (
     by_block,
 )
 from ditbench.records.score_arrays import wrong_array
-from ditbench.records.text import cleaned, one_line
+from ditbench.records.text import one_line
 from ditbench.statistics.estimates import Blocks
 from ditbench.statistics.influence import MOST
 
@@ -188,7 +188,7 @@ def read_bytes(content: bytes, place: str) -> Scores:
 def _checked(text: str, place: str) -> dict[str, Any]:
     """The metadata of a scores file as arguments of `Scores`; ValueError, KeyError or TypeError for
     other text."""
-    metadata = check(cleaned(parse_json(text, place)), {"schema": int, **SCORES}, place)
+    metadata = check(parse_json(text, place, clean=True), {"schema": int, **SCORES}, place)
     if metadata.pop("schema") != SCHEMA:
         raise ValueError(f"{place} was written by another version of ditbench")
     return {name: metadata[name] for name in metadata if f"{name}?" in SCORES or name in SCORES}

@@ -37,7 +37,7 @@ def one_line(text: str, longest: int = LONGEST) -> str:
 def cleaned(document: object) -> object:
     """A JSON document with all of its texts clean, names of fields too."""
     if isinstance(document, str):
-        return clean(document)
+        return document if document.isprintable() else clean(document)
     if isinstance(document, dict):
         return {clean(name): cleaned(value) for name, value in document.items()}
     return list(map(cleaned, document)) if isinstance(document, list) else document

@@ -57,7 +57,7 @@ def merge_runs(runs: Sequence[Path], out: Path) -> list[str]:
         FILES: hashes(content),
     }
     with in_place_of(out) as fresh:
-        for name, data in {"spec.json": as_text(spec, indent=1), **content}.items():
+        for name, data in {RunFolder(fresh).spec.name: as_text(spec, indent=1), **content}.items():
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).write_bytes(data)
     return sentences
@@ -167,7 +167,7 @@ def _files(
             commands.append(files.command.read_text(encoding="utf-8"))
         if files.references.is_file():
             made[files.references.name] = files.references.read_bytes()
-        for path in sorted((folder / "requests").glob("*.json")):
+        for path in sorted(RunFolder(folder).requests("x").parent.glob("*.json")):
             name = path.relative_to(folder).as_posix()
             if made.setdefault(name, path.read_bytes()) != path.read_bytes():
                 raise ValueError(f"the runs differ in {name}; {INSTEAD}")

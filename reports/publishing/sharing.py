@@ -13,6 +13,7 @@ from typing import Any
 
 from ditbench.records.published_files import replaced
 from ditbench.records.record import is_published, read_run, read_spec
+from ditbench.records.run_folder import RunFolder
 from ditbench.reports.publishing.archive import pack, unpack, zstandard
 from ditbench.reports.publishing.private import private_strings
 from ditbench.reports.publishing.records import in_place_of, publish
@@ -20,8 +21,12 @@ from ditbench.reports.publishing.verifying import TABLES, write_derived
 
 HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)/?")
 ARCHIVE = ".tar.zst"
+_FILES = RunFolder(Path())
 OURS = (
-    "spec.json", "command.txt", "references.json", "records.jsonl", "scores.zip", "thumbnails.zip",
+    *(p.name for p in (
+        _FILES.spec, _FILES.command, _FILES.references, _FILES.published_records,
+        _FILES.published_scores, _FILES.thumbnails,
+    )),
     "requests/*.json", f"{TABLES}/*.csv", f"{TABLES}/*.md", f"{TABLES}/*.tex", "README.md",
     "plots/*.png",
 )  # fmt: skip
@@ -84,7 +89,7 @@ def pull(source: str, into: Path) -> Path:
 
 def _place(folder: Path, to: Path) -> None:
     """Put a published run into a folder, where an earlier one may be; other files there stay."""
-    if (to / "spec.json").is_file() and not is_published(to):
+    if RunFolder(to).spec.is_file() and not is_published(to):
         raise ValueError(f"to: {to} is a run folder; a published run needs another")
     if to.exists() and not to.is_dir():
         raise ValueError(f"to: {to} is a file")

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ditbench.records.files import json_text
-from ditbench.records.text import clean
+from ditbench.records.text import UNSHOWN, clean
 from ditbench.reports.sections.format import DASH, number
 
 PLAIN_WIDTH = 120
@@ -41,11 +41,10 @@ class Terminal(Console):
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         """The segments of what is printed, their texts clean."""
-        for segment in super().render(renderable, options):
-            if segment.control or segment.text.isprintable():
-                yield segment
-            else:
-                yield Segment(clean(segment.text), segment.style)
+        segments = list(super().render(renderable, options))
+        if not UNSHOWN.search("".join([segment.text for segment in segments])):
+            return segments
+        return [s if s.control else Segment(clean(s.text), s.style) for s in segments]
 
     def on_broken_pipe(self) -> None:
         """Leave it to the command, which ends well when nobody reads on."""
