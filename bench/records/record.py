@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from ditbench.records import checks
 from ditbench.records.published_files import FILES
-from ditbench.records.reading import parse_json, read_content, read_json
+from ditbench.records.reading import decoded, parse_json, read_content, read_json
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.text import cleaned, one_line
 
@@ -272,7 +272,7 @@ def _read_lines(path: Path, records: list[Record], damaged: list[str]) -> None:
     for i, line in enumerate(lines, 1):
         place = f"{path}, line {i},"
         try:
-            record = _checked(parse_json(line.decode("utf-8", "replace"), place), place)
+            record = _checked(parse_json(decoded(line, place), place), place)
             if record["key"] in keys:
                 raise ValueError(f"{place} is damaged (its key {record['key']} is there already)")
         except ValueError as error:
