@@ -92,11 +92,15 @@ O_BINARY = getattr(os, "O_BINARY", 0)
 
 def read_text(path: Path, within: Path | None = None, largest: int = LARGEST) -> str:
     """The text of a file in UTF-8, with or without a mark of it."""
-    content = read_content(path, within, largest)
+    return decoded(read_content(path, within, largest), str(path))
+
+
+def decoded(content: bytes, place: str) -> str:
+    """Bytes as text; the sentence of a ValueError begins with `place`."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged ({one_line(str(error))})") from error
+        raise ValueError(f"{place} is damaged ({one_line(str(error))})") from error
 
 
 def read_json(path: Path, within: Path | None = None, *, clean: bool = False) -> Any:

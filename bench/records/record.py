@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from ditbench.records import checks
 from ditbench.records.published_files import FILES
-from ditbench.records.reading import parse_json, read_content, read_json
+from ditbench.records.reading import decoded, parse_json, read_content, read_json
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.text import one_line
 
@@ -286,7 +286,7 @@ def _read_lines(path: Path, records: list[Record], damaged: list[str]) -> None:
     for i, line in enumerate(lines, 1):
         place = f"{path}, line {i},"
         try:
-            record = _checked(parse_json(_decoded(line, place), place, clean=True), place)
+            record = _checked(parse_json(decoded(line, place), place, clean=True), place)
             if record["key"] in keys:
                 raise ValueError(f"{place} is damaged (its key {record['key']} is there already)")
         except ValueError as error:
@@ -294,13 +294,6 @@ def _read_lines(path: Path, records: list[Record], damaged: list[str]) -> None:
         else:
             keys.add(record["key"])
             records.append(record)
-
-
-def _decoded(line: bytes, place: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is damaged ({one_line(str(error))})") from error
 
 
 def check_not_published(folder: Path) -> None:

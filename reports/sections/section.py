@@ -219,6 +219,9 @@ def _lost(files: RunFolder, run: Run, scores: Mapping[str, Scores]) -> list[str]
     """A sentence for what a published run should have, as it was published with, and has not."""
     measured = [record["key"] for record in run.records if record["status"] in MEASURED]
     unscored = [key for key in measured if key not in scores]
+    if unscored:  # those of other samples are of another run, which is said below
+        scored = read_scores(files.path)
+        unscored = [key for key in unscored if key not in scored]
     lost = []
     if unscored and len(unscored) == len(measured):
         lost.append(f"scores.zip is missing or damaged: there are no scores; {ONCE_MORE}")
