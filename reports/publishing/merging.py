@@ -181,7 +181,7 @@ def _files(
                 key = name.partition("/")[0].removesuffix(".safetensors")
                 if home.get(key) == number:
                     into[name] = data
-    made["command.txt"] = "".join(dict.fromkeys(commands)).encode()
+    made[RunFolder(folders[0]).command.name] = "".join(dict.fromkeys(commands)).encode()
     made["scores.zip"] = zipped(dict(sorted(scores.items())), ZIP_DEFLATED)
     made["thumbnails.zip"] = zipped(dict(sorted(pictures.items())), ZIP_STORED)
     made["records.jsonl"] = b"".join(

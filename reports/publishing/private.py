@@ -81,7 +81,7 @@ def _name(text: str, words: dict[str, re.Pattern[str]]) -> str:
 
 def _texts(files: RunFolder) -> Iterator[tuple[str, str]]:
     """(place, text) of every text of a published run, keys of its documents included."""
-    documents = [files.spec, files.references, *sorted((files.path / "requests").glob("*.json"))]
+    documents = [files.spec, files.references, *sorted(files.requests("x").parent.glob("*.json"))]
     for path in documents:
         if path.is_file():
             yield from _inside(
