@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +17,27 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import run_bench  # noqa: F401
+
+SLOW = (
+    "full_size::*[wan-2.1-1.3b]", "full_size::*[flux-1-dev]", "full_size::*[pixart-alpha-1024]",
+    "full_preparation::test_full_size_models_are_prepared_*[pixart-alpha-256]",
+    "full_preparation::test_full_size_models_are_prepared_*[sd3-medium]",
+    "costs::test_what_comes_along_*[fora]", "costs::test_what_comes_along_*[fp8]",
+    "shards::test_prompts_encoded_once_*[wan-tiny]", "shards::test_a_shard_that_takes_too_long_*",
+    "damage::test_no_field_of_a_record_*[2]", "page::*[2026-11-26-cpu-matched]",
+    "imports::*[half installed]", "imports::*[another torch]",
+    "learning::test_a_row_is_as_sensitive_*[flux]",
+    "simulation::test_no_method_makes_the_host_wait_*[wan-2.1-1.3b]",
+    "simulation::test_estimate_has_a_row_*[wan-2.1-1.3b]",
+)  # fmt: skip
+"""Tests of the slow suite beside those that are marked where they stand, as FILE::NAME: what takes
+long and is tried in the ordinary suite on another model, stack or size."""
+
+
+def fnmatch_any(name, patterns):
+    """Brackets are no pattern here: they are part of names."""
+    return any(fnmatchcase(name, p.replace("[", "[[]")) for p in patterns)
+
 
 LONG = (
     "zoo", "full_size", "execute", "simulation", "learning", "distill", "protocol",
@@ -27,7 +49,11 @@ alone. pytest-xdist keeps this order with --no-loadscope-reorder; by itself it g
 tests, and the longest files have few."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if fnmatch_any(f"{item.path.stem.removeprefix('test_')}::{item.name}", SLOW):
+            item.add_marker(pytest.mark.slow)
     order = {f"test_{name}.py": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 

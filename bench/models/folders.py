@@ -45,7 +45,7 @@ def parts_of(folder: Path) -> dict[str, tuple[str, str]]:
 def sizes_of(config: Path) -> dict[str, Any]:
     """The sizes of a part, by its configuration. ValueError also where there is none."""
     try:
-        sizes: dict[str, Any] = check(read_json(config), {}, str(config))
+        sizes: dict[str, Any] = check(read_json(config, infinite=True), {}, str(config))
     except FileNotFoundError:
         raise ValueError(f"{config} is missing") from None
     return {name: value for name, value in sizes.items() if not name.startswith("_")}

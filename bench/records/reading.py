@@ -103,20 +103,24 @@ def decoded(content: bytes, place: str) -> str:
         raise ValueError(f"{place} is damaged ({one_line(str(error))})") from error
 
 
-def read_json(path: Path, within: Path | None = None, *, clean: bool = False) -> Any:
-    """The document at `path`; `clean`: its texts are fit to be shown (`records.text`)."""
-    return parse_json(read_text(path, within), str(path), clean=clean)
+def read_json(
+    path: Path, within: Path | None = None, *, clean: bool = False, infinite: bool = False
+) -> Any:
+    """The document at `path`; `clean`: its texts are fit to be shown (`records.text`); `infinite`:
+    NaN and infinity are numbers, as Python writes them (samplers' configurations have them)."""
+    return parse_json(read_text(path, within), str(path), clean=clean, infinite=infinite)
 
 
-def parse_json(text: str, place: str, *, clean: bool = False) -> Any:
-    """A JSON document; the sentence of a ValueError begins with `place`. `clean` as `read_json`."""
+def parse_json(text: str, place: str, *, clean: bool = False, infinite: bool = False) -> Any:
+    """A JSON document; the sentence of a ValueError begins with `place`. `clean` and `infinite` as
+    `read_json`."""
     try:
-        document = json.loads(text, parse_constant=_no_number)
+        document = json.loads(text, parse_constant=float if infinite else _no_number)
     except RecursionError as error:
         raise ValueError(f"{place} is damaged (more than {DEEPEST} levels deep)") from error
     except ValueError as error:
         raise ValueError(f"{place} is damaged ({one_line(str(error))})") from error
-    if _may_be_unsound(text) and (trouble := unsound(document)):
+    if _may_be_unsound(text) and (trouble := unsound(document, infinite)):
         raise ValueError(f"{place} is damaged ({trouble})")
     return cleaned(document) if clean and UNCLEAN.search(text) else document
 
@@ -157,9 +161,9 @@ def depth(document: Any) -> int:
     return level
 
 
-def unsound(document: Any) -> str:
-    """What no document of ours holds, in words: a number beyond a double's range, a lone surrogate,
-    too many levels; "" where there is nothing of the kind."""
+def unsound(document: Any, infinite: bool = False) -> str:
+    """What no document of ours holds, in words: a number beyond a double's range (unless such may be
+    there), a lone surrogate, too many levels; "" where there is nothing of the kind."""
     waiting: list[tuple[Any, int]] = [(document, 1)]
     while waiting:
         part, level = waiting.pop()
@@ -172,7 +176,9 @@ def unsound(document: Any) -> str:
             if isinstance(part, dict):
                 waiting += [(name, level) for name in part]
             waiting += [(v, level + 1) for v in (part.values() if isinstance(part, dict) else part)]
-        elif isinstance(part, (int, float)) and not abs(part) <= sys.float_info.max:
+        elif (
+            not infinite and isinstance(part, (int, float)) and not abs(part) <= sys.float_info.max
+        ):
             return "a number that is not finite, or beyond a double's range"
     return ""
 
