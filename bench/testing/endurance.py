@@ -39,7 +39,7 @@ PROGRAM = str(ROOT / "run_bench.py")
 SAMPLING_S = 0.5
 """Seconds from one look at the memory of the processes to the next."""
 WORKERS = 0.7
-"""Share of the kills that are of a process that makes shards, while there is one."""
+"""Share of the kills that are of a process that makes shards; they wait until there is one."""
 TRIES = 3
 """How often the command is begun again, undisturbed, while cells of it fail."""
 FINISHED = (0, 3)
@@ -83,9 +83,13 @@ def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int)
             _watch(running, out, chance.expovariate(1 / mean), memory)
             if running.poll() is not None:
                 break
-            workers = _makers(out)
-            of_workers = bool(workers) and chance.random() < WORKERS
-            victim = chance.choice(workers) if of_workers else running.pid
+            victim = running.pid
+            if chance.random() < WORKERS:
+                while not (makers := _makers(out)) and running.poll() is None:
+                    _watch(running, out, SAMPLING_S, memory)
+                if not makers:
+                    break
+                victim = chance.choice(makers)
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
                 kind = "command" if victim == running.pid else "worker"
