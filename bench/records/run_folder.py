@@ -11,6 +11,7 @@ cells/KEY/samples/SSSSS.tar      the same of a large cell, in shards (`ditbench.
 cells/KEY/samples/SSSSS.json     what a shard is of and how it was made; of shard 0, round-0.json
 cells/KEY/samples/SSSSS.lease-N  the process that makes a shard now (`ditbench.runner.leases`)
 scores/KEY.safetensors           per-sample values and features (`ditbench.records.scores`)
+ray.jsonl                        what the nodes of a cluster did (`ditbench.runner.members`)
 references.json                  reference files by model and extractor
 readings.safetensors             cached statistics of the report
 superseded/KEY/                  cells that were planned again under another key
@@ -66,6 +67,11 @@ class RunFolder:
     def lock(self) -> Path:
         """What a command locks that writes to the folder."""
         return self.path / ".lock"
+
+    @property
+    def ray_log(self) -> Path:
+        """What the nodes of a cluster did, a line each."""
+        return self.path / "ray.jsonl"
 
     @property
     def foreign(self) -> bool:
