@@ -1,5 +1,5 @@
-"""The few functions of Ray that are used: nodes, tasks on one of them, their results. The only module
-that imports Ray, when it connects."""
+"""The few functions of Ray that are used: nodes, tasks on one of them, their results. No other module of
+the runner imports Ray, and this one when it connects."""
 
 from __future__ import annotations
 
