@@ -17,9 +17,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,12 @@ STORE = 100 << 20
 MEMORY = 4 << 30
 """Bytes that each node says it has for tasks."""
 POLL_S = 0.2
+ABREAST = 1000
+"""Empty tasks that wait at a time."""
+SIZES = (2_200_000, 1000)
+"""Bytes of a shard of 512 samples of 64 pixels, and of its document."""
+WRITTEN = 100
+"""Shards that are written to measure how fast that is."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,8 +90,11 @@ def lose_a_node(out: Path, flags: Sequence[str]) -> dict[str, Any]:
             time.sleep(POLL_S)
             finished = _events(out)["finished"]
             if not killed_after and finished and finished >= _wanted(out) / 2:
-                for process in victim.live_processes():
-                    os.kill(process[1].pid, signal.SIGKILL)
+                for pid in [
+                    pid for _, started in victim.live_processes() for pid in _below(started.pid)
+                ]:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 killed_after = finished
         code = running.returncode
     finally:
@@ -114,22 +125,22 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
 
 
 def empty_tasks(number: int) -> dict[str, Any]:
-    """Tasks that do nothing, as many at once as a cluster of 1,000 places would run: seconds to give
-    them to nodes and to take their answers, one command doing both."""
+    """What the command's side manages a second: tasks that do nothing, 1,000 of them waiting at a
+    time, and results of `SIZES` bytes that are written to the disk."""
     from ditbench.runner.cluster import Cluster
+    from ditbench.runner.remote import deliver
 
     nodes, _ = two_nodes()
     cluster = Cluster(nodes.address)
     try:
-        node, tasks = cluster.nodes()[0], []
-        cluster.result(cluster.submit(node, _nothing, cpus=0.0, gpus=0.0, memory=0.0))
-        began = time.monotonic()
-        waiting, over = number, 0
+        node, tasks = cluster.nodes()[0], set()
+        cluster.result(cluster.submit(node, _nothing, cpus=1.0, gpus=0.0, memory=0.0))
+        began, begun, over = time.monotonic(), 0, 0
         while over < number:
-            while waiting and len(tasks) < 1000:
-                tasks.append(cluster.submit(node, _nothing, cpus=0.01, gpus=0.0, memory=0.0))
-                waiting -= 1
-            for task in cluster.wait(tasks, POLL_S):
+            while begun < number and len(tasks) < ABREAST:
+                tasks.add(cluster.submit(node, _nothing, cpus=1.0, gpus=0.0, memory=0.0))
+                begun += 1
+            for task in cluster.wait(list(tasks), POLL_S):
                 cluster.result(task)
                 tasks.remove(task)
                 over += 1
@@ -137,7 +148,15 @@ def empty_tasks(number: int) -> dict[str, Any]:
     finally:
         cluster.close()
         nodes.shutdown()
-    return {"tasks": number, "seconds": seconds, "tasks_a_second": number / seconds}
+    with tempfile.TemporaryDirectory() as name:
+        folder, contents = RunFolder(Path(name)), [os.urandom(size) for size in SIZES]
+        began = time.monotonic()
+        for i in range(WRITTEN):
+            paths = folder.shard("cell", i), folder.shard_document("cell", i + 1)
+            names = [path.relative_to(folder.path).as_posix() for path in paths]
+            deliver(dict(zip(names, contents, strict=True)), folder)
+        written = WRITTEN / (time.monotonic() - began)
+    return {"tasks": number, "tasks_a_second": number / seconds, "written_a_second": written}
 
 
 def _nothing() -> bytes:
@@ -148,6 +167,20 @@ def _begin(out: Path, flags: Sequence[str]) -> subprocess.Popen[bytes]:
     with out.with_name(f"{out.name}.log").open("ab") as log:
         command = [sys.executable, PROGRAM, "run", *flags, "--out", str(out)]
         return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def _below(pid: int) -> list[int]:
+    """A process and all that it, and what it started, has started: its workers would finish what
+    they are at."""
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, IndexError, ValueError):
+            fields = path.read_text().rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    tree = [pid]
+    for process in tree:
+        tree += parents.get(process, [])
+    return tree
 
 
 def _events(out: Path) -> Counter[str]:
