@@ -51,6 +51,7 @@ class Cluster:
         import ray
 
         self._ray = ray
+        self._functions: dict[Callable[..., Any], Any] = {}
         names = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
         handlers = {getattr(signal, n): signal.getsignal(getattr(signal, n)) for n in names}
         try:
@@ -90,7 +91,9 @@ class Cluster:
         alike, and those that run out of memory not at all."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        task = self._ray.remote(function).options(
+        if function not in self._functions:  # each is sent to the cluster once
+            self._functions[function] = self._ray.remote(function)
+        task = self._functions[function].options(
             num_cpus=cpus, num_gpus=gpus, memory=int(memory), max_retries=0,
             name=function.__name__,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),

@@ -168,6 +168,8 @@ class Shards:
         if not units or self._failed.get(cell.key, 0) >= GIVE_UP:
             self._drop(cell.key)
         first_failure = failed and self._failed[cell.key] == 1
+        if units and not failed:
+            return  # to put it together reads the documents of all its shards
         status = self.work.finish(cell)
         if status and (first_failure or not self._failed.get(cell.key)):
             self.work.tally.say(cell.label, f"{cell.label}: {status}")
