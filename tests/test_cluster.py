@@ -3,6 +3,7 @@ unlike the others, and what runs beside what. Threads stand for nodes; with Ray 
 suite."""
 
 import json
+import signal
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -405,3 +406,27 @@ def test_a_task_that_is_lost_says_whether_by_its_node():
         with pytest.raises(Lost) as loss:
             cluster.result(None)
         assert loss.value.node == by_node and "\n" not in str(loss.value)
+
+
+def test_the_signal_that_stops_a_command_inside_of_ray_is_not_forgotten():
+    """Out of a function of Ray comes a KeyboardInterrupt, whatever the handler raised."""
+    from ditbench.cli.ending import Stopped, stopped_by_signals
+    from ditbench.runner.cluster import Cluster
+
+    def waiting(*_, **__):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            raise KeyboardInterrupt from None
+
+    cluster = object.__new__(Cluster)
+    cluster._ray, cluster._stopped = SimpleNamespace(wait=waiting, shutdown=lambda: None), None
+    with stopped_by_signals():
+        mine = signal.getsignal(signal.SIGTERM)
+        cluster._handlers = {signal.SIGTERM: mine}
+        cluster._set_handlers({signal.SIGTERM: cluster._remembering(mine)})
+        with pytest.raises(Stopped) as stopped:
+            cluster.wait(["task"], 1.0)
+        assert stopped.value.number == signal.SIGTERM
+        cluster.close()
+        assert signal.getsignal(signal.SIGTERM) is mine

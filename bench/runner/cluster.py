@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from ditbench.records.text import one_line
 
 LONGEST = 300
 """Characters of a reason."""
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
 """Environment variables of a cluster that is started here: it reports to nobody, and may take longer
 than half a minute to start."""
@@ -52,8 +54,8 @@ class Cluster:
 
         self._ray = ray
         self._functions: dict[Callable[..., Any], Any] = {}
-        names = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-        handlers = {getattr(signal, n): signal.getsignal(getattr(signal, n)) for n in names}
+        self._handlers = {n: signal.getsignal(n) for n in SIGNALS}
+        self._stopped: BaseException | None = None
         try:
             ray.init(
                 address=address or None, log_to_driver=False, logging_level=logging.CRITICAL,
@@ -62,8 +64,27 @@ class Cluster:
         except Exception as error:  # of several types, and some of none but this
             at = f"at {address}" if address else "here"
             raise OSError(f"no Ray cluster {at}: {one_line(str(error), LONGEST)}") from error
-        finally:
-            for number, handler in handlers.items():  # Ray's own would end the process at once
+        finally:  # Ray's own handlers would end the process at once
+            self._set_handlers({n: self._remembering(h) for n, h in self._handlers.items()})
+
+    def _remembering(self, handler: Any) -> Any:
+        """A signal's handler that notes what it raises: out of a function of Ray comes a
+        KeyboardInterrupt in its place."""
+        if not callable(handler):
+            return handler
+
+        def note(number: int, frame: Any) -> None:
+            try:
+                handler(number, frame)
+            except BaseException as error:
+                self._stopped = error
+                raise
+
+        return note
+
+    def _set_handlers(self, handlers: dict[int, Any]) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
 
     def nodes(self) -> list[Node]:
@@ -102,9 +123,13 @@ class Cluster:
 
     def wait(self, tasks: Sequence[Any], seconds: float) -> list[Any]:
         """The tasks that have ended, at the latest after so many seconds."""
-        done, _ = self._ray.wait(list(tasks), num_returns=len(tasks), timeout=0, fetch_local=False)
-        if not done:
-            done, _ = self._ray.wait(list(tasks), num_returns=1, timeout=seconds, fetch_local=False)
+        tasks = list(tasks)
+        try:
+            done, _ = self._ray.wait(tasks, num_returns=len(tasks), timeout=0, fetch_local=False)
+            if not done:
+                done, _ = self._ray.wait(tasks, num_returns=1, timeout=seconds, fetch_local=False)
+        except KeyboardInterrupt as error:
+            raise self._stopped or error from None
         return list(done)
 
     def result(self, task: Any) -> Any:
@@ -112,6 +137,8 @@ class Cluster:
         errors = self._ray.exceptions
         try:
             return self._ray.get(task)
+        except KeyboardInterrupt as error:
+            raise self._stopped or error from None
         except (
             errors.NodeDiedError, errors.TaskUnschedulableError, errors.ObjectLostError,
             errors.LocalRayletDiedError,
@@ -131,6 +158,7 @@ class Cluster:
     def close(self) -> None:
         """End all tasks and leave the cluster; one that was started here ends."""
         self._ray.shutdown()
+        self._set_handlers(self._handlers)
 
 
 def _reason(error: BaseException) -> str:

@@ -250,6 +250,8 @@ def _enter(place: Place, device: str) -> None:
 
 def here(folder: RunFolder, session: str) -> Place:
     """Where this process works; writes the file that shows which nodes share the run folder."""
+    for old in folder.path.glob(".nodes-*"):  # of a command that was killed
+        old.unlink(missing_ok=True)
     token = folder.path.resolve() / f".nodes-{session}"
     content = f"{platform.node()} {os.getpid()} {session}"
     with replacing(token) as partial:

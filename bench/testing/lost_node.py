@@ -74,7 +74,7 @@ def two_nodes() -> tuple[Any, Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
-    of_each = {"num_cpus": 1, "memory": MEMORY, "object_store_memory": STORE}
+    of_each: dict[str, Any] = {"num_cpus": 1, "memory": MEMORY, "object_store_memory": STORE}
     cluster = Cluster(initialize_head=True, head_node_args=of_each)
     return cluster, cluster.add_node(**of_each)
 
@@ -133,7 +133,8 @@ def empty_tasks(number: int) -> dict[str, Any]:
     nodes, _ = two_nodes()
     cluster = Cluster(nodes.address)
     try:
-        node, tasks = cluster.nodes()[0], set()
+        node = cluster.nodes()[0]
+        tasks: set[Any] = set()
         cluster.result(cluster.submit(node, _nothing, cpus=1.0, gpus=0.0, memory=0.0))
         began, begun, over = time.monotonic(), 0, 0
         while over < number:
