@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + [
     ROOT / folder / "README.md"
     for folder in (
-        "bench", "bench/metrics", "bench/simulation", "bench/zoo", "datasets", "methods", "reports",
-        "reports/published",
+        "bench", "bench/metrics", "bench/runner", "bench/simulation", "bench/zoo", "datasets",
+        "methods", "reports", "reports/published",
     )
 ]  # fmt: skip
 """Documents that describe; the others are cards and results."""

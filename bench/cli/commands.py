@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,14 @@ def _cells(spec: Any) -> list[Any]:
     """The plan of a run that can be begun: what it names is there and can be used. ValueError
     otherwise."""
     from ditbench.extractors.references import examine
+    from ditbench.runner.engines import check_engine, devices_elsewhere
     from ditbench.runner.plan import plan
     from ditbench.runner.resume import with_threads
     from ditbench.runner.spec import check_writable
 
+    check_engine(spec)
     spec = with_threads(spec)
-    cells = plan(spec)
+    cells = devices_elsewhere(plan(spec))
     examine(spec.references, {cell.model.name for cell in cells})
     check_writable(spec.folder)
     full = any(cell.model.group == "full" for cell in cells)
@@ -101,9 +103,10 @@ def _run(args: argparse.Namespace) -> int:
         return _plan(args)
     cells = _cells(_spec(args))
     check_runnable(cells)
-    cells = _forecast(cells, args).begin(_complain)
+    planned = _forecast(cells, args)
+    cells = planned.begin(_complain)
     _complain(unjudged(cells))
-    folder = _carry_out(cells)
+    folder = _carry_out(cells, planned.peak_bytes)
     code = _tell_report([folder], None, args.json, {cell.key for cell in cells})
     return _stopped(cells, folder) or code
 
@@ -124,8 +127,8 @@ def _stopped(cells: list[Any], folder: Path) -> int:
     return STOPPED
 
 
-def _carry_out(cells: list[Any]) -> Path:
-    """Run and score what is missing; the run folder."""
+def _carry_out(cells: list[Any], memory: Mapping[str, float]) -> Path:
+    """Run and score what is missing; the run folder. `memory`: peak bytes of cells by key."""
     from ditbench.metrics.scoring import score_run
     from ditbench.runner.execute import execute
     from ditbench.runner.progress import progress
@@ -133,7 +136,7 @@ def _carry_out(cells: list[Any]) -> Path:
     _complain([f"{cell.label}: {cell.note}" for cell in cells if cell.note])
     command = "python run_bench.py " + shlex.join(sys.argv[1:])
     with progress() as tell:
-        folder = execute(cells, command.strip(), tell)
+        folder = execute(cells, command.strip(), tell, memory=memory)
     _add_references(folder, cells[0].spec.references)
     with progress() as tell:
         scoring = score_run(folder, progress=_scoring(tell))
@@ -176,7 +179,7 @@ def _stack(args: argparse.Namespace) -> int:
     if args.dry_run:
         return tell_plan(planned, args.json, elsewhere=bool(args.gpu))
     ready = planned.begin(_complain)
-    folder = _carry_out(ready)
+    folder = _carry_out(ready, planned.peak_bytes)
     code = _tell_report([folder], None, False, None)
     code = _stopped(ready, folder) or code
     ran = {(cell.model.name, cell.requested): cell.stack for cell in cells}

@@ -153,6 +153,16 @@ def _sharing_flags(command: argparse.ArgumentParser) -> None:
         help="GPUs that make shards, a process each; the first of them times (default: that of "
         "--device)",
     )
+    command.add_argument(
+        "--engine",
+        metavar="local|ray",
+        help=f"what runs the cells: processes here, or tasks of a Ray cluster (default: {spec.engine})",
+    )
+    command.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of the Ray cluster (default: that of this machine, else one of its own)",
+    )
 
 
 def prepare_flags(prepare: argparse.ArgumentParser) -> None:

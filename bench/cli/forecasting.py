@@ -32,6 +32,11 @@ class Forecast:
     """What does not fit, and what to do about it, a sentence each."""
     caption: str = ""
 
+    @property
+    def peak_bytes(self) -> dict[str, float]:
+        """Peak memory of cells by key, where it was estimated."""
+        return {key: 1e9 * n["peak_gb"] for key, n in self.needs.items() if n.get("peak_gb")}
+
     def begin(self, say: Callable[[list[str]], None]) -> list[Cell]:
         """The cells, after what is known of them was said."""
         say([*self.batches, *self.too_large])

@@ -49,6 +49,8 @@ def sharing(cells: list[Any]) -> list[str]:
     spec, shards = cells[0].spec, sum(num_shards(cell) - 1 for cell in able)
     if not shards:
         return []
+    if spec.engine == "ray":
+        return [f"{shards} shards of {spec.shard} samples are made by tasks of Ray"]
     several = f"on {', '.join(spec.devices)}" if spec.devices else f"{spec.workers} at a time"
     each = f" with --threads {spec.threads}" if spec.workers > 1 and spec.threads else ""
     return [

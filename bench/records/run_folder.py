@@ -13,6 +13,7 @@ cells/KEY/samples/SSSSS.lease-N  the process that makes a shard now (`ditbench.r
 scores/KEY.safetensors           per-sample values and statistics (`ditbench.records.scores`)
 features/KEY.safetensors         what the statistics are made of; reports do without it
 features/KEY.parts/              features of a cell whose extraction was stopped
+ray.jsonl                        what the nodes of a cluster did (`ditbench.runner.members`)
 references.json                  reference files by model and extractor
 readings.safetensors             cached statistics of the report
 superseded/KEY/                  cells that were planned again under another key
@@ -68,6 +69,11 @@ class RunFolder:
     def lock(self) -> Path:
         """What a command locks that writes to the folder."""
         return self.path / ".lock"
+
+    @property
+    def ray_log(self) -> Path:
+        """What the nodes of a cluster did, a line each."""
+        return self.path / "ray.jsonl"
 
     @property
     def foreign(self) -> bool:

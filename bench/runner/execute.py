@@ -10,7 +10,7 @@ and in every command that times anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,30 +21,42 @@ from ditbench.records.lock import writing_to
 from ditbench.records.record import MEASURED
 from ditbench.records.run_folder import RunFolder
 from ditbench.runner.assembling import put_together, record_of
+from ditbench.runner.engines import engine_of
 from ditbench.runner.plan import Cell
-from ditbench.runner.processes import context_for, groups, run_group
+from ditbench.runner.processes import groups
 from ditbench.runner.progress import Step
 from ditbench.runner.resume import open_folder, take_up
 from ditbench.runner.tally import Tally
 from ditbench.runner.units import Unit, shards_to_do, units_to_do
+from ditbench.runner.work import Engine, Measure, Work
 from ditbench.runner.worker import read_requests
-from ditbench.runner.workers import Workers
 
 Tell = Callable[[Step], None]
 
 
-def execute(cells: Sequence[Cell], command: str, tell: Tell = lambda step: None) -> Path:
+def execute(
+    cells: Sequence[Cell], command: str, tell: Tell = lambda step: None,
+    engine: Engine | None = None, memory: Mapping[str, float] | None = None,
+) -> Path:  # fmt: skip
     """Run what is missing of `cells`, or as much of it as can be begun before the spec's
-    `stop_after`, and return the run folder.
+    `stop_after`, and return the run folder. `engine`: in place of the one the spec names; `memory`:
+    peak bytes by the key of a cell, where they were estimated.
 
     Raises ValueError when the folder holds a run with other settings or of another schema version,
     and when another command writes to it. A cell that fails is a record.
     """
+    engine = engine or engine_of(cells[0].spec)
     with writing_to(cells[0].spec.folder):
-        return _run(cells, open_folder(cells, command), tell)
+        return _run(cells, open_folder(cells, command), tell, engine, memory or {})
 
 
-def _run(cells: Sequence[Cell], folder: RunFolder, tell: Tell) -> Path:
+def _run(
+    cells: Sequence[Cell],
+    folder: RunFolder,
+    tell: Tell,
+    engine: Engine,
+    memory: Mapping[str, float],
+) -> Path:
     spec = cells[0].spec
     for cell in cells:
         record = folder.record(cell.key)
@@ -59,26 +71,22 @@ def _run(cells: Sequence[Cell], folder: RunFolder, tell: Tell) -> Path:
     rounds, shards = units_to_do(cells, folder), shards_to_do(cells, folder)
     tally = Tally([*rounds, *shards], tell, abreast=max(spec.workers, len(spec.devices)))
     session, began = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f"), time.monotonic()
-    context = context_for(spec.device) if rounds or shards else None
 
     def late() -> bool:
         return 0 < spec.stop_after <= time.monotonic() - began
 
-    workers = Workers(
-        context=context, spec=spec, session=session, folder=folder, tally=tally, late=late,
-        finish=lambda cell: put_together(cell, folder),
+    work = Work(
+        cells=cells, rounds=rounds, shards=shards, session=session, folder=folder, tally=tally,
+        late=late, finish=lambda cell: put_together(cell, folder), memory=memory,
     )  # fmt: skip
-    with workers.beside(shards):
-        workers.begun |= _time(rounds, context, session, folder, tally, late)
+    engine.run(work, _time)
     tell(Step("", len(tally.units), len(tally.units), 0.0))
     return folder.path
 
 
-def _time(
-    units: Sequence[Unit], context: Any, session: str, folder: RunFolder, tally: Tally,
-    late: Callable[[], bool],
-) -> bool:  # fmt: skip
+def _time(work: Work, units: Sequence[Unit], measure: Measure) -> bool:
     """Run rounds, or as many as can be begun before it is late; whether any is new."""
+    folder, tally = work.folder, work.tally
     stopping = False
     latest: Unit | None = None
     advanced = False  # or every command would time the baseline again and stop
@@ -88,10 +96,10 @@ def _time(
         for unit in group:
             if unit not in queue:
                 tally.over(unit)  # an earlier round of the others failed
-        running: Generator[tuple[Unit, dict[str, Any], float]] | None = None
+        running: Generator[tuple[dict[str, Any], float]] | None = None
         while queue:
             advanced = advanced or bool(latest and not queue[0].same_round(latest))
-            if latest and advanced and late() and not stopping:
+            if latest and advanced and work.late() and not stopping:
                 stopping, queue = True, [unit for unit in queue if unit.completes(latest)]
                 if running:
                     running.close()
@@ -99,12 +107,13 @@ def _time(
                 continue
             if stopping and latest and not queue[0].completes(latest):
                 break
-            running = running or run_group(context, spec, queue, session, folder)
+            running = running or measure(queue)
             part = f"round {queue[0].round + 1}/{spec.rounds}"
             part += ", timed again" if queue[0].again else ""
             tally.say(f"{queue[0].cell.label}  {part}")
-            unit, result, seconds = next(running)
-            latest, queue = unit, queue[1:]
+            result, seconds = next(running)
+            unit = latest = queue[0]
+            queue = queue[1:]
             tally.over(unit, seconds)
             advanced = advanced or not unit.again
             cell = unit.cell

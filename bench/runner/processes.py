@@ -73,19 +73,18 @@ def groups(units: Sequence[Unit], process: str) -> list[list[Unit]]:
 
 
 def run_group(
-    context: Any, spec: Spec, units: Sequence[Unit], session: str, folder: RunFolder
-) -> Generator[tuple[Unit, dict[str, Any], float]]:
-    """Run units in one process, in order: each with what was written for it and the seconds it took.
+    context: Any, spec: Spec, jobs: Sequence[Job], session: str, folder: RunFolder
+) -> Generator[tuple[dict[str, Any], float]]:
+    """Run jobs in one process, in order: of each what was written for it, and the seconds it took.
 
-    A process that ends, or that takes longer than the time limit for a unit, fails that unit alone;
+    A process that ends, or that takes longer than the time limit for a job, fails that job alone;
     the rest goes on in a new one.
     """
-    waiting = list(units)
+    waiting = list(jobs)
     while waiting:
         receiver, sender = context.Pipe(duplex=False)
-        jobs = [unit.job for unit in waiting]
         process = context.Process(
-            target=_measure, args=(spec, jobs, session, folder, sender), daemon=True
+            target=_measure, args=(spec, list(waiting), session, folder, sender), daemon=True
         )
         with starting(tracked=True), _forkserver_lives():
             process.start()
@@ -94,11 +93,11 @@ def run_group(
         try:
             while waiting and state == "on":
                 began = time.monotonic()
-                unit = waiting.pop(0)
+                job = waiting.pop(0)
                 state = _state(receiver, process, spec.time_limit)
                 if state != "on":
                     process.join(0 if state == "late" else ENDING_S)
-                path = folder.round(unit.cell.key, unit.round, session if unit.again else "")
+                path = folder.round(job.key, job.round, session if job.again else "")
                 if not path.exists():
                     reason = (
                         f"it took longer than its time limit of {spec.time_limit} s (--time-limit)"
@@ -107,9 +106,9 @@ def run_group(
                     )
                     write_json(
                         path,
-                        {"status": "failed", "reason": reason, "round": unit.round, "seconds": 0.0},
+                        {"status": "failed", "reason": reason, "round": job.round, "seconds": 0.0},
                     )
-                yield unit, read_round(path), time.monotonic() - began
+                yield read_round(path), time.monotonic() - began
         finally:
             if process.is_alive():  # late, no longer wanted, or hanging after its last result
                 process.kill()

@@ -82,15 +82,23 @@ def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
 def with_threads(spec: Spec) -> Spec:
     """The spec with a share of the cores for each worker where no number of threads was requested,
     or the number that the run folder was begun with: it may change the last bit of a sample, so that
-    all samples of a run are made with one, however many workers there are. The folder stays the
-    one that is named after what was requested."""
-    if spec.workers == 1 or spec.threads:
+    all samples of a run are made with one, however many workers there are. On Ray each has one
+    thread, for nodes have unlike numbers of cores. The folder stays the one that is named after what
+    was requested. ValueError where it was begun with a number that only its machine knows."""
+    on_ray = spec.engine == "ray"
+    if (spec.workers == 1 and not on_ray) or spec.threads:
         return spec
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = max(1, (cores or 1) // spec.workers)
+    threads = 1 if on_ray else max(1, (cores or 1) // spec.workers)
     if RunFolder(spec.folder).spec.exists():
         settings = DEFAULTS | read_spec(spec.folder).get("settings", {})
         threads = int(settings["threads"])
+        if on_ray and not threads:
+            raise ValueError(
+                f"engine: {spec.folder} was begun with as many threads as its machine has cores, "
+                "which differ from node to node; go on without --engine ray, or choose another "
+                "folder with --out"
+            )
     return replace(spec, threads=threads, out=str(spec.folder))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ditbench.metrics.margins import MARGINS, read_margins
 from ditbench.records.settings import CHOICES, DEFAULTS, OPTIONS, WORKLOADS, Settings
-from ditbench.runner.devices import check_devices
+from ditbench.runner.devices import check_devices, check_engine_settings
 from ditbench.suggest import suggest
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ DTYPE_NAMES = {
 ON_OOM = ("auto", "halve", "fail")
 UNNAMED: dict[str, Any] = {
     "out": "", "references": (), "batches": (), "on_oom": "auto", "workers": 1, "devices": (),
+    "engine": "local", "address": "",
 }  # fmt: skip
 """Keys, with their defaults, that a run folder is not named after."""
 
@@ -72,6 +73,11 @@ class Spec(Settings):
     """Processes that make shards at the same time on the CPU; what is timed is timed alone."""
     devices: tuple[str, ...] = ()
     """GPUs that make shards, one process each; the first is `device`, where everything is timed."""
+    engine: str = "local"
+    """What carries out rounds and shards: `local`, processes of this machine; `ray`, tasks on the
+    nodes of a Ray cluster."""
+    address: str = ""
+    """Of the Ray cluster; empty: the one that this machine is a node of, else one of its own."""
     references: tuple[str, ...] = ()
     """Reference files for metrics that look through an extractor: FILE for all models, or
     MODEL=FILE."""
@@ -96,6 +102,7 @@ class Spec(Settings):
                 f"dtype: {self.dtype!r} is none of {', '.join((*DTYPES, *DTYPE_NAMES))}"
             )
         check_devices(self.device, self.devices, self.workers)
+        check_engine_settings(self.engine, self.address, self.device, self.devices, self.workers)
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"{name}: {value!r} is none of {', '.join(choices)}")
