@@ -57,6 +57,20 @@ def test_the_place_of_a_dead_process_is_taken_by_one_alone(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_ended_and_was_not_waited_for_is_dead(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    ended.stdout.read()  # to its end
+    leave(tmp_path / "00001", pid=ended.pid)
+    for _ in range(500):
+        if lease := claim(tmp_path / "00001", "b"):
+            break
+        threading.Event().wait(0.02)
+    assert lease.path.name == "00001.lease-1"
+    lease.release()
+    ended.wait()
+
+
 @pytest.mark.parametrize(
     ("owner", "age", "free"),
     [

@@ -392,6 +392,6 @@ def test_a_run_that_is_killed_again_and_again_gives_what_an_undisturbed_one_give
     flags += ["--shard", "16", "--rounds", "1", "--workers", "2", "--threads", "1"]
     flags += ["--methods", "fora"]
     assert command("run", *flags, "--out", tmp_path / "undisturbed").returncode == 0
-    kills = disturb(tmp_path / "killed", flags, kills=10, mean=6.0, seed=1)
-    assert sum(kills.values()) == 10
+    kills = disturb(tmp_path / "killed", flags, kills=10, mean=5.0, seed=1)
+    assert sum(kills.values()) == 10 and min(kills.values()) > 0
     alike(tmp_path / "undisturbed", tmp_path / "killed")

@@ -39,7 +39,7 @@ PROGRAM = str(ROOT / "run_bench.py")
 SAMPLING_S = 0.5
 """Seconds from one look at the memory of the processes to the next."""
 WORKERS = 0.7
-"""Share of the kills that are of a process that makes shards, while there is one."""
+"""Share of the kills that are of a process that makes shards; they wait until there is one."""
 TRIES = 3
 """How often the command is begun again, undisturbed, while cells of it fail."""
 FINISHED = (0, 3)
@@ -83,9 +83,13 @@ def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int)
             _watch(running, out, chance.expovariate(1 / mean), memory)
             if running.poll() is not None:
                 break
-            workers = _makers(out)
-            of_workers = bool(workers) and chance.random() < WORKERS
-            victim = chance.choice(workers) if of_workers else running.pid
+            victim = running.pid
+            if chance.random() < WORKERS:
+                while not (makers := _makers(out, running.pid)) and running.poll() is None:
+                    _watch(running, out, SAMPLING_S, memory)
+                if not makers:
+                    break
+                victim = chance.choice(makers)
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
                 kind = "command" if victim == running.pid else "worker"
@@ -161,7 +165,7 @@ def _watch(running: subprocess.Popen[bytes], out: Path, seconds: float, memory: 
     with memory.open("a", newline="") as file:
         rows = csv.writer(file)
         while running.poll() is None and (left := end - time.monotonic()) > 0:
-            largest = max(_peaks_below(running.pid), default=0)
+            largest = max(map(_peak, _below(running.pid)))
             rows.writerow([out.name, _count(out), _peak(running.pid), largest])
             with suppress(subprocess.TimeoutExpired):
                 running.wait(min(SAMPLING_S, left))
@@ -172,14 +176,16 @@ def _count(out: Path) -> int:
     return len(RunFolder(out).all_shards())
 
 
-def _makers(out: Path) -> list[int]:
-    """The processes that make shards now, by their leases."""
+def _makers(out: Path, command: int) -> list[int]:
+    """The processes of a command that make shards now, by their leases. Others are none of ours: a
+    lease may be left over, and its number be another process's by now."""
+    ours = {*_below(command)}
     owners = (owner_of(place).get("pid") for place in RunFolder(out).leases())
-    return [pid for pid in owners if pid and Path(f"/proc/{pid}").exists()]
+    return [pid for pid in owners if pid in ours]
 
 
-def _peaks_below(pid: int) -> Iterator[int]:
-    """Peak resident bytes of a process and of all that it, and what it started, has started."""
+def _below(pid: int) -> Iterator[int]:
+    """A process, and all that it, and what it started, has started."""
     parents: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, IndexError, ValueError):
@@ -189,7 +195,7 @@ def _peaks_below(pid: int) -> Iterator[int]:
     while waiting:
         process = waiting.pop()
         waiting += parents.get(process, [])
-        yield _peak(process)
+        yield process
 
 
 def _peak(pid: int) -> int:
