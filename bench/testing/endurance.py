@@ -85,7 +85,7 @@ def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int)
                 break
             victim = running.pid
             if chance.random() < WORKERS:
-                while not (makers := _makers(out)) and running.poll() is None:
+                while not (makers := _makers(out, running.pid)) and running.poll() is None:
                     _watch(running, out, SAMPLING_S, memory)
                 if not makers:
                     break
@@ -165,7 +165,7 @@ def _watch(running: subprocess.Popen[bytes], out: Path, seconds: float, memory: 
     with memory.open("a", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         while running.poll() is None and (left := end - time.monotonic()) > 0:
-            largest = max(_peaks_below(running.pid), default=0)
+            largest = max(map(_peak, _below(running.pid)))
             rows.writerow([out.name, _count(out), _peak(running.pid), largest])
             with suppress(subprocess.TimeoutExpired):
                 running.wait(min(SAMPLING_S, left))
@@ -176,14 +176,16 @@ def _count(out: Path) -> int:
     return len(RunFolder(out).all_shards())
 
 
-def _makers(out: Path) -> list[int]:
-    """The processes that make shards now, by their leases."""
+def _makers(out: Path, command: int) -> list[int]:
+    """The processes of a command that make shards now, by their leases. Others are none of ours: a
+    lease may be left over, and its number be another process's by now."""
+    ours = {*_below(command)}
     owners = (owner_of(place).get("pid") for place in RunFolder(out).leases())
-    return [pid for pid in owners if pid and Path(f"/proc/{pid}").exists()]
+    return [pid for pid in owners if pid in ours]
 
 
-def _peaks_below(pid: int) -> Iterator[int]:
-    """Peak resident bytes of a process and of all that it, and what it started, has started."""
+def _below(pid: int) -> Iterator[int]:
+    """A process, and all that it, and what it started, has started."""
     parents: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, IndexError, ValueError):
@@ -193,7 +195,7 @@ def _peaks_below(pid: int) -> Iterator[int]:
     while waiting:
         process = waiting.pop()
         waiting += parents.get(process, [])
-        yield _peak(process)
+        yield process
 
 
 def _peak(pid: int) -> int:
