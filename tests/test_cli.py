@@ -274,7 +274,7 @@ def test_stack_loads_plugins_before_it_reads_the_stacks(capsys, plugin, monkeypa
     class Enough(BaseException):
         pass
 
-    def carry_out(cells):
+    def carry_out(cells, memory):
         seen.extend(cells)
         raise Enough
 

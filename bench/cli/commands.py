@@ -7,7 +7,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ditbench.cli import queries as asking
 from ditbench.cli.ending import run, stopped_by_signals, tell
 from ditbench.cli.estimating import estimate
 from ditbench.cli.parser import GATE, OK, SOME_FAILED, STOPPED, parsers
-from ditbench.cli.planning import check_runnable, tell_plan, unjudged
+from ditbench.cli.planning import begun_cells, check_runnable, spec_of, tell_plan, unjudged
 from ditbench.cli.usage import check_command, check_given, check_left_over, usage_line
 
 
@@ -40,53 +40,6 @@ def _command(words: list[str]) -> int:
         return int(args.do(args))
 
 
-def _spec(args: argparse.Namespace) -> Any:
-    from ditbench.method.stack import split_stacks
-    from ditbench.runner.spec import Spec, from_table, read_toml
-
-    of_own_kind = (
-        "models", "methods", "plugins", "references", "own_models", "lora", "margins", "batches",
-    )  # fmt: skip
-    names = [f.name for f in fields(Spec) if f.name not in of_own_kind]
-    table = {name: value for name in names if (value := getattr(args, name)) is not None}
-    if args.models is not None:
-        table["models"] = [part for part in args.models.split(",") if part]
-    elif args.model:
-        table["models"] = [text.partition("=")[0] for text in args.model]
-    if getattr(args, "methods", None) is not None:
-        table["methods"] = split_stacks(args.methods)
-    for name, key in (
-        ("plugin", "plugins"), ("reference", "references"), ("model", "own_models"), ("lora", "lora"),
-    ):  # fmt: skip
-        if getattr(args, name):
-            table[key] = getattr(args, name)
-    return from_table(table, read_toml(args.spec or "default"))
-
-
-def _cells(spec: Any) -> list[Any]:
-    """The plan of a run that can be begun: what it names is there and can be used. ValueError
-    otherwise."""
-    from ditbench.extractors.references import examine
-    from ditbench.runner.engines import check_engine, devices_elsewhere
-    from ditbench.runner.plan import plan
-    from ditbench.runner.resume import with_threads
-    from ditbench.runner.spec import check_writable
-
-    check_engine(spec)
-    spec = with_threads(spec)
-    cells = devices_elsewhere(plan(spec))
-    examine(spec.references, {cell.model.name for cell in cells})
-    check_writable(spec.folder)
-    full = any(cell.model.group == "full" for cell in cells)
-    if full and spec.device.startswith("cuda") and spec.dtype == "float32":
-        _complain(
-            [
-                "full-size models are published for bfloat16: float32 takes twice the memory (--dtype)"
-            ]
-        )
-    return cells
-
-
 def _forecast(cells: list[Any], args: argparse.Namespace) -> Any:
     """The plan with what it needs of a GPU."""
     from ditbench.cli.forecasting import forecast, requested_batch
@@ -95,13 +48,15 @@ def _forecast(cells: list[Any], args: argparse.Namespace) -> Any:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    return tell_plan(_forecast(_cells(_spec(args)), args), args.json, elsewhere=bool(args.gpu))
+    return tell_plan(
+        _forecast(begun_cells(spec_of(args)), args), args.json, elsewhere=bool(args.gpu)
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _plan(args)
-    cells = _cells(_spec(args))
+    cells = begun_cells(spec_of(args))
     check_runnable(cells)
     planned = _forecast(cells, args)
     cells = planned.begin(_complain)
@@ -166,12 +121,12 @@ def _stack(args: argparse.Namespace) -> int:
     from ditbench.records.record import read_run
     from ditbench.records.scores import read_scores
 
-    spec = _spec(args)
+    spec = spec_of(args)
     load_plugins(spec.plugins)
     parts = [Stack.parse(text) for text in args.parts]
     shorter = set(shorter_students(parts))
     methods = tuple(dict.fromkeys([*factorial(parts), *sorted(shorter)]))
-    cells = _cells(replace(spec, methods=methods))
+    cells = begun_cells(replace(spec, methods=methods))
     ready = [cell for cell in cells if not (cell.refusal and cell.requested in shorter)]
     if not args.dry_run:
         check_runnable(ready)

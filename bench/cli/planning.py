@@ -1,14 +1,65 @@
-"""What the command line says of a plan before anything runs: its rows, what this machine lacks, and
-what its verdicts would lack."""
+"""A plan before anything runs: the settings that flags give, its cells, what the command line says
+of them, what this machine lacks, and what its verdicts would lack."""
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ditbench.cli.ending import tell
 from ditbench.cli.parser import OK, SOME_FAILED
 
 if TYPE_CHECKING:
     from ditbench.cli.forecasting import Forecast
+    from ditbench.runner.plan import Cell
+    from ditbench.runner.spec import Spec
+
+
+def spec_of(args: argparse.Namespace) -> Spec:
+    """The settings that the flags of a command give. ValueError for what is none."""
+    from ditbench.method.stack import split_stacks
+    from ditbench.runner.spec import Spec, from_table, read_toml
+
+    of_own_kind = (
+        "models", "methods", "plugins", "references", "own_models", "lora", "margins", "batches",
+    )  # fmt: skip
+    names = [f.name for f in fields(Spec) if f.name not in of_own_kind]
+    table = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.models is not None:
+        table["models"] = [part for part in args.models.split(",") if part]
+    elif args.model:
+        table["models"] = [text.partition("=")[0] for text in args.model]
+    if getattr(args, "methods", None) is not None:
+        table["methods"] = split_stacks(args.methods)
+    for name, key in (
+        ("plugin", "plugins"), ("reference", "references"), ("model", "own_models"), ("lora", "lora"),
+    ):  # fmt: skip
+        if getattr(args, name):
+            table[key] = getattr(args, name)
+    return from_table(table, read_toml(args.spec or "default"))
+
+
+def begun_cells(spec: Spec) -> list[Cell]:
+    """The plan of a run that can be begun: what it names is there and can be used. ValueError
+    otherwise."""
+    from ditbench.extractors.references import examine
+    from ditbench.runner.engines import check_engine, devices_elsewhere
+    from ditbench.runner.plan import plan
+    from ditbench.runner.resume import with_threads
+    from ditbench.runner.spec import check_writable
+
+    check_engine(spec)
+    spec = with_threads(spec)
+    cells = devices_elsewhere(plan(spec))
+    examine(spec.references, {cell.model.name for cell in cells})
+    check_writable(spec.folder)
+    full = any(cell.model.group == "full" for cell in cells)
+    if full and spec.device.startswith("cuda") and spec.dtype == "float32":
+        tell(
+            "full-size models are published for bfloat16: float32 takes twice the memory (--dtype)"
+        )
+    return cells
 
 
 def tell_plan(planned: Forecast, as_json: bool, elsewhere: bool = False) -> int:

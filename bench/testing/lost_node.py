@@ -11,7 +11,6 @@ command's side manages, by tasks that do nothing. Linux; Ray (`ditbench[ray]`).
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import signal
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench import ROOT
-from ditbench.records.files import write_json
+from ditbench.records.files import file_sha256, write_json
 from ditbench.records.record import read_run
 from ditbench.records.run_folder import RunFolder
 
@@ -110,7 +109,7 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     """Samples files that are not in both, or differ; how many there are, and statuses."""
     hashes = [
         {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            path.relative_to(folder).as_posix(): file_sha256(path)
             for path in RunFolder(folder).all_shards()
         }
         for folder in (one, other)
