@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ditbench.acceleration.caching.passes import reuse_residual
 from ditbench.method import Attachment, Stage, build, knob, method
 from ditbench.method.prepare import unprepared
 
 if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
-    from ditbench.models.blocks import BlockRoute, RunBlock, Streams
+    from ditbench.models.blocks import RunBlock, Streams
 
 FOUND = "threshold.json"
 
@@ -106,20 +107,16 @@ class TeaCache:
         family, width = family_of(pipeline.transformer).name, at.sublayers[0].linears[0].in_features
         terms = self.polynomial or PUBLISHED.get((family, width), (1.0, 0.0))
         before: dict[int, Any] = {}
-        residual: dict[int, Streams] = {}
-        entered: dict[int, Streams] = {}
         total: dict[int, float] = {}
-        for store in (before, residual):
-            at.keeps(store)
-        for each in (entered, total):
-            at.on_start(each.clear)
-        state = {"skip": False}
+        at.keeps(before)
+        at.on_start(total.clear)
         signal = (
             _time_embedding(pipeline.transformer, at) if family == "wan" else _modulated_input(at)
         )
 
         def decide(run: RunBlock, streams: Streams) -> bool:
             branch, seen = at.now.branch, signal(run, streams)
+            first = branch not in total
             change = (
                 float(((seen - before[branch]).abs().mean() / before[branch].abs().mean()).item()) if branch in before else 0.0
             )  # fmt: skip
@@ -127,42 +124,13 @@ class TeaCache:
             total[branch] = total.get(branch, 0.0) + sum(
                 c * change**p for p, c in enumerate(reversed(terms))
             )
-            if (
-                branch in residual
-                and at.now.step < at.now.num_steps - 1
-                and total[branch] < threshold
-            ):
+            last = at.now.step == at.now.num_steps - 1
+            if not first and not last and total[branch] < threshold:
                 return True
             total[branch] = 0.0
             return False
 
-        last = len(at.blocks) - 1
-
-        def at_block(index: int) -> BlockRoute:
-            def route(run: RunBlock, streams: Streams) -> Streams:
-                branch = at.now.branch
-                if index == 0:
-                    state["skip"] = decide(run, streams)
-                    at.count(
-                        "passes_reused" if state["skip"] else "passes_computed",
-                        idle=not state["skip"],
-                    )
-                    if state["skip"]:
-                        return tuple(x + r for x, r in zip(streams, residual[branch], strict=True))
-                    entered[branch] = streams
-                if state["skip"]:
-                    return streams
-                out = run(streams)
-                if index == last:
-                    residual[branch] = tuple(
-                        a - b for a, b in zip(out, entered.pop(branch), strict=True)
-                    )
-                return out
-
-            return route
-
-        for block in at.blocks:
-            at.reroute(block, at_block(block.index))
+        reuse_residual(at, decide)
 
 
 def _modulated_input(at: Attachment) -> Callable[[RunBlock, Streams], Any]:
