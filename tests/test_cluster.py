@@ -389,8 +389,7 @@ def raising(error, task):
 
 def test_a_task_that_is_lost_says_whether_by_its_node():
     """By the errors of Ray, where it is installed."""
-    pytest.importorskip("ray")
-    from ray import exceptions
+    exceptions = pytest.importorskip("ray.exceptions")
 
     from ditbench.runner.cluster import Cluster, Lost
 
