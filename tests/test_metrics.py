@@ -142,6 +142,20 @@ def test_ssim_is_the_published_one_and_does_not_look_beyond_the_border(size):
     )
 
 
+def test_ssim_inside_the_border_is_torchmetrics_own():
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    a = noise(0, 4, 40, 33, 3)
+    b = (0.7 * a + 0.3 * noise(1, 4, 40, 33, 3)).astype(np.uint8)
+    b[3] = a[3] = 255  # flat: variances of nothing
+    _, windows = structural_similarity_index_measure(
+        to_pixels(a), to_pixels(b), sigma=1.5, kernel_size=11, data_range=1.0, reduction="none",
+        return_full_image=True,
+    )  # fmt: skip
+    oracle = windows[..., 5:-5, 5:-5].mean((1, 2, 3))
+    np.testing.assert_allclose(fidelity.similarity(a, b), oracle, atol=2e-6)
+
+
 def test_ms_ssim_is_torchmetrics_own(tmp_path):
     from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 
@@ -225,7 +239,11 @@ def test_a_metric_that_cannot_run_says_why(tmp_path, judge_folder, monkeypatch):
         == ""
     )
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
-    assert "torchmetrics cannot be imported" in fidelity.refuse(cell(large, baseline=large), ssim)
+    assert fidelity.refuse(cell(large, baseline=large), ssim) == ""
+    huge = samples_at(tmp_path / "h", noise(0, 1, 176, 176, 3))
+    assert "torchmetrics cannot be imported" in fidelity.refuse(
+        cell(huge, baseline=huge), table["ms_ssim.vs_none"]
+    )
     align = table["align.shapes_v1"]
     assert "paints none" in alignment.refuse(cell(large, world=""), align)
     assert "no weights (video.safetensors" in alignment.refuse(
