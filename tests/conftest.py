@@ -18,27 +18,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import run_bench  # noqa: F401
 
-SLOW = (
-    "full_size::*[wan-2.1-1.3b]", "full_size::*[flux-1-dev]", "full_size::*[pixart-alpha-1024]",
-    "full_preparation::test_full_size_models_are_prepared_*[pixart-alpha-256]",
-    "full_preparation::test_full_size_models_are_prepared_*[sd3-medium]",
-    "full_preparation::test_full_size_models_are_prepared_*[wan-2.1-1.3b]",
-    "full_preparation::test_random_weights_are_the_same_in_every_process",
-    "costs::test_a_batch_that_was_not_simulated_*[toca]", "costs::test_what_comes_along_*[fora]", "costs::test_what_comes_along_*[fp8]",
-    "shards::test_prompts_encoded_once_*[wan-tiny]", "shards::test_a_shard_that_takes_too_long_*",
-    "damage::test_no_field_of_a_record_*[2]", "page::test_the_page_of_a_published_run_*",
-    "imports::*[half installed]", "imports::*[another torch]",
-    "learning::test_a_row_is_as_sensitive_*[flux]", "learning::test_a_row_is_as_sensitive_*[wan]",
-    "simulations::test_intervals_cover_and_verdicts_keep_their_levels[sets]",
-    "flops::test_tocas_rows_on_pixart_follow_from_a_count",
-    "flops::test_the_rivals_*[toca(ratio=0.4, quirk=False)-1.7693]",
-    "environments::test_a_real_cell_added_*", "lock::test_a_killed_command_*[False]",
-    "processes::test_cells_that_share_*[six]",
-    "simulation::test_no_method_makes_the_host_wait_*[wan-2.1-1.3b]",
-    "simulation::test_estimate_has_a_row_*[wan-2.1-1.3b]",
-)  # fmt: skip
-"""Tests of the slow suite beside those that are marked where they stand, as FILE::NAME: what takes
-long and is tried in the ordinary suite on another model, stack or size."""
+SLOW = [
+    line
+    for line in (Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+]
 
 
 def fnmatch_any(name, patterns):
@@ -56,6 +40,7 @@ alone. pytest-xdist keeps this order with --no-loadscope-reorder; by itself it g
 tests, and the longest files have few."""
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers():
     """One more than there are cores: tests that wait for processes leave theirs idle."""
     return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) + 1

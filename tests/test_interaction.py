@@ -520,6 +520,8 @@ def test_stack_runs_the_factorial_and_prints_its_rule(tmp_path):
         "2",
         "--rounds",
         "1",
+        "--steps",
+        "8",
         "--json",
         "--out",
         str(tmp_path / "r"),

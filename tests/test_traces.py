@@ -63,14 +63,14 @@ class Draws:
         at.reroute(at.sublayers[0], lambda run, hidden: (at.count("runs"), run() + 0.1 * torch.rand(()))[1])
 '''
 QUICK = ["--models", "dit-tiny", "--num-samples", "4", "--batch-size", "2", "--rounds", "1",
-         "--steps", "8"]  # fmt: skip
+         "--steps", "4"]  # fmt: skip
 LEFT = {
     "hooks": "transformer._forward_hooks",
     "refuses_late": "transformer._forward_hooks",
     "globals": "torch.get_num_threads",
     "scales": "transformer.pos_embed.proj.weight",
 }
-STACKS = ",".join([*LEFT, "draws", "fora", "fewer_steps(steps=4)"])
+STACKS = ",".join([*LEFT, "draws", "fora", "fewer_steps(steps=2)"])
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_the_record_of_the_stack_that_left_it_says_what(runs):
         for stack, name in LEFT.items():
             assert name in of[stack]["left_behind"], of[stack]
         clean = [stack for stack, record in of.items() if "left_behind" not in record]
-        assert sorted(clean) == ["draws", "fewer_steps(steps=4)", "fora", "none"]
+        assert sorted(clean) == ["draws", "fewer_steps(steps=2)", "fora", "none"]
         assert of["refuses_late"]["status"] == "refused"
         assert {of[s]["status"] for s in of if s != "refuses_late"} == {"ok"}
 
