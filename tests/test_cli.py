@@ -268,6 +268,24 @@ def test_a_run_whose_baseline_was_refused_leaves_with_3(capsys, tmp_path, monkey
     assert told(capsys, "report", "run")[0] == 3
 
 
+def test_a_run_is_scored_by_as_many_processes_as_made_it(capsys, tmp_path, monkeypatch):
+    given = {}
+
+    class Enough(BaseException):
+        pass
+
+    def score_run(folder, **settings):
+        given.update(settings)
+        raise Enough
+
+    monkeypatch.setattr("ditbench.runner.execute.execute", lambda cells, *a, **k: tmp_path)
+    monkeypatch.setattr("ditbench.extractors.references.tell", lambda folder, references: None)
+    monkeypatch.setattr("ditbench.metrics.scoring.score_run", score_run)
+    with pytest.raises(Enough):
+        main(["run", "--models", "dit-tiny", "--methods", "fora", "--workers", "2"])
+    assert (given["workers"], given["plugins"]) == (2, ())
+
+
 def test_stack_loads_plugins_before_it_reads_the_stacks(capsys, plugin, monkeypatch):
     seen = []
 

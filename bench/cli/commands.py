@@ -92,9 +92,12 @@ def _carry_out(cells: list[Any], memory: Mapping[str, float]) -> Path:
     command = "python run_bench.py " + shlex.join(sys.argv[1:])
     with progress() as tell:
         folder = execute(cells, command.strip(), tell, memory=memory)
-    _add_references(folder, cells[0].spec.references)
+    spec = cells[0].spec
+    _add_references(folder, spec.references)
     with progress() as tell:
-        scoring = score_run(folder, progress=_scoring(tell))
+        scoring = score_run(
+            folder, progress=_scoring(tell), workers=spec.workers, plugins=spec.plugins
+        )
     _complain(scoring.damaged)
     return folder
 

@@ -141,7 +141,11 @@ def _sharing_flags(command: argparse.ArgumentParser) -> None:
             "samples of a cell in one file; a larger cell is timed on the first",
             spec.shard,
         ),
-        ("--workers", "processes that make shards on the CPU, after all was timed", spec.workers),
+        (
+            "--workers",
+            "processes that make shards on the CPU, after all was timed, and score cells",
+            spec.workers,
+        ),
     ):
         command.add_argument(
             flag, type=whole_number, metavar="N", help=f"{about} (default: {default})"
