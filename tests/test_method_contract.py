@@ -40,6 +40,8 @@ STACKS = (
     "diffsparse(allocator='uniform',keep=0.5)",
     "diffsparse(allocator='random',keep=0.6,selector='similarity')",
     "int8+diffsparse(allocator='uniform',selector='norm')",
+    "sparsecast(learns='coefficients',coefficients='one',keep=0.5)",
+    "int8+sparsecast(learns='coefficients',coefficients='one',order=2,keep=0.75)",
 )
 PASSES = "pab: diffusers' pab keeps one output per module, and Wan's guidance passes, run one after the other, would share it"
 HALVES = (

@@ -79,9 +79,10 @@ def settings_for(room: Workroom, batch: int) -> dict[str, Any]:
     return {"checkpointed": True, "batch": batch, "trials": 4, "trial_batch": batch}
 
 
-def demands(room: Workroom, recipe: Any) -> str:
+def demands(room: Workroom, recipe: Any, kept: int = 1) -> str:
     """What learning by a `learn_schedule.Recipe` takes, in a sentence: bytes of weights and of what
-    is kept, and time in samplings. Runs the transformer for one step."""
+    is kept, `kept` times the outputs of a step, and time in samplings. Runs the transformer for one
+    step."""
     outputs, steps = _Outputs(), room.calls
     with room.attached(outputs) as attached, torch.no_grad():
         attached.start(room.sampling.steps, 1)
@@ -94,7 +95,7 @@ def demands(room: Workroom, recipe: Any) -> str:
     # a checkpoint of each transformer call has what both guidance passes keep; without gradients
     # the sampling goes on from what the last step kept
     states = steps * outputs.calls if learned else 2
-    output_bytes = outputs.bytes * recipe.batch * states
+    output_bytes = outputs.bytes * recipe.batch * states * kept
     on_host = learned and recipe.checkpointed and room.device.type != "cpu"
     if learned:
         # a teacher's sampling and a student's, which is run again for its gradient, and whose

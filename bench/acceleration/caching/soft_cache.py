@@ -32,7 +32,7 @@ class Student(Trainee):
 
     def __init__(self, selector: str, checkpointed: bool) -> None:
         self.selector, self.checkpointed = selector, checkpointed
-        self.levels: Tensor | None = None
+        self.levels: Any = None
         """[T,L,S]: one-hot, or None for the un-accelerated model."""
         self._outputs: dict[tuple[int, int], Any] = {}
         self._records, self._replayed = False, 0
@@ -58,17 +58,11 @@ class Student(Trainee):
     def attach(self, pipeline: Any, at: Any) -> None:
         """Reroute every sub-layer; checkpoint the transformer's runs."""
         self.at = at
-        cache = TokenCache(at, self.selector, DIFFSPARSE[family_of(pipeline.transformer).name])
+        cache = self.cache_for(pipeline)
 
         def at_sublayer(sublayer: Any) -> Any:
             def route(run: Any, hidden: Tensor) -> Any:
-                if self.levels is None:
-                    return run()
-                if sublayer not in cache:
-                    return cache.compute(sublayer, run, hidden)
-                return cache.blend(
-                    sublayer, run, hidden, self.levels[at.now.step, sublayer.index], LEVELS
-                )
+                return run() if self.levels is None else self.output(cache, sublayer, run, hidden)
 
             return route
 
@@ -102,6 +96,18 @@ class Student(Trainee):
 
         at.patch(transformer, "forward", forwarded)
 
+    def cache_for(self, pipeline: Any) -> Any:
+        """What is kept from step to step; its `state` and `restore` are all the checkpoints ask
+        for."""
+        return TokenCache(self.at, self.selector, DIFFSPARSE[family_of(pipeline.transformer).name])
+
+    def output(self, cache: Any, sublayer: Any, run: Any, hidden: Tensor) -> Any:
+        """A sub-layer's output at the step under way, by the levels."""
+        if sublayer not in cache:
+            return cache.compute(sublayer, run, hidden)
+        share = self.levels[self.at.now.step, sublayer.index]
+        return cache.blend(sublayer, run, hidden, share, LEVELS)
+
     def _checkpoints(self) -> bool:
         return self.levels is not None and self.checkpointed and torch.is_grad_enabled()
 
@@ -110,7 +116,7 @@ class _Recomputed:
     """Runs a part of the transformer that reads and changes the cache, and forgets its activations:
     the backward pass runs it again, from the cache as it was."""
 
-    def __init__(self, at: Any, cache: TokenCache) -> None:
+    def __init__(self, at: Any, cache: Any) -> None:
         self.at, self.cache = at, cache
 
     def __call__(self, run: Any, streams: Any) -> Any:
@@ -145,13 +151,27 @@ def studio(
     decoded: bool = True,
     grid: tuple[int, int, int] | None = None,
 ) -> Iterator[tuple[Student, Any]]:
-    """The student attached on top of the stack `below` with what that was `prepared` with, and
+    """`studio_of` a student of DiffSparse."""
+    student = Student(selector, checkpointed)
+    with studio_of(student, pipe, below, prepared, decoded, grid) as painted:
+        yield student, painted
+
+
+@contextmanager
+def studio_of(
+    student: Student,
+    pipe: Any,
+    below: Stack,
+    prepared: Mapping[str, Path] | None = None,
+    decoded: bool = True,
+    grid: tuple[int, int, int] | None = None,
+) -> Iterator[Any]:
+    """The student attached on top of the stack `below` with what that was `prepared` with:
     `paint(levels, arguments, steps)` -> pixels 0..1 with gradients, or, with `decoded` False, the
     latents that would be decoded. `grid` is that of the image tokens, where it is not to be read
     from a GPU. Noise generators are spent by a call: draw the arguments anew for the next."""
-    student = Student(selector, checkpointed)
 
-    def painted(levels: Tensor | None, arguments: dict[str, Any], steps: int) -> Tensor:
+    def painted(levels: Any, arguments: dict[str, Any], steps: int) -> Tensor:
         student.levels = levels
         attached.start(steps, len(arguments["generator"]))
         return paint(pipe, arguments, decoded=decoded)
@@ -161,4 +181,4 @@ def studio(
             part.requires_grad_(False)
     with Stack((*below.methods, student)).attached(pipe, prepared) as attached:
         attached.grid = grid
-        yield student, painted
+        yield painted

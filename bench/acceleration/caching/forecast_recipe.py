@@ -1,0 +1,102 @@
+"""The recipe of a forecasting schedule, and what its learning starts from.
+
+T steps, L sub-layers, P guidance passes, O order, G groups of channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ditbench.acceleration.caching.forecast_student import HIGHEST, LOWEST
+from ditbench.acceleration.caching.local_forecast import (
+    Grams,
+    best_common_steps,
+    local_coefficients,
+    local_errors,
+)
+from ditbench.acceleration.caching.whole_rows import Mask, Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How schedule and coefficients are come by. All of it is ours."""
+
+    learns: Literal["both", "schedule", "coefficients"] = "both"
+    coefficients: Literal["learned", "local", "zero", "one"] = "learned"
+    """Where the schedule alone is learned, under which."""
+    keep: float = 0.46
+    """Share of the sub-layers' multiply-accumulates that is spent."""
+    order: int = 1
+    groups: int = 1
+    """Groups of channels with coefficients of their own."""
+    apart: bool = True
+    """Whether guidance passes have coefficients of their own."""
+    together: int = 30
+    """Iterations in which schedule and coefficients move."""
+    alone: int = 50
+    """Iterations of the coefficients on the rounded schedule."""
+    rate: float = 0.1
+    """What a score of average gradient moves by in an iteration; falls to nothing along a line."""
+    head_start: float = 1.0
+    """Score of what the schedule computes that learning starts from."""
+    temperature: float = 0.3
+    """Of the shares at the start, in units of scores; falls to nothing along a line."""
+    soft: bool = True
+    momentum: float = 0.9
+    rate_coefficients: float = 0.03
+    """Of Adam."""
+    start: float = 0.5
+    """Share of the least-squares coefficients that learning starts from."""
+    batch: int = 4
+    draws: int = 40
+    """Batches of requests that are drawn; iterations take turns."""
+    trials: int = 1
+    """Batches of held-out requests that the best coefficients are chosen by."""
+    trial_batch: int = 16
+    seed: int = 0
+    checkpointed: bool = True
+
+    @property
+    def stage1(self) -> int:
+        """Iterations of the first stage, as `learning_at_size` names them."""
+        return self.together if self.learns != "coefficients" else 0
+
+    @property
+    def stage2(self) -> int:
+        """Iterations of the second stage."""
+        return self.alone if self.learns != "schedule" else 0
+
+    @property
+    def allocator(self) -> str:
+        """What `learning_at_size.demands` asks for."""
+        return "learned"
+
+
+def start_scores(
+    grams: Grams, weights: NDArray[np.int64], recipe: Recipe, mask: Mask | None
+) -> Scores:
+    """[T,L]: `head_start` for what a schedule computes, by default the common steps between which
+    the forecasts are off least, and less for the others, by how far they are off locally."""
+    steps = grams.shape[-1]
+    if mask is None:
+        count = max(1, min(steps, int(recipe.keep * steps + 1e-6)))
+        mask = np.zeros((steps, len(weights)), bool)
+        mask[best_common_steps(grams, count, recipe.order)] = True
+    errors = np.sqrt(local_errors(grams, mask, min(recipe.order, 1)))
+    scores: Scores = recipe.head_start * mask + 0.1 * errors / (errors.std() + 1e-12)
+    return scores
+
+
+def start_table(recipe: Recipe, grams: Grams, mask: Mask, passes: int, device: Any) -> Tensor:
+    """[T,L,P,O,G]: what learning starts from, or what the schedule alone is learned under."""
+    local = local_coefficients(grams, mask, recipe.order, passes if recipe.apart else 1)
+    scale = {"learned": recipe.start, "local": 1.0, "zero": 0.0, "one": 0.0}[recipe.coefficients]
+    table = scale * local + (recipe.coefficients == "one")
+    start = torch.from_numpy(table).float().clamp(LOWEST, HIGHEST)[..., None]
+    return start.repeat(1, 1, 1, 1, recipe.groups).to(device)

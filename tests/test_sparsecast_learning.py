@@ -1,0 +1,136 @@
+"""Learning a forecasting schedule: gradients are the loss's, checkpoints change nothing, and what is
+learned is what is run."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from test_learning import decoded, drawer, squared
+
+from ditbench.acceleration.caching.forecast_recipe import Recipe
+from ditbench.acceleration.caching.forecast_student import Controls, ForecastStudent
+from ditbench.acceleration.caching.learn_forecast import Learning, learn
+from ditbench.acceleration.caching.soft_cache import studio_of
+from ditbench.acceleration.caching.whole_rows import schedule_of_mask, spent_by
+from ditbench.method.stack import Stack
+from ditbench.models.sublayers import sublayers
+from ditbench.testing import tiny
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module", params=["flux", "wan", "pixart"])
+def subject(request):
+    return request.param, tiny(request.param, steps=STEPS)
+
+
+def controls_for(pipeline, passes, order, seed=0):
+    layers = len(sublayers(pipeline.transformer))
+    drawn = np.random.default_rng(seed)
+    mask = drawn.random((STEPS, layers)) < 0.6
+    mask[0] = True
+    table = drawn.random((STEPS, layers, passes, order, 1)).astype(np.float32)
+    return mask, torch.from_numpy(table)
+
+
+def test_gradients_are_those_of_the_loss_and_checkpoints_do_not_change_them(subject):
+    kind, tried = subject
+    draw, slopes = drawer(tried, kind), []
+    mask, table = controls_for(tried.pipeline, 2, 2)
+    shares = torch.from_numpy(0.2 + 0.6 * mask).float()  # neither forecast nor computed
+    shares[0] = 1.0
+    for checkpointed in (False, True):
+        student = ForecastStudent(2, checkpointed)
+        with studio_of(student, tried.pipeline, Stack()) as paint:
+            with torch.no_grad():
+                teacher = paint(None, draw(1, 2), STEPS)
+
+            def loss_at(shares, table, paint=paint, teacher=teacher):
+                samples = paint(Controls(shares, table), draw(1, 2), STEPS)
+                return squared(teacher, samples).mean()
+
+            with torch.enable_grad():
+                leaves = shares.clone().requires_grad_(True), table.clone().requires_grad_(True)
+                slopes.append(torch.autograd.grad(loss_at(*leaves), leaves))
+            if not checkpointed:
+                moved = []
+                for i, leaf in enumerate((shares, table)):
+                    at = slopes[0][i].clone()
+                    at[0] = 0
+                    where = np.unravel_index(int(at.abs().argmax()), at.shape)
+                    losses = []
+                    for sign in (1, -1):
+                        changed = [shares.clone(), table.clone()]
+                        changed[i][where] = leaf[where] + sign * 1e-2
+                        changed[0].requires_grad_(True)
+                        losses.append(float(loss_at(*changed)))
+                    moved.append((losses[0] - losses[1]) / 2e-2)
+                    assert moved[i] == pytest.approx(float(slopes[0][i][where]), rel=0.05)
+    for plain, again in zip(*slopes, strict=True):
+        assert torch.allclose(plain, again, rtol=1e-3, atol=1e-9)
+
+
+def test_a_share_of_one_or_zero_is_to_run_or_to_forecast(subject):
+    kind, tried = subject
+    draw = drawer(tried, kind)
+    mask, table = controls_for(tried.pipeline, 2, 2)
+    shares = torch.from_numpy(mask).float()
+    with studio_of(ForecastStudent(2, False), tried.pipeline, Stack()) as paint, torch.no_grad():
+        hard = paint(Controls(shares, table), draw(1, 2), STEPS)
+        blended = paint(Controls(shares.clone().requires_grad_(True), table), draw(1, 2), STEPS)
+    assert torch.allclose(hard, blended, atol=1e-5)
+
+
+def test_the_method_samples_as_the_student_that_was_trained(tmp_path, monkeypatch):
+    tried = tiny("pixart", steps=STEPS)
+    names = [s.name for s in sublayers(tried.pipeline.transformer)]
+    mask, table = controls_for(tried.pipeline, 2, 1)
+    arguments = tried.arguments(tried.sampling, [0, 1])
+    with studio_of(ForecastStudent(1, False), tried.pipeline, Stack()) as paint:
+        controls = Controls(torch.from_numpy(mask).float(), table)
+        student = decoded(tried, monkeypatch, lambda: paint(controls, arguments, STEPS))
+    schedule_of_mask(names, mask, {"keep": 0.5}).write(tmp_path / "schedule.json")
+    tables = {"learned": table.numpy(), "local": table.numpy() * 0}
+    scores = {"scores": mask.astype(np.float32)}
+    save_file(tables | scores, tmp_path / "forecast.safetensors")
+    samples = {}
+    for knobs in ("", ", coefficients='local'", ", coefficients='zero'"):
+        stack = Stack.parse(f"sparsecast(keep=0.5{knobs})")
+        with stack.attached(tried.pipeline, {"sparsecast": tmp_path}) as attached:
+            attached.start(STEPS, 2)
+            call = tried.arguments(tried.sampling, [0, 1]) | {"output_type": "np"}
+            samples[knobs] = decoded(tried, monkeypatch, lambda call=call: tried.pipeline(**call))
+    assert float((student - samples[""]).norm() / student.norm()) <= 1e-5
+    local, zero = samples[", coefficients='local'"], samples[", coefficients='zero'"]
+    assert torch.equal(local, zero) and not torch.equal(zero, samples[""])
+
+
+GRAMS = np.stack([np.eye(STEPS) + i for i in range(8)])[None]
+
+
+@pytest.mark.parametrize("learns", ["both", "schedule", "coefficients"])
+def test_learning_keeps_the_budget_and_the_best_on_held_out_requests(learns):
+    tried, heard = tiny("flux", steps=STEPS), []
+    layers = len(sublayers(tried.pipeline.transformer))
+    recipe = Recipe(
+        learns=learns, coefficients="one" if learns == "schedule" else "learned", keep=0.5,
+        together=3, alone=3, batch=1, draws=2, trial_batch=2, checkpointed=False,
+    )  # fmt: skip
+    weights = np.arange(1, layers + 1)
+    grams = np.broadcast_to(GRAMS[:, :1], (1, layers, STEPS, STEPS))
+    with studio_of(ForecastStudent(1, False), tried.pipeline, Stack()) as paint:
+        learning = Learning(paint, drawer(tried, "flux"), squared, STEPS, recipe, heard.append)
+        learning.look_at_plain()
+        learned = learn(learning, weights, grams, None, 1, "cpu")
+        best = Controls(
+            torch.from_numpy(learned.mask).float(), torch.from_numpy(learned.coefficients)
+        )
+        assert learning.trial(best) == pytest.approx(learned.held_out, rel=1e-4)
+    assert learned.mask[0].all() and spent_by(learned.mask, weights) <= 0.5
+    looks = [row["held_out"] for row in heard if row["stage"] == 2 and row["held_out"] is not None]
+    assert learned.held_out == min(looks) and len(learning.teachers) == 2
+    stages = [row["stage"] for row in heard]
+    expected = {"both": [1] * 3 + [2] * 4, "schedule": [1] * 3 + [2], "coefficients": [2] * 4}
+    assert stages == expected[learns]
+    if learns == "schedule":
+        assert (learned.coefficients == 1).all()
