@@ -37,6 +37,10 @@ STACKS = (
     "rerun",
     "rerun(attention='math')",
     "rerun(seed=1)",
+    "adaptive_guidance(threshold=-1.0)",
+    "guidance_interval",
+    "cfg_cache(interval=2,first=1000)",
+    "cfg_cache(interval=2,first=1000)+int8+teacache(threshold=5.0)",
     "diffsparse(allocator='uniform',keep=0.5)",
     "diffsparse(allocator='random',keep=0.6,selector='similarity')",
     "int8+diffsparse(allocator='uniform',selector='norm')",
@@ -50,7 +54,15 @@ HALVES = (
     "or guidance in one pass; {}Pipeline has neither"
 )
 UNCACHED = "firstblock: diffusers {} has no cache for {} (it is no CacheMixin)"
+EMBEDDED = "needs a guidance pass to leave out, and FLUX's guidance is embedded in its one"
 REFUSED = {
+    ("adaptive_guidance(threshold=-1.0)", "flux"): f"adaptive_guidance: {EMBEDDED}",
+    ("guidance_interval", "flux"): f"guidance_interval: {EMBEDDED}",
+    ("cfg_cache(interval=2,first=1000)", "flux"): f"cfg_cache: {EMBEDDED}",
+    (
+        "cfg_cache(interval=2,first=1000)+int8+teacache(threshold=5.0)",
+        "flux",
+    ): f"cfg_cache: {EMBEDDED}",
     ("firstblock(threshold=0.9)", "dit"): UNCACHED.format(
         diffusers.__version__, "DiTTransformer2DModel"
     ),

@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ditbench.method.attachment import Attachment
-from ditbench.method.generation import Now, conditional_rows
+from ditbench.method.generation import Now
+from ditbench.method.guidance_passes import GuidancePasses
 from ditbench.records.facts import plain
 
 
@@ -21,7 +22,9 @@ class Attached:
         self.grid: tuple[int, int, int] | None = None
         """(Frames, rows, columns) of image tokens where whoever generates knows them (see
         `models.sublayers.call_sizes`)."""
-        self._calls = 0  # transformer calls so far in this step
+        self.calls = 0
+        """Transformer calls so far in this step."""
+        self.passes = GuidancePasses(self)
         self._cache_bytes = self._bytes_at_drop = 0
 
     def start(self, num_steps: int, samples: int = 0) -> None:
@@ -29,9 +32,10 @@ class Attached:
         another number, that is put in their place before the first. A generation begun without a
         start is noticed then too; how many `samples` it makes, and so which rows of a batch are
         guidance passes, is not known of it."""
-        now, self._calls, self._bytes_at_drop = self.now, 0, 0
+        now, self.calls, self._bytes_at_drop = self.now, 0, 0
         now.step, now.branch, now.num_steps, now.samples = 0, 0, num_steps, samples
         now.passes, now.batch, now.unguided = 1, 0, False
+        self.passes.start()
         for at in self.attachments.values():
             at.shares.clear()
             for reset in at.starts:
@@ -106,19 +110,20 @@ class Attached:
         def called(transformer: Any, args: Any, kwargs: Any) -> None:
             now = self.now
             now.batch = batch_of(args, kwargs)
-            if not now.step and not self._calls:
+            if not now.step and not self.calls:
                 from ditbench.models.sublayers import call_sizes
 
                 _, now.grid, now.text_tokens = call_sizes(transformer, args, kwargs, self.grid)
                 now.passes = max(1, now.batch // now.samples) if now.samples else 1
                 now.guidance = family_of(transformer).guidance
-            now.branch = self._calls
-            self._calls += 1
+            now.branch = self.calls
+            self.calls += 1
 
         @functools.wraps(step)  # pipelines look at the signature
         def stepped(*args: Any, **kwargs: Any) -> Any:
             out = step(*args, **kwargs)
-            self.now.step, self._calls = self.now.step + 1, 0
+            self.now.step, self.calls = self.now.step + 1, 0
+            self.passes.stepped()
             if self.now.step == self.now.num_steps:
                 # where guidance was dropped, the most was kept just before
                 self._cache_bytes = max(self._held_bytes(), self._bytes_at_drop)
@@ -130,7 +135,7 @@ class Attached:
         def begun(*args: Any, **kwargs: Any) -> Any:
             out, now = set_timesteps(*args, **kwargs), self.now
             made = len(scheduler.timesteps)  # Heun's makes 2 N - 1 of the N steps it is asked for
-            if not now.num_steps or now.step or self._calls:
+            if not now.num_steps or now.step or self.calls:
                 self.start(made)
             elif made != now.num_steps:
                 self.start(made, now.samples)
@@ -139,60 +144,12 @@ class Attached:
         at.undo(pipeline.transformer.register_forward_pre_hook(called, with_kwargs=True).remove)
         at.patch(scheduler, "step", stepped)
         at.patch(scheduler, "set_timesteps", begun)
-        if any(other.drops for other in self.attachments.values()):
-            self._leave_out(pipeline.transformer, at)
+        self.passes.install(pipeline.transformer, at)
 
-    def _leave_out(self, transformer: Any, at: Attachment) -> None:
-        """Leave out the unconditional pass where a method drops guidance: a call of its own is not
-        made, and of a shared batch the conditional rows alone go on."""
-        import torch
-
-        from ditbench.models.calls import batch_of, each_tensor, take_rows
-        from ditbench.models.family import family_of
-
-        # not `forward`: hooks on the transformer shall not see calls that are not made
-        name = "_compiled_call_impl" if transformer._compiled_call_impl else "_call_impl"
-        run, guidance = getattr(transformer, name), family_of(transformer).guidance
-        conditional: list[Any] = []  # the output of this step's first call
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            now = self.now
-            if not self._calls:
-                self._ask()
-            if not now.unguided or guidance == "embedded":
-                return run(*args, **kwargs)
-            if guidance == "two calls":
-                if self._calls:
-                    self._dropped(now.batch)
-                    return conditional.pop()
-                conditional[:] = [run(*args, **kwargs)]
-                return conditional[0]
-            batch = batch_of(args, kwargs)
-            passes = batch // now.known_samples()
-            if passes == 1:
-                return run(*args, **kwargs)
-            rows = conditional_rows(guidance, batch, passes)
-            args, kwargs = take_rows(transformer, args, kwargs, rows)
-            self._dropped(batch - batch // passes)
-            return each_tensor(lambda t: torch.cat([t] * passes), run(*args, **kwargs))
-
-        at.patch(transformer, name, call)
-
-    def _ask(self) -> None:
-        """Drop guidance where a method wants that from this step on."""
-        now, methods = self.now, self.attachments.values()
-        if now.unguided or not any(when() for at in methods for when in at.drops):
-            return
-        if now.passes > 1:
-            self._bytes_at_drop = self._held_bytes()
-            for at in methods:
-                at.narrow(now.conditional, now.batch)
-        now.unguided, now.passes = True, 1
-
-    def _dropped(self, rows: int) -> None:
-        for at in self.attachments.values():
-            if at.drops:
-                at.count("guidance_passes_dropped", rows)
+    def note_bytes(self) -> None:
+        """Remember what is kept now, where that is more than before: some of it is about to be let
+        go."""
+        self._bytes_at_drop = max(self._bytes_at_drop, self._held_bytes())
 
     def method_tensors(self) -> Iterator[Any]:
         """The tensors that methods keep from step to step; one that is in two places comes twice."""

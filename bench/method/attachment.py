@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.method.generation import Now
+from ditbench.method.guidance_passes import Comparison, LeftOut, Prediction
 
 if TYPE_CHECKING:
     from ditbench.models.blocks import Block, BlockRoute
@@ -36,7 +37,8 @@ class Attachment:
         self.emptied: list[dict[Any, Any]] = []
         self.starts_anew = False
         """Whether tensors are held whose rows nobody described."""
-        self.drops: list[Callable[[], bool]] = []
+        self.left_out: list[LeftOut] = []
+        self.comparisons: list[Comparison] = []
         self.shares: dict[tuple[int, int], float] = {}
         """Share of its tokens a sub-layer computed, by (step, sub-layer), in the generation under
         way or the last one."""
@@ -149,17 +151,19 @@ class Attachment:
         starts anew."""
         for store in self.emptied:
             store.clear()
-        self._start_anew()
-
-    def _start_anew(self) -> None:
         if self.starts_anew:
-            for reset in self.starts:
-                reset()
+            self.start_anew()
+
+    def start_anew(self) -> None:
+        """Have the method forget what it knows of this generation."""
+        for reset in self.starts:
+            reset()
 
     def narrow(self, rows: slice, batch: int) -> None:
         """Only `rows` of a batch of `batch` rows go on: slice what `keeps` named. A method that
         `holds` others starts anew."""
-        self._start_anew()
+        if self.starts_anew:
+            self.start_anew()
         if not any(self.stores):
             return
         from ditbench.models.calls import each_tensor
@@ -178,7 +182,29 @@ class Attachment:
         `now.num_steps` set. The method has to claim `guidance`. Dropped rows are counted as
         `guidance_passes_dropped`.
         """
-        self.drops.append(when)
+        self.left_out.append(LeftOut(when=when, for_good=True))
+
+    def leave_out_guidance(
+        self, when: Callable[[], bool], stand_in: Callable[[Prediction], Prediction] | None = None
+    ) -> None:
+        """Leave the unconditional pass out at every step at which `when()` is true, and compute it
+        at the others.
+
+        `stand_in` is given the conditional prediction [B,...], B the samples, and returns what
+        stands for the unconditional one; None: the conditional one, which then stands for the
+        guided one. When and how `when` is asked, claim and counter are as in `drop_guidance`. Where
+        the pass comes back, the other methods' `on_start` is called: what they keep of it is of
+        steps ago, so that they compute everything anew.
+        """
+        self.left_out.append(
+            LeftOut(when=when) if stand_in is None else LeftOut(when=when, stand_in=stand_in)
+        )
+
+    def compare_passes(self, compare: Comparison) -> None:
+        """Call `compare(conditional, unconditional)` with the predictions [B,...] of every step
+        whose two passes are computed, B the samples. What it returns stands for the unconditional
+        prediction, and None leaves it as it is. The method has to claim `guidance`."""
+        self.comparisons.append(compare)
 
     def run_samples(
         self,

@@ -27,13 +27,13 @@ class Now:
     """Samples of this generation; 0 where nobody said."""
     passes: int = 1
     """Guidance passes that share a batch, one after the other: 2 for DiT and PixArt under guidance,
-    1 once it is dropped."""
+    1 where one is left out."""
     batch: int = 0
     """Rows of the batch of the transformer call under way, or of the last one."""
     guidance: str = ""
     """How the pipeline computes guidance (`Family.guidance`); "" before the first call."""
     unguided: bool = False
-    """Whether a method has dropped guidance for the rest of this generation."""
+    """Whether a method leaves the unconditional pass out at this step."""
     grid: tuple[int, int, int] = (0, 0, 0)
     """Frames, rows and columns of image tokens."""
     text_tokens: int = 0

@@ -164,7 +164,7 @@ class Stack:
                 at = attached.attachments[m.name] = Attachment(pipeline, now, undo)
                 at.artifact = (artifacts or {}).get(m.name)
                 m.attach(pipeline, at)
-                if at.drops and "guidance" not in m.traits.claims:
+                if (at.left_out or at.comparisons) and "guidance" not in m.traits.claims:
                     raise ValueError(f"{m.name} drops guidance, so it has to claim 'guidance'")
             if self.methods:
                 attached.follow(pipeline, Attachment(pipeline, now, undo))
