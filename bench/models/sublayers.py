@@ -19,7 +19,16 @@ from torch import Tensor, nn
 
 from ditbench.models.family import Family, Grid, Kind
 from ditbench.models.family import family_of as _family_of
-from ditbench.models.token_rows import ROUTED, Run, Selection, put, take, tokenwise, undeclared
+from ditbench.models.token_rows import (
+    ROUTED,
+    Run,
+    Selection,
+    computing,
+    put,
+    take,
+    tokenwise,
+    undeclared,
+)
 
 __all__ = [
     "Kind",
@@ -164,7 +173,8 @@ class Sublayer:
                 if now.whole:
                     return original(hidden, *rest, **kwargs)
                 more = kwargs if now.context is None else {**kwargs, "context": now.context}
-                return self.run_rows(self.module, original, now.rows, hidden, *rest, **more)
+                with computing(now):
+                    return self.run_rows(self.module, original, now.rows, hidden, *rest, **more)
 
             return route(run, hidden)
 

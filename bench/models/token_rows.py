@@ -7,7 +7,8 @@ width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -68,6 +69,25 @@ class Selection:
             if mine is not None and theirs is not None:
                 raise ValueError(f"two methods choose {what} of one sub-layer")
         return Selection(self.rows if rows is None else rows, self.context or other)
+
+
+_COMPUTED: list[Selection] = []
+
+
+@contextmanager
+def computing(selection: Selection) -> Iterator[None]:
+    """What runs inside computes that part of a sub-layer."""
+    _COMPUTED.append(selection)
+    try:
+        yield
+    finally:
+        _COMPUTED.pop()
+
+
+def selection_under_way() -> Selection:
+    """What is computed of the sub-layer that runs now, for a method that replaces an operation inside
+    it: whole, where nobody chose."""
+    return _COMPUTED[-1] if _COMPUTED else Selection()
 
 
 def places_of(context: Context | None) -> Tensor | None:

@@ -3,7 +3,9 @@ side is `counting.py`.
 
 One FLOP is half a multiply-accumulate: FLOPs = 2 MACs. Matrix products, attention and convolutions
 are counted, with the shapes they are executed with; norms, activations, softmax, rotary embeddings
-and the sampler's arithmetic are not. Masks and causality do not lower a count. The formulas are
+and the sampler's arithmetic are not. A mask that torch's attention is given, and causality, do not
+lower a count: sparse attention is an operation of its own, whose formula goes by the mask
+(`acceleration/attention/operator.py`). The formulas are
 PyTorch's (`torch.utils.flop_counter`), and those it lacks are added here: attention on the CPU and
 eight-bit products above all, for which PyTorch 2.13 silently counts nothing. A product without a
 formula is an error, never a zero.
@@ -12,8 +14,9 @@ formula is an error, never a zero.
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -70,15 +73,15 @@ _PRODUCT = re.compile(
 )
 
 
-def formulas() -> dict[Any, Callable[..., int]]:
-    """Operation -> FLOPs of (its arguments, `out_val`): PyTorch's formulas, and ours where it has
-    none."""
+def formulas() -> Mapping[Any, Callable[..., int]]:
+    """Operation -> FLOPs of (its arguments, `out_val`): PyTorch's formulas with those that were
+    registered there, up to now or later, and ours where it has none."""
     ours = {
         getattr(torch.ops.aten, name): f
         for name, f in _MORE.items()
         if hasattr(torch.ops.aten, name)
     }
-    return {**ours, **flop_registry}
+    return ChainMap(flop_registry, ours)
 
 
 def looks_like_a_product(name: str) -> bool:

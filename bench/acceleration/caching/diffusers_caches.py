@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 WHOLE_SINGLE_BLOCKS = {
     "attended-tokens": "reuses the attention inside FLUX's single blocks, which has no keys and "
-    "values of other tokens unless the whole block is rerouted"
+    "values of other tokens unless the whole block is rerouted",
+    "attention-operator": "reuses the attention inside FLUX's single blocks, whose operation is "
+    "replaced by rerouting the whole block",
 }
 """What caches of attention rely on there (`Method.relies_on`)."""
 

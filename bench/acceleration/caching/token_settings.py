@@ -49,10 +49,11 @@ def relied_on(selector: str, rules: Rules | None) -> dict[str, str]:
     the family's rules; nothing for a family without."""
     if selector != "attention" or rules is None or "received" not in rules.signals:
         return {}
-    return {
-        "attended-tokens": "ranks tokens by how much each of them is attended to; choose another "
-        "selector, such as selector='change'"
-    }
+    why = (
+        "ranks tokens by how much each of them is attended to; choose another selector, such as "
+        "selector='change'"
+    )
+    return {"attended-tokens": why, "attention-operator": why}
 
 
 SIGNALS = ("received", "entropy")

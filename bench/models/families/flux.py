@@ -115,7 +115,7 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
     """
     import torch
 
-    from ditbench.models.token_rows import ROUTED, Selection, SingleRun, take
+    from ditbench.models.token_rows import ROUTED, Selection, SingleRun, computing, take
 
     block: Any = single
     own = tuple(
@@ -147,7 +147,8 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
                 return inner(now, hidden, kwargs, True)
             if now.whole:
                 return attn(hidden_states=hidden, **kwargs)
-            return single_attention(block.attn, now.rows, hidden, now.context, **kwargs)
+            with computing(now):
+                return single_attention(block.attn, now.rows, hidden, now.context, **kwargs)
 
         def output(mixed: Tensor, rows: Tensor | None) -> Tensor:
             if half:
