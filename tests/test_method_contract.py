@@ -41,6 +41,10 @@ STACKS = (
     "guidance_interval",
     "cfg_cache(interval=2,first=1000)",
     "cfg_cache(interval=2,first=1000)+int8+teacache(threshold=5.0)",
+    "w4a4",
+    "w6a8",
+    "fp8_attention",
+    "w4a4(form='nvfp4')+fp8_attention(block=4)+toca+cfg_cache(interval=2,first=1000)",
     "diffsparse(allocator='uniform',keep=0.5)",
     "diffsparse(allocator='random',keep=0.6,selector='similarity')",
     "int8+diffsparse(allocator='uniform',selector='norm')",
@@ -54,6 +58,10 @@ HALVES = (
 UNCACHED = "firstblock: diffusers {} has no cache for {} (it is no CacheMixin)"
 EMBEDDED = "needs a guidance pass to leave out, and FLUX's guidance is embedded in its one"
 REFUSED = {
+    (
+        "w4a4(form='nvfp4')+fp8_attention(block=4)+toca+cfg_cache(interval=2,first=1000)",
+        "flux",
+    ): "cfg_cache: needs a guidance pass to leave out, and FLUX's guidance is embedded in its one",
     ("adaptive_guidance(threshold=-1.0)", "flux"): f"adaptive_guidance: {EMBEDDED}",
     ("guidance_interval", "flux"): f"guidance_interval: {EMBEDDED}",
     ("cfg_cache(interval=2,first=1000)", "flux"): f"cfg_cache: {EMBEDDED}",
