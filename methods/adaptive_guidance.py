@@ -28,8 +28,8 @@ class AdaptiveGuidance:
     similarity, whatever its companions do; the pass is computed until the last sample of the batch
     has lost it, so that the cost is decided for the batch. The variance that DiT and PixArt predict
     besides is not compared. The paper's other variant, LinearAG, replaces unconditional predictions
-    by a regression on earlier ones, whose coefficients have to be fitted for each model and sampler;
-    it is not built here.
+    by a regression on earlier ones, whose coefficients have to be fitted for each model and
+    sampler; it is not built here.
     """
 
     threshold: float = knob(0.991, low=-1)

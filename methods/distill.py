@@ -10,6 +10,7 @@ from ditbench.acceleration.distillation.checkpoints import (
     TABLE,
     checkpoint,
     checkpoints,
+    count_in_place,
     local_files,
 )
 from ditbench.method import Attachment, Stage, knob, method
@@ -50,7 +51,7 @@ class Distill:
     """Folder of a student; empty: the one that was prepared."""
     checkpoint: str = ""
     """Name of a published checkpoint instead (bench/acceleration/distillation/checkpoints.toml),
-    for full-size models."""
+    for full-size models; those that need a sampler or layers of their own can be counted only."""
     training: int = knob(0, low=0, high=15)
     """Which training of this recipe: every number has requests and noise of its own, so that
     several show how far trainings differ."""
@@ -106,7 +107,11 @@ class Distill:
         and recordings; updates of low rank do, and published checkpoints are there for most."""
         if self.rank or model.group != "full" or not takes_prompts(model):
             return None
-        names = [row.name for row in checkpoints().values() if row.family == model.family]
+        names = [
+            row.name
+            for row in checkpoints().values()
+            if row.family == model.family and not row.refusal
+        ]
         reason = (
             "all weights are trained of the tiny models and of class-conditional ones; train updates "
             f"of low rank, distill(rank=32{'' if self.steps is None else f', steps={self.steps}'})"
@@ -155,7 +160,10 @@ class Distill:
 
         folder = Path(self.student) if self.student else at.artifact
         if _nowhere(pipeline) and folder is None:
-            at.count("weights")
+            if self.checkpoint:
+                count_in_place(checkpoint(self.checkpoint), pipeline, at)
+            else:
+                at.count("weights")
             return
         if self.checkpoint:
             put_checkpoint(checkpoint(self.checkpoint), pipeline, at)

@@ -28,8 +28,8 @@ class GuidanceInterval:
     low: float = knob(0.28, low=0)
     """Sigma above which there is guidance. Default: public code's, for Stable Diffusion XL."""
     high: float | None = knob(5.42, above=0)
-    """Sigma up to which there is guidance; None: from the first step on. Default: likewise. Not above
-    `low` nothing is guided."""
+    """Sigma up to which there is guidance; None: from the first step on. Default: likewise. Not
+    above `low` nothing is guided."""
     off: ClassVar[dict[str, object]] = {"low": 0.0, "high": None}
     dial: ClassVar[tuple[str, float, float]] = ("low", 0, 20)
 

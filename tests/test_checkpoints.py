@@ -14,6 +14,7 @@ from ditbench.acceleration.distillation.checkpoints import Checkpoint
 from ditbench.method.stack import Stack
 from ditbench.models.table import models
 from ditbench.profiling.conventions import count_in
+from ditbench.profiling.counting import count_model
 from ditbench.testing import check_method, tiny
 
 
@@ -52,7 +53,7 @@ def test_the_table_is_whole():
             and bool(row.file) == (row.kind == "lora")
             and row.steps >= 1
         )
-        assert row.family in ("dit", "pixart", "flux", "wan") and "/" in row.hub
+        assert row.family in ("dit", "pixart", "flux", "wan", "sd3") and "/" in row.hub
     stack = Stack.parse("distill(checkpoint='turbo-flux')")
     sampling = stack.adapt(tiny("flux").sampling)
     assert (sampling.steps, sampling.guidance) == (8, 3.5)
@@ -60,6 +61,30 @@ def test_the_table_is_whole():
         Stack.parse("distill(checkpoint='turbo')")
     with pytest.raises(ValueError, match="a student or a checkpoint, not both"):
         Stack.parse("distill(checkpoint='schnell', student='x')")
+
+
+def test_a_checkpoint_that_is_not_to_be_had_here_says_why_and_is_counted(table):
+    table("elsewhere", family="dit", hub="a/b", kind="transformer", refusal="is written on paper")
+    (reason,) = [Stack.parse("distill(checkpoint='elsewhere')").refusal(tiny("dit").pipeline)]
+    assert reason == "distill: elsewhere can be counted only: it is written on paper"
+    rows = [r for r in checkpoints.checkpoints().values() if r.refusal and r.name != "elsewhere"]
+    assert {row.name for row in rows} == {"flash-pixart", "dmd-pixart", "fastwan", "turbo-wan"}
+    counted = count_model(
+        models()["dit-tiny"], stack=Stack.parse("distill(checkpoint='elsewhere')")
+    )
+    whole = count_model(models()["dit-tiny"], steps=2)
+    assert counted["status"] == "ok" and counted["steps"] == 2
+    assert 2 * counted["flops"] == whole["flops"]  # guidance of 1 is one pass
+
+
+def test_fewer_blocks_are_fewer_that_are_counted(table):
+    table("short", family="flux", hub="a/b", kind="transformer", blocks=1, steps=2, guidance=3.5)
+    model = models()["flux-tiny"]
+    short = count_model(model, stack=Stack.parse("distill(checkpoint='short')"))
+    whole = count_model(model, steps=2)
+    assert 0.3 < short["flops"] / whole["flops"] < 1
+    names = short["work"]["sublayers"]
+    assert "0.joint" in names and "1.single" in names and "1.joint" not in names
 
 
 @pytest.mark.parametrize("kind", ["flux", "wan"])

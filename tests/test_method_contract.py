@@ -41,6 +41,12 @@ STACKS = (
     "guidance_interval",
     "cfg_cache(interval=2,first=1000)",
     "cfg_cache(interval=2,first=1000)+int8+teacache(threshold=5.0)",
+    "w4a4",
+    "w6a8",
+    "fp8_attention",
+    "w4a4(form='nvfp4')+fp8_attention(block=4)+toca+cfg_cache(interval=2,first=1000)",
+    "frequency_tokens(stride=3,keep=0.6,begin=0)",
+    "frequency_tokens(stride=3,keep=0.8,begin=0,after=0)+int8+cfg_cache(interval=2,first=1000)",
     "diffsparse(allocator='uniform',keep=0.5)",
     "diffsparse(allocator='random',keep=0.6,selector='similarity')",
     "int8+diffsparse(allocator='uniform',selector='norm')",
@@ -56,6 +62,14 @@ HALVES = (
 UNCACHED = "firstblock: diffusers {} has no cache for {} (it is no CacheMixin)"
 EMBEDDED = "needs a guidance pass to leave out, and FLUX's guidance is embedded in its one"
 REFUSED = {
+    (
+        "frequency_tokens(stride=3,keep=0.8,begin=0,after=0)+int8+cfg_cache(interval=2,first=1000)",
+        "flux",
+    ): "cfg_cache: needs a guidance pass to leave out, and FLUX's guidance is embedded in its one",
+    (
+        "w4a4(form='nvfp4')+fp8_attention(block=4)+toca+cfg_cache(interval=2,first=1000)",
+        "flux",
+    ): "cfg_cache: needs a guidance pass to leave out, and FLUX's guidance is embedded in its one",
     ("adaptive_guidance(threshold=-1.0)", "flux"): f"adaptive_guidance: {EMBEDDED}",
     ("guidance_interval", "flux"): f"guidance_interval: {EMBEDDED}",
     ("cfg_cache(interval=2,first=1000)", "flux"): f"cfg_cache: {EMBEDDED}",

@@ -31,6 +31,7 @@ GPU = Gpu(
 BY_VALUE = {
     "teacache": "it skips a step when the input has moved too far, which is a value",
     "firstblock": "as TeaCache, by the first block's output; diffusers reads it",
+    "adaptive_guidance": "it ends guidance where both passes predict alike, which is a value",
     "pab": "diffusers asks for the time step as a number, and its pipelines keep that on the GPU",
     "fastercache": "as pab",
 }

@@ -1,5 +1,5 @@
-"""What methods share that leave guidance passes out: the noise level of each step, and the difference
-of the two passes kept for later."""
+"""What methods share that leave guidance passes out: the noise level of each step, and the
+difference of the two passes kept for later."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def predicted(prediction: Tensor, channels: int) -> Tensor:
 
 
 def similarity(conditional: Tensor, unconditional: Tensor) -> Tensor:
-    """Cosine similarity of two predictions [B,...] sample by sample, over all their entries: float32
-    [B]."""
+    """Cosine similarity of two predictions [B,...] sample by sample, over all their entries:
+    float32 [B]."""
     import torch
 
     return torch.cosine_similarity(conditional.float().flatten(1), unconditional.float().flatten(1))

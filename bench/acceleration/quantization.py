@@ -43,6 +43,16 @@ def without_anatomy(pipeline: Any) -> str | None:
     return None
 
 
+def undivided(pipeline: Any, group: int) -> str | None:
+    """Why groups of so many inputs cannot share a scale in this pipeline's linear layers, in one
+    sentence; None when they can."""
+    if reason := without_anatomy(pipeline):
+        return reason
+    widths = {linear.in_features for linear in linears_of(sublayers(pipeline.transformer))}
+    odd = [width for width in sorted(widths) if width % group]
+    return f"groups of {group} do not divide a layer of {odd[0]} inputs" if odd else None
+
+
 def quantize(
     pipeline: Any, at: Attachment, scheme: Any, spared: Collection[nn.Linear] = ()
 ) -> None:
@@ -112,14 +122,15 @@ def smooth(at: Attachment, folder: Path) -> None:
 
 
 class _Ranges(Trainee):
-    """Sees the largest input of every channel of the down-projections."""
+    """Sees the largest input of every channel of some linear layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, chosen: Callable[[Collection[Sublayer]], list[nn.Linear]]) -> None:
+        self.chosen = chosen
         self.found: dict[str, Tensor] = {}
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
-        """Hook every down-projection."""
-        for i, linear in enumerate(down_projections(at.sublayers)):
+        """Hook the layers."""
+        for i, linear in enumerate(self.chosen(at.sublayers)):
 
             def see(_module: Any, inputs: tuple[Tensor], name: str = str(i)) -> None:
                 reach = inputs[0].detach().abs().flatten(0, -2).amax(0)
@@ -128,15 +139,31 @@ class _Ranges(Trainee):
             at.undo(linear.register_forward_pre_hook(see).remove)
 
 
-def prepare_ranges(folder: Path, room: Workroom) -> dict[str, Any]:
-    """Sample training requests and write the reach of every channel, `ranges.safetensors`; returns
-    notes."""
-    ranges = _Ranges()
+def prepare_ranges(
+    folder: Path,
+    room: Workroom,
+    chosen: Callable[[Collection[Sublayer]], list[nn.Linear]] = down_projections,
+) -> dict[str, Any]:
+    """Sample training requests and write the reach of every channel of the chosen layers,
+    `ranges.safetensors`; returns notes."""
+    ranges = _Ranges(chosen)
     room.generate(ranges, room.at_once(BATCH))
     room.tell({"done": 1, "of": 1})
     save_file(ranges.found, folder / "ranges.safetensors")
     largest = max(float(r.max() / r.median()) for r in ranges.found.values())
     return {"largest_over_median": round(largest, 2)}
+
+
+def read_ranges(folder: Path, layers: int) -> list[Tensor]:
+    """The reach [I] of every channel of each of so many layers, as `prepare_ranges` wrote them;
+    ValueError where they are of another number."""
+    ranges = load_file(folder / "ranges.safetensors")
+    if len(ranges) != layers:
+        raise ValueError(
+            f"{folder / 'ranges.safetensors'} is of {len(ranges)} linear layers, and the model has "
+            f"{layers}"
+        )
+    return [ranges[str(i)] for i in range(layers)]
 
 
 def share_of_linear_macs(pipeline: Any, generate: Callable[[], object]) -> float:

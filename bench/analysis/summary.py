@@ -114,6 +114,7 @@ def _row(
         "warnings": [
             *([doubt] if doubt else []),
             *truncation.sentences(record),
+            *_cautions(record),
             *doubted,
             *_left(record),
         ],
@@ -129,6 +130,16 @@ def _row(
         or bool(none is not None and record["timing"] and drift is None)
         or (drift is not None and drift > DRIFT_BOUND),
     }
+
+
+def _cautions(record: Record) -> list[str]:
+    """What a method says of every row of its own: its note `caution`."""
+    notes = record.get("notes") or {}
+    return [
+        f"{name.removesuffix('.caution')}: {text}"
+        for name, text in notes.items()
+        if name.endswith(".caution")
+    ]
 
 
 def _left(record: Record) -> list[str]:

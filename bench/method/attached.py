@@ -22,9 +22,7 @@ class Attached:
         self.grid: tuple[int, int, int] | None = None
         """(Frames, rows, columns) of image tokens where whoever generates knows them (see
         `models.sublayers.call_sizes`)."""
-        self.calls = 0
-        """Transformer calls so far in this step."""
-        self.passes = GuidancePasses(self)
+        self.passes = GuidancePasses(now, attachments, self._note_bytes)
         self._cache_bytes = self._bytes_at_drop = 0
 
     def start(self, num_steps: int, samples: int = 0) -> None:
@@ -32,7 +30,7 @@ class Attached:
         another number, that is put in their place before the first. A generation begun without a
         start is noticed then too; how many `samples` it makes, and so which rows of a batch are
         guidance passes, is not known of it."""
-        now, self.calls, self._bytes_at_drop = self.now, 0, 0
+        now, self._bytes_at_drop = self.now, 0
         now.step, now.branch, now.num_steps, now.samples = 0, 0, num_steps, samples
         now.passes, now.batch, now.unguided = 1, 0, False
         self.passes.start()
@@ -110,19 +108,19 @@ class Attached:
         def called(transformer: Any, args: Any, kwargs: Any) -> None:
             now = self.now
             now.batch = batch_of(args, kwargs)
-            if not now.step and not self.calls:
+            if not now.step and not self.passes.calls:
                 from ditbench.models.sublayers import call_sizes
 
                 _, now.grid, now.text_tokens = call_sizes(transformer, args, kwargs, self.grid)
                 now.passes = max(1, now.batch // now.samples) if now.samples else 1
                 now.guidance = family_of(transformer).guidance
-            now.branch = self.calls
-            self.calls += 1
+            now.branch = self.passes.calls
+            self.passes.calls += 1
 
         @functools.wraps(step)  # pipelines look at the signature
         def stepped(*args: Any, **kwargs: Any) -> Any:
             out = step(*args, **kwargs)
-            self.now.step, self.calls = self.now.step + 1, 0
+            self.now.step += 1
             self.passes.stepped()
             if self.now.step == self.now.num_steps:
                 # where guidance was dropped, the most was kept just before
@@ -135,7 +133,7 @@ class Attached:
         def begun(*args: Any, **kwargs: Any) -> Any:
             out, now = set_timesteps(*args, **kwargs), self.now
             made = len(scheduler.timesteps)  # Heun's makes 2 N - 1 of the N steps it is asked for
-            if not now.num_steps or now.step or self.calls:
+            if not now.num_steps or now.step or self.passes.calls:
                 self.start(made)
             elif made != now.num_steps:
                 self.start(made, now.samples)
@@ -146,7 +144,7 @@ class Attached:
         at.patch(scheduler, "set_timesteps", begun)
         self.passes.install(pipeline.transformer, at)
 
-    def note_bytes(self) -> None:
+    def _note_bytes(self) -> None:
         """Remember what is kept now, where that is more than before: some of it is about to be let
         go."""
         self._bytes_at_drop = max(self._bytes_at_drop, self._held_bytes())

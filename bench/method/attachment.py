@@ -4,18 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.method.generation import Now
-from ditbench.method.guidance_passes import Comparison, LeftOut, Prediction
 
 if TYPE_CHECKING:
     from ditbench.models.blocks import Block, BlockRoute
     from ditbench.models.sublayers import Route, Sublayer
 
 _MISSING = object()
+Prediction = Any
+"""A tensor [B,...]: what the transformer returned for one guidance pass."""
+
+
+def _itself(conditional: Prediction) -> Prediction:
+    return conditional
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """When the unconditional pass is left out, and what stands for its prediction."""
+
+    when: Callable[[], bool]
+    stand_in: Callable[[Prediction], Prediction] = _itself
+    for_good: bool = False
+    """Whether it stays left out to the end of the generation."""
+
+
+Comparison = Callable[[Prediction, Prediction], "Prediction | None"]
+"""f(conditional, unconditional) -> what stands for the unconditional prediction; None: itself."""
 
 
 class Attachment:

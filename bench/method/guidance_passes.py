@@ -1,48 +1,28 @@
-"""The unconditional guidance pass, left out at the steps at which a method says so, on every guidance
-layout.
+"""The unconditional guidance pass, left out at the steps at which a method says so, on every
+guidance layout.
 
 B samples of a generation; predictions are [B,...], of one guidance pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from ditbench.method.generation import conditional_rows
-
-if TYPE_CHECKING:
-    from ditbench.method.attached import Attached
-    from ditbench.method.attachment import Attachment
-
-Prediction = Any
-"""A tensor [B,...]: what the transformer returned for one guidance pass."""
-
-
-def _itself(conditional: Prediction) -> Prediction:
-    return conditional
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """When the unconditional pass is left out, and what stands for its prediction."""
-
-    when: Callable[[], bool]
-    stand_in: Callable[[Prediction], Prediction] = _itself
-    for_good: bool = False
-    """Whether it stays left out to the end of the generation."""
-
-
-Comparison = Callable[[Prediction, Prediction], "Prediction | None"]
-"""f(conditional, unconditional) -> what stands for the unconditional prediction; None: itself."""
+from ditbench.method.attachment import Attachment, LeftOut
+from ditbench.method.generation import Now, conditional_rows
 
 
 class GuidancePasses:
     """Which guidance passes of a generation are computed."""
 
-    def __init__(self, attached: Attached) -> None:
-        self._attached = attached
+    def __init__(
+        self, now: Now, attachments: Mapping[str, Attachment], note_bytes: Callable[[], None]
+    ) -> None:
+        """`note_bytes` is called before methods let go of what they keep."""
+        self.calls = 0
+        """Transformer calls so far in this step."""
+        self._now, self._attachments, self._note_bytes = now, attachments, note_bytes
         self._chosen: LeftOut | None = None
         """What holds at this step; None where the pass is computed."""
         self._conditional: list[Any] = []
@@ -53,11 +33,12 @@ class GuidancePasses:
 
     def start(self) -> None:
         """A generation begins."""
-        self._chosen, self._paired = None, False
+        self.calls, self._chosen, self._paired = 0, None, False
         self._conditional.clear()
 
     def stepped(self) -> None:
         """A sampler step is done."""
+        self.calls = 0
         self._conditional.clear()
 
     def install(self, transformer: Any, at: Attachment) -> None:
@@ -66,7 +47,7 @@ class GuidancePasses:
         on."""
         from ditbench.models.family import family_of
 
-        methods = self._attached.attachments.values()
+        methods = self._attachments.values()
         comparisons = [compare for method in methods for compare in method.comparisons]
         if not comparisons and not any(method.left_out for method in methods):
             return
@@ -89,13 +70,13 @@ class GuidancePasses:
     def _one_of_two(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         from ditbench.models.calls import each_tensor
 
-        if not self._attached.calls:
+        if not self.calls:
             self._decide(self._paired)
             self._conditional[:] = [run(*args, **kwargs)]
             return self._conditional[0]
         self._paired, conditional = True, self._conditional.pop()
         if self._chosen is not None:
-            self._count(self._attached.now.batch)
+            self._count(self._now.batch)
             return each_tensor(self._chosen.stand_in, conditional)
         return each_tensor(self._compared, conditional, run(*args, **kwargs))
 
@@ -106,9 +87,9 @@ class GuidancePasses:
 
         from ditbench.models.calls import batch_of, each_tensor, take_rows
 
-        now, batch = self._attached.now, batch_of(args, kwargs)
+        now, batch = self._now, batch_of(args, kwargs)
         passes = max(1, batch // now.samples) if now.samples else 0  # 0: nobody said
-        if not self._attached.calls:
+        if not self.calls:
             self._decide(passes > 1, batch)
             if passes:
                 now.passes = 1 if self._chosen is not None else passes
@@ -147,7 +128,7 @@ class GuidancePasses:
     def _decide(self, guided: bool, batch: int = 0) -> None:
         """At the first call of a step, of `batch` rows where passes share them: `guided`, whether
         there are two passes as far as is known."""
-        attached, now = self._attached, self._attached.now
+        now = self._now
         before = self._chosen
         if before is not None and before.for_good:
             return
@@ -155,19 +136,19 @@ class GuidancePasses:
         self._chosen = next((rule for rule in rules if rule.when()), None)
         now.unguided = self._chosen is not None
         if before is None and now.unguided and guided and batch:
-            attached.note_bytes()
+            self._note_bytes()
             for method in self._methods:
                 method.narrow(now.conditional, now.batch)
         elif before is not None and not now.unguided and guided:
             # what was kept knows nothing of the steps that the pass was away
-            attached.note_bytes()
+            self._note_bytes()
             for method in self._methods:
                 if not method.left_out:
                     method.start_anew()
 
     @property
     def _methods(self) -> list[Attachment]:
-        return list(self._attached.attachments.values())
+        return list(self._attachments.values())
 
     def _count(self, rows: int) -> None:
         for method in self._methods:

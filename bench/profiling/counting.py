@@ -235,6 +235,7 @@ def _count_on_meta(
             once = run_once(pipe, counter) if alike_every_call(stack) else nullcontext(Calls())
             with counter.following(pipe), once as calls, counter.counting():
                 pipe(**_call_on_meta(model, sampling, pipe))
+            parts = sublayers(pipe.transformer)
     except (NotImplementedError, RuntimeError) as error:
         if not stack.methods:
             raise
@@ -242,13 +243,13 @@ def _count_on_meta(
         raise _CannotSay(f"{why}: count it in a run") from error
     total: Flops = counter.result()
     refuse_uncounted(total)
-    names = [s.name for s in sublayers(pipe.transformer)]
+    names = [s.name for s in parts]
     whole = (
         {"sublayers": names, "keep": [[1.0] * len(names)] * sampling.steps} if calls.same else None
     )
     if (shares := attached.schedule() or whole) is None:
         return total, None
-    first, (_, _, text) = sublayers(pipe.transformer)[0], seen[0]
+    first, (_, _, text) = parts[0], seen[0]
     sizes = {
         "family": model.family, "width": first.linears[0].in_features,
         "heads": pipe.transformer.config.num_attention_heads,

@@ -40,6 +40,13 @@ class Checkpoint:
     """For `lora`."""
     scale: float = 1.0
     """What the updates are multiplied by."""
+    revision: str = ""
+    """Commit on the hub; empty: the newest."""
+    blocks: int = 0
+    """Blocks of the transformer's first list, where they are fewer than the model's: so many are
+    counted without weights."""
+    refusal: str = ""
+    """Why it cannot be put in place here, after "it"; it can be counted all the same."""
     scheduler: str = ""
     """Class of diffusers that takes the model's own sampler's place; empty: none."""
 
@@ -81,8 +88,11 @@ def fetch(row: Checkpoint) -> Path:
 
     try:
         if row.file:
-            return Path(hf_hub_download(row.hub, row.file))
-        return Path(snapshot_download(row.hub, allow_patterns=["transformer/*"])) / "transformer"
+            return Path(hf_hub_download(row.hub, row.file, revision=row.revision or None))
+        folder = snapshot_download(
+            row.hub, revision=row.revision or None, allow_patterns=["transformer/*"]
+        )
+        return Path(folder) / "transformer"
     except (
         Exception
     ) as error:  # whatever the network stack raises, there is nothing else to do than to say so
@@ -97,6 +107,8 @@ def unfit(row: Checkpoint, pipeline: Any) -> str | None:
 
     if (family := family_of(pipeline.transformer).name) != row.family:
         return f"{row.name} is for {row.family} models, not for {family}"
+    if row.refusal:
+        return f"{row.name} can be counted only: it {row.refusal}"
     try:
         path = fetch(row)
         if row.kind == "lora":
@@ -104,6 +116,19 @@ def unfit(row: Checkpoint, pipeline: Any) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def count_in_place(row: Checkpoint, pipeline: Any, at: Attachment) -> None:
+    """Where there are no values: the transformer's blocks, as many as the checkpoint has."""
+    from torch import nn
+
+    from ditbench.models.family import family_of
+
+    at.count("weights")
+    if row.blocks:
+        name = family_of(pipeline.transformer).stacks[0][0]
+        blocks = getattr(pipeline.transformer, name)
+        at.patch(pipeline.transformer, name, nn.ModuleList(list(blocks)[: row.blocks]))
 
 
 def put_in_place(row: Checkpoint, pipeline: Any, at: Attachment) -> None:
