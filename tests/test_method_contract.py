@@ -25,6 +25,9 @@ STACKS = (
     "taylorseer(interval=2)",
     "taylorseer(interval=3,order=2,first=2)",
     "teacache(threshold=5.0)",
+    "schedule(steps='geometric',between='taylor',order=2)",
+    "schedule(steps='1011',between='twoanchor')",
+    "schedule(between='meanvelocity')",
     "delta_dit(interval=2)",
     "l2c(threshold=1.0)",
     "toca",
@@ -61,6 +64,10 @@ HALVES = (
 )
 UNCACHED = "firstblock: diffusers {} has no cache for {} (it is no CacheMixin)"
 EMBEDDED = "needs a guidance pass to leave out, and FLUX's guidance is embedded in its one"
+VELOCITY = (
+    "schedule: between='meanvelocity' is for models that predict the velocity of a flow, and the "
+    "sampler here, {}Scheduler, takes no velocity"
+)
 REFUSED = {
     (
         "frequency_tokens(stride=3,keep=0.8,begin=0,after=0)+int8+cfg_cache(interval=2,first=1000)",
@@ -77,6 +84,8 @@ REFUSED = {
         "cfg_cache(interval=2,first=1000)+int8+teacache(threshold=5.0)",
         "flux",
     ): f"cfg_cache: {EMBEDDED}",
+    ("schedule(between='meanvelocity')", "dit"): VELOCITY.format("DDIM"),
+    ("schedule(between='meanvelocity')", "pixart"): VELOCITY.format("DPMSolverMultistep"),
     ("firstblock(threshold=0.9)", "dit"): UNCACHED.format(
         diffusers.__version__, "DiTTransformer2DModel"
     ),

@@ -17,7 +17,9 @@ from ditbench.records.text import one_line
 SCHEMA = 1
 """Version of record.json and spec.json. A reader refuses any other."""
 STATUSES = ("ok", "inert", "refused", "skipped", "failed", "oom")
-PARTS = {"sampling": checks.SAMPLED, "schedule": checks.SCHEDULE, "prompts_cut": checks.CUT}
+SCHEDULE = "schedule"
+"""Field with what each sub-layer computed at each step."""
+PARTS = {"sampling": checks.SAMPLED, SCHEDULE: checks.SCHEDULE, "prompts_cut": checks.CUT}
 """Parts of a record that are whole or empty."""
 MEASURED = ("ok", "inert")
 """Statuses of cells that ran to the end and have samples and times."""
