@@ -14,7 +14,13 @@ from command import command
 from narrow import NAMES, narrow
 
 from ditbench.acceleration import static_fp8
-from ditbench.acceleration.caching import learn_router, learn_schedule, learning_at_size, soft_cache
+from ditbench.acceleration.caching import (
+    learn_forecast,
+    learn_router,
+    learn_schedule,
+    learning_at_size,
+    soft_cache,
+)
 from ditbench.acceleration.distillation import students, training_loop
 from ditbench.method import artifact
 from ditbench.method.needs import needs_of
@@ -45,6 +51,7 @@ from ditbench.simulation.rehearsal import Stand
 from ditbench.testing import KINDS, tiny
 
 METHODS = ("diffsparse(keep=0.6)", "diffsparse(keep=0.6, allocator='sensitivity')",
+           "sparsecast(keep=0.6)",
            "teacache(saved=0.5)", "l2c(threshold=0.95)", "int8(down='smoothed')", "magcache",
            "distill(steps=2, rank=2)")  # fmt: skip
 
@@ -60,7 +67,13 @@ def few_iterations(monkeypatch):
         own = learning_at_size.settings_for(room, batch)
         return {**own, "stage1": 1, "stage2": 1, "trials": 1}
 
+    def forecast_settings(room, batch):
+        return learning_at_size.settings_for(room, batch) | {
+            "together": 1, "alone": 1, "trials": 1,
+        }  # fmt: skip
+
     monkeypatch.setattr(learn_schedule, "settings_for", settings)
+    monkeypatch.setattr(learn_forecast, "settings_for", forecast_settings)
     monkeypatch.setattr(learn_router, "ITERATIONS", 2)
     monkeypatch.setattr(students, "AT_SIZE", {"recordings": 2, "batch": 1, "iterations": 2})
 

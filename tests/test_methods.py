@@ -474,6 +474,15 @@ LEDGER = {
         2 * sum(out for out, _ in outputs(a).values())
     ),
     "taylorseer(interval=2, order=0)": lambda a, kind: sum(out for out, _ in outputs(a).values()),
+    "sparsecast(learns='coefficients', coefficients='zero', keep=0.5)": lambda a, kind: (
+        sum(out for out, _ in outputs(a).values())
+    ),
+    "sparsecast(learns='coefficients', coefficients='one', keep=0.5)": lambda a, kind: (
+        2 * sum(out for out, _ in outputs(a).values())
+    ),
+    "sparsecast(learns='coefficients', coefficients='one', keep=0.5, order=2)": lambda a, kind: (
+        3 * sum(out for out, _ in outputs(a).values())
+    ),
     "toca": lambda a, kind: (
         sum(out + score for out, score in outputs(a).values())
         + maps(a, ("entropy",) if kind in ("pixart", "wan") else ("received",))

@@ -130,7 +130,7 @@ def test_learning_keeps_the_budget_and_the_best_on_held_out_requests(learns):
     looks = [row["held_out"] for row in heard if row["stage"] == 2 and row["held_out"] is not None]
     assert learned.held_out == min(looks) and len(learning.teachers) == 2
     stages = [row["stage"] for row in heard]
-    expected = {"both": [1] * 3 + [2] * 4, "schedule": [1] * 3 + [2], "coefficients": [2] * 4}
+    expected = {"both": [1] * 4 + [2] * 4, "schedule": [1] * 4 + [2], "coefficients": [2] * 4}
     assert stages == expected[learns]
     if learns == "schedule":
         assert (learned.coefficients == 1).all()

@@ -37,15 +37,15 @@ class Recipe:
     """Groups of channels with coefficients of their own."""
     apart: bool = True
     """Whether guidance passes have coefficients of their own."""
-    together: int = 30
+    together: int = 20
     """Iterations in which schedule and coefficients move."""
-    alone: int = 50
+    alone: int = 32
     """Iterations of the coefficients on the rounded schedule."""
     rate: float = 0.1
     """What a score of average gradient moves by in an iteration; falls to nothing along a line."""
-    head_start: float = 1.0
+    head_start: float = 0.3
     """Score of what the schedule computes that learning starts from."""
-    temperature: float = 0.3
+    temperature: float = 0.1
     """Of the shares at the start, in units of scores; falls to nothing along a line."""
     soft: bool = True
     momentum: float = 0.9
@@ -53,8 +53,8 @@ class Recipe:
     """Of Adam."""
     start: float = 0.5
     """Share of the least-squares coefficients that learning starts from."""
-    batch: int = 4
-    draws: int = 40
+    batch: int = 2
+    draws: int = 32
     """Batches of requests that are drawn; iterations take turns."""
     trials: int = 1
     """Batches of held-out requests that the best coefficients are chosen by."""

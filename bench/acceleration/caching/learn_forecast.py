@@ -147,8 +147,17 @@ def learn(
     table = SharedTable(start)
     optimiser = torch.optim.Adam(table.parameters(), lr=recipe.rate_coefficients, betas=(0.8, 0.95))
     if not fixed:
+        initial_scores, initial_mask = scores, first
         scores = _together(learning, scores, weights, table, optimiser, device)
         first = round_to_budget(scores, weights, recipe.keep)
+        coefficients = (table() if recipe.learns == "both" else start).detach()
+        far, far_before = (
+            learning.trial(Controls(_shares(mask, device), coefficients))
+            for mask in (first, initial_mask)
+        )
+        learning.note(1, recipe.together, None, far)
+        if far_before < far:  # what it started from is better on held-out requests
+            scores, first = initial_scores, initial_mask
     if recipe.learns == "schedule":
         start = start_table(recipe, grams, first, passes, device)
         held_out = learning.trial(Controls(_shares(first, device), start))
@@ -248,7 +257,7 @@ def prepare_forecast(
     mask = None
     if start:
         mask = mask_of_schedule(Schedule.read(Path(start)).fitted(names, room.calls, PREPARE))
-    of = recipe.stage1 + recipe.stage2 + 1
+    of = recipe.stage1 + recipe.stage2 + 2
     done = iter(range(1, of + 1))
 
     def tell(row: dict[str, Any]) -> None:
