@@ -40,6 +40,11 @@ STACKS = (
     "diffsparse(allocator='uniform',keep=0.5)",
     "diffsparse(allocator='random',keep=0.6,selector='similarity')",
     "int8+diffsparse(allocator='uniform',selector='norm')",
+    "tile_window",
+    "top_tiles",
+    "lazy_queries",
+    "radial",
+    "fpsattention",
 )
 PASSES = "pab: diffusers' pab keeps one output per module, and Wan's guidance passes, run one after the other, would share it"
 HALVES = (
@@ -68,6 +73,11 @@ REFUSED = {
         "sd3",
     ): "fastercache: fastercache would guess the unconditional half of a batch, which is not built "
     "here: it runs where guidance is one pass, and SD3's is two",
+    **{
+        ("radial", kind): "radial: its mask goes by the distance of frames, and "
+        f"{title} makes pictures"
+        for kind, title in (("dit", "DiT"), ("pixart", "PixArt"), ("flux", "FLUX"), ("sd3", "SD3"))
+    },
     (
         "fewer_steps(steps=1)",
         "pixart",
