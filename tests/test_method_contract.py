@@ -55,6 +55,11 @@ STACKS = (
     "int8+diffsparse(allocator='uniform',selector='norm')",
     "sparsecast(learns='coefficients',coefficients='one',keep=0.5)",
     "int8+sparsecast(learns='coefficients',coefficients='one',order=2,keep=0.75)",
+    "tile_window",
+    "top_tiles",
+    "lazy_queries",
+    "radial",
+    "fpsattention",
 )
 PASSES = "pab: diffusers' pab keeps one output per module, and Wan's guidance passes, run one after the other, would share it"
 HALVES = (
@@ -105,6 +110,11 @@ REFUSED = {
         "sd3",
     ): "fastercache: fastercache would guess the unconditional half of a batch, which is not built "
     "here: it runs where guidance is one pass, and SD3's is two",
+    **{
+        ("radial", kind): "radial: its mask goes by the distance of frames, and "
+        f"{title} makes pictures"
+        for kind, title in (("dit", "DiT"), ("pixart", "PixArt"), ("flux", "FLUX"), ("sd3", "SD3"))
+    },
     (
         "fewer_steps(steps=1)",
         "pixart",

@@ -253,26 +253,38 @@ def test_flops_of_windows_are_those_of_a_count_by_hand(kind):
 def test_a_window_of_all_tiles_is_off_and_a_mask_of_all_is_the_model_itself(kind):
     tried = subject(kind)
     plain = tried.generate(tried.sampling, [0])
-    for text in ("tile_window(window=0)", "tile_window(window=64)", "tile_window(first=1.0)"):
+    texts = "tile_window(window=0)", "tile_window(window=64)", "tile_window(first=1.0)"
+    wide_open = "fpsattention(quantised=False, early_window=2.0, late_window=2.0)"
+    for text in (*texts, "top_tiles(first=1.0)", "lazy_queries(first=1.0)", wide_open):
         with Stack.parse(text).attached(tried.pipeline) as attached:
             attached.start(3, 1)
             assert torch.equal(tried.generate(tried.sampling, [0]), plain)
-            assert not attached.counters().get("tile_window.attentions_sparse")
+            assert not any(n for name, n in attached.counters().items() if "sparse" in name)
+    for text in ("top_tiles(first=0, mass=1.0, least=1.0)", "lazy_queries(lazy=0.0, mass=1.0)"):
+        with Stack.parse(text).attached(tried.pipeline) as attached:
+            attached.start(3, 1)
+            full = tried.generate(tried.sampling, [0])
+            assert any(n for name, n in attached.counters().items() if "sparse" in name)
+        torch.testing.assert_close(full, plain, rtol=1e-3, atol=1e-4)
 
 
-METHODS = ["tile_window(first=0)"]
+METHODS = [
+    "tile_window(first=0)",
+    "top_tiles(first=0, mass=0.5)",
+    "lazy_queries(first=0)",
+    "fpsattention(early=0.5)",
+]
 
 
 @pytest.mark.parametrize("text", METHODS)
-@pytest.mark.parametrize("kind", ["dit", "pixart", "flux", "wan"])
+@pytest.mark.parametrize("kind", ["pixart", "flux", "wan"])
 @pytest.mark.parametrize(
-    ("high", "wide", "guidance", "steps"), [(32, 80, 3.0, 2), (48, 112, 1.0, 3), (80, 48, 3.0, 2)]
+    ("high", "wide", "guidance", "steps"), [(32, 80, 3.0, 2), (112, 48, 1.0, 3)]
 )
 def test_other_grids_guidance_and_few_steps(text, kind, high, wide, guidance, steps):
     """Non-square, odd, and prime numbers of tokens; four samples are four of one."""
     tried = subject(kind)
-    size = {} if kind == "dit" else {"height": high, "width": wide}
-    sampling = replace(tried.sampling, guidance=guidance, steps=steps, **size)
+    sampling = replace(tried.sampling, guidance=guidance, steps=steps, height=high, width=wide)
     with Stack.parse(text).attached(tried.pipeline) as attached:
         attached.start(steps, 4)
         four = tried.generate(sampling, [0, 1, 2, 0])
@@ -321,7 +333,9 @@ def test_what_looks_at_attention_is_refused_beside_sparse_attention():
     assert "reuses the attention inside FLUX" in Stack.parse("pab+tile_window").problems("flux")[0]
 
 
-@pytest.mark.parametrize("text", ["fora(interval=2)+tile_window(first=0)"])
-@pytest.mark.parametrize("kind", ["dit", "flux", "wan"])
+@pytest.mark.parametrize(
+    "text", ["fora(interval=2)+tile_window(first=0)", "fora(interval=2)+lazy_queries"]
+)
+@pytest.mark.parametrize("kind", ["flux", "wan"])
 def test_a_cache_above_keeps_the_contract(text, kind):
     assert not [f"{c.name}: {c.note}" for c in check_method(text, subject(kind)) if not c.passed]

@@ -55,6 +55,11 @@ class Layout:
     sizes: Tensor
     """[T] tokens of each tile, float32."""
 
+    def everything(self) -> Mask:
+        """The mask that keeps all."""
+        whole = torch.ones(1, 1, self.tiles, self.tiles, dtype=torch.bool)
+        return Mask(whole.to(self.of_tokens.device), len(self.of_tokens) ** 2)
+
     def mask(self, kept: np.ndarray[Any, np.dtype[np.bool_]]) -> Mask | None:
         """A mask [T,T] over image tiles, the text always kept; None where it keeps everything."""
         if kept.all():
@@ -109,6 +114,11 @@ class Call:
         made: Mask | None = masks[at]
         return made
 
+    def dense(self) -> Tensor:
+        """[B,H,K,d] as the model computes it by itself."""
+        self._owner.note_whole()
+        return F.scaled_dot_product_attention(self.q, self.k, self.v)
+
     def attend(self, layout: Layout, mask: Mask, *, rounded: bool = False, **other: Any) -> Tensor:
         """[B,H,K,d] under the mask; `rounded`: weights in E4M3; `other`: other q, k, v, or tiles of
         queries."""
@@ -119,7 +129,7 @@ class Call:
         pairs = mask.pairs if whole else BY_VALUES
         kernel = "flex" if self._owner.flex_on(q) and len(asking) == 1 else "dense"
         arguments = q, k, v, mask.kept, asking, layout.of_tokens
-        self._owner.note(arguments, pairs, q.shape[2])
+        self._owner.note(arguments, pairs, self.q.shape[2])
         return block_attention(*arguments, pairs=pairs, kernel=kernel, rounded=rounded)
 
 
@@ -177,13 +187,20 @@ class SparseAttention:
         return self._layouts[at]
 
     def note(self, arguments: tuple[Tensor, ...], pairs: int, queries: int) -> None:
-        """Count an attention under a mask; in the generation that is looked at, its share too."""
+        """Count an attention under a mask; in the generation that is looked at, its share of what
+        all `queries` would compute, too."""
         self.at.count("attentions_sparse")
         if self._shares is not None and not arguments[0].is_meta:
             q, k, *_ = arguments
+            batch, heads, _, width = q.shape
             with aside():
                 computed = flops_of(*arguments, pairs)  # type: ignore[call-arg, arg-type]
-            self._shares.append(computed / (4 * q.numel() * k.shape[2]))
+            self._shares.append(computed / (4 * batch * heads * queries * width * k.shape[2]))
+
+    def note_whole(self) -> None:
+        """An attention that is computed whole, in the generation that is looked at."""
+        if self._shares is not None:
+            self._shares.append(1.0)
 
     def _tensors(self) -> list[Tensor]:
         held = [mask.kept for mask in self.masks.values() if mask is not None]
@@ -209,8 +226,7 @@ class SparseAttention:
             call = Call(self, sublayer, *(given[name] for name in names[:3]))
             out = self._attend(call)
             if out is None:
-                if self._shares is not None:
-                    self._shares.append(1.0)
+                self.note_whole()
                 out = F.scaled_dot_product_attention(*args, **kwargs)
             return out
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -85,3 +86,43 @@ def near(tiles: Tiles, tokens: tuple[float, float, float]) -> np.ndarray[Any, np
     apart = np.abs(tiles.places[:, None] - tiles.places[None])
     reach = np.array(tokens) / (2 * np.array(tiles.tile))
     return np.asarray((apart <= reach + 1e-9).all(-1))
+
+
+@cache
+def radial(
+    grid: Grid, block: int, decay: float, near_frames: int
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """[T,T] Radial Attention's mask over blocks of `block` consecutive tokens (arXiv:2506.19852, its
+    code at 72788d4): attention narrows with the distance of frames.
+
+    Frames up to `near_frames` apart, and all to the first, are whole. Of frames d apart a token at a
+    place attends to places no further than 2^(bits of tokens per frame) / 2^(bits of d) * `decay`, at
+    least a block; where that width without `decay` is less than a block, only every so-many-th d is
+    kept at all. A block is kept where more than 0.6 of its columns that have any pair have more than a
+    third of them. Every block attends to itself. Where a frame begins inside a block, that code leaves
+    out the last block it reaches into; here it is there.
+    """
+    frames, rows, columns = grid
+    size = rows * columns
+    place = np.arange(size)
+    apart = np.abs(place[None] - place[:, None])
+    count = -(-frames * size // block)
+    kept = np.zeros((count, count), bool)
+    for i, j in product(range(frames), repeat=2):
+        distance = abs(i - j)
+        width = 2 ** size.bit_length() / 2 ** distance.bit_length()
+        if j and distance > near_frames:
+            if width < block and distance % int(block / width):
+                continue
+            pairs = apart <= max(width * decay, block)
+        else:
+            pairs = np.ones_like(apart, bool)
+        above, before = (i * size) % block, (j * size) % block
+        below, after = (-(start + size) % block for start in (above, before))
+        padded = np.pad(pairs, ((above, below), (before, after)))
+        parts = padded.reshape(padded.shape[0] // block, block, padded.shape[1] // block, block)
+        density = parts.sum(1) / block
+        dense = (density > 1 / 3).sum(-1) / ((density > 0).sum(-1) + 1e-9) > 0.6
+        first, second = i * size // block, j * size // block
+        kept[first : first + dense.shape[0], second : second + dense.shape[1]] |= dense
+    return kept | np.eye(count, dtype=bool)
