@@ -48,7 +48,8 @@ def to_integers(x: Tensor, bits: int, group: int | None = None) -> Tensor:
     most = 2 ** (bits - 1) - 1
     grouped = x.unflatten(-1, (-1, group or x.shape[-1]))
     scale = (grouped.abs().amax(-1, keepdim=True) / most).clamp(min=1e-12)
-    return ((grouped / scale).round().clamp(-most, most) * scale).flatten(-2)
+    rounded: Tensor = (grouped / scale).round().clamp(-most, most) * scale
+    return rounded.flatten(-2)
 
 
 def to_nvfp4(x: Tensor, outer: Tensor) -> Tensor:
@@ -95,8 +96,8 @@ def w4a4(
     the rest of the weight times f, Q four bits."""
     weight = linear.weight.detach()
     weight = weight if factors is None else weight * factors
-    up, down = low_rank(weight, rank) if rank else (None, None)
-    rest = weight if up is None else weight - up @ down
+    branch = low_rank(weight, rank) if rank else None
+    rest = weight - branch[0] @ branch[1] if branch else weight
     linear.weight = nn.Parameter(four_bits(rest, form, group, weight=True), requires_grad=False)
 
     def forward(x: Tensor) -> Tensor:
@@ -104,8 +105,9 @@ def w4a4(
         out = nn.functional.linear(
             four_bits(x, form, group, weight=False), linear.weight, linear.bias
         )
-        if up is None:
+        if not branch:
             return out
+        up, down = branch
         return out + nn.functional.linear(nn.functional.linear(x, down), up)
 
     at.patch(linear, "forward", forward)

@@ -20,7 +20,8 @@ def high_pass(tokens: Tensor, grid: Grid) -> Tensor:
     token [B,N,D]; at the border of those that are there."""
     x = tokens.float().unflatten(1, grid).flatten(0, 1).permute(0, 3, 1, 2)  # [B F,D,h,w]
     mean = torch.nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-    return (x - mean).square().mean(1).reshape(len(tokens), -1)
+    energy: Tensor = (x - mean).square().mean(1)
+    return energy.reshape(len(tokens), -1)
 
 
 def lattice(length: int, stride: int) -> list[int]:
