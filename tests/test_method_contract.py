@@ -47,7 +47,7 @@ STACKS = (
     "w4a4",
     "w6a8",
     "fp8_attention",
-    "w4a4(form='nvfp4')+fp8_attention(block=4)+toca+cfg_cache(interval=2,first=1000)",
+    "w4a4(form='nvfp4')+fp8_attention(block=4)+toca(selector='change')+cfg_cache(interval=2,first=1000)",
     "frequency_tokens(stride=3,keep=0.6,begin=0)",
     "frequency_tokens(stride=3,keep=0.8,begin=0,after=0)+int8+cfg_cache(interval=2,first=1000)",
     "diffsparse(allocator='uniform',keep=0.5)",
@@ -79,7 +79,7 @@ REFUSED = {
         "flux",
     ): "cfg_cache: needs a guidance pass to leave out, and FLUX's guidance is embedded in its one",
     (
-        "w4a4(form='nvfp4')+fp8_attention(block=4)+toca+cfg_cache(interval=2,first=1000)",
+        "w4a4(form='nvfp4')+fp8_attention(block=4)+toca(selector='change')+cfg_cache(interval=2,first=1000)",
         "flux",
     ): "cfg_cache: needs a guidance pass to leave out, and FLUX's guidance is embedded in its one",
     ("adaptive_guidance(threshold=-1.0)", "flux"): f"adaptive_guidance: {EMBEDDED}",
