@@ -140,6 +140,7 @@ def test_a_method_that_breaks_down_is_a_row_and_the_others_stay():
         "fewer_steps",
         "l2c",
         "magcache",
+        "schedule",
     ],
 )
 def test_a_dial_is_a_knob_within_its_range(name):

@@ -25,6 +25,9 @@ STACKS = (
     "taylorseer(interval=2)",
     "taylorseer(interval=3,order=2,first=2)",
     "teacache(threshold=5.0)",
+    "schedule(steps='geometric',between='taylor',order=2)",
+    "schedule(steps='1011',between='twoanchor')",
+    "schedule(between='meanvelocity')",
     "delta_dit(interval=2)",
     "l2c(threshold=1.0)",
     "toca",
@@ -48,7 +51,13 @@ HALVES = (
     "or guidance in one pass; {}Pipeline has neither"
 )
 UNCACHED = "firstblock: diffusers {} has no cache for {} (it is no CacheMixin)"
+VELOCITY = (
+    "schedule: between='meanvelocity' is for models that predict the velocity of a flow, and the "
+    "sampler here, {}Scheduler, takes no velocity"
+)
 REFUSED = {
+    ("schedule(between='meanvelocity')", "dit"): VELOCITY.format("DDIM"),
+    ("schedule(between='meanvelocity')", "pixart"): VELOCITY.format("DPMSolverMultistep"),
     ("firstblock(threshold=0.9)", "dit"): UNCACHED.format(
         diffusers.__version__, "DiTTransformer2DModel"
     ),

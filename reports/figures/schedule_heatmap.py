@@ -17,7 +17,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ditbench.records.record import SHOWN
+from ditbench.records.record import SCHEDULE, SHOWN
 from ditbench.reports.figures.frame import finish
 from ditbench.reports.figures.style import DPI, INK, PAPER, QUIET, in_style
 from ditbench.reports.sections.section import Section, file_name
@@ -32,7 +32,7 @@ def draw_heatmaps(section: Section, folder: Path) -> dict[str, list[Path]]:
     with in_style({"axes.grid": False}):
         for model, rows in section.models.items():
             schedules = [
-                (row["stack"], section.records[row["key"]].get("schedule"))
+                (row["stack"], section.records[row["key"]].get(SCHEDULE))
                 for row in rows
                 if row["status"] == SHOWN
             ]
