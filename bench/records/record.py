@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, Final, NotRequired, TypedDict, cast
 
 from ditbench.records import checks
 from ditbench.records.published_files import FILES
@@ -17,7 +17,7 @@ from ditbench.records.text import one_line
 SCHEMA = 1
 """Version of record.json and spec.json. A reader refuses any other."""
 STATUSES = ("ok", "inert", "refused", "skipped", "failed", "oom")
-SCHEDULE = "schedule"
+SCHEDULE: Final = "schedule"
 """Field with what each sub-layer computed at each step."""
 PARTS = {"sampling": checks.SAMPLED, SCHEDULE: checks.SCHEDULE, "prompts_cut": checks.CUT}
 """Parts of a record that are whole or empty."""

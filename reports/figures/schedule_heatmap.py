@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,10 +32,7 @@ def draw_heatmaps(section: Section, folder: Path) -> dict[str, list[Path]]:
     with in_style({"axes.grid": False}):
         for model, rows in section.models.items():
             schedules = [
-                (
-                    row["stack"],
-                    cast("dict[str, Any] | None", section.records[row["key"]].get(SCHEDULE)),
-                )
+                (row["stack"], section.records[row["key"]].get(SCHEDULE))
                 for row in rows
                 if row["status"] == SHOWN
             ]
