@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from report_runs import STACKS, key_of, write_run
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ditbench import reports
@@ -139,3 +140,30 @@ def test_other_features_are_read_anew_and_a_damaged_file_costs_nothing_but_time(
 def test_a_report_that_reads_kept_readings_has_the_same_bytes(run, tmp_path):
     one, two = (reports.build([run], tmp_path / name) for name in ("x", "y"))
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one.files, two.files, strict=True))
+
+
+def test_values_that_are_not_those_that_were_written_are_damage(tmp_path):
+    path = tmp_path / "scores" / "k.safetensors"
+    arrays = {"group": np.arange(3), "a": np.ones(3), "feature.x": np.ones((3, 2), np.float32)}
+    write_file(path, Scores(samples_sha256="x", arrays=arrays, reasons={"a": ""}))
+    assert read_file(path, whole=True).arrays["a"].sum() == 3
+    metadata = metadata_of(path)
+    with_other = {name: arrays | {name: arrays[name] * 2} for name in ("a", "feature.x")}
+    for name, changed in with_other.items():
+        save_file(changed, path, metadata)
+        with pytest.raises(ValueError, match=f"{name} is not what was written"):
+            read_file(path, whole=True)
+    assert read_file(path).reasons == {"a": ""}  # features are read, and compared, by `score` alone
+    save_file({"group": arrays["group"]}, path, metadata)
+    with pytest.raises(ValueError, match="its arrays are not those that were written"):
+        read_file(path)
+    save_file(arrays, path, metadata | {"scores": metadata["scores"].replace("x", "y")})
+    with pytest.raises(ValueError, match="its metadata are not what was written"):
+        read_file(path)
+    save_file(with_other["a"], path, {"scores": metadata["scores"]})  # an older file has none
+    assert read_file(path, whole=True).arrays["a"].sum() == 6
+
+
+def metadata_of(path):
+    with safe_open(path, "np") as file:
+        return file.metadata()

@@ -103,3 +103,11 @@ def test_a_living_lease_is_touched(tmp_path, monkeypatch):
         touched.wait(0.02)
     assert touched.is_set()
     lease.release()
+
+
+def test_what_is_no_lease_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "00001.lease-0")
+    assert owner_of(tmp_path / "00001") == {} and claim(tmp_path / "00001", "a") is None
+    leave(tmp_path / "00002", pid=10**25)
+    with claim(tmp_path / "00002", "a") as lease:
+        assert lease.path.name == "00002.lease-1"

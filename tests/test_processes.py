@@ -248,3 +248,13 @@ def test_what_runs_in_place_is_asked_for_the_steps_of_the_whole_stack():
     stack = "fewer_steps(steps=10)+diffsparse"
     cell = plan(Spec(models=("dit-xl-2-256",), methods=(stack,), weights="random"))[1]
     assert "diffsparse has not been prepared for dit-xl-2-256 with 10 steps" in cell.note
+
+
+def test_a_folder_for_temporary_files_with_too_long_a_name_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / ("d" * 120)
+    folder.mkdir()
+    monkeypatch.setattr(processes.tempfile, "tempdir", str(folder))
+    with pytest.raises(
+        ValueError, match=r"TMPDIR is /.* bytes long.*set it to a folder of at most"
+    ):
+        processes.context_for("cpu")

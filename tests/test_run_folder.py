@@ -1,13 +1,15 @@
 """Run folders: one place that knows where files lie, one way to replace a file, one hash of it."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from ditbench.records.files import file_sha256, replacing, write_json
+from ditbench.records.files import file_sha256, read_json, replacing, write_json
 from ditbench.records.run_folder import RunFolder
+from ditbench.runner.resume import without_what_is_no_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [p for folder in ("bench", "methods", "reports") for p in (ROOT / folder).rglob("*.py")]
@@ -65,3 +67,39 @@ def test_the_layout_the_atomic_writer_and_the_hash_are_written_once():
             assert not layout.search(text), path
         if path not in (ROOT / "bench/records/files.py", OUTSIDE):
             assert not replaced.search(text) and not hashed.search(text), path
+
+
+def test_a_name_that_the_locale_could_not_decode_is_written_as_what_can_be_read(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"out": "c\udcc3\udca9", "half": ["\ud800"], "whole": "\U0001f600"})
+    assert read_json(path) == {"out": "cé", "half": ["?"], "whole": "\U0001f600"}
+
+
+def test_what_cannot_be_written_is_named_by_its_own_name(tmp_path):
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        write_json(tmp_path / "x.json", {})
+    assert error.value.filename == str(tmp_path / "x.json")
+    with pytest.raises(OSError) as error, replacing(tmp_path / "y.json"):
+        raise OSError(28, "No space left on device")
+    assert error.value.filename == str(tmp_path / "y.json")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_no_file_makes_way_when_a_cell_is_taken_up(tmp_path):
+    folder, names = RunFolder(tmp_path), ("record.json", "round-0.json", "samples.safetensors")
+    at = folder.cell("k")
+    folder.shards("k").mkdir(parents=True)
+    (at / names[0]).symlink_to("nothing")
+    os.mkfifo(at / names[1])
+    (at / names[2]).symlink_to("/dev/zero")
+    folder.shard("k", 1).symlink_to(folder.shard("k", 1))
+    folder.shard_document("k", 1).mkdir()
+    folder.shard_document("k", 2).write_text("{}")
+    sentences = without_what_is_no_file(folder, "k")
+    assert len(sentences) == 5 and all("set aside as" in sentence for sentence in sentences)
+    assert [path.name for path in folder.shards("k").glob("*.json")] == ["00002.json"]
+    assert not [path for path in at.iterdir() if path.name in names]
+    assert without_what_is_no_file(folder, "k") == []
+    folder.cell("l").write_text("")
+    assert "l is damaged (not a folder)" in without_what_is_no_file(folder, "l")[0]

@@ -12,6 +12,7 @@ torch.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from ditbench.metrics.score_workers import Job, abreast
 from ditbench.metrics.set_statistics import Sets
 from ditbench.metrics.table import Metric, select
 from ditbench.records.checks import read_requests
-from ditbench.records.files import set_aside
+from ditbench.records.files import remove, set_aside
 from ditbench.records.lock import writing_to
 from ditbench.records.record import MEASURED, Record, check_not_published, read_run, read_spec
 from ditbench.records.run_folder import RunFolder
@@ -100,8 +101,8 @@ def _score_run(
     baselines = {r["model"]: r for r in cells if r["stack"] == "none"}
     for record in cells:
         if record["key"] not in opened:
-            files.scores(record["key"]).unlink(missing_ok=True)
-            files.features(record["key"]).unlink(missing_ok=True)
+            remove(files.scores(record["key"]))
+            remove(files.features(record["key"]))
     jobs = [
         Job(
             folder=folder,
@@ -238,8 +239,10 @@ def _before(files: RunFolder, key: str) -> tuple[Scores | None, bool, list[str]]
     damaged = []
     for path in (files.scores(key), files.features(key)):
         try:
-            if path.is_file():
-                read_file(path)
+            if os.path.lexists(path):
+                read_file(path, whole=True)
+        except FileNotFoundError:  # a link to nothing, which writing replaces
+            continue
         except ValueError as error:
             set_aside(path)
             damaged.append(f"{error}; set aside and made again")

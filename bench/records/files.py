@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ditbench.records.reading import is_inside
+from ditbench.records.reading import is_inside, regular
 from ditbench.records.reading import read_json as read_json
+
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""Half a character, as JSON writes it in ASCII; two of them may be a whole one."""
 
 
 @contextmanager
@@ -42,8 +46,10 @@ def replacing(path: Path, *, synced: bool = False) -> Iterator[Path]:
         if synced:
             with suppress(OSError):  # systems whose folders cannot be opened keep their own order
                 _sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            error.filename = str(path)  # a full disk does not say which file
         raise
 
 
@@ -79,9 +85,26 @@ def _sync(path: Path) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write `document` atomically, and to the disk before it takes the place of `path`."""
-    with replacing(path, synced=True) as partial, partial.open("w", encoding="utf-8") as f:
-        json.dump(document, f, indent=1, allow_nan=False)
+    """Write `document` atomically, and to the disk before it takes the place of `path`. Text that is
+    no Unicode, which names of files may be, is written as what can be read again."""
+    text = json.dumps(document, indent=1, allow_nan=False)
+    if SURROGATE.search(text):
+        text = json.dumps(_unicode(document), indent=1, allow_nan=False)
+    with replacing(path, synced=True) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _unicode(value: Any) -> Any:
+    """A document whose texts UTF-8 has bytes for: those of a name that the locale could not decode are
+    taken as UTF-8, what else it has no bytes for becomes a question mark."""
+    if isinstance(value, str):
+        try:
+            return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        except UnicodeEncodeError:
+            return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_unicode(name): _unicode(inner) for name, inner in value.items()}
+    return [_unicode(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def json_text(document: Any) -> str:
@@ -104,8 +127,9 @@ def file_sha256(path: Path) -> str:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, read once by a process for as long as it is unchanged."""
-    stat = path.stat()
+    """sha256 of a file, read once by a process for as long as it is unchanged; ValueError for what is
+    no file, and is not opened."""
+    stat = regular(path).stat()
     return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
 
@@ -119,11 +143,19 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditbench"
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def set_aside(path: Path) -> Path:
     """Move a damaged file or folder out of the way, keeping it; returns where it went."""
     for n in range(1, 10_000):
         aside = path.with_name(f"{path.name}.damaged-{n}")
-        if not aside.exists():
-            shutil.move(path, aside)
+        if not os.path.lexists(aside):
+            path.rename(aside)  # a link itself, a folder with what is in it
             return aside
     raise OSError(f"{path.parent} holds too many damaged files")

@@ -116,7 +116,7 @@ def _there(user: dict[str, Any]) -> bool:
         return True
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process has a number of that size
         return False
     except PermissionError:
         return True

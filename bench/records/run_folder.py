@@ -27,6 +27,7 @@ thumbnails.zip                   KEY/SAMPLE-FRAME.webp
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +147,17 @@ class RunFolder:
         one, else the file that is missing."""
         one, several = self.samples(key), self.shards(key)
         return several if not one.exists() and any(several.glob("*.tar")) else one
+
+    def parts(self, key: str) -> list[Path]:
+        """What lies where files of a cell are to be, links to nothing too: record, rounds, samples,
+        shards with their documents and leases."""
+        one = [path for path in (self.record(key), self.samples(key)) if os.path.lexists(path)]
+        several = [
+            path
+            for pattern in ("*.tar", "*.json", "*.lease-*")
+            for path in sorted(self.shards(key).glob(pattern))
+        ]
+        return [*one, *self.rounds(key), *self.timed_again(key), *several]
 
     def scores(self, key: str) -> Path:
         """A cell's scores."""

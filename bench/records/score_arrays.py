@@ -1,12 +1,16 @@
-"""What the arrays of a scores file look like, and what is wrong with those that do not. No torch."""
+"""What the arrays of a scores file look like, and what is wrong with those that do not; whether they
+are those that were written. No torch."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ditbench.records.reading import parse_json
 
 GROUP = "group"
 """Array that numbers the prompts."""
@@ -60,6 +64,45 @@ def wrong_array(arrays: Mapping[str, NDArray[Any]]) -> str:
             return f"{name} has {len(array)} values of {n} samples"
         if not np.isfinite(array).all():
             return f"{name} holds what is no finite number"
+    return ""
+
+
+def checksums(text: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """A checksum of each array by its name, and under "" of the metadata's `text`."""
+    return {"": _checksum(text.encode())} | {name: checksum(arrays[name]) for name in arrays}
+
+
+def checksum(array: NDArray[Any]) -> str:
+    """Of an array's type, shape and values; against accidents, not against intent."""
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return _checksum(f"{array.dtype.str} {array.shape}".encode(), content)
+
+
+def _checksum(*parts: Any) -> str:
+    total = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()
+
+
+def not_as_written(
+    metadata: Mapping[str, str], arrays: Mapping[str, NDArray[Any]], place: str, *, whole: bool
+) -> str:
+    """What of a file is not as its checksums stated it when it was written, in words; "" where all
+    is, and where there are none, as in older files. `whole`: of features and of values that have
+    means by block too, which are not read otherwise. ValueError, which begins with `place`, where
+    the checksums are no JSON."""
+    if "checksums" not in metadata:
+        return ""
+    stated = parse_json(metadata["checksums"], place)
+    if not isinstance(stated, dict) or stated.get("") != _checksum(metadata["scores"].encode()):
+        return "its metadata are not what was written"
+    if {*stated} - {""} != {*arrays}:
+        return "its arrays are not those that were written"
+    for name in arrays:
+        large = _is_feature(name) or f"{name}{BLOCKS}" in arrays
+        if (whole or not large) and stated[name] != checksum(arrays[name]):
+            return f"{name} is not what was written"
     return ""
 
 

@@ -35,7 +35,7 @@ from ditbench.records.sample_blocks import (
     blocks_of,
     by_block,
 )
-from ditbench.records.score_arrays import wrong_array
+from ditbench.records.score_arrays import checksums, not_as_written, wrong_array
 from ditbench.records.text import one_line
 from ditbench.statistics.estimates import Blocks
 from ditbench.statistics.influence import MOST
@@ -156,18 +156,19 @@ class _StoredArrays(Mapping[str, NDArray[Any]]):
         return len(self._names)
 
 
-def read_file(path: Path) -> Scores:
-    """A scores file; ValueError when it is damaged or of another schema version."""
+def read_file(path: Path, whole: bool = False) -> Scores:
+    """A scores file; ValueError when it is damaged or of another schema version. `whole`: features,
+    and values that reports read by block, are compared with their checksums too."""
     try:
         with safe_open(regular(path, path.parents[1]), "np") as f:
-            metadata = _checked(f.metadata()["scores"], str(path))
-        arrays = _StoredArrays(path)
-        trouble = wrong_array(arrays)
+            metadata = f.metadata()
+        document, arrays = _checked(metadata["scores"], str(path)), _StoredArrays(path)
+        trouble = wrong_array(arrays) or not_as_written(metadata, arrays, str(path), whole=whole)
     except UNREADABLE as error:
         raise ValueError(f"{path} is damaged ({one_line(str(error))})") from error
     if trouble:
         raise ValueError(f"{path} is damaged ({trouble})")
-    return Scores(arrays=arrays, **metadata)
+    return Scores(arrays=arrays, **document)
 
 
 def read_bytes(content: bytes, place: str) -> Scores:
@@ -175,14 +176,14 @@ def read_bytes(content: bytes, place: str) -> Scores:
     `place` for its path."""
     try:
         text = content[8 : 8 + int.from_bytes(content[:8], "little")].decode()
-        metadata = _checked(parse_json(text, place)["__metadata__"]["scores"], place)
-        arrays = load(content)
-        trouble = wrong_array(arrays)
+        metadata = parse_json(text, place)["__metadata__"]
+        document, arrays = _checked(metadata["scores"], place), load(content)
+        trouble = wrong_array(arrays) or not_as_written(metadata, arrays, place, whole=True)
     except UNREADABLE as error:
         raise ValueError(f"{place} is damaged ({one_line(str(error))})") from error
     if trouble:
         raise ValueError(f"{place} is damaged ({trouble})")
-    return Scores(arrays=arrays, **metadata)
+    return Scores(arrays=arrays, **document)
 
 
 def _checked(text: str, place: str) -> dict[str, Any]:
@@ -255,7 +256,8 @@ def _parts(scores: Scores) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     document = {name: getattr(scores, name) for name in names} | {"schema": SCHEMA}
     document |= {n: of for n in ("statistics", "unread") if (of := getattr(scores, n))}
     arrays = {name: np.ascontiguousarray(a) for name, a in scores.arrays.items()}
-    return arrays, {"scores": json.dumps(document, sort_keys=True)}
+    text = json.dumps(document, sort_keys=True)
+    return arrays, {"scores": text, "checksums": json.dumps(checksums(text, arrays))}
 
 
 def read_scores(folder: Path, records: Iterable[Mapping[str, Any]] = ()) -> dict[str, Scores]:

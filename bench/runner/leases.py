@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ditbench.records.reading import read_json
+
 BEAT_S = 5.0
 """Seconds from one touch to the next."""
 EXPIRED_S = 6 * BEAT_S
@@ -90,7 +92,7 @@ def _number(path: Path) -> int:
 def _owner(path: Path) -> dict[str, Any]:
     """What a lease says; empty where it is gone, or only just made."""
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
+        owner = read_json(path)
     except (OSError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}
@@ -110,7 +112,7 @@ def _lives(path: Path) -> bool:
         # killed, and nobody has asked how it ended: the first process of a container may never ask
         status = Path(f"/proc/{owner['pid']}/stat").read_text(encoding="utf-8")
         return status.rpartition(")")[2].split()[0] != "Z"
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process has a number of that size
         return False
     except (OSError, IndexError):  # another user's, or a system without /proc
         return True

@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from itertools import groupby
@@ -20,12 +21,17 @@ from ditbench.records.children import begin, starting
 from ditbench.records.files import write_json
 from ditbench.records.record import read_round
 from ditbench.records.run_folder import RunFolder
+from ditbench.records.text import one_line
 from ditbench.runner.spec import Spec
 from ditbench.runner.units import Unit
 from ditbench.runner.worker import Job, run_units
 
 ENDING_S = 10.0
 """Seconds a process may take to end after its last result, which is kept whatever it does."""
+
+LONGEST_TEMPORARY = 70
+"""Bytes of the name of the folder for temporary files: that of a socket has 103 at most on all
+systems, and `/pymp-xxxxxxxx/listener-xxxxxxxx` takes 32."""
 
 
 def context_for(device: str) -> Any:
@@ -48,6 +54,7 @@ def context_for(device: str) -> Any:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     try:
         with starting(tracked=True):
+            _check_temporary()
             forkserver.ensure_running()
     finally:
         if IN_CHECKOUT:
@@ -55,6 +62,17 @@ def context_for(device: str) -> Any:
         if before is not None:
             os.environ["PYTHONPATH"] = before
     return context
+
+
+def _check_temporary() -> None:
+    """ValueError where the folder for temporary files has so long a name that no socket, by which
+    processes are asked for, can be made there."""
+    folder = tempfile.gettempdir()
+    if os.name == "posix" and len(os.fsencode(folder)) > LONGEST_TEMPORARY:
+        raise ValueError(
+            f"TMPDIR is {one_line(folder, 60)}, {len(os.fsencode(folder))} bytes long, and a socket has "
+            f"to have a place there: set it to a folder of at most {LONGEST_TEMPORARY} bytes"
+        )
 
 
 def groups(units: Sequence[Unit], process: str) -> list[list[Unit]]:

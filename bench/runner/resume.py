@@ -19,7 +19,7 @@ from typing import Any
 from ditbench.models.requests import make_requests
 from ditbench.models.sampling import count_for
 from ditbench.models.weights import weights_sha256
-from ditbench.records.files import read_json, set_aside, write_json, write_text
+from ditbench.records.files import read_json, remove, set_aside, write_json, write_text
 from ditbench.records.reading import regular
 from ditbench.records.record import MEASURED, SCHEMA, read_record, read_round, read_spec
 from ditbench.records.run_folder import RunFolder
@@ -75,6 +75,8 @@ def open_folder(cells: Sequence[Cell], command: str) -> RunFolder:
             else {key: earlier[key] for key in rest} | document[name]
         )
     write_json(folder.spec, document)
+    if folder.command.is_dir():
+        set_aside(folder.command)
     write_text(folder.command, command + "\n")
     return folder
 
@@ -185,12 +187,12 @@ def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> list[str]:
     and what was made with other weights or asked for something else. A sentence for each file that
     was set aside, with what is wrong with it."""
     at = folder.cell(cell.key)
+    damaged = without_what_is_no_file(folder, cell.key)
     at.mkdir(parents=True, exist_ok=True)
     for part in (*at.glob(".*.partial"), *folder.shards(cell.key).glob(".*.partial")):
-        part.unlink()
+        remove(part)
     path, first = folder.record(cell.key), folder.round(cell.key, 0)
     unfinished = stale = round_failed = False
-    damaged = []
     files: dict[str, str] = {}
     timed_again = folder.timed_again(cell.key)
     rounds = folder.rounds(cell.key)
@@ -227,6 +229,27 @@ def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> list[str]:
     if not divided and num_shards(cell) > 1 and not (first.exists() or path.exists()):
         samples.unlink(missing_ok=True)  # it will be shards
     return damaged
+
+
+def without_what_is_no_file(folder: RunFolder, key: str) -> list[str]:
+    """Move away what lies where files of a cell are to be and is none, or none of the run: a pipe, a
+    folder, a link out of the run or to nothing. A sentence for each."""
+    at, shards = folder.cell(key), folder.shards(key)
+    wrong = {
+        path: f"{path} is damaged (not a folder)"
+        for path in (at, shards)
+        if os.path.lexists(path) and not path.is_dir()
+    }
+    for path in folder.parts(key):
+        try:
+            regular(path, folder.path)
+        except FileNotFoundError:
+            wrong[path] = f"{path} is damaged (a link to nothing)"
+        except ValueError as error:
+            wrong[path] = str(error)
+    return [
+        f"{why}; set aside as {set_aside(path).name}, made again" for path, why in wrong.items()
+    ]
 
 
 def _wrong_with(samples: Path, cell: Cell, stated: Mapping[str, str], divided: bool) -> str:
