@@ -5,11 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from ditbench.acceleration.caching.passes import reuse_residual
 from ditbench.method import METHODS, Stage, find, knob, method
 from ditbench.method.dial import dialled, is_whole
 from ditbench.method.stack import Stack
 from ditbench.models.table import models
+from ditbench.profiling import computed_steps as counting_steps
 from ditbench.profiling import matched as matching
+from ditbench.testing import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +150,65 @@ def test_a_dial_is_a_knob_within_its_range(name):
     knob, low, high = find(name).dial
     for value in (low, high):
         assert getattr(find(name)(**{knob: value}), knob) == value
+
+
+def steps_of(text, computed, mean, monkeypatch):
+    """The row of a stack whose mean computed steps of 20 are `mean(dial)`."""
+    monkeypatch.setattr(counting_steps, "sampler_steps", lambda model, pipe: 20)
+    monkeypatch.setattr(
+        counting_steps,
+        "computed_steps",
+        lambda model, pipe, stack, weights, plugins: mean(
+            getattr(stack.methods[0], stack.methods[0].dial[0])
+        ),
+    )
+    transformer = type("DiTTransformer2DModel", (), {})()
+    pipe = SimpleNamespace(scheduler=None, transformer=transformer)
+    monkeypatch.setattr("ditbench.models.loading.load", lambda *_, **__: pipe)
+    model = SimpleNamespace(name="some-model")
+    (row,) = matching.match_steps(model, [Stack.parse(text)], computed, "bundled")
+    return row
+
+
+def test_a_dial_is_turned_until_as_many_steps_are_computed(monkeypatch):
+    row = steps_of("teacache", 9, lambda threshold: 20 / (1 + threshold), monkeypatch)
+    assert row["note"] == "" and abs(row["computed"] - 9) <= 0.3
+    assert row["stack"].startswith("teacache(threshold=")
+    jumps = steps_of("teacache", 9, lambda t: 20 if t < 1 else 12 if t < 2 else 6, monkeypatch)
+    assert jumps["computed"] in (12, 6) and "9 steps are out of reach" in jumps["note"]
+    least = steps_of("teacache", 2, lambda threshold: 20 / (1 + threshold), monkeypatch)
+    assert (
+        least["stack"] == "teacache(threshold=4.0)" and "2 steps are out of reach" in least["note"]
+    )
+    with pytest.raises(ValueError, match="20 is no number of computed steps below the 20 that"):
+        steps_of("teacache", 20, lambda threshold: 20, monkeypatch)
+
+
+def test_computed_steps_are_those_whose_passes_no_method_reuses(monkeypatch):
+    """Of both guidance passes, and of prompts that decide apart."""
+    METHODS.pop("apart_test", None)
+    generations = []
+
+    def attach(self, pipeline, at):
+        at.on_start(lambda: generations.append(None))
+        reuse_residual(at, lambda run, streams: at.now.step in range(1, 1 + len(generations) % 3))
+
+    parts = {"attach": attach, "__module__": __name__}
+    method("apart_test", family="test", stage=Stage.SCHEDULE, decides_per_batch=True)(
+        type("Apart", (), parts)
+    )
+    monkeypatch.setattr(counting_steps, "PROMPTS", 6)
+    subject, model = tiny("wan", steps=4), replace(models()["wan-tiny"], steps=4)
+    monkeypatch.setattr("ditbench.models.sampling.sampling_of", lambda _: subject.sampling)
+
+    def mean(text):
+        stack = Stack.parse(text)
+        return counting_steps.computed_steps(model, subject.pipeline, stack, "bundled")
+
+    assert counting_steps.sampler_steps(model, subject.pipeline) == 4
+    assert mean("schedule(computed=3)") == 3 and mean("fewer_steps(steps=2)") == 2
+    assert mean("fewer_steps(steps=2)+schedule(computed=1)") == 1
+    assert mean("apart_test") == pytest.approx(4 - (1 + 2 + 0) / 3)
+    with pytest.raises(ValueError, match=r"fora replaces no whole step .* match it by --saved"):
+        mean("fora")
+    METHODS.pop("apart_test")

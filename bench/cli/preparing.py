@@ -110,25 +110,30 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def match(args: argparse.Namespace) -> int:
-    """Knobs that save the same fraction of FLOPs; SOME_FAILED where one has none."""
+    """Knobs that save the same fraction of FLOPs, or compute as many steps; SOME_FAILED where one has
+    none."""
     from ditbench.method.plugins import load_plugins
     from ditbench.method.stack import Stack, split_stacks
     from ditbench.models.table import select
     from ditbench.profiling.matched import match as match_model
+    from ditbench.profiling.matched import match_steps
     from ditbench.reports.terminal.table import show_rows
 
     load_plugins(args.plugin)
-    if not 0 < args.saved < 1:
+    if args.saved is not None and not 0 < args.saved < 1:
         raise ValueError(f"--saved: {args.saved} is not between 0 and 1")
     models, stacks = select(args.models), [Stack.parse(text) for text in split_stacks(args.methods)]
-    rows = [
-        row
-        for model in models
-        for row in match_model(model, stacks, args.saved, args.weights, args.plugin)
-    ]
-    show_rows(
-        rows, args.json, "saved: share of the un-accelerated model's FLOPs, on training requests"
-    )
+    rows = []
+    for model in models:
+        if args.saved is None:
+            what = (
+                "computed: steps in which the transformer is computed, mean over training prompts"
+            )
+            rows += match_steps(model, stacks, args.computed_steps, args.weights, args.plugin)
+        else:
+            what = "saved: share of the un-accelerated model's FLOPs, on training requests"
+            rows += match_model(model, stacks, args.saved, args.weights, args.plugin)
+    show_rows(rows, args.json, what)
     return SOME_FAILED if any(row["note"] for row in rows) else OK
 
 

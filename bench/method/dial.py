@@ -30,10 +30,11 @@ def turned(method: Any, value: float) -> Any:
 
 
 def dialled(
-    saves: Callable[[float], float], saved: float, low: float, high: float, whole: bool = False
-) -> tuple[float, float]:
+    saves: Callable[[float], float], saved: float, low: float, high: float, whole: bool = False,
+    close: float = CLOSE,
+) -> tuple[float, float]:  # fmt: skip
     """By halving, the value of a dial between `low` and `high` whose share `saves(value)` is
-    nearest to `saved`, and its share; of integers alone where `whole`."""
+    nearest to `saved`, or within `close` of it, and its share; of integers alone where `whole`."""
     tried: dict[float, float] = {}
 
     def look(value: float) -> float:
@@ -46,7 +47,7 @@ def dialled(
 
     rising = look(high) > look(low)
     for _ in range(TURNS):
-        if off(min(tried, key=off)) <= CLOSE:
+        if off(min(tried, key=off)) <= close:
             break
         middle = (low + high) // 2 if whole else (low + high) / 2
         if middle in tried:  # two integers beside each other
@@ -57,13 +58,13 @@ def dialled(
 
 
 def out_of_reach(
-    saves: Callable[[float], float], saved: float, low: float, high: float
+    saves: Callable[[float], float], saved: float, low: float, high: float, close: float = CLOSE
 ) -> tuple[float, str] | None:
     """The end of a dial that comes nearest to a share that lies beyond it, and "most" or "least";
     None where the share lies between what its ends save."""
     by_share = sorted((low, high), key=saves)
-    if saved > saves(by_share[1]) + CLOSE:
+    if saved > saves(by_share[1]) + close:
         return by_share[1], "most"
-    if saved < saves(by_share[0]) - CLOSE:
+    if saved < saves(by_share[0]) - close:
         return by_share[0], "least"
     return None
