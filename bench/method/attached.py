@@ -48,7 +48,7 @@ class Attached:
             for event, n in at.counters.items()
         }
 
-    def notes(self) -> dict[str, float]:
+    def notes(self) -> dict[str, float | str]:
         """What the methods found out, as `method.fact`; ValueError naming one that is no finite
         number, nor a text."""
         return {

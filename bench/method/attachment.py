@@ -45,7 +45,7 @@ class Attachment:
         self.now = now
         self.counters: dict[str, int] = {}
         """Events since the stack was attached, by name."""
-        self.notes: dict[str, float] = {}
+        self.notes: dict[str, float | str] = {}
         """Facts found while running, by name, for the record: finite numbers, of Python, numpy or
         torch, and texts."""
         self.engaged = False
