@@ -61,15 +61,14 @@ class FrequencyTokens:
         choices: dict[int, tuple[Tensor, Tensor]] = {}
         at.keeps(choices)
         tables: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        at.keeps(tables, rows=False)
 
         def chosen(sublayer: Sublayer, image: Tensor) -> tuple[Tensor, Tensor]:
             """Rows [B,K] and stand-ins [B,N] of this call, made at its first sub-layer."""
             if sublayer is parts[0]:
                 grid = at.now.grid
                 if grid not in tables:
-                    lists = anchors(grid, self.stride)
-                    every, around = (torch.tensor(x, device=image.device) for x in lists)
-                    tables[grid] = every, around
+                    tables[grid] = anchors(grid, self.stride, image.device)
                 choices[at.now.branch] = choose(image, grid, self.keep, *tables[grid])
             return choices[at.now.branch]
 

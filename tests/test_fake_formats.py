@@ -1,17 +1,23 @@
 """Simulated number formats and the methods that have them, against numpy."""
 
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from ditbench.acceleration import fake_formats as formats
 from ditbench.acceleration.quantization import ERROR, linears_of
 from ditbench.method import Stack
+from ditbench.method.prepare import Workroom
+from ditbench.models.loading import load
+from ditbench.models.sampling import sampling_of
 from ditbench.models.sublayers import sublayers
+from ditbench.models.table import models
 from ditbench.testing import tiny
 
 
@@ -157,3 +163,31 @@ def test_groups_that_do_not_divide_a_layer_are_refused():
     assert 128 in widths
     reason = Stack.parse("w6a8(group=48)").refusal(pipeline)
     assert reason == "w6a8: groups of 48 do not divide a layer of 128 inputs"
+
+
+def test_smoothing_is_calibrated_by_sampling_and_helps_where_channels_differ(tmp_path):
+    model = models()["dit-tiny"]
+    pipe = load(model, weights="bundled", device="cpu", dtype="float32")
+    sampling = replace(sampling_of(model), steps=2)
+    room = Workroom(pipe=pipe, model=model, below=Stack(), sampling=sampling, tell=lambda row: None)
+    stack = Stack.parse("w4a4(smoothed=True)")
+    linears = linears_of(sublayers(pipe.transformer))
+    with pytest.raises(ValueError, match="prepare"), stack.attached(pipe):
+        pass
+    stack.methods[0].prepare(tmp_path, room)
+    ranges = load_file(tmp_path / "ranges.safetensors")
+    assert [len(ranges[str(i)]) for i in range(len(linears))] == [m.in_features for m in linears]
+    # inputs of the calibrated reach: the products of smoothed and of plain rounding
+    inputs = [
+        torch.tensor(draw(9, m.in_features)).float() * ranges[str(i)] for i, m in enumerate(linears)
+    ]
+    exact, errors = [m(x) for m, x in zip(linears, inputs, strict=True)], {}
+    for text in ("w4a4(rank=0)", "w4a4(rank=0, smoothed=True)"):
+        with torch.no_grad(), Stack.parse(text).attached(pipe, {"w4a4": tmp_path}):
+            errors[text] = sum(
+                float((m(x) - y).norm() / y.norm())
+                for m, x, y in zip(linears, inputs, exact, strict=True)
+            )
+    plain, smoothed = errors.values()
+    assert 0 < smoothed < plain
+    assert all(torch.equal(m(x), y) for m, x, y in zip(linears, inputs, exact, strict=True))

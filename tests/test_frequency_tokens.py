@@ -32,13 +32,12 @@ def test_local_frequency_is_what_the_neighbours_do_not_explain():
 
 def test_anchors_are_a_lattice_and_stand_for_what_is_most_like_them():
     tokens = draw(2, 60, 8)
-    chosen, around = local_frequency.anchors(GRID, 3)
+    lattice, beside = local_frequency.anchors(GRID, 3, "cpu")
+    chosen, around = lattice.tolist(), beside.tolist()
     assert chosen == [f * 30 + y * 6 + x for f in (0, 1) for y in (0, 3, 4) for x in (0, 3, 5)]
     assert around[0] == [0] * 4 and around[1 * 6 + 4] == [3, 5, 21, 23]
     assert around[30 + 2] == [30, 33, 30, 33]
-    rows, stands = local_frequency.choose(
-        torch.tensor(tokens), GRID, 0.4, torch.tensor(chosen), torch.tensor(around)
-    )
+    rows, stands = local_frequency.choose(torch.tensor(tokens), GRID, 0.4, lattice, beside)
     assert rows.shape == (2, 24)
     high = energy(tokens)
     for b in range(2):

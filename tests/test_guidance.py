@@ -206,3 +206,37 @@ def test_levels_of_other_predictions_are_refused():
     scheduler.set_timesteps(2)
     with pytest.raises(ValueError, match="predicts v_prediction"):
         noise_levels(scheduler, 2)
+
+
+def test_noise_levels_are_the_sigmas_that_schedulers_have():
+    own = diffusers.EulerDiscreteScheduler()
+    heun = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
+    unipc = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    for scheduler, flow in ((own, False), (heun, True), (unipc, True)):
+        scheduler.set_timesteps(5)
+        steps = len(scheduler.timesteps)
+        sigmas = scheduler.sigmas[:steps].double().numpy()
+        expected = sigmas / np.maximum(1 - sigmas, 1e-9) if flow else sigmas
+        # what UniPC tells the transformer is rounded to a whole number
+        tolerance = 5e-3 if scheduler is unipc else 1e-4
+        levels = noise_levels(scheduler, steps).numpy()
+        np.testing.assert_allclose(levels[1:], expected[1:], rtol=tolerance)
+        assert levels[0] >= 0.99 * min(expected[0], 999)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["dit", "wan"])
+def test_few_steps_will_do(kind, steps):
+    tried = tiny(kind, steps=steps)
+    rest = "w4a4+fp8_attention+frequency_tokens(stride=3,begin=0)"
+    for text in (f"cfg_cache(interval=2)+{rest}", "adaptive_guidance", "guidance_interval+w6a8"):
+        with Stack.parse(text).attached(tried.pipeline) as attached:
+            attached.start(steps, 1)
+            assert torch.isfinite(tried.generate(tried.sampling, [0]).float()).all()
+
+
+def test_what_begins_again_where_the_pass_comes_back_has_no_ratios_by_step():
+    (problem,) = Stack.parse("cfg_cache+magcache").problems()
+    assert "cfg_cache" in problem and "magcache" in problem

@@ -19,8 +19,6 @@ CAUTION = (
 """What is said of every row of these methods."""
 E4M3, E2M1 = 448.0, 6.0
 """Largest finite values."""
-_E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_E2M1_BOUNDS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 PIECE = 2**26
 """Entries of an attention map that are held at a time."""
 
@@ -33,13 +31,9 @@ def to_e4m3(x: Tensor) -> Tensor:
 def to_e2m1(x: Tensor) -> Tensor:
     """Rounded to the nearest of 0, 0.5, 1, 1.5, 2, 3, 4 and 6 with either sign; of two as near, the
     one whose last bit is 0, as in IEEE 754."""
-    bounds = torch.tensor(_E2M1_BOUNDS, dtype=torch.float32, device=x.device)
-    size = x.abs().float()
-    up = torch.bucketize(size, bounds, right=True)  # a bound goes up
-    down = torch.bucketize(size, bounds)  # a bound goes down
-    places = torch.where(up % 2 == 0, up, down)
-    values = torch.tensor(_E2M1_VALUES, dtype=x.dtype, device=x.device)
-    return values[places].copysign(x)
+    size = x.abs()
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0)).to(x.dtype)
+    return ((size / step).round() * step).clamp(max=E2M1).copysign(x)
 
 
 def to_integers(x: Tensor, bits: int, group: int | None = None) -> Tensor:
@@ -97,15 +91,14 @@ def w4a4(
     weight = linear.weight.detach()
     weight = weight if factors is None else weight * factors
     branch = low_rank(weight, rank) if rank else None
-    rest = weight - branch[0] @ branch[1] if branch else weight
+    rest = weight if branch is None else weight - branch[0] @ branch[1]
     linear.weight = nn.Parameter(four_bits(rest, form, group, weight=True), requires_grad=False)
 
     def forward(x: Tensor) -> Tensor:
         x = x if factors is None else x / factors
-        out = nn.functional.linear(
-            four_bits(x, form, group, weight=False), linear.weight, linear.bias
-        )
-        if not branch:
+        rounded = four_bits(x, form, group, weight=False)
+        out = nn.functional.linear(rounded, linear.weight, linear.bias)
+        if branch is None:
             return out
         up, down = branch
         return out + nn.functional.linear(nn.functional.linear(x, down), up)

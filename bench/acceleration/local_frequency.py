@@ -7,6 +7,8 @@ width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,28 +26,33 @@ def high_pass(tokens: Tensor, grid: Grid) -> Tensor:
     return energy.reshape(len(tokens), -1)
 
 
-def lattice(length: int, stride: int) -> list[int]:
-    """Places 0, `stride`, ... of a length, and the last."""
-    return sorted({*range(0, length, stride), length - 1})
+def _lattice(length: int, stride: int, device: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Of places 0..length - 1: those that are a multiple of `stride` and the last, [A]; and for
+    each place the nearest of them below and above, [length] each."""
+    places, last = torch.arange(length, device=device), length - 1
+    below = places // stride * stride
+    above = torch.where(places == below, places, (below + stride).clamp(max=last))
+    below = torch.where(places == last, places, below)
+    chosen = torch.arange(0, length, stride, device=device)
+    if last % stride:
+        chosen = torch.cat([chosen, places[last:]])
+    return chosen, below, above
 
 
-def anchors(grid: Grid, stride: int) -> tuple[list[int], list[list[int]]]:
-    """The anchors [A], every `stride` rows and columns of each frame and the last of both, and for
-    each token the four round it [N,4]; on a line of the lattice some of the four are the same."""
+def anchors(grid: Grid, stride: int, device: Any) -> tuple[Tensor, Tensor]:
+    """The anchors [A] int64, every `stride` rows and columns of each frame and the last of both,
+    and for each token the four round it [N,4]; on a line of the lattice some of the four are the
+    same."""
     frames, high, wide = grid
-    rows, columns = lattice(high, stride), lattice(wide, stride)
+    rows, *row_beside = _lattice(high, stride, device)
+    columns, *column_beside = _lattice(wide, stride, device)
+    first = torch.arange(frames, device=device)[:, None, None] * high * wide
 
-    def beside(places: list[int], at: int) -> tuple[int, int]:
-        return max(p for p in places if p <= at), min(p for p in places if p >= at)
+    def numbers(y: Tensor, x: Tensor) -> Tensor:
+        return (first + y[:, None] * wide + x).flatten()
 
-    around = [
-        [(f * high + r) * wide + c for r in beside(rows, y) for c in beside(columns, x)]
-        for f in range(frames)
-        for y in range(high)
-        for x in range(wide)
-    ]
-    chosen = [(f * high + r) * wide + c for f in range(frames) for r in rows for c in columns]
-    return chosen, around
+    around = [numbers(y, x) for y in row_beside for x in column_beside]
+    return numbers(rows, columns), torch.stack(around, 1)
 
 
 def choose(
