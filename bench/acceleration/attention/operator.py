@@ -123,7 +123,8 @@ def _rounded(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     scores = scores.masked_fill(~allowed, float("-inf"))
     weights = (scores - scores.amax(-1, keepdim=True)).exp()
     mixed = in_e4m3(weights, torch.ones_like(weights[..., :1])) @ v.float()
-    return (mixed / weights.sum(-1, keepdim=True)).to(q.dtype)
+    out: Tensor = (mixed / weights.sum(-1, keepdim=True)).to(q.dtype)
+    return out
 
 
 def in_e4m3(x: Tensor, largest: Tensor) -> Tensor:
