@@ -34,8 +34,8 @@ def mass(call: Call, layout: Layout) -> Tensor:
     q = means(call.q, call.queries(layout), layout.tiles)[:, :, :count]
     k = means(call.k, layout.of_tokens[None], layout.tiles)[:, :, :count]
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    shares: Tensor = (scores + layout.sizes[:count].log()).softmax(-1)
-    return shares
+    weighted: Tensor = scores + layout.sizes[:count].log()
+    return weighted.softmax(-1)
 
 
 def needed(shares: Tensor, wanted: float) -> Tensor:

@@ -95,8 +95,8 @@ def by_token(mask: Tensor, query_tiles: Tensor, key_tiles: Tensor) -> Tensor:
     batch, heads, _, tiles = mask.shape
     at = query_tiles[:, None, :, None].expand(-1, heads, -1, tiles)
     rows = mask.expand(max(batch, len(at)), -1, -1, -1)
-    allowed: Tensor = rows.gather(2, at.expand(len(rows), -1, -1, -1))[..., key_tiles]
-    return allowed
+    by_tile = torch.gather(rows, 2, at.expand(len(rows), -1, -1, -1))
+    return by_tile[..., key_tiles]
 
 
 def _dense(
