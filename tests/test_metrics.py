@@ -183,6 +183,22 @@ def test_ms_ssim_is_refused_where_halving_leaves_less_than_a_window(tmp_path):
     assert "at least 176 pixels" in fidelity.refuse(cell(small, baseline=small), metric)
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (15, 64), (2, 48, 48)])
+def test_samples_that_are_too_small_for_a_judge_are_refused_in_a_sentence(tmp_path, shape):
+    world, table = "video" if len(shape) == 3 else "class", metrics()
+    one = cell(samples_at(tmp_path / "s", noise(0, 2, *shape, 3)), world=world)
+    needs = (
+        "5 frames, not 2" if world == "video" else f"16 pixels a side, not {shape[0]} x {shape[1]}"
+    )
+    for name in ("align.shapes_v1", "fd.shapes_v1"):
+        module = table[name].module
+        assert module.refuse(one, table[name]).endswith(needs)
+    check = table["align.shapes_check_v1"]
+    assert (
+        "second judge reads 64 x 64 pixels" in check.module.refuse(one, check) or world == "video"
+    )
+
+
 def test_pooled_psnr_is_that_of_the_mean_error_and_never_above_the_mean_psnr():
     errors = np.array([0.1, 0.001, 0.0])
     assert fidelity.pooled(errors) == pytest.approx(10 * np.log10(3 / 0.101))

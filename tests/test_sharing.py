@@ -92,6 +92,21 @@ def test_a_run_comes_back_as_it_was_published(run, published, tmp_path, monkeypa
     assert hub.made == (["someone/results"] if kind == "hub" else [])
 
 
+def test_a_run_that_was_just_scored_is_published_under_another_name_and_follows(tmp_path):
+    made = command(
+        "run", "--models", "dit-tiny", "--methods", "none", "--steps", "2", "--num-samples", "2",
+        "--batch-size", "2", "--rounds", "1", "--out", tmp_path / "mine",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    done = command("publish", tmp_path / "mine", "--to", tmp_path / "other")
+    assert done.returncode == 0, done.stderr
+    assert command("pull", tmp_path / "other", "--out", tmp_path / "third").returncode == 0
+    for name in ("other", "third"):
+        verified = command("verify", tmp_path / name)
+        assert verified.returncode == 0, verified.stdout
+    assert "mine" in (tmp_path / "third" / "tables" / "speed.md").read_text()
+
+
 def test_the_same_run_is_the_same_archive_and_has_no_owner(published, tmp_path):
     zstandard = pytest.importorskip("zstandard")
     for name in "ab":

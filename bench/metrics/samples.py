@@ -125,6 +125,20 @@ class Sampled:
             return "the judge reads shapes worlds only, and this model paints none"
         if not self.judge_path.is_file():
             return f"the judge has no weights ({self.judge_path.name} is missing)"
+        return self._too_small
+
+    @property
+    def _too_small(self) -> str:
+        """Why samples are too small for the judges, or "": they divide what remains of a picture,
+        an eighth of its sides, into quadrants, and of a video they look at chosen frames."""
+        from ditbench.shapes.judge import FRAMES, SIDE
+
+        *_, high, wide, _channels = self.samples.shape
+        if min(high, wide) < SIDE:
+            return f"the judge needs pictures of at least {SIDE} pixels a side, not {high} x {wide}"
+        frames = self.samples.shape[1] if len(self.samples.shape) == 5 else 1
+        if frames <= max(FRAMES[self.world]):
+            return f"the judge needs {max(FRAMES[self.world]) + 1} frames, not {frames}"
         return ""
 
     @cached_property
@@ -147,7 +161,12 @@ class Sampled:
             return "the second judge reads shapes worlds only, and this model paints none"
         if not self.check_path.is_file():
             return f"the second judge has no weights ({self.check_path.name} is missing)"
-        return ""
+        from ditbench.shapes.second_judge import SIDES
+
+        side, (*_, high, wide, _channels) = SIDES[self.world], self.samples.shape
+        if (high, wide) != (side, side):
+            return f"the second judge reads {side} x {side} pixels, not {high} x {wide}"
+        return self._too_small
 
     @cached_property
     def checked(self) -> tuple[NDArray[np.float32], Scenes]:

@@ -4,6 +4,7 @@ are those that were written. No torch."""
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,8 +68,9 @@ def wrong_array(arrays: Mapping[str, NDArray[Any]]) -> str:
     return ""
 
 
-def checksums(text: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
-    """A checksum of each array by its name, and under "" of the metadata's `text`."""
+def checksums(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """A checksum of each array by its name, and under "" of the metadata."""
+    text = json.dumps(document, sort_keys=True)
     return {"": _checksum(text.encode())} | {name: checksum(arrays[name]) for name in arrays}
 
 
@@ -86,16 +88,17 @@ def _checksum(*parts: Any) -> str:
 
 
 def not_as_written(
-    metadata: Mapping[str, str], arrays: Mapping[str, NDArray[Any]], place: str, *, whole: bool
+    text: str, arrays: Mapping[str, NDArray[Any]], place: str, *, whole: bool
 ) -> str:
     """What of a file is not as its checksums stated it when it was written, in words; "" where all
-    is, and where there are none, as in older files. `whole`: of features and of values that have
-    means by block too, which are not read otherwise. ValueError, which begins with `place`, where
-    the checksums are no JSON."""
-    if "checksums" not in metadata:
+    is, and where there are none, as in older files. `text`: its metadata. `whole`: of features and
+    of values that have means by block too, which are not read otherwise. ValueError, which begins
+    with `place`, where the metadata are no JSON."""
+    document = parse_json(text, place)
+    stated = document.pop("checksums", None) if isinstance(document, dict) else None
+    if stated is None:
         return ""
-    stated = parse_json(metadata["checksums"], place)
-    if not isinstance(stated, dict) or stated.get("") != _checksum(metadata["scores"].encode()):
+    if not isinstance(stated, dict) or stated.get("") != checksums(document, {})[""]:
         return "its metadata are not what was written"
     if {*stated} - {""} != {*arrays}:
         return "its arrays are not those that were written"

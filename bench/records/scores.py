@@ -161,9 +161,9 @@ def read_file(path: Path, whole: bool = False) -> Scores:
     and values that reports read by block, are compared with their checksums too."""
     try:
         with safe_open(regular(path, path.parents[1]), "np") as f:
-            metadata = f.metadata()
-        document, arrays = _checked(metadata["scores"], str(path)), _StoredArrays(path)
-        trouble = wrong_array(arrays) or not_as_written(metadata, arrays, str(path), whole=whole)
+            text = f.metadata()["scores"]
+        document, arrays = _checked(text, str(path)), _StoredArrays(path)
+        trouble = wrong_array(arrays) or not_as_written(text, arrays, str(path), whole=whole)
     except UNREADABLE as error:
         raise ValueError(f"{path} is damaged ({one_line(str(error))})") from error
     if trouble:
@@ -176,9 +176,9 @@ def read_bytes(content: bytes, place: str) -> Scores:
     `place` for its path."""
     try:
         text = content[8 : 8 + int.from_bytes(content[:8], "little")].decode()
-        metadata = parse_json(text, place)["__metadata__"]
-        document, arrays = _checked(metadata["scores"], place), load(content)
-        trouble = wrong_array(arrays) or not_as_written(metadata, arrays, place, whole=True)
+        text = parse_json(text, place)["__metadata__"]["scores"]
+        document, arrays = _checked(text, place), load(content)
+        trouble = wrong_array(arrays) or not_as_written(text, arrays, place, whole=True)
     except UNREADABLE as error:
         raise ValueError(f"{place} is damaged ({one_line(str(error))})") from error
     if trouble:
@@ -256,8 +256,9 @@ def _parts(scores: Scores) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     document = {name: getattr(scores, name) for name in names} | {"schema": SCHEMA}
     document |= {n: of for n in ("statistics", "unread") if (of := getattr(scores, n))}
     arrays = {name: np.ascontiguousarray(a) for name, a in scores.arrays.items()}
-    text = json.dumps(document, sort_keys=True)
-    return arrays, {"scores": text, "checksums": json.dumps(checksums(text, arrays))}
+    # one entry: several are written in no fixed order, and the same scores have the same bytes
+    document["checksums"] = checksums(document, arrays)
+    return arrays, {"scores": json.dumps(document, sort_keys=True)}
 
 
 def read_scores(folder: Path, records: Iterable[Mapping[str, Any]] = ()) -> dict[str, Scores]:

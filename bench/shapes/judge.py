@@ -22,6 +22,8 @@ from ditbench.shapes import scenes as shapes
 FRAMES = {"class": (0,), "scene": (0,), "video": (0, 2, 4)}
 """Frames of a sample the judge looks at, by world."""
 EMBEDDING = 64
+SIDE = 16
+"""Pixels a side that it needs: two of its trunk's, which are eight pixels apart."""
 
 
 class Judge(nn.Module):

@@ -147,7 +147,8 @@ def without_features(record: Record, scores: Scores, sets: Sets) -> Scores:
     no known metric is made: they would be lost.
     """
     read = {metric.features for metric in metrics().values() if metric.statistic}
-    if unread := [n for n in scores.arrays if n.startswith(FEATURE) and n not in read]:
+    features = [n.removesuffix(SHAPE) for n in scores.arrays if n.startswith(FEATURE)]
+    if unread := [name for name in features if name not in read]:
         raise ValueError(
             f"{record['key']} has {unread[0]}, of which no metric here is made; --plugin FILE.py "
             "names the file that declares one"

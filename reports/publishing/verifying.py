@@ -3,13 +3,18 @@ with: the check of results that somebody sends. No torch."""
 
 from __future__ import annotations
 
+import csv
+import io
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 from ditbench.records.record import is_published, read_spec
 from ditbench.reports.publishing.documents import rewritten
 from ditbench.reports.publishing.private import private_strings
-from ditbench.reports.sections.section import read_sections
+from ditbench.reports.sections.rows import ReportRow
+from ditbench.reports.sections.section import Section, read_sections
 from ditbench.reports.tables.speed_quality import write_tables
 
 TABLES = "tables"
@@ -57,6 +62,7 @@ def _tables(folder: Path) -> list[str]:
     if not stated:
         return []
     (section,) = read_sections([folder])
+    section = _called(section, _stated_name(folder) or section.name)
     with TemporaryDirectory(prefix="ditbench-") as made:
         derived = {path.name: path.read_bytes() for path in write_tables(section, Path(made))}
     return [
@@ -71,6 +77,23 @@ def _tables(folder: Path) -> list[str]:
         for name in sorted({*stated, *derived})
         if stated.get(name) != derived.get(name)
     ]
+
+
+def _stated_name(folder: Path) -> str:
+    """What the tables call the run: the folder it was published from, whatever its name is now; ""
+    where they do not say."""
+    try:
+        text = (folder / TABLES / "speed.csv").read_text(encoding="utf-8")
+        return next(csv.DictReader(io.StringIO(text)))["run"] or ""
+    except (OSError, ValueError, KeyError, StopIteration, csv.Error):
+        return ""
+
+
+def _called(section: Section, name: str) -> Section:
+    """A run under another name."""
+    rows = [cast(ReportRow, {**row, "run": name}) for row in section.rows]
+    stacking = [{**row, "run": name} if "run" in row else row for row in section.stacking]
+    return replace(section, name=name, rows=rows, stacking=stacking)
 
 
 def _line(stated: bytes, derived: bytes) -> str:
