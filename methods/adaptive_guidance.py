@@ -35,6 +35,10 @@ class AdaptiveGuidance:
     threshold: float = knob(0.991, low=-1)
     """Cosine similarity above which guidance ends; 1 and more change nothing. The least value that
     pays depends on the model: ours is not tuned for any."""
+    start: float = knob(0.0, low=0, high=1)
+    """Share of the steps before which the similarity is not looked at. 0: the paper's rule; but
+    where noise is predicted both predictions begin alike, nearly all of the input being noise, and
+    guidance may end at once (on our tiny DiT and PixArt it does)."""
     off: ClassVar[dict[str, object]] = {"threshold": 1.0}
     dial: ClassVar[tuple[str, float, float]] = ("threshold", -1, 1)
 
@@ -49,6 +53,8 @@ class AdaptiveGuidance:
         at.keeps(alike, rows=False)
 
         def compare(conditional: Tensor, unconditional: Tensor) -> Tensor | None:
+            if at.now.step < self.start * at.now.num_steps:
+                return None
             now = similarity(predicted(conditional, channels), predicted(unconditional, channels))
             before = alike.get("samples")
             alike["samples"] = now > self.threshold if before is None else before | (

@@ -240,3 +240,10 @@ def test_few_steps_will_do(kind, steps):
 def test_what_begins_again_where_the_pass_comes_back_has_no_ratios_by_step():
     (problem,) = Stack.parse("cfg_cache+magcache").problems()
     assert "cfg_cache" in problem and "magcache" in problem
+
+
+def test_similarity_is_not_looked_at_before_its_start():
+    text = "adaptive_guidance(threshold=-1.0,start=0.5)"
+    _, counters, _, pairs = watched(text, "dit", 0)
+    assert [u is None for _, u in pairs] == [False, False, False, True]
+    assert counters == {"adaptive_guidance.guidance_passes_dropped": 1}

@@ -133,10 +133,11 @@ def _row(
 
 
 def _cautions(record: Record) -> list[str]:
-    """What a method says of every row of its own: its note `caution`."""
+    """What a method says of every row of its own: its note `caution`, with its name in a stack."""
     notes = record.get("notes") or {}
+    several = len(record["methods"]) > 1
     return [
-        f"{name.removesuffix('.caution')}: {text}"
+        f"{name.removesuffix('.caution')}: {text}" if several else str(text)
         for name, text in notes.items()
         if name.endswith(".caution")
     ]
