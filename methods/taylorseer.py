@@ -3,14 +3,11 @@ arXiv:2503.06923)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from ditbench.acceleration.caching.passes import follows_interval
 from ditbench.acceleration.caching.token_settings import without_settings
 from ditbench.method import Attachment, Stage, knob, method
-
-if TYPE_CHECKING:
-    from ditbench.models.sublayers import Route, Run, Sublayer
-
 
 AUTHORS: dict[str, tuple[int, int, int]] = {
     "dit": (4, 4, 2),
@@ -64,6 +61,8 @@ class TaylorSeer:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every sub-layer through its differences."""
+        from ditbench.acceleration.caching.forecasts import taylor_terms
+        from ditbench.acceleration.caching.sublayer_differences import extrapolate_outputs
         from ditbench.models.family import family_of
 
         theirs = AUTHORS.get(family_of(pipeline.transformer).name, (1, 0, 1))
@@ -72,61 +71,6 @@ class TaylorSeer:
         first = self.first or theirs[2]
         if interval == 1:
             return
-        factors: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
-        when: dict[tuple[int, int], int] = {}
-        at.keeps(factors)
-        at.on_start(when.clear)
-
-        def computes(step: int) -> bool:
-            since = step - first + 1
-            return since <= 0 or since // interval != (since - 1) // interval
-
-        def at_sublayer(sublayer: Sublayer) -> Route:
-            def route(run: Run, _hidden: Any) -> Any:
-                key, step = (sublayer.index, at.now.branch), at.now.step
-                if key in factors and not computes(step):
-                    at.computes(sublayer, 0.0)
-                    at.count("extrapolated")
-                    return _whole(_extended(factors[key], step - when[key]))
-                at.computes(sublayer, 1.0)
-                at.count("computed", idle=True)
-                out = run()
-                before = factors.get(key, []) if step >= first - 1 else []
-                factors[key] = _differences(_parts(out), before, step - when.get(key, step), order)
-                when[key] = step
-                return out
-
-            return route
-
-        for sublayer in at.sublayers:
-            at.reroute(sublayer, at_sublayer(sublayer))
-
-
-def _parts(out: Any) -> tuple[Any, ...]:
-    """A sub-layer's output as a tuple: FLUX's joint attention gives a pair."""
-    return out if isinstance(out, tuple) else (out,)
-
-
-def _whole(parts: tuple[Any, ...]) -> Any:
-    return parts if len(parts) > 1 else parts[0]
-
-
-def _differences(
-    new: tuple[Any, ...], old: list[tuple[Any, ...]], gap: int, order: int
-) -> list[tuple[Any, ...]]:
-    """D0, D1, ... at the newest computed step, one order more than before, up to `order`."""
-    differences = [new]
-    for before in old[:order]:
-        differences.append(
-            tuple((a - b) / gap for a, b in zip(differences[-1], before, strict=True))
+        extrapolate_outputs(
+            at, lambda step: follows_interval(step, interval, first), order, first, taylor_terms
         )
-    return differences
-
-
-def _extended(differences: list[tuple[Any, ...]], steps: int) -> tuple[Any, ...]:
-    """The Taylor polynomial, `steps` on."""
-    out, factor = differences[0], 1.0
-    for i, part in enumerate(differences[1:], 1):
-        factor *= steps / i
-        out = tuple(a + factor * b for a, b in zip(out, part, strict=True))
-    return out

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ditbench.acceleration.caching.passes import reuse_residual
+from ditbench.acceleration.caching.passes import modulated_input, reuse_residual
 from ditbench.method import Attachment, Stage, build, knob, method
 from ditbench.method.prepare import unprepared
 
@@ -26,10 +26,6 @@ PUBLISHED: dict[tuple[str, int], tuple[float, ...]] = {
 """(family, width) -> the authors' polynomial, highest power first, for the signal they fitted it
 to: on FLUX.1-dev the first block's modulated input, on Wan2.1 1.3B and 14B (text to video, without
 their retention steps) the time embedding."""
-
-
-class _Input(Exception):
-    """Carries the first sub-layer's input out of the first block."""
 
 
 @method(
@@ -111,7 +107,7 @@ class TeaCache:
         at.keeps(before)
         at.on_start(total.clear)
         signal = (
-            _time_embedding(pipeline.transformer, at) if family == "wan" else _modulated_input(at)
+            _time_embedding(pipeline.transformer, at) if family == "wan" else modulated_input(at)
         )
 
         def decide(run: RunBlock, streams: Streams) -> bool:
@@ -131,30 +127,6 @@ class TeaCache:
             return False
 
         reuse_residual(at, decide)
-
-
-def _modulated_input(at: Attachment) -> Callable[[RunBlock, Streams], Any]:
-    """The signal of a pass: what the first block hands to its first sub-layer, [B,N,D]."""
-    probing = {"now": False}
-
-    def look(run: Any, hidden: Any) -> Any:
-        if probing["now"]:
-            raise _Input(hidden)
-        return run()
-
-    at.reroute(at.sublayers[0], look)
-
-    def signal(run: RunBlock, streams: Streams) -> Any:
-        probing["now"] = True
-        try:
-            run(streams)
-        except _Input as stopped:
-            return stopped.args[0]
-        finally:
-            probing["now"] = False
-        raise AssertionError("the first block ran without its first sub-layer")
-
-    return signal
 
 
 def _time_embedding(transformer: Any, at: Attachment) -> Callable[[RunBlock, Streams], Any]:

@@ -7,6 +7,7 @@ import torch
 
 from ditbench.acceleration.caching.forecasts import (
     differences,
+    extended,
     hermite,
     mean_velocity,
     probed_coefficient,
@@ -28,18 +29,16 @@ def test_taylor_of_order_one_is_exact_on_a_line_whatever_the_gaps() -> None:
     assert torch.equal(taylor(values[:1], times[:1], 9, 2), values[0])
 
 
-def test_differences_are_those_of_taylorseer() -> None:
-    from ditbench.methods.taylorseer import _differences
-
+def test_differences_are_those_of_one_value_more() -> None:
     times, order = [0, 2, 3, 7, 8], 3
     values = [torch.randn(3, generator=torch.Generator().manual_seed(t)) for t in times]
-    theirs: list = []
+    kept: list[torch.Tensor] = []
     for i, (value, time) in enumerate(zip(values, times, strict=True)):
-        theirs = _differences((value,), theirs, time - times[max(0, i - 1)], order)
-        ours = differences(values[: i + 1], times[: i + 1], order)
-        assert len(ours) == len(theirs)
-        for one, (two,) in zip(ours, theirs, strict=True):
-            assert torch.allclose(one, two)
+        kept = extended(value, kept, time - times[max(0, i - 1)], order)
+        whole = differences(values[: i + 1], times[: i + 1], order)
+        assert len(whole) == len(kept) == min(i, order) + 1
+        for one, other in zip(whole, kept, strict=True):
+            assert torch.allclose(one, other)
 
 
 def test_hermite_by_hand() -> None:

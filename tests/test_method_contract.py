@@ -25,6 +25,15 @@ STACKS = (
     "taylorseer(interval=2)",
     "taylorseer(interval=3,order=2,first=2)",
     "teacache(threshold=5.0)",
+    "seacache(threshold=5.0)",
+    "easycache(threshold=99.0,retain=0.0)",
+    "dicache(threshold=9.0,retain=0.0)",
+    "hicache(interval=2)",
+    "speca(least=1)",
+    "clusca(interval=2)",
+    "freqca(interval=2,first=2)",
+    "barycache(interval=2,first=2)",
+    "meancache(interval=2,first=2)",
     "schedule(steps='geometric',between='taylor',order=2)",
     "schedule(steps='1011',between='twoanchor')",
     "schedule(between='meanvelocity')",
@@ -73,6 +82,7 @@ VELOCITY = (
     "schedule: between='meanvelocity' is for models that predict the velocity of a flow, and the "
     "sampler here, {}Scheduler, takes no velocity"
 )
+NO_FLOW = "meancache: it extrapolates the velocity of a flow, and {} does not move along one"
 REFUSED = {
     (
         "frequency_tokens(stride=3,keep=0.8,begin=0,after=0)+int8+cfg_cache(interval=2,first=1000)",
@@ -89,6 +99,8 @@ REFUSED = {
         "cfg_cache(interval=2,first=1000)+int8+teacache(threshold=5.0)",
         "flux",
     ): f"cfg_cache: {EMBEDDED}",
+    ("meancache(interval=2,first=2)", "dit"): NO_FLOW.format("DDIMScheduler"),
+    ("meancache(interval=2,first=2)", "pixart"): NO_FLOW.format("DPMSolverMultistepScheduler"),
     ("schedule(between='meanvelocity')", "dit"): VELOCITY.format("DDIM"),
     ("schedule(between='meanvelocity')", "pixart"): VELOCITY.format("DPMSolverMultistep"),
     ("firstblock(threshold=0.9)", "dit"): UNCACHED.format(

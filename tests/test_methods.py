@@ -298,7 +298,9 @@ def test_quantised_layers_err_as_their_format_does_and_the_share_is_noted(text, 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "cache", ["fora", "toca", "duca", "teacache", "taylorseer", "diffsparse(allocator='uniform')"]
+    "cache",
+    ["fora", "toca", "duca", "teacache", "taylorseer", "diffsparse(allocator='uniform')"]
+    + ["speca(least=1)", "clusca", "freqca", "dicache(threshold=9.0,retain=0.0)"],
 )
 def test_caches_run_over_quantised_layers_as_over_others(cache, kind):
     both, alone = generate(f"int8+{cache}", kind), generate(cache, kind)

@@ -33,6 +33,14 @@ CACHES = (
     "teacache(threshold=5.0)",
     "taylorseer(interval=2,order=1,first=1)",
     "delta_dit(interval=2)",
+    "seacache(threshold=5.0)",
+    "easycache(threshold=99.0,retain=0.0)",
+    "dicache(threshold=9.0,retain=0.0)",
+    "hicache(interval=2)",
+    "speca(least=1)",
+    "clusca(interval=2)",
+    "freqca(interval=2,first=2)",
+    "barycache(interval=2,first=2)",
     "diffsparse(allocator='uniform',keep=0.5)",
     "pab(first=1000,last=0)",
     "step_reuse",
@@ -557,6 +565,7 @@ def test_nothing_is_kept_when_the_decoder_begins(kind, tmp_path):
     # a number for each sample, or the time embedding, are no outputs
     assert {n: b - none for n, b in before_decoding.items() if abs(b - none) > 2000} == {}
     assert {"fora", "taylorseer", "toca", "duca", "delta_dit", "diffsparse", "l2c", "teacache",
+            "seacache", "easycache", "dicache", "hicache", "speca", "clusca", "freqca", "barycache",
             "step_reuse", in_list} <= set(keeping)  # fmt: skip
     if kind in ("flux", "wan"):
         assert {"firstblock", "magcache"} <= set(keeping)

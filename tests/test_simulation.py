@@ -29,6 +29,10 @@ GPU = Gpu(
     title="a GPU", memory=1e9, bandwidth=1e12, flops={"bfloat16": 1e15}, launch=1e-6, source="none"
 )
 BY_VALUE = {
+    "seacache": "as TeaCache, by another signal",
+    "easycache": "as TeaCache, by the transformer's input and output",
+    "dicache": "as TeaCache, by the first block's output",
+    "speca": "it computes a step when the last block shows the draft to be off, which is a value",
     "teacache": "it skips a step when the input has moved too far, which is a value",
     "firstblock": "as TeaCache, by the first block's output; diffusers reads it",
     "adaptive_guidance": "it ends guidance where both passes predict alike, which is a value",

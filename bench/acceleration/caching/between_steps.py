@@ -45,7 +45,7 @@ def order_of(between: Between, order: int | None) -> int:
 def why_no_rule(pipeline: Any, between: Between) -> str | None:
     """Why a pipeline cannot have its passes made by that rule, in one sentence; None where it
     can."""
-    if between != "meanvelocity" or _is_flow(pipeline.scheduler):
+    if between != "meanvelocity" or is_flow(pipeline.scheduler):
         return None
     return (
         "between='meanvelocity' is for models that predict the velocity of a flow, and the sampler "
@@ -54,10 +54,12 @@ def why_no_rule(pipeline: Any, between: Between) -> str | None:
 
 
 def compute_at(
-    pipeline: Any, at: Attachment, computes: Computes, between: Between, order: int | None = None
-) -> None:
+    pipeline: Any, at: Attachment, computes: Computes, between: Between, order: int | None = None,
+    span: int = SPAN,
+) -> None:  # fmt: skip
     """Compute the passes for which `computes(step, branch)`, and make the others by the rule
-    `between`; a pass without anything computed before it in a generation is computed.
+    `between`; a pass without anything computed before it in a generation is computed. `span`: steps
+    that a mean velocity goes back.
 
     Counts `passes_computed` and `passes_reused`, and notes what is computed for the schedule in the
     record. ValueError as `order_of`.
@@ -72,7 +74,7 @@ def compute_at(
         return wanted
 
     if between == "meanvelocity":
-        _by_velocity(pipeline, at, wants)
+        _by_velocity(pipeline, at, wants, span)
     else:
         _by_residual(pipeline, at, wants, between, highest)
 
@@ -118,7 +120,7 @@ def _by_residual(
     reroute_passes(at, replace, observe)
 
 
-def _is_flow(scheduler: Any) -> bool:
+def is_flow(scheduler: Any) -> bool:
     """Whether what a sampler is given is the velocity dz/dsigma."""
     config = getattr(scheduler, "config", {})
     return (
@@ -127,7 +129,7 @@ def _is_flow(scheduler: Any) -> bool:
     )
 
 
-def _by_velocity(pipeline: Any, at: Attachment, computes: Computes) -> None:
+def _by_velocity(pipeline: Any, at: Attachment, computes: Computes, span: int) -> None:
     """Replace transformer calls by their last output and the change of the mean velocity.
 
     The velocities and latents are those the sampler is given and returns, of the guided prediction:
@@ -142,20 +144,16 @@ def _by_velocity(pipeline: Any, at: Attachment, computes: Computes) -> None:
     outputs: dict[int, Any] = {}  # by guidance pass
     latents: dict[int, Tensor] = {}  # by step: what the sampler is given there
     velocities: dict[int, Tensor] = {}
-    sigmas: list[float] = []
     at.keeps(outputs)
     at.keeps(latents, rows=False)
     at.keeps(velocities, rows=False)
-    at.on_start(sigmas.clear)
 
     def change(step: int) -> Tensor:
         """[N,...]: forecast velocity at this step less that of the step before."""
-        if not sigmas:
-            sigmas[:] = [float(sigma) for sigma in pipeline.scheduler.sigmas]
-        before = sorted(velocities)
+        sigmas, before = pipeline.scheduler.sigmas, sorted(velocities)
         forecast = mean_velocity(
             [latents[t] for t in before], [velocities[t] for t in before],
-            [sigmas[t] for t in before], latents[step], sigmas[step], sigmas[step + 1], SPAN,
+            [sigmas[t] for t in before], latents[step], sigmas[step], sigmas[step + 1], span,
         )  # fmt: skip
         return forecast.float() - velocities[before[-1]].float()
 
@@ -181,7 +179,7 @@ def _by_velocity(pipeline: Any, at: Attachment, computes: Computes) -> None:
         latents[step], velocities[step] = sample, model_output
         out = advance(model_output, timestep, sample, *args, **kw)
         latents[step + 1] = out[0] if isinstance(out, tuple) else out.prev_sample
-        for old in [t for t in latents if t <= step - SPAN]:
+        for old in [t for t in latents if t <= step - span]:
             latents.pop(old), velocities.pop(old)
         return out
 

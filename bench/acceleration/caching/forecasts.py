@@ -38,18 +38,53 @@ def differences(values: Sequence[Tensor], times: Sequence[float], order: int) ->
     return newest
 
 
+def extended(newest: Tensor, before: Sequence[Tensor], gap: float, order: int) -> list[Tensor]:
+    """`differences` of one value more, from those at the computed step before, `gap` ago: D0, D1, ...
+    up to `order`, one more than there were."""
+    parts = [newest]
+    for previous in before[:order]:
+        parts.append((parts[-1] - previous) / gap)
+    return parts
+
+
+def taylor_terms(x: float, count: int) -> list[float]:
+    """What D0, D1, ... (`count` of them) are multiplied by in TaylorSeer's forecast
+    (arXiv:2503.06923), x the time since the newest value: x^i / i!."""
+    terms = [1.0]
+    for i in range(1, count):
+        terms.append(terms[-1] * (x / i))
+    return terms
+
+
+def hermite_terms(x: float, count: int, contraction: float = CONTRACTION) -> list[float]:
+    """What D0, D1, ... (`count` of them) are multiplied by in HiCache's forecast (arXiv:2508.16984),
+    x the time since the newest value: s^i H_i(s x) / i!, s the contraction, H the physicists' Hermite
+    polynomials (H_0 = 1, H_1(u) = 2 u, H_(n+1)(u) = 2 u H_n(u) - 2 n H_(n-1)(u)). At s = 1/2 the term
+    of D1 is half of Taylor's."""
+    u, factor, before, polynomial = contraction * x, 1.0, 0.0, 1.0
+    terms = [1.0]
+    for i in range(1, count):
+        before, polynomial = polynomial, 2 * u * polynomial - 2 * (i - 1) * before
+        factor *= contraction / i
+        terms.append(factor * polynomial)
+    return terms
+
+
+def combined(parts: Sequence[Tensor], terms: Sequence[float]) -> Tensor:
+    """The sum of tensors times numbers, of which the first is 1."""
+    out = parts[0]
+    for part, term in zip(parts[1:], terms[1:], strict=True):
+        out = out + term * part
+    return out
+
+
 def taylor(
     values: Sequence[Tensor], times: Sequence[float], wanted: float, order: int = 1
 ) -> Tensor:
-    """TaylorSeer's forecast (arXiv:2503.06923): sum over i up to `order` of D(i) x^i / i!, x the time
-    since the newest value; order 0 is that value. `differences` says what D is and what is raised."""
-    x = wanted - times[-1] if times else 0.0
-    out, *others = differences(values, times, order)
-    factor = 1.0
-    for i, difference in enumerate(others, 1):
-        factor *= x / i
-        out = out + factor * difference
-    return out
+    """TaylorSeer's forecast: the `differences` up to `order` times `taylor_terms`; order 0 is the
+    newest value. `differences` says what is raised."""
+    parts = differences(values, times, order)
+    return combined(parts, taylor_terms(wanted - times[-1], len(parts)))
 
 
 def hermite(
@@ -59,18 +94,10 @@ def hermite(
     order: int = 2,
     contraction: float = CONTRACTION,
 ) -> Tensor:
-    """HiCache's forecast (arXiv:2508.16984): sum over i up to `order` of D(i) s^i H_i(s x) / i!, x the
-    time since the newest value, s the contraction, H the physicists' Hermite polynomials (H_0 = 1,
-    H_1(u) = 2 u, H_(n+1)(u) = 2 u H_n(u) - 2 n H_(n-1)(u)). At s = 1/2 the term of D1 is half of
-    Taylor's. `differences` says what D is and what is raised."""
-    u = contraction * (wanted - times[-1]) if times else 0.0
-    out, *others = differences(values, times, order)
-    factor, before, polynomial = 1.0, 0.0, 1.0
-    for i, difference in enumerate(others, 1):
-        before, polynomial = polynomial, 2 * u * polynomial - 2 * (i - 1) * before
-        factor *= contraction / i
-        out = out + factor * polynomial * difference
-    return out
+    """HiCache's forecast: the `differences` up to `order` times `hermite_terms`. `differences` says
+    what is raised."""
+    parts = differences(values, times, order)
+    return combined(parts, hermite_terms(wanted - times[-1], len(parts), contraction))
 
 
 def two_anchors(older: Tensor, newer: Tensor, coefficient: float | Tensor) -> Tensor:
@@ -107,17 +134,18 @@ def timed_coefficient(times: Sequence[float], wanted: float, most: float = MOST)
 def mean_velocity(
     latents: Sequence[Tensor],
     velocities: Sequence[Tensor],
-    sigmas: Sequence[float],
+    sigmas: Sequence[float | Tensor],
     latent: Tensor,
-    sigma: float,
-    following: float,
+    sigma: float | Tensor,
+    following: float | Tensor,
     span: int = 4,
 ) -> Tensor:
     """MeanCache's forecast of a flow model's velocity (arXiv:2601.19961), as the port of
     arXiv:2609.39343 has it.
 
     `latents`, `velocities` and `sigmas` are those of the steps so far, replaced ones too, oldest
-    first; `latent` and `sigma` this step's, `following` the sigma it leads to. With r the `span`-th
+    first; `latent` and `sigma` this step's, `following` the sigma it leads to. Sigmas may be tensors of
+    one number, whose values are not read. With r the `span`-th
     last of those steps, or the first where there are fewer: u = (latent - latent_r) / (sigma -
     sigma_r), J = (u - v_r) / (sigma - sigma_r), and the forecast is v + (following - sigma) J, v the
     newest velocity. It is v itself for a span of one step, and where sigma has not changed. Computed
@@ -131,9 +159,10 @@ def mean_velocity(
             "of each are needed, and one at least"
         )
     reach, newest = min(span, len(velocities)), velocities[-1]
-    passed = sigma - sigmas[-reach]
-    if reach <= 1 or abs(passed) < 1e-12:
+    if reach <= 1:
         return newest
+    passed = torch.as_tensor(sigma - sigmas[-reach])
+    passed = torch.where(passed.abs() < 1e-12, torch.inf, passed)  # which leaves no correction
     average = (latent.float() - latents[-reach].float()) / passed
     slope = (average - velocities[-reach].float()) / passed
     return (newest.float() + (following - sigma) * slope).to(newest.dtype)

@@ -4,9 +4,11 @@ the transformer."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ditbench.method.attachment import Attachment
     from ditbench.models.blocks import Block, BlockRoute, RunBlock, Streams
 
@@ -15,6 +17,23 @@ Replace = Callable[["RunBlock", "Streams"], "Streams | None"]
 block, or None where the blocks are to be computed. Asked once for each call of the transformer."""
 Observe = Callable[["Streams", "Streams"], None]
 """f(what went into the first block, what came out of the last) after a computed pass."""
+ReplaceProbed = Callable[["Streams", "Streams"], "Streams | None"]
+"""f(what went into the first block, what the probing blocks made of it) -> what stands for the output
+of the last block, or None where the other blocks are to be computed too."""
+ObserveProbed = Callable[["Streams", "Streams", "Streams"], None]
+"""f(what went into the first block, what the probing blocks made of it, what came out of the last)
+after a computed pass."""
+
+
+class _Input(Exception):
+    """Carries the first sub-layer's input out of the first block."""
+
+
+def follows_interval(step: int, interval: float, first: int) -> bool:
+    """Whether a step is computed by the rule of TaylorSeer and its kin: the `first` steps are, and
+    from the last of those on every `interval`-th; of a broken interval so many on average."""
+    since = step - first + 1
+    return since <= 0 or since // interval != (since - 1) // interval
 
 
 def reroute_passes(at: Attachment, replace: Replace, observe: Observe) -> None:
@@ -79,3 +98,70 @@ def reuse_residual(at: Attachment, skips: Callable[[RunBlock, Streams], bool]) -
         residual[at.now.branch] = added(streams, output)
 
     reroute_passes(at, replace, observe)
+
+
+def reroute_probed_passes(
+    at: Attachment, depth: int, replace: ReplaceProbed, observe: ObserveProbed
+) -> None:
+    """As `reroute_passes`, where the first `depth` blocks, fewer than there are, run in every pass and
+    are not run again in a computed one; `replace` is asked after them."""
+    entered: dict[int, Streams] = {}
+    probed: dict[int, Streams] = {}
+    replaced: dict[int, bool] = {}
+    for store in (entered, probed, replaced):
+        at.on_start(store.clear)
+    last = len(at.blocks) - 1
+
+    def route_of(block: Block) -> BlockRoute:
+        def route(run: RunBlock, streams: Streams) -> Streams:
+            branch = at.now.branch
+            if block.index == 0:
+                entered[branch] = streams
+            if block.index >= depth and replaced[branch]:
+                return streams
+            output = run(streams)
+            if block.index == depth - 1:
+                instead = replace(entered[branch], output)
+                replaced[branch] = instead is not None
+                at.count(
+                    "passes_computed" if instead is None else "passes_reused", idle=instead is None
+                )
+                if instead is not None:
+                    del entered[branch]
+                    return instead
+                probed[branch] = output
+            if block.index == last:
+                observe(entered.pop(branch), probed.pop(branch), output)
+            return output
+
+        return route
+
+    for block in at.blocks:
+        at.reroute(block, route_of(block))
+
+
+def modulated_input(at: Attachment) -> Callable[[RunBlock, Streams], Tensor]:
+    """f(the first block's run, what goes into it) -> what the first block hands to its first
+    sub-layer, [B,N,D] of the image: normalised, and modulated by the time. Nothing else of the block
+    is run for it."""
+    probing = {"now": False}
+
+    def look(run: Any, hidden: Any) -> Any:
+        if probing["now"]:
+            raise _Input(hidden)
+        return run()
+
+    at.reroute(at.sublayers[0], look)
+
+    def signal(run: RunBlock, streams: Streams) -> Tensor:
+        probing["now"] = True
+        try:
+            run(streams)
+        except _Input as stopped:
+            hidden: Tensor = stopped.args[0]
+            return hidden
+        finally:
+            probing["now"] = False
+        raise AssertionError("the first block ran without its first sub-layer")
+
+    return signal

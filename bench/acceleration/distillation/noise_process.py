@@ -109,6 +109,14 @@ class Process:
         return (prediction - x) / (1 - s) if self.noise else prediction
 
 
+def level_of_step(scheduler: Any, step: int) -> float:
+    """The level of a pipeline's states at a sampler step, counted from 0; ValueError as `Process.of`."""
+    if (levels := getattr(scheduler, "levels", None)) is not None:  # of a student's own grid
+        return float(levels[step])
+    timestep = torch.as_tensor(scheduler.timesteps[step]).cpu().double()
+    return float(Process.of(scheduler).level(timestep))
+
+
 def _levels(alphas: Tensor) -> Tensor:
     a, b = alphas.sqrt(), (1 - alphas).sqrt()
     return b / (a + b)
