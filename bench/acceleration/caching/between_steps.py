@@ -142,17 +142,13 @@ def _by_velocity(pipeline: Any, at: Attachment, computes: Computes) -> None:
     outputs: dict[int, Any] = {}  # by guidance pass
     latents: dict[int, Tensor] = {}  # by step: what the sampler is given there
     velocities: dict[int, Tensor] = {}
-    sigmas: list[float] = []
     at.keeps(outputs)
     at.keeps(latents, rows=False)
     at.keeps(velocities, rows=False)
-    at.on_start(sigmas.clear)
 
     def change(step: int) -> Tensor:
         """[N,...]: forecast velocity at this step less that of the step before."""
-        if not sigmas:
-            sigmas[:] = [float(sigma) for sigma in pipeline.scheduler.sigmas]
-        before = sorted(velocities)
+        sigmas, before = pipeline.scheduler.sigmas, sorted(velocities)
         forecast = mean_velocity(
             [latents[t] for t in before], [velocities[t] for t in before],
             [sigmas[t] for t in before], latents[step], sigmas[step], sigmas[step + 1], SPAN,

@@ -107,10 +107,10 @@ def timed_coefficient(times: Sequence[float], wanted: float, most: float = MOST)
 def mean_velocity(
     latents: Sequence[Tensor],
     velocities: Sequence[Tensor],
-    sigmas: Sequence[float],
+    sigmas: Sequence[float | Tensor],
     latent: Tensor,
-    sigma: float,
-    following: float,
+    sigma: float | Tensor,
+    following: float | Tensor,
     span: int = 4,
 ) -> Tensor:
     """MeanCache's forecast of a flow model's velocity (arXiv:2601.19961), as the port of
@@ -120,8 +120,9 @@ def mean_velocity(
     first; `latent` and `sigma` this step's, `following` the sigma it leads to. With r the `span`-th
     last of those steps, or the first where there are fewer: u = (latent - latent_r) / (sigma -
     sigma_r), J = (u - v_r) / (sigma - sigma_r), and the forecast is v + (following - sigma) J, v the
-    newest velocity. It is v itself for a span of one step, and where sigma has not changed. Computed
-    in float32, returned in the velocities' dtype.
+    newest velocity. It is v itself for a span of one step, and where sigma has not changed, which is
+    looked at in numbers alone: a GPU would be waited for. Computed in float32, returned in the
+    velocities' dtype.
 
     Raises ValueError for no velocities.
     """
@@ -132,7 +133,7 @@ def mean_velocity(
         )
     reach, newest = min(span, len(velocities)), velocities[-1]
     passed = sigma - sigmas[-reach]
-    if reach <= 1 or abs(passed) < 1e-12:
+    if reach <= 1 or (not isinstance(passed, Tensor) and abs(passed) < 1e-12):
         return newest
     average = (latent.float() - latents[-reach].float()) / passed
     slope = (average - velocities[-reach].float()) / passed
