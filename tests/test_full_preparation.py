@@ -202,7 +202,9 @@ def test_a_student_of_a_full_size_text_model_is_refused_with_a_checkpoint_to_use
 
     assert "use a published checkpoint: distill(checkpoint='schnell') or" in sentence("flux-1-dev")
     assert "distill(checkpoint='lcm-pixart')" in sentence("pixart-alpha-1024")
-    assert "no published checkpoint of sd3 is in the table" in sentence("sd3-medium")
+    assert "use a published checkpoint: distill(checkpoint='hyper-sd3-4') or" in sentence(
+        "sd3-medium"
+    )
     assert "does it" in sentence("dit-xl-2-256")
 
 

@@ -43,7 +43,10 @@ GRAMMAR = [
     ("plan --seed 1.5", "--seed: expected a whole number, got '1.5'", "ditbench plan"),
     ("run --models", "--models: expected one argument", "ditbench run"),
     # something is missing
-    ("match --methods fora", "are required: --saved", "ditbench match --saved SHARE --methods"),
+    (
+        "match --methods fora", "one of the arguments --saved --computed-steps is required",
+        "ditbench match",
+    ),
     ("reproduce run", "are required: ROW", "ditbench reproduce RUN ROW"),
     ("report", "are required: RUN", "ditbench report RUN [RUN ...]"),
     ("list modles", "no 'modles' to list; did you mean models", "ditbench list models|methods"),

@@ -199,6 +199,12 @@ def rehearse(stand, stack, num=2, **more):
         return stand.rehearse(stack, sampling, make_requests(stand.model, num, 0), **more)
 
 
+LAYOUTS = "ditbench.acceleration.attention.sparse_attention"
+MASKED = {"tile_window": 3, "radial": 3, "top_tiles": 3, "lazy_queries": 3, "fpsattention": 9}
+"""Methods whose tiles and masks are made on the host, where the grid is known: at the first step of
+a phase, of which fpsattention has three, each with a table of tiles, their sizes and a mask."""
+
+
 def test_no_method_makes_the_host_wait_in_the_sampler_loop(stand):
     """No read of a value, no copy from the host and no tensor on a wrong device but where the
     method's nature or diffusers' samplers want one."""
@@ -221,7 +227,12 @@ def test_no_method_makes_the_host_wait_in_the_sampler_loop(stand):
                 continue
             loop = rehearse(stand, stack).stages["denoise"].work
             assert (text, dict(loop.syncs)) == (text, {})
-            assert not [line for line in loop.copies if line.startswith("ditbench")], text
+            copies = {line: n for line, n in loop.copies.items() if line.startswith("ditbench")}
+            if text in MASKED:
+                assert sum(copies.values()) <= MASKED[text], (text, copies)
+                assert {line.partition(":")[0] for line in copies} <= {LAYOUTS}, (text, copies)
+                continue
+            assert not copies, text
     assert {"none", "fora", "int8", "int8wo", "rerun", "taylorseer", "teacache", "toca"} < set(
         tried
     )

@@ -57,8 +57,9 @@ class Layout:
 
     def everything(self) -> Mask:
         """The mask that keeps all."""
-        whole = torch.ones(1, 1, self.tiles, self.tiles, dtype=torch.bool)
-        return Mask(whole.to(self.of_tokens.device), len(self.of_tokens) ** 2)
+        device = self.of_tokens.device
+        whole = torch.ones(1, 1, self.tiles, self.tiles, dtype=torch.bool, device=device)
+        return Mask(whole, len(self.of_tokens) ** 2)
 
     def mask(self, kept: np.ndarray[Any, np.dtype[np.bool_]]) -> Mask | None:
         """A mask [T,T] over image tiles, the text always kept; None where it keeps everything."""
