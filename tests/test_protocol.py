@@ -12,6 +12,7 @@ import pytest
 import torch
 from command import command, ours
 from safetensors import safe_open
+from safetensors.torch import save_file
 from test_families import forget
 from test_stack import TESTS
 
@@ -530,6 +531,7 @@ def live_bytes():
 def test_nothing_is_kept_when_the_decoder_begins(kind, tmp_path):
     """By the ledger, and by what Python holds: as many bytes as without a method."""
     (tmp_path / "ratios.json").write_text(json.dumps([1.0] * STEPS))
+    save_file({"gram": torch.eye(STEPS)}, tmp_path / "gram.safetensors")
     tried, keeping = subject(kind), []
     in_list = declare("in_a_list_test", in_a_list, claims=set())
     examples = ("step_reuse", "sample_cache")
@@ -566,6 +568,6 @@ def test_nothing_is_kept_when_the_decoder_begins(kind, tmp_path):
     assert {n: b - none for n, b in before_decoding.items() if abs(b - none) > 2000} == {}
     assert {"fora", "taylorseer", "toca", "duca", "delta_dit", "diffsparse", "l2c", "teacache",
             "seacache", "easycache", "dicache", "hicache", "speca", "clusca", "freqca", "barycache",
-            "step_reuse", in_list} <= set(keeping)  # fmt: skip
+            "l2p", "step_reuse", in_list} <= set(keeping)  # fmt: skip
     if kind in ("flux", "wan"):
         assert {"firstblock", "magcache"} <= set(keeping)
