@@ -152,6 +152,7 @@ def test_a_method_that_breaks_down_is_a_row_and_the_others_stay():
         "freqca",
         "barycache",
         "meancache",
+        "l2p",
         "schedule",
     ],
 )

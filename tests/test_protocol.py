@@ -12,9 +12,11 @@ import pytest
 import torch
 from command import command, ours
 from safetensors import safe_open
+from safetensors.torch import save_file
 from test_families import forget
 from test_stack import TESTS
 
+from ditbench.acceleration.caching.prepare_steps import write_steps
 from ditbench.method import CLAIMS, METHODS, Attachment, Stack, Stage, method
 from ditbench.method.plugins import load_plugin
 from ditbench.models.calls import take_rows
@@ -533,6 +535,8 @@ def live_bytes():
 def test_nothing_is_kept_when_the_decoder_begins(kind, tmp_path):
     """By the ledger, and by what Python holds: as many bytes as without a method."""
     (tmp_path / "ratios.json").write_text(json.dumps([1.0] * STEPS))
+    write_steps(tmp_path, [(0, 2)], STEPS)
+    save_file({"gram": torch.eye(STEPS)}, tmp_path / "gram.safetensors")
     tried, keeping = subject(kind), []
     in_list = declare("in_a_list_test", in_a_list, claims=set())
     examples = ("step_reuse", "sample_cache")
@@ -569,6 +573,6 @@ def test_nothing_is_kept_when_the_decoder_begins(kind, tmp_path):
     assert {n: b - none for n, b in before_decoding.items() if abs(b - none) > 2000} == {}
     assert {"fora", "taylorseer", "toca", "duca", "delta_dit", "diffsparse", "l2c", "teacache",
             "seacache", "easycache", "dicache", "hicache", "speca", "clusca", "freqca", "barycache",
-            "step_reuse", in_list} <= set(keeping)  # fmt: skip
+            "l2p", "step_reuse", in_list} <= set(keeping)  # fmt: skip
     if kind in ("flux", "wan"):
         assert {"firstblock", "magcache"} <= set(keeping)

@@ -1,16 +1,23 @@
 """Caches that replace whole passes of the transformer give what their formulas say, worked out again
 beside them in numpy."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from fake_parts import B, D, Fake, method_of, near, paths, tensor
+from safetensors.numpy import save_file
 
+from ditbench.acceleration.caching import linear_predictor
 from ditbench.acceleration.caching.passes import follows_interval
 from ditbench.acceleration.caching.spectral import filtered, low_band, wiener_gain
 from ditbench.acceleration.distillation.noise_process import level_of_step
+from ditbench.method.prepare import Workroom
+from ditbench.method.stack import Stack
+from ditbench.models.table import models
+from ditbench.testing import check_method, tiny
 
 
 def pass_outputs(fake, entering, leaving, steps):
@@ -341,3 +348,81 @@ def test_meancache_refuses_what_is_no_flow():
     assert reason in method_of("meancache").check(SimpleNamespace(scheduler=scheduler))
     with pytest.raises(ValueError, match=f"meancache: it {reason}"):
         Fake(method_of("meancache"), steps=4, scheduler=scheduler)
+
+
+# l2p
+
+
+def test_l2p_gives_the_ridge_solution_over_the_computed_steps(tmp_path):
+    steps = 9
+    y = paths(steps, 4)
+    random = np.random.default_rng(1)
+    flat = random.normal(size=(steps, 60)).cumsum(0)
+    gram = flat @ flat.T / 60
+    save_file({"gram": gram}, tmp_path / "gram.safetensors")
+    fake = Fake(method_of("l2p", interval=3, first=2), steps=steps, artifact=tmp_path)
+    ran = []
+    fake.output = lambda hidden: (ran.append(fake.at.now.step), tensor(y[fake.at.now.step]))[1]
+    outs = []
+    for step in range(steps):
+        fake.at_step(step)
+        outs.append(fake.pipeline.transformer.forward(hidden_states=tensor(y[step]))[0])
+    assert ran == [0, 1, 4, 7]
+    for step, before in {2: [0, 1], 3: [0, 1], 5: [0, 1, 4], 6: [0, 1, 4], 8: [0, 1, 4, 7]}.items():
+        x = flat[before].T / np.sqrt(60)
+        ridge = 1e-5 * np.square(x).sum(0).mean()
+        # the least squares problem with the ridge as rows of its own
+        rows = np.vstack([x, np.sqrt(ridge) * np.eye(len(before))])
+        goal = np.concatenate([flat[step] / np.sqrt(60), np.zeros(len(before))])
+        weights = np.linalg.lstsq(rows, goal, rcond=None)[0]
+        near(outs[step], sum(w * y[s] for w, s in zip(weights, before, strict=True)), 1e-3)
+
+
+def test_l2p_computes_the_authors_steps_of_fifty_on_flux(tmp_path):
+    save_file({"gram": np.eye(50)}, tmp_path / "gram.safetensors")
+    for family, expected in (("flux", [0, 1, 2, 4, 16, 32]), ("sd3", [0, 1, 2, 18, 34])):
+        fake = Fake(method_of("l2p", interval=16), steps=50, family=family, artifact=tmp_path)
+        ran = []
+        fake.output = lambda hidden, fake=fake, ran=ran: (ran.append(fake.at.now.step), hidden)[1]
+        for step in range(50):
+            fake.at_step(step)
+            fake.pipeline.transformer.forward(hidden_states=torch.zeros(1, 2, 3))
+        assert ran == expected
+
+
+def test_l2p_refuses_a_matrix_of_another_number_of_steps(tmp_path):
+    save_file({"gram": np.eye(5)}, tmp_path / "gram.safetensors")
+    fake = Fake(method_of("l2p"), steps=6, artifact=tmp_path)
+    with pytest.raises(ValueError, match="the Gram matrix is for 5 sampler steps"):
+        fake.pipeline.transformer.forward(hidden_states=torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match="l2p has not been prepared"):
+        Fake(method_of("l2p"), steps=6)
+
+
+@pytest.mark.parametrize("kind", ["dit", "flux", "wan"])
+def test_l2p_is_prepared_from_whole_generations_and_keeps_the_contract(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(linear_predictor, "TRAJECTORIES", 3)
+    monkeypatch.setattr(linear_predictor, "BATCH", 2)
+    steps, tried, seen = 4, tiny(kind, steps=4), []
+    model = replace(models()[f"{kind}-tiny"], steps=steps)
+    room = Workroom(
+        pipe=tried.pipeline, model=model, below=Stack(), sampling=tried.sampling, tell=seen.append
+    )
+    outputs = []
+    hook = tried.pipeline.transformer.register_forward_hook(
+        lambda _module, _inputs, out: outputs.append(out[0].double().numpy())
+    )
+    notes = method_of("l2p").prepare(tmp_path, room)
+    hook.remove()
+    assert [row["done"] for row in seen] == [2, 3] and notes["samples"] == 3
+    calls = 2 if kind == "wan" else 1
+    half = steps * calls
+    parts = [
+        np.stack([x.ravel() for x in batch[branch::calls]])
+        for batch in (outputs[:half], outputs[half:])
+        for branch in range(calls)
+    ]
+    numbers = sum(part.shape[1] for part in parts)
+    near(linear_predictor.read_gram(tmp_path / "gram.safetensors"), sum(p @ p.T for p in parts) / numbers)  # fmt: skip
+    checks = check_method("l2p(interval=2,first=1)", tried, {"l2p": tmp_path})
+    assert not [check for check in checks if not check.passed] and len(checks) == 12
