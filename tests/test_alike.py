@@ -239,8 +239,14 @@ class Operations(Counter):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("text", ["none", "int8", "fewer_steps(share=0.7)"])
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        pytest.param(text, name, marks=() if (i + j) % 3 == 0 else pytest.mark.slow)
+        for i, text in enumerate(["none", "int8", "fewer_steps(share=0.7)"])
+        for j, name in enumerate(NAMES)
+    ],
+)  # by turns in the ordinary suite
 def test_calls_that_are_alike_are_run_once_and_counted_each_time(name, text):
     model, changes = narrow(name)
     model, stack = replace(model, steps=10), Stack.parse(text)

@@ -145,13 +145,13 @@ def failed(text, kind):
 
 
 def tries():
-    """Every stack on every family: in the ordinary suite the first stack of a method on three of
+    """Every stack on every family: in the ordinary suite the first stack of a method on two of
     them and any other on one, by turns; the rest are of the slow suite."""
     seen = set()
     for i, text in enumerate(STACKS):
         first = text.partition("(")[0] not in seen
         seen.add(text.partition("(")[0])
-        ordinary = {(i + turn) % len(KINDS) for turn in ((0, 1, 3) if first else (0,))}
+        ordinary = {(i + turn) % len(KINDS) for turn in ((0, 2) if first else (0,))}
         for j, kind in enumerate(KINDS):
             marks = () if j in ordinary or (text, kind) in REFUSED else pytest.mark.slow
             yield pytest.param(text, kind, marks=marks, id=f"{text}-{kind}")

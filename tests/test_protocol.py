@@ -183,8 +183,14 @@ def test_the_examples_keep_the_contract(text, kind):
     assert refused == ([REFUSED] if (text, kind) == ("drop_guidance", "flux") else [])
 
 
-@pytest.mark.parametrize("kind", GUIDED)
-@pytest.mark.parametrize("text", CACHES)
+@pytest.mark.parametrize(
+    "text, kind",
+    [
+        pytest.param(text, kind, marks=() if (i + j) % len(GUIDED) == 0 else pytest.mark.slow)
+        for i, text in enumerate(CACHES)
+        for j, kind in enumerate(GUIDED)
+    ],
+)  # by turns in the ordinary suite
 def test_caches_follow_where_guidance_is_dropped(text, kind):
     stack = f"{text}+drop_guidance"
     checks = check_method(stack, subject(kind))
