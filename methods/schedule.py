@@ -57,8 +57,8 @@ class FixedSchedule:
 
     steps: str = "uniform"
     """The computed steps: step numbers, `0-2-4-7-13`; a 1 (computed) or 0 for each step; a published
-    schedule, such as `budcache-k41` (FLUX and Wan, 50 steps); or `uniform`, `geometric` (gaps that
-    grow by one factor), `random`, `searched` (`prepare` first), of as many steps as `computed`
+    schedule, such as `budcache-k41` (FLUX and Wan, 50 steps); or `uniform` (as in FORA), `geometric`
+    (gaps that grow by one factor), `random`, `searched` (`prepare` first), of as many steps as `computed`
     says."""
     computed: int | float = knob(0.5, above=0)
     """How many steps are computed: a share of them up to 1.0, which computes all, or a whole number.

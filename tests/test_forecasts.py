@@ -87,6 +87,21 @@ def test_mean_velocity_follows_a_velocity_that_grows_evenly() -> None:
     )
 
 
+def test_mean_velocity_takes_sigmas_as_tensors_and_stands_still_where_they_do() -> None:
+    # the second stage of Heun's has the noise level of the first
+    numbers = [1.0, 0.5], 0.5, 0.25
+    still = [0.5, 0.5], 0.5, 0.25
+    for (sigmas, sigma, following), moves in ((numbers, True), (still, False)):
+        values = [START, START + SLOPE]
+        of_numbers = mean_velocity(values, values, sigmas, START, sigma, following, span=2)
+        tensors = torch.tensor(sigmas), torch.tensor(sigma), torch.tensor(following)
+        of_tensors = mean_velocity(
+            values, values, list(tensors[0]), START, tensors[1], tensors[2], span=2
+        )
+        assert torch.equal(of_numbers, of_tensors)
+        assert torch.equal(of_numbers, values[-1]) is not moves
+
+
 def test_what_makes_no_sense_is_one_sentence() -> None:
     with pytest.raises(ValueError, match="two values of the same time 3"):
         taylor([START, START], [3, 3], 4)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from test_families import forget
 from test_stack import TESTS
 
+from ditbench.acceleration.caching.prepare_steps import write_steps
 from ditbench.method import CLAIMS, METHODS, Attachment, Stack, Stage, method
 from ditbench.method.plugins import load_plugin
 from ditbench.models.calls import take_rows
@@ -531,6 +532,7 @@ def live_bytes():
 def test_nothing_is_kept_when_the_decoder_begins(kind, tmp_path):
     """By the ledger, and by what Python holds: as many bytes as without a method."""
     (tmp_path / "ratios.json").write_text(json.dumps([1.0] * STEPS))
+    write_steps(tmp_path, [(0, 2)], STEPS)
     save_file({"gram": torch.eye(STEPS)}, tmp_path / "gram.safetensors")
     tried, keeping = subject(kind), []
     in_list = declare("in_a_list_test", in_a_list, claims=set())

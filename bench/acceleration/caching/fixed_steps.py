@@ -129,20 +129,21 @@ def count_of(computed: int | float, steps: int) -> int:
 def by_rule(rule: str, count: int, steps: int, draw: int = 0) -> Steps:
     """`count` of T steps, the first among them.
 
-    `uniform`: as evenly as whole numbers allow, from the first to the last. `geometric`: step i of
-    the count n is T^(i / (n-1)) - 1, so that gaps grow by one factor from the first to the last step;
-    where two would fall together, the later one moves up. `random`: drawn without replacement, by
-    the number `draw`.
+    Step i of the count n is i T / n, rounded down, of `uniform`: the first of every stretch of n
+    equal ones, as in FORA. Of `geometric` it is T^(i / (n-1)) - 1, rounded, so that gaps grow by one
+    factor from the first to the last step; where two would fall together, the later one moves up.
+    `random`: drawn without replacement, by the number `draw`.
     """
     if count == 1:
         return (0,)
+    if rule == "uniform":
+        return tuple(i * steps // count for i in range(count))
     if rule == "random":
         rest = np.random.default_rng(draw).choice(steps - 1, count - 1, replace=False) + 1
         return (0, *sorted(rest.tolist()))
-    places = np.arange(count) / (count - 1)
-    ideal = (steps - 1) * places if rule == "uniform" else steps**places - 1
+    places = np.round(steps ** (np.arange(count) / (count - 1)) - 1).astype(int)
     chosen: list[int] = []
-    for i, place in enumerate(np.round(ideal).astype(int).tolist()):
+    for i, place in enumerate(places.tolist()):
         lowest = chosen[-1] + 1 if chosen else 0
         chosen.append(min(max(place, lowest), steps - count + i))
     return tuple(chosen)

@@ -145,11 +145,11 @@ def mean_velocity(
 
     `latents`, `velocities` and `sigmas` are those of the steps so far, replaced ones too, oldest
     first; `latent` and `sigma` this step's, `following` the sigma it leads to. Sigmas may be tensors of
-    one number, whose values are not read. With r the `span`-th
-    last of those steps, or the first where there are fewer: u = (latent - latent_r) / (sigma -
-    sigma_r), J = (u - v_r) / (sigma - sigma_r), and the forecast is v + (following - sigma) J, v the
-    newest velocity. It is v itself for a span of one step, and where sigma has not changed. Computed
-    in float32, returned in the velocities' dtype.
+    one number, whose values the host does not read. With r the `span`-th last of those steps, or the
+    first where there are fewer: u = (latent - latent_r) / (sigma - sigma_r), J = (u - v_r) / (sigma -
+    sigma_r), and the forecast is v + (following - sigma) J, v the newest velocity. It is v itself for a
+    span of one step, and where sigma has not changed. Computed in float32, returned in the velocities'
+    dtype.
 
     Raises ValueError for no velocities.
     """

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from ditbench.models.sampling import Request
 
 FILE, FORMAT = "steps.json", "ditbench steps 1"
-REQUESTS, HELD_OUT = 8, 32
-"""Training requests that schedules are tried on (arXiv:2609.39343: 8), and others that decide between
-finalists (50)."""
+REQUESTS, HELD_OUT = 16, 32
+"""Training requests that schedules are tried on (arXiv:2609.39343: 8; with eight of ours one request
+could decide), and others that decide between finalists (50)."""
 GENERATION = 10
 """Requests of the generation that errors are measured in (CEM: about ten)."""
 
@@ -169,6 +169,7 @@ def _tried(
         "loss": "mean squared difference of the final latents, dB, mean over requests",
         "loss_tried": round(trials.losses[best], 2),
         "loss_held_out": round(losses[best], 2),
+        "loss_held_out_least_tried": round(losses[ends[0]], 2),
         **{
             f"loss_held_out_{rule}": round(losses[start], 2)
             for rule, start in zip(("geometric", "uniform"), starts, strict=True)
