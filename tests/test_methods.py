@@ -474,8 +474,8 @@ LEDGER = {
         2 * sum(out for out, _ in outputs(a).values())
     ),
     "taylorseer(interval=2, order=0)": lambda a, kind: sum(out for out, _ in outputs(a).values()),
-    "sparsecast(learns='coefficients', coefficients='zero', keep=0.5)": lambda a, kind: (
-        sum(out for out, _ in outputs(a).values())
+    "sparsecast(learns='coefficients', coefficients='zero', keep=0.5)": lambda a, kind: sum(
+        out for out, _ in outputs(a).values()
     ),
     "sparsecast(learns='coefficients', coefficients='one', keep=0.5)": lambda a, kind: (
         2 * sum(out for out, _ in outputs(a).values())
