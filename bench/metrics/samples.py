@@ -133,6 +133,8 @@ class Sampled:
         an eighth of its sides, into quadrants, and of a video they look at chosen frames."""
         from ditbench.shapes.judge import FRAMES, SIDE
 
+        if self.world not in FRAMES:
+            return f"there is no judge of a world {self.world!r}"
         *_, high, wide, _channels = self.samples.shape
         if min(high, wide) < SIDE:
             return f"the judge needs pictures of at least {SIDE} pixels a side, not {high} x {wide}"
@@ -163,6 +165,8 @@ class Sampled:
             return f"the second judge has no weights ({self.check_path.name} is missing)"
         from ditbench.shapes.second_judge import SIDES
 
+        if self.world not in SIDES:
+            return self._too_small
         side, (*_, high, wide, _channels) = SIDES[self.world], self.samples.shape
         if (high, wide) != (side, side):
             return f"the second judge reads {side} x {side} pixels, not {high} x {wide}"
