@@ -250,6 +250,7 @@ def test_a_plan_for_a_gpu_shows_what_would_be_refused_there_and_that_there_is_no
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = [*command.split(), "--models", "dit-xl-2-256", "--weights", "random"]
+    words += ["--dtype", "bfloat16"]  # whose costs come along
     if "stack" not in command:
         words += ["--methods", "fora+firstblock,fora,int8,distill"]
     assert main([*words, "--device", "cuda", "--json"]) == 3

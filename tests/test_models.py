@@ -175,7 +175,8 @@ def test_a_full_size_pipeline_loads_from_a_local_hub_cache(saved, name):
     samples = generate(pipe, model)
     frames = (model.frames,) if model.frames > 1 else ()
     assert samples.shape == (1, *frames, model.height, model.width, 3)
-    assert np.array_equal(samples, before[name])
+    # weights read from a file lie at other addresses, and some processors then round otherwise
+    assert np.allclose(samples, before[name], rtol=0, atol=2e-6)
 
 
 def test_a_plain_diffusers_folder_loads_too_and_in_the_type_asked_for(saved, tmp_path):

@@ -25,6 +25,7 @@ from ditbench.records.record import MEASURED, SCHEMA, read_record, read_round, r
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.sample_files import OTHER, digest_of
 from ditbench.records.settings import DEFAULTS
+from ditbench.records.text import one_line
 from ditbench.runner.plan import Cell
 from ditbench.runner.shards import is_divided, missing_shards, num_shards, take_up_shards
 from ditbench.runner.spec import Spec
@@ -198,7 +199,7 @@ def take_up(cell: Cell, folder: RunFolder, requests_sha256: str) -> list[str]:
     rounds = folder.rounds(cell.key)
     for document in rounds + timed_again + ([path] if path.exists() else []):
         try:
-            content: Any = read_record(path) if document == path else read_round(document)
+            content: Any = _record(path, cell) if document == path else read_round(document)
             wrong = content["status"] not in MEASURED
             unfinished |= document == path and wrong
             round_failed |= document in rounds and wrong
@@ -250,6 +251,18 @@ def without_what_is_no_file(folder: RunFolder, key: str) -> list[str]:
     return [
         f"{why}; set aside as {set_aside(path).name}, made again" for path, why in wrong.items()
     ]
+
+
+def _record(path: Path, cell: Cell) -> Any:
+    """The record of a cell; ValueError also where what it says of the model is not so, by which
+    scores choose their judges."""
+    record, model = read_record(path), cell.model
+    for name, fact in {"model": model.name, "family": model.family, "world": model.world}.items():
+        if (stated := record.get(name, fact)) != fact:
+            raise ValueError(
+                f"{path} is damaged ({name} is {one_line(repr(stated), 40)}, not {fact!r})"
+            )
+    return record
 
 
 def _wrong_with(samples: Path, cell: Cell, stated: Mapping[str, str], divided: bool) -> str:

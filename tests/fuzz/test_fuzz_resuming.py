@@ -107,6 +107,10 @@ def other_values(path):
     path.write_bytes(content)
 
 
+def other_world(path):
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"world": "?"}), "utf-8")
+
+
 FOUND = (
     ("divided", "cells/*none*/samples/00001.tar", link("00001.tar")),
     ("divided", "cells/*none*/samples/00001.tar", pipe),
@@ -115,6 +119,7 @@ FOUND = (
     ("whole", "cells/*none*/samples.safetensors", pipe),
     ("whole", "cells/*none*/samples.safetensors", other_values),
     ("whole", "cells/*none*/round-0.json", link("nothing")),
+    ("whole", "cells/*none*/record.json", other_world),
     ("whole", "features/*none*.safetensors", other_values),
     ("whole", "scores/*none*.safetensors", other_values),
     ("whole", "scores/*none*.safetensors", folder),
