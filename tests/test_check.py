@@ -14,6 +14,7 @@ from ditbench.analysis.judges import agreement, disagreement
 from ditbench.records.scores import Scores, read_file, write_file
 from ditbench.reports.sections.findings import findings, judges
 from ditbench.shapes import scenes as shapes
+from ditbench.shapes.judge import agreement as shares_right
 from ditbench.shapes.judge import load_judge
 from ditbench.shapes.second_judge import load_check, weights_path
 from ditbench.zoo.train_second_judge import disturbed
@@ -216,3 +217,16 @@ def test_where_the_first_judge_tells_nothing_there_is_nothing_to_confirm(tmp_pat
     (sentence,) = findings(reports.build([folder]).sections[0], "dit-tiny")
     assert "there is no verdict better or worse that it could confirm; its change" in sentence
     assert "+0.000 on average for the others" in sentence
+
+
+@pytest.mark.parametrize("resolution", [128, 256])
+def test_both_judges_read_pictures_of_more_pixels_as_well(resolution):
+    truth = shapes.draw("scene", 32, split="test", seed=35)
+    pixels = shapes.render(truth, "scene", split="test", seed=35, resolution=resolution)
+    assert pixels.shape == (32, 3, resolution, resolution)
+    same = shapes.render(truth, "scene", split="test", seed=35)
+    for judge in (load_judge("scene"), load_check("scene")):
+        shares = shares_right(judge.read(pixels), truth, "scene")
+        assert min(share.mean().item() for share in shares.values()) > 0.95
+        nearest = torch.cdist(judge.features(pixels), judge.features(same)).argmin(1)
+        assert torch.equal(nearest, torch.arange(32))  # the same scene, by its features too

@@ -168,7 +168,7 @@ class Sampled:
         if self.world not in SIDES:
             return self._too_small
         side, (*_, high, wide, _channels) = SIDES[self.world], self.samples.shape
-        if (high, wide) != (side, side):
+        if high != wide or high % side:
             return f"the second judge reads {side} x {side} pixels, not {high} x {wide}"
         return self._too_small
 

@@ -3,7 +3,9 @@ motion) back from pixels.
 
 Trained on rendered scenes only, by `python -m ditbench.zoo.train judge`. What it reads on a model's
 own samples is the alignment score `align.shapes_v1`; its embedding is the feature space of
-`fd.shapes_v1`. It is no CLIP and no Inception, and never named so.
+`fd.shapes_v1`. It is no CLIP and no Inception, and never named so. Pictures of more pixels than it
+was trained on are averaged down to its own, so that models of one world are read alike whatever
+their resolution.
 
 B batch, C channels, H height, W width, Q = 4 quadrants.
 """
@@ -15,6 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ditbench import ZOO
 from ditbench.shapes import scenes as shapes
@@ -32,6 +35,7 @@ class Judge(nn.Module):
     def __init__(self, world: str) -> None:
         super().__init__()
         self.frames = FRAMES[world]
+        self.side = shapes.WORLDS[world].resolution
         self.moving = len(self.frames) > 1
 
         def layer(inward: int, outward: int, stride: int) -> nn.Module:
@@ -58,7 +62,7 @@ class Judge(nn.Module):
         quadrant."""
         if self.moving:
             pixels = pixels[:, :, list(self.frames)].flatten(1, 2)  # [B, 9, H, W]
-        seen = self.trunk(pixels * 2 - 1)
+        seen = self.trunk(averaged_down(pixels, self.side) * 2 - 1)
         half_h, half_w = seen.shape[2] // 2, seen.shape[3] // 2
         boxes = seen.unflatten(3, (2, half_w)).unflatten(2, (2, half_h))  # [B, 96, 2, h, 2, w]
         boxes = boxes.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)  # [B, Q, 96, h*w]
@@ -79,6 +83,15 @@ class Judge(nn.Module):
     def read(self, pixels: Tensor) -> shapes.Scenes:
         """What the judge sees, as the ground truth is written."""
         return seen(*self.logits(self.pool(pixels)))
+
+
+def averaged_down(pixels: Tensor, side: int) -> Tensor:
+    """[B, C, H, W] -> [B, C, side, side] where H = W is a multiple of `side`, by the mean of each
+    square of pixels; anything else as it is."""
+    height, width = pixels.shape[2:]
+    if height != width or height <= side or height % side:
+        return pixels
+    return F.avg_pool2d(pixels, height // side)
 
 
 def seen(quadrant: list[Tensor], whole: list[Tensor]) -> shapes.Scenes:

@@ -175,14 +175,16 @@ WORDS = (
 """Every word a caption can hold: the vocabulary of the tiny models' tokenizers."""
 
 
-def render(scenes: Scenes, world: str, *, split: str, seed: int) -> Tensor:
+def render(
+    scenes: Scenes, world: str, *, split: str, seed: int, resolution: int | None = None
+) -> Tensor:
     """Pictures of scenes: [n, 3, H, W], or [n, 3, T, H, W] for a video world, float32 in 0..1.
 
     The same `split` and `seed` draw the same nuisances (placement, rotation, colour cast, texture
-    phase, light).
+    phase, light). `resolution`: pixels a side; None: the world's own.
     """
     w, n, g = WORLDS[world], len(scenes), generator(split, seed, 1)
-    r = w.resolution
+    r = resolution or w.resolution
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         return torch.rand(*shape, generator=g) * (high - low) + low

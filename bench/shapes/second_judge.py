@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ditbench import ZOO
 from ditbench.shapes import scenes as shapes
-from ditbench.shapes.judge import seen
+from ditbench.shapes.judge import averaged_down, seen
 
 WIDTH, HEADS, DEPTH = 96, 4, 3
 EMBEDDING = 64
@@ -54,6 +54,7 @@ class CheckJudge(nn.Module):
 
     def __init__(self, world: str) -> None:
         super().__init__()
+        self.side = SIDES[world]
         self.moving = shapes.WORLDS[world].num_frames > 1
 
         def layer(inward: int, outward: int, size: int) -> nn.Module:
@@ -82,10 +83,9 @@ class CheckJudge(nn.Module):
     def answers(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] or [B, 3, T, H, W] in 0..1 -> [B, 5, D]: the queries' answers, quadrants
         first."""
+        pixels = averaged_down(pixels.flatten(1, -3), self.side)
         # [B, N, D]
-        patches = (
-            self.stem(pixels.flatten(1, -3) * 2 - 1).float().flatten(2).transpose(1, 2) + self.place
-        )
+        patches = self.stem(pixels * 2 - 1).float().flatten(2).transpose(1, 2) + self.place
         x = torch.cat([self.queries.expand(len(pixels), -1, -1), patches], 1)
         for block in self.blocks:
             x = block(x)

@@ -1,5 +1,5 @@
-"""Train one of the four tiny diffusion transformers: `python -m ditbench.zoo.models
-dit-tiny|pixart-tiny|flux-tiny|wan-tiny`.
+"""Train one of the bundled diffusion transformers: `python -m ditbench.zoo.models
+dit-tiny|pixart-tiny|pixart-small|pixart-medium|flux-tiny|wan-tiny`.
 
 The pipelines, transformers, text encoders, autoencoders and schedulers are diffusers' and
 transformers' own classes; only sizes are ours. Text encoders are trained together with their
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ditbench.acceleration.distillation.training_loop import fit
 from ditbench.shapes import scenes as shapes
-from ditbench.zoo.pipelines import WORLD, build
+from ditbench.zoo.pipelines import RESOLUTION, WORLD, build
 from ditbench.zoo.train import note, pictures
 
 EXAMPLES = {"class": 16384, "scene": 32768, "video": 8192}
@@ -43,10 +43,13 @@ four models: where shapes are decided."""
 
 
 @torch.no_grad()
-def latents(world: str, codec: Any, folder: Path) -> tuple[Tensor, list[str], Tensor]:
-    """Normalised latents of the training pictures, made once per folder, with their captions and
-    class labels."""
-    path, n, chunk = folder / f"latents-{world}.safetensors", EXAMPLES[world], 256
+def latents(
+    world: str, codec: Any, folder: Path, resolution: int | None
+) -> tuple[Tensor, list[str], Tensor]:
+    """Normalised latents of the training pictures, of so many pixels a side, made once per folder,
+    with their captions and class labels."""
+    name = f"latents-{world}-{resolution}" if resolution else f"latents-{world}"
+    path, n, chunk = folder / f"{name}.safetensors", EXAMPLES[world], 256
     tensor = load_file(path)["latents"] if path.exists() else None
     texts: list[str] = []
     labels, made = [], []
@@ -55,7 +58,7 @@ def latents(world: str, codec: Any, folder: Path) -> tuple[Tensor, list[str], Te
         texts += shapes.captions(scenes)
         labels.append(scenes.labels)
         if tensor is None:
-            pixels = pictures(world, chunk, "train", seed)[1] * 2 - 1
+            pixels = pictures(world, chunk, "train", seed, resolution)[1] * 2 - 1
             made += [codec.encode(part).latent_dist.mean.half() for part in pixels.split(16)]
     if tensor is None:
         tensor = torch.cat(made).contiguous()
@@ -148,6 +151,8 @@ def predict_flux(m: Trained, x: Tensor, t: Tensor, ids: Tensor, guidance: Tensor
 PREDICT: dict[str, Predict] = {
     "dit-tiny": predict_dit,
     "pixart-tiny": predict_pixart,
+    "pixart-small": predict_pixart,
+    "pixart-medium": predict_pixart,
     "flux-tiny": predict_flux,
     "wan-tiny": predict_wan,
 }
@@ -170,7 +175,7 @@ def train(
     if text is not None:
         _take(pipe.text_encoder_2, text / "text_encoder")
     world, folder = WORLD[name], out / f"train-{name}"
-    x0, texts, labels = latents(world, pipe.vae, parts_folder)
+    x0, texts, labels = latents(world, pipe.vae, parts_folder, RESOLUTION.get(name))
     model, predict, flow = Trained(pipe), PREDICT[name], name in ("flux-tiny", "wan-tiny")
     # there is no dropout to turn on, and DiT's label dropout would draw afresh in every block
     model.eval()

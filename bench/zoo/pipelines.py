@@ -1,4 +1,5 @@
-"""The pipelines of the tiny models before training: classes of diffusers and transformers, sizes of ours."""
+"""The pipelines of the bundled models before training: classes of diffusers and transformers, sizes
+of ours."""
 
 from __future__ import annotations
 
@@ -27,7 +28,16 @@ from ditbench.shapes import scenes as shapes
 from ditbench.suggest import suggest
 from ditbench.zoo import parts
 
-WORLD = {"dit-tiny": "class", "pixart-tiny": "scene", "flux-tiny": "scene", "wan-tiny": "video"}
+WORLD = {
+    "dit-tiny": "class",
+    "pixart-tiny": "scene",
+    "pixart-small": "scene",
+    "pixart-medium": "scene",
+    "flux-tiny": "scene",
+    "wan-tiny": "video",
+}
+RESOLUTION = {"pixart-small": 128, "pixart-medium": 256}
+"""Pixels a side of the pictures a model is trained on, where they are not the world's own."""
 SHAPE: dict[str, Any] = dict(num_attention_heads=4, attention_head_dim=32)
 
 
@@ -61,10 +71,13 @@ def build(name: str, parts_folder: Path) -> Any:
         )
         names = dict(enumerate(shapes.CLASSES))
         return DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False), id2label=names)
-    if name == "pixart-tiny":
+    if name.startswith("pixart"):
+        # positions interpolated: those of a quarter of the picture are where they were, so that
+        # training goes on from a model of fewer tokens (PixArt-Sigma, section 3.3)
+        scale = RESOLUTION.get(name, 64) // 64
         transformer = PixArtTransformer2DModel(
             **SHAPE, in_channels=4, out_channels=4, num_layers=6, cross_attention_dim=128,
-            sample_size=16, patch_size=2,
+            sample_size=16 * scale, patch_size=2, interpolation_scale=scale,
             caption_channels=parts.TEXT_WIDTH, use_additional_conditions=False,
         )  # fmt: skip
         return PixArtAlphaPipeline(
@@ -82,4 +95,4 @@ def build(name: str, parts_folder: Path) -> Any:
         return FluxPipeline(
             scheduler, vae, parts.clip(), tokenizer, parts.t5(), tokenizer, transformer
         )
-    raise ValueError(f"no tiny model {name!r}; {suggest(name, WORLD)}")
+    raise ValueError(f"no bundled model {name!r}; {suggest(name, WORLD)}")

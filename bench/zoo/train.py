@@ -26,10 +26,12 @@ from ditbench.shapes.judge import Judge
 from ditbench.zoo import parts
 
 
-def pictures(world: str, n: int, split: str, seed: int) -> tuple[shapes.Scenes, Tensor]:
-    """n fresh scenes and their pictures, 0..1."""
+def pictures(
+    world: str, n: int, split: str, seed: int, resolution: int | None = None
+) -> tuple[shapes.Scenes, Tensor]:
+    """n fresh scenes and their pictures, 0..1, of so many pixels a side (None: the world's own)."""
     scenes = shapes.draw(world, n, split=split, seed=seed)
-    return scenes, shapes.render(scenes, world, split=split, seed=seed)
+    return scenes, shapes.render(scenes, world, split=split, seed=seed, resolution=resolution)
 
 
 def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
