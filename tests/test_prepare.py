@@ -183,6 +183,29 @@ def test_a_failed_preparation_leaves_nothing(trained, monkeypatch):
     assert artifact.find(need(trained)) is None and not list(artifact.OWN.rglob("*.txt"))
 
 
+def test_a_card_that_a_full_disk_left_out_is_written_by_the_next_preparation(
+    trained, monkeypatch, capsys
+):
+    from ditbench.cli.commands import main
+
+    words = ["prepare", trained, "--models", "dit-tiny"]
+
+    def full(folder, stem, *_):
+        raise OSError(28, "No space left on device", f"{folder}/{stem}.png")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "ditbench.reports.figures.training_curve.draw_training", lambda f: full(f, "x")
+        )
+        assert main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("x.png: No space left on device")
+    made = artifact.find(need(trained))
+    assert made is not None and not (made.folder / "README.md").exists()
+    assert (
+        main(words) == 0 and "trained_test for dit-tiny" in (made.folder / "README.md").read_text()
+    )
+
+
 def test_a_note_that_no_record_holds_is_named_and_scalars_of_numpy_are_kept(trained, monkeypatch):
     monkeypatch.setattr(
         METHODS[trained], "prepare", lambda self, folder, room: {"held_out": np.float32("nan")}

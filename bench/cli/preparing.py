@@ -52,7 +52,7 @@ def prepare(args: argparse.Namespace) -> int:
     from ditbench.models.own import register_own, with_lora
     from ditbench.models.table import select
     from ditbench.models.workload import WORKLOAD, with_workload
-    from ditbench.reports.figures.training_curve import write_card
+    from ditbench.reports.figures.training_curve import CARD, write_card
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.plan import missing_device
     from ditbench.runner.progress import counting, progress
@@ -91,7 +91,8 @@ def prepare(args: argparse.Namespace) -> int:
                 preparing,
             )
     for row in rows:
-        if row["made"]:  # what was there, ditbench's own too, is left alone
+        # what was there is left alone, but for a card that a full disk left out
+        if row["made"] or not (Path(row["folder"]) / CARD).is_file():
             write_card(Path(row["folder"]))
     show_rows(rows, args.json, "")
     return OK

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ditbench.acceleration.caching.schedule import Schedule
 from ditbench.method.artifact import command_for, trained_for
-from ditbench.records.files import replacing
+from ditbench.records.files import replacing, write_text
 from ditbench.records.reading import read_content, read_json
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.frame import finish
@@ -44,7 +44,7 @@ def write_card(folder: Path) -> Path:
     title = (
         f"# {manifest['method']} for {manifest['model']}\n\nFor {manifest['steps']} steps{below}.\n"
     )
-    (folder / CARD).write_text(f"{title}\n| | |\n|---|---|\n{rows}\n{shown}", encoding="utf-8")
+    write_text(folder / CARD, f"{title}\n| | |\n|---|---|\n{rows}\n{shown}")
     return folder / CARD
 
 
