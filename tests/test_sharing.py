@@ -175,6 +175,11 @@ def test_an_archive_that_is_too_large_or_none_is_refused(published, tmp_path, mo
         pull(str(path), tmp_path / "run")
     with pytest.raises(ValueError, match="there is no file"):
         pull(str(tmp_path / "other.tar.zst"), tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    archive.pack(tmp_path / "empty", path)
+    with pytest.raises(ValueError, match="is no run folder") as error:
+        pull(str(path), tmp_path / "run")
+    assert str(error.value).startswith(str(path))
     assert not (tmp_path / "run").exists()
 
 

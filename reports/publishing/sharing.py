@@ -74,7 +74,10 @@ def pull(source: str, into: Path) -> Path:
         else:
             fetched = Path(source)
         _copy(fetched, fresh)
-        spec = read_spec(fresh)
+        try:
+            spec = read_spec(fresh)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(fresh), source)) from error
         if not is_published(fresh):
             raise ValueError(f"{source} is no published run; `publish` makes one of a run folder")
         if wrong := replaced(fresh, spec):
