@@ -2,8 +2,8 @@
 ditbench.testing.endurance FOLDER --kills 25 -- RUN FLAGS`.
 
 Both runs are made with the flags after `--`, into FOLDER/undisturbed and FOLDER/killed. While the
-second runs, at random moments its command or one of the processes that make shards is killed
-(SIGKILL), and the command begun again. Then pixels, files and scores of both are compared. The
+second runs, at random moments its command or one of the processes that make shards, with `--engine
+ray` also one of Ray's own, is killed (SIGKILL), and the command begun again. Then pixels, files and scores of both are compared. The
 memory of the largest process is noted beside the samples that are there. The same command goes on
 with what is there. Linux.
 """
@@ -39,7 +39,10 @@ PROGRAM = str(ROOT / "run_bench.py")
 SAMPLING_S = 0.5
 """Seconds from one look at the memory of the processes to the next."""
 WORKERS = 0.7
-"""Share of the kills that are of a process that makes shards; they wait until there is one."""
+"""Share of the kills that are of a process that makes shards, or of Ray; they wait until there is
+one."""
+RAY = {"ray::": "worker", "raylet": "raylet", "gcs_server": "gcs"}
+"""What the command lines of Ray's processes begin with, a folder aside, and what they are."""
 TRIES = 3
 """How often the command is begun again, undisturbed, while cells of it fail."""
 FINISHED = (0, 3)
@@ -83,16 +86,16 @@ def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int)
             _watch(running, out, chance.expovariate(1 / mean), memory)
             if running.poll() is not None:
                 break
-            victim = running.pid
+            victim, makers = running.pid, {}
             if chance.random() < WORKERS:
                 while not (makers := _makers(out, running.pid)) and running.poll() is None:
                     _watch(running, out, SAMPLING_S, memory)
                 if not makers:
                     break
-                victim = chance.choice(makers)
+                victim = chance.choice(sorted(makers))
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-                kind = "command" if victim == running.pid else "worker"
+                kind = "command" if victim == running.pid else makers[victim]
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"killed": kind, "shards": _count(out)}) + "\n")
                 done += 1
@@ -106,7 +109,7 @@ def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int)
             raise ValueError(f"the run ended with exit code {running.returncode}; see {out}.log")
     log.touch()
     lines = [json.loads(line)["killed"] for line in log.read_text(encoding="utf-8").splitlines()]
-    return {kind: lines.count(kind) for kind in ("command", "worker")}
+    return {kind: lines.count(kind) for kind in ("command", *dict.fromkeys(RAY.values()))}
 
 
 def compare(one: Path, other: Path) -> dict[str, Any]:
@@ -176,12 +179,21 @@ def _count(out: Path) -> int:
     return len(RunFolder(out).all_shards())
 
 
-def _makers(out: Path, command: int) -> list[int]:
-    """The processes of a command that make shards now, by their leases. Others are none of ours: a
-    lease may be left over, and its number be another process's by now."""
+def _makers(out: Path, command: int) -> dict[int, str]:
+    """The processes of a command that make shards now, by their leases, and those of Ray, each with
+    what it is. Others are none of ours: a lease may be left over, and its number be another
+    process's by now."""
     ours = {*_below(command)}
     owners = (owner_of(place).get("pid") for place in RunFolder(out).leases())
-    return [pid for pid in owners if pid in ours]
+    kinds = {pid: "worker" for pid in owners if pid in ours}
+    for pid in ours:
+        with suppress(OSError):
+            program = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+            name = program.rpartition("/")[2] if program.startswith("/") else program
+            for start, kind in RAY.items():
+                if name.startswith(start):
+                    kinds[pid] = kind
+    return kinds
 
 
 def _below(pid: int) -> Iterator[int]:
