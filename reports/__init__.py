@@ -37,6 +37,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     from ditbench.reports.figures.schedule_heatmap import draw_heatmaps
     from ditbench.reports.figures.speed_memory import draw_charts
     from ditbench.reports.figures.stacking_matrix import draw_matrices
+    from ditbench.reports.figures.surface import draw_surfaces
     from ditbench.reports.figures.training_curve import copy_training
     from ditbench.reports.page.page import write_page
     from ditbench.reports.sections.merge import merge
@@ -57,6 +58,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
         files += write_tables(section, at / "tables")
         drawing = {
             draw_figures: "plots", draw_crossovers: "plots", draw_matrices: "plots",
+            draw_surfaces: "plots",
             draw_charts: "plots", draw_heatmaps: "plots",
             copy_training: "plots", draw_grids: "grids",
         }  # fmt: skip

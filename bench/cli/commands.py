@@ -118,6 +118,7 @@ def _stack(args: argparse.Namespace) -> int:
         shorter_students,
     )
     from ditbench.analysis.interaction_table import describe, document
+    from ditbench.analysis.surfaces import grid
     from ditbench.method.plugins import load_plugins
     from ditbench.method.stack import Stack
     from ditbench.records.files import json_text
@@ -128,7 +129,8 @@ def _stack(args: argparse.Namespace) -> int:
     load_plugins(spec.plugins)
     parts = [Stack.parse(text) for text in args.parts]
     shorter = set(shorter_students(parts))
-    methods = tuple(dict.fromkeys([*factorial(parts), *sorted(shorter)]))
+    planned_stacks = grid(parts, args.surface) if args.surface else factorial(parts)
+    methods = tuple(dict.fromkeys([*planned_stacks, *sorted(shorter)]))
     cells = begun_cells(replace(spec, methods=methods))
     ready = [cell for cell in cells if not (cell.refusal and cell.requested in shorter)]
     if not args.dry_run:
@@ -140,6 +142,8 @@ def _stack(args: argparse.Namespace) -> int:
     folder = _carry_out(ready, planned.peak_bytes)
     code = _tell_report([folder], None, False, None)
     code = _stopped(ready, folder) or code
+    if args.surface:  # what it is for are the table and the figure of the report
+        return code
     ran = {(cell.model.name, cell.requested): cell.stack for cell in cells}
     records = read_run(folder).records
     parts_of = {

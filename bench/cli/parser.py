@@ -157,6 +157,13 @@ def parsers(
         "parts", nargs="+", metavar="METHOD", help="two or three methods or stacks, knobs included"
     )
     stack.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    stack.add_argument(
+        "--surface",
+        nargs="+",
+        metavar="KNOB=VALUES",
+        help="instead of the factorial, all numbers of steps with all values of the other method's "
+        "dial: steps=2,4,8 keep=0.3,0.5,0.7",
+    )
 
     score = command("score", "score the samples of a run again")
     score.add_argument("run", type=Path, metavar="RUN")

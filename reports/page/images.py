@@ -17,6 +17,7 @@ IMAGES = {
     "quality-against-time": ("plot", "Quality of {} against seconds per sample", "Quality against time"),
     "crossover": ("plot", "Cells of {} beside the curve of fewer steps", "Does it beat fewer steps in the same time?"),
     "over-steps": ("plot", "What each method gives on {} over the number of steps", "What a method still gives at fewer steps"),
+    "surface": ("matrix", "Quality of {} over the number of steps and a method's dial", "What does the method buy between whole steps?"),
     "stacking": ("matrix", "Which methods stack on {}, a cell for each combination", "Do they stack? Methods by methods"),
     "promised-and-measured": ("plot", "Measured speed-up of the loop of {} against its ratio of FLOPs", "Promised and measured speed-up"),
     "memory": ("plot", "Peak memory of {} under each stack, in parts", "Peak memory"),

@@ -33,6 +33,7 @@ from ditbench.reports.tables.columns import TableCell
 from ditbench.reports.tables.imported import imported_sheet
 from ditbench.reports.tables.speed_quality import CONVENTION, FIDELITY, MOTION, RULES
 from ditbench.reports.tables.stacking import stacking_sheet
+from ditbench.reports.tables.surface import surface_sheet
 from ditbench.reports.tables.training_cost import training_sheet
 
 
@@ -126,7 +127,7 @@ def _section(
     return "\n".join(parts)
 
 
-TABLES = ("speed", "quality", "stacking", "training", "video", "imported")
+TABLES = ("speed", "quality", "stacking", "surface", "training", "video", "imported")
 
 
 def _environments(section: Section) -> dict[str, list[ReportRow]]:
@@ -183,7 +184,7 @@ def _model(section: Section, model: str, images: Sequence[Path], out: Path) -> s
         )
     parts += [
         fold_sheet(make(section), model)
-        for make in (stacking_sheet, training_sheet, imported_sheet)
+        for make in (stacking_sheet, surface_sheet, training_sheet, imported_sheet)
     ]
     if nowhere:
         parts.append(

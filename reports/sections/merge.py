@@ -187,6 +187,7 @@ def _joined(group: Sequence[Section]) -> Section:
         damaged=[f"{section.name}: {sentence}" for section in group for sentence in section.damaged], spec=group[0].spec,
         stacking=judged([of_stack for s in group for of_stack in s.stacking if _row_of(rows.values(), of_stack)["run"] == s.name]),
         over_steps=[of_stack for s in group for of_stack in s.over_steps if _row_of(rows.values(), of_stack)["run"] == s.name],
+        surfaces=tuple(surface for s in group for surface in s.surfaces),
         merged=tuple(group), remarks=_remarks(rows, names),
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import Any
 from ditbench.analysis.interaction import together
 from ditbench.analysis.step_sweep import over_steps
 from ditbench.analysis.summary import Scores, read_scores, summarise
+from ditbench.analysis.surfaces import Surface, surfaces
 from ditbench.extractors.references import ReferenceSets
 from ditbench.models.lora import loras_of
 from ditbench.models.sampling import noun_for
@@ -58,6 +59,8 @@ class Section:
     """The rows of `ditbench.analysis.interaction.together`."""
     over_steps: list[dict[str, Any]]
     """The rows of `ditbench.analysis.step_sweep.over_steps`."""
+    surfaces: tuple[Surface, ...] = ()
+    """Of `ditbench.analysis.surfaces`."""
     merged: tuple[Section, ...] = ()
     """The runs it was merged of, each as a section; none for a run alone."""
     remarks: tuple[str, ...] = ()
@@ -209,6 +212,7 @@ def _section(folder: Path, name: str) -> Section:
         name=name, folder=folder, command=text, rows=rows, records=records, left_out=left_out,
         damaged=damaged, spec=spec,
         stacking=together(paired, scores, sets_of_run=ReferenceSets(folder)), over_steps=over_steps(paired, scores),
+        surfaces=tuple(surfaces(paired, scores)),
     )  # fmt: skip
 
 

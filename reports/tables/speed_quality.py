@@ -31,6 +31,7 @@ from ditbench.reports.tables.sheet import (
     without_empty,
 )
 from ditbench.reports.tables.stacking import stacking_frame, stacking_sheet
+from ditbench.reports.tables.surface import surface_frame, surface_sheet
 from ditbench.reports.tables.training_cost import training_frame, training_sheet
 
 DOCUMENT = 1
@@ -78,6 +79,8 @@ def write_tables(section: Section, folder: Path) -> list[Path]:
     ]  # fmt: skip
     if section.stacking:
         sheets.append((stacking_sheet(section), stacking_frame(section)))
+    if section.surfaces:
+        sheets.append((surface_sheet(section), surface_frame(section)))
     if section.trained:
         sheets.append((training_sheet(section), training_frame(section)))
     if (elsewhere := imported_sheet(section)).blocks:
