@@ -17,6 +17,7 @@ from ditbench.analysis.interaction import (
     interactions,
     joined,
     judged,
+    replays,
     shorter_students,
     together,
 )
@@ -295,6 +296,13 @@ def test_a_student_of_fewer_steps_is_a_control_of_its_longer_one():
     )
     assert row["over_student_control"].value == pytest.approx(-0.1, abs=0.02)
     assert shorter_students((C, A)) == ["distill(steps=2)", "distill(steps=1)"]
+
+
+def test_what_decides_by_prompt_is_planned_beside_its_fixed_schedule():
+    adaptive, other = Stack.parse("teacache(threshold=0.3)"), Stack.parse("int8")
+    alone = "replay(of='teacache(threshold=0.3)')"
+    assert replays((adaptive, other)) == [alone, f"int8+{alone}"]
+    assert replays((Stack.parse("rerun"), Stack.parse("fora"))) == []
 
 
 def test_unreliable_times_decide_nothing_and_flops_stand_in():

@@ -57,6 +57,7 @@ __all__ = [
     "factorial",
     "interactions",
     "judged",
+    "replays",
     "rules",
     "shorter_students",
     "together",
@@ -133,6 +134,26 @@ def shorter_students(parts: Sequence[Stack]) -> list[str]:
                 while (steps := steps // 2) >= 1:
                     shorter.append(str(Stack.of(replace(m, steps=steps))))
     return shorter
+
+
+def replays(parts: Sequence[Stack]) -> list[str]:
+    """What a method among `parts` that decides anew for every prompt is to be compared with: its most
+    frequent schedule for all prompts (`replay`), alone and together with the others."""
+    fixed = [Stack.of(*map(_replayed, part.methods)) for part in parts]
+    if list(map(str, fixed)) == list(map(str, parts)):
+        return []
+    changed = [f for f, part in zip(fixed, parts, strict=True) if str(f) != str(part)]
+    whole = [joined(fixed)] if not joined(fixed).problems() else []
+    return list(dict.fromkeys(map(str, [*changed, *whole])))
+
+
+def _replayed(method: Any) -> Any:
+    """The method as a fixed schedule, where it decides anew for every prompt and can be one."""
+    if not (method.traits.decides_per_batch and "block-schedule" in method.traits.claims):
+        return method
+    if method.traits.role == "control" or method.name == "replay":
+        return method
+    return find("replay")(of=str(Stack.of(method)))
 
 
 def rules(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -114,6 +114,7 @@ def _stack(args: argparse.Namespace) -> int:
     from ditbench.analysis.interaction import (
         factorial,
         interactions,
+        replays,
         rules,
         shorter_students,
     )
@@ -128,11 +129,18 @@ def _stack(args: argparse.Namespace) -> int:
     spec = spec_of(args)
     load_plugins(spec.plugins)
     parts = [Stack.parse(text) for text in args.parts]
-    shorter = set(shorter_students(parts))
+    besides = set(shorter_students(parts)) | set(replays(parts))
     planned_stacks = grid(parts, args.surface) if args.surface else factorial(parts)
-    methods = tuple(dict.fromkeys([*planned_stacks, *sorted(shorter)]))
+    methods = tuple(dict.fromkeys([*planned_stacks, *sorted(besides)]))
     cells = begun_cells(replace(spec, methods=methods))
-    ready = [cell for cell in cells if not (cell.refusal and cell.requested in shorter)]
+    ready = [cell for cell in cells if not (cell.refusal and cell.requested in besides)]
+    _complain(
+        [
+            f"{cell.label} is not run as a control: {cell.refusal}"
+            for cell in cells
+            if cell not in ready
+        ]
+    )
     if not args.dry_run:
         check_runnable(ready)
     planned = _forecast(ready, args)
