@@ -27,7 +27,8 @@ CLAIM = "block-schedule"
 
 
 @method(
-    "replay", family="cache", stage=Stage.SCHEDULE, claims={CLAIM}, paper="arXiv:2609.39343"
+    "replay", family="cache", stage=Stage.SCHEDULE, claims={CLAIM}, role="fixed-schedule",
+    paper="arXiv:2609.39343",
 )  # fmt: skip
 class Replay:
     """Compute the steps that another method computes for most prompts, whatever the prompt.

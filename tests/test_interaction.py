@@ -625,5 +625,5 @@ def test_whatever_method_has_the_role_of_a_control_is_run_beside_a_combination()
     ]
     with pytest.raises(ValueError, match="its family is 'control'"):
         method("half", family="cache", role="control", stage=Stage.SCHEDULE)
-    with pytest.raises(ValueError, match="neither 'control' nor ''"):
+    with pytest.raises(ValueError, match="is none of '', 'control', 'fixed-schedule'"):
         method("half", family="control", role="judge", stage=Stage.SCHEDULE)

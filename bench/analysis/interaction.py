@@ -138,7 +138,8 @@ def shorter_students(parts: Sequence[Stack]) -> list[str]:
 
 def replays(parts: Sequence[Stack]) -> list[str]:
     """What a method among `parts` that decides anew for every prompt is to be compared with: its most
-    frequent schedule for all prompts (`replay`), alone and together with the others."""
+    frequent schedule for all prompts (the method of role "fixed-schedule"), alone and together with
+    the others."""
     fixed = [Stack.of(*map(_replayed, part.methods)) for part in parts]
     if list(map(str, fixed)) == list(map(str, parts)):
         return []
@@ -149,11 +150,11 @@ def replays(parts: Sequence[Stack]) -> list[str]:
 
 def _replayed(method: Any) -> Any:
     """The method as a fixed schedule, where it decides anew for every prompt and can be one."""
-    if not (method.traits.decides_per_batch and "block-schedule" in method.traits.claims):
+    decides = method.traits.decides_per_batch and "block-schedule" in method.traits.claims
+    if not decides or method.label:  # a row with a label is no method to be judged
         return method
-    if method.traits.role == "control" or method.name == "replay":
-        return method
-    return find("replay")(of=str(Stack.of(method)))
+    fixed = next(cls for name in names() if (cls := find(name)).traits.role == "fixed-schedule")
+    return fixed(of=str(Stack.of(method)))
 
 
 def rules(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -64,8 +64,11 @@ class Traits:
     paper: str
     role: str = ""
     """"control": the un-accelerated model at less compute, which combinations of methods are
-    compared with at the values of its `dial`; else ""."""
+    compared with at the values of its `dial`; "fixed-schedule": that of the method that its
+    knob `of` names; else ""."""
 
+
+ROLES = ("", "control", "fixed-schedule")
 
 NEED = re.compile(r"cuda|sm>=\d+|package:.+|model:.+|guidance-pass")
 FAMILY_NEEDS = ("model:", "guidance-pass")
@@ -105,9 +108,11 @@ def declared(
                 f"method {name} needs {need!r}, which is not something that can be checked"
             )
     if more.get("role"):
-        if more["role"] != "control":
-            raise ValueError(f"method {name}: role={more['role']!r} is neither 'control' nor ''")
-        if more["family"] != "control":
+        if more["role"] not in ROLES:
+            raise ValueError(
+                f"method {name}: role={more['role']!r} is none of {', '.join(map(repr, ROLES))}"
+            )
+        if more["role"] == "control" and more["family"] != "control":
             raise ValueError(f"method {name} is a control, so its family is 'control'")
     return Traits(stage=stage, **sets, **more)
 
