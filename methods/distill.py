@@ -28,7 +28,7 @@ LOW_RANK = ("trajectory", "lcm")
 
 @method(
     "distill", family="distillation", stage=Stage.WEIGHTS, claims={"weights", "num-steps", "guidance", "scheduler"},
-    paper="arXiv:2202.00512, arXiv:2310.04378",
+    paper="arXiv:2202.00512, arXiv:2310.04378, arXiv:2405.14867",
 )  # fmt: skip
 class Distill:
     """Run a student distilled from the model's own guided sampling: its weights, its few timesteps,
@@ -40,10 +40,12 @@ class Distill:
     steps: int | None = knob(None, low=1)
     """Sampler steps of the student; None: four, or what the checkpoint was made for. One is trained
     for each number."""
-    objective: Literal["trajectory", "progressive", "lcm", "scm", "meanflow"] = "trajectory"
+    objective: Literal["trajectory", "progressive", "lcm", "scm", "meanflow", "dmd2"] = "trajectory"
     """What it was trained to do: `trajectory` regresses the teacher's mean velocity between its
     states, `progressive` halves the steps stage by stage, `lcm` is latent consistency distillation,
-    `scm` its continuous-time form, `meanflow` the mean velocity's identity."""
+    `scm` its continuous-time form, `meanflow` the mean velocity's identity, `dmd2` matches the
+    distribution of the teacher's samples, for two steps or one (without the GAN term of the
+    paper)."""
     rank: int = knob(0, low=0, high=512)
     """Of updates of the linear layers, which are then all that is trained (LoRA): full-size models
     fit on a GPU so. 0: all weights are trained."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ditbench.acceleration.caching.calls import reroute_calls
+from ditbench.acceleration.caching.targets import Keeper, Target, why_no_target
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
@@ -35,8 +36,15 @@ class EasyCache:
     on Wan and 0.1 on the other families."""
     retain: float = knob(0.2, low=0, high=1)
     """Share of the steps at the beginning that are never skipped."""
+    target: Target = "residual"
+    """What is kept of a computed call and reused: y - x, or the prediction said otherwise, as in
+    `teacache`."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
     dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 2)
+
+    def check(self, pipeline: Any) -> str | None:
+        """Another target than the residual wants a model of noise or of a flow."""
+        return why_no_target(pipeline, self.target)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute the transformer; its first call in a step decides for all."""
@@ -50,6 +58,7 @@ class EasyCache:
         for store in (added, deciding):
             at.keeps(store)
         at.on_start(numbers.clear)
+        keeper = None if self.target == "residual" else Keeper(pipeline, at, self.target)
 
         def skips(hidden: Tensor) -> bool:
             before, now = deciding.get("before"), at.now
@@ -69,12 +78,17 @@ class EasyCache:
             branch = at.now.branch
             if branch == 0:
                 numbers["skips"] = skips(hidden)
+            if keeper and numbers["skips"] and branch in keeper.kept:
+                return keeper.made(hidden, hidden.dtype)
             if not numbers["skips"] or branch not in added:
                 return None
             return added[branch] + _as_wide(hidden, added[branch])
 
         def observe(hidden: Tensor, output: Tensor) -> None:
-            added[at.now.branch] = output - _as_wide(hidden, output)
+            if keeper:
+                keeper.keep(hidden, output)
+            else:
+                added[at.now.branch] = output - _as_wide(hidden, output)
             if at.now.branch:
                 return
             if "output" in deciding:

@@ -3,6 +3,7 @@ Path Hypothesis, arXiv:2609.39343; BudCache, arXiv:2606.13496)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -26,6 +27,13 @@ from ditbench.acceleration.caching.fixed_steps import (
     written,
 )
 from ditbench.acceleration.caching.schedule import refuse_other_length
+from ditbench.acceleration.caching.targets import (
+    Target,
+    TargetOrAuto,
+    choose,
+    chosen,
+    why_no_target,
+)
 from ditbench.method import Attachment, Stage, knob, method
 from ditbench.method.prepare import unprepared
 
@@ -67,6 +75,9 @@ class FixedSchedule:
     """What stands for the blocks at the other steps."""
     order: int | None = knob(None, low=1, high=4)
     """Highest difference of `taylor` and `hermite`; None is 1 and 2."""
+    target: TargetOrAuto = "residual"
+    """What `reuse` keeps and reuses, as in `teacache`. `auto`: `prepare` measures them, of steps that
+    are not searched."""
     draw: int = knob(0, low=0)
     """Which of the `random` schedules."""
     search: Literal["annealing", "climbing", "dp"] = "annealing"
@@ -91,6 +102,13 @@ class FixedSchedule:
                 f"schedule: computed is a share up to 1.0 or a whole number of steps, not "
                 f"{self.computed}"
             )
+        if self.target != "residual" and self.between != "reuse":
+            raise ValueError(f"schedule: between={self.between!r} has no target; 'reuse' has")
+        if self.target != "residual" and self.steps == SEARCHED:
+            raise ValueError(
+                "schedule: steps='searched' is searched for the residual; write the steps out for "
+                f"target={self.target!r}"
+            )
         default = type(self)
         for name, rules in {
             "computed": (*RULES, SEARCHED), "draw": ("random",),
@@ -106,7 +124,12 @@ class FixedSchedule:
 
     def recipe(self) -> dict[str, Any] | None:
         """What a searched schedule depends on; None where nothing is searched."""
-        if self.steps != SEARCHED or self._whole:
+        if self._whole:
+            return None
+        if self.target == "auto":
+            shown = ("steps", "computed", "draw")
+            return {"version": 1, "target": 1} | {name: getattr(self, name) for name in shown}
+        if self.steps != SEARCHED:
             return None
         recipe = {"version": 1, "search": self.search, "computed": self.computed}
         if self.search == "dp":
@@ -115,11 +138,14 @@ class FixedSchedule:
         return recipe | {"between": self.between, "order": order, "trials": self.trials}
 
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
-        """Search for the schedule, and write it as `steps.json`; returns notes for the manifest."""
+        """Search for the schedule, and write it as `steps.json`, or choose the target; returns notes
+        for the manifest."""
         from ditbench.acceleration.caching.prepare_steps import prepare_steps
 
         if reason := self.check(room.pipe):
             raise ValueError(reason)
+        if self.target == "auto":
+            return choose(folder, room, lambda target: replace(self, target=target))
         return prepare_steps(
             folder, room, search=self.search, computed=self.computed, between=self.between,
             order=self.order, trials=self.trials,
@@ -134,7 +160,7 @@ class FixedSchedule:
                 published_for(self.steps, family_of(pipeline.transformer).name)
             except ValueError as error:
                 return str(error)
-        return why_no_rule(pipeline, self.between)
+        return why_no_rule(pipeline, self.between) or why_no_target(pipeline, self.target)
 
     def unfit(self, sampling: Sampling) -> str | None:
         """Steps that are written out, or published, must be among those there are."""
@@ -149,9 +175,13 @@ class FixedSchedule:
             return
         family = family_of(pipeline.transformer).name
         searched = self._searched(at) if self.steps == SEARCHED else None
+        if self.target == "auto" and at.artifact is None:
+            raise unprepared(self)
+        target: Target = chosen(at.artifact) if self.target == "auto" else self.target
+        at.notes |= {"target": target} if self.target == "auto" else {}
 
         @cache
-        def chosen(steps: int) -> frozenset[int]:
+        def computed_of(steps: int) -> frozenset[int]:
             if searched is not None:
                 computed, made_for = searched
                 refuse_other_length("the schedule", made_for, steps, PREPARE)
@@ -161,8 +191,8 @@ class FixedSchedule:
             return frozenset(computed)
 
         compute_at(
-            pipeline, at, lambda step, branch: step in chosen(at.now.num_steps),
-            self.between, self.order,
+            pipeline, at, lambda step, branch: step in computed_of(at.now.num_steps),
+            self.between, self.order, target=target,
         )  # fmt: skip
 
     def _searched(self, at: Attachment) -> tuple[Steps, int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ditbench.acceleration.caching.passes import modulated_input, reuse_residual
+from ditbench.acceleration.caching.passes import modulated_input
+from ditbench.acceleration.caching.targets import Target, reuse
 from ditbench.method import Attachment, Stage, knob, method
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class SeaCache:
     power: float | None = knob(None, above=0)
     """Exponent by which the spectrum of clean samples is taken to fall; None is the authors': 2 for
     pictures, 3 for videos."""
+    target: Target = "residual"
+    """What is kept of a computed run and reused, as in `teacache`."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
     dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 4)
 
@@ -80,4 +83,4 @@ class SeaCache:
             total[branch] = 0.0
             return False
 
-        reuse_residual(at, skips)
+        reuse(pipeline, at, skips, self.target)

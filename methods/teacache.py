@@ -5,11 +5,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ditbench.acceleration.caching.passes import modulated_input, reuse_residual
-from ditbench.method import Attachment, Stage, build, knob, method
+from ditbench.acceleration.caching.passes import modulated_input
+from ditbench.acceleration.caching.targets import (
+    Target,
+    TargetOrAuto,
+    choose,
+    chosen,
+    reuse,
+    why_no_target,
+)
+from ditbench.method import Attachment, Stage, knob, method
 from ditbench.method.prepare import unprepared
 
 if TYPE_CHECKING:
@@ -57,29 +66,41 @@ class TeaCache:
     training: int = knob(0, low=0, high=15)
     """Which calibration: every number has requests and noise of its own, so that several show how
     far calibrations differ."""
+    target: TargetOrAuto = "residual"
+    """What is kept of a computed run and reused: what the blocks added, or the prediction said as
+    noise (`epsilon`), clean sample (`x0`), velocity (`v`), the sampler's clean sample (`denoised`) or
+    that less the state (`denoised_residual`), from which the prediction at the state of the step is
+    made again (AutoTarget, arXiv:2610.03577). `auto`: `prepare` measures them."""
     off: ClassVar[dict[str, object]] = {"threshold": 0.0}
     dial: ClassVar[tuple[str, float, float]] = ("threshold", 0, 4)
 
     def recipe(self) -> dict[str, Any] | None:
         """A threshold found for a share depends on the signal and on what its change is put
         through."""
-        return (
-            {"version": 2, "saved": self.saved, "polynomial": list(self.polynomial)}
-            if self.saved
-            else None
-        )
+        found = {"version": 2, "saved": self.saved, "polynomial": list(self.polynomial)}
+        if self.target == "auto":
+            return found | {"target": 1, "threshold": self.threshold}
+        kept = {} if self.target == "residual" else {"target": self.target}
+        return found | kept if self.saved else None
+
+    def check(self, pipeline: Any) -> str | None:
+        """Another target than the residual wants a model of noise or of a flow."""
+        return why_no_target(pipeline, self.target)
 
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
         """Look for the threshold that skips `saved` of the runs on a batch of training requests;
-        returns it and the share it skips."""
+        returns it and the share it skips. And, with `target='auto'`, choose the target."""
+        if not self.saved:
+            return choose(folder, room, lambda target: replace(self, target=target))
         from ditbench.acceleration.caching.calibrate_magcache import BATCH
         from ditbench.method.dial import dialled
 
         num = room.at_once(BATCH)
+        kept: Target = "residual" if self.target == "auto" else self.target
 
         def skips(threshold: float) -> float:
             counters = room.generate(
-                build(TeaCache, {"threshold": threshold, "polynomial": self.polynomial}), num
+                replace(self, threshold=threshold, saved=0.0, target=kept), num
             ).counters()
             reused, computed = (
                 counters.get(f"teacache.passes_{what}", 0) for what in ("reused", "computed")
@@ -89,16 +110,23 @@ class TeaCache:
         threshold, skipped = dialled(skips, self.saved, *self.dial[1:])
         room.tell({"done": 1, "of": 1})
         (folder / FOUND).write_text(json.dumps({"threshold": threshold}) + "\n", encoding="utf-8")
-        return {"threshold": threshold, "skipped": round(skipped, 4), "samples": num}
+        notes = {"threshold": threshold, "skipped": round(skipped, 4), "samples": num}
+        if self.target != "auto":
+            return notes
+        set_so = replace(self, threshold=threshold, saved=0.0)
+        return notes | choose(folder, room, lambda target: replace(set_so, target=target))
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Reroute every block; the first one decides for all."""
         from ditbench.models.family import family_of
 
         threshold = self.threshold
+        if self.recipe() is not None and at.artifact is None:
+            raise unprepared(self)
+        target: Target = chosen(at.artifact) if self.target == "auto" else self.target
+        at.notes |= {"target": target} if self.target == "auto" else {}
         if self.saved:
-            if at.artifact is None:
-                raise unprepared(self)
+            assert at.artifact is not None
             threshold = json.loads((at.artifact / FOUND).read_text(encoding="utf-8"))["threshold"]
         family, width = family_of(pipeline.transformer).name, at.sublayers[0].linears[0].in_features
         terms = self.polynomial or PUBLISHED.get((family, width), (1.0, 0.0))
@@ -126,7 +154,7 @@ class TeaCache:
             total[branch] = 0.0
             return False
 
-        reuse_residual(at, decide)
+        reuse(pipeline, at, decide, target)
 
 
 def _time_embedding(transformer: Any, at: Attachment) -> Callable[[RunBlock, Streams], Any]:

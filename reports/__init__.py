@@ -2,7 +2,7 @@
 torch.
 
 `build` writes everything, `print_report` shows it on the terminal, `report_json` gives the document
-behind `--json`.
+behind `--json`; `build_pairs` and `print_pairs` do so for the pairs of methods alone.
 """
 
 from __future__ import annotations
@@ -10,14 +10,26 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ditbench.reports.sections.section import Report
+    from ditbench.analysis.pairs import PairMatrix
+    from ditbench.reports.sections.section import Report, Section
 
-__all__ = ["build", "print_report", "report_json"]
+__all__ = ["build", "build_pairs", "pairs_json", "print_pairs", "print_report", "report_json"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """What `build_pairs` made."""
+
+    of: list[tuple[Section, list[PairMatrix]]]
+    """A matrix for each model of each section."""
+    files: list[Path]
+    """Every file written, the page last."""
 
 
 def build(folders: list[Path], out: Path | None = None) -> Report:
@@ -73,7 +85,42 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
             images[section.name][model] += drawn.get(model, [])
         files += [path for paths in images[section.name].values() for path in paths]
     page = write_page(sections, images, out)
+    files += _write_pairs(_pairs(sections), out)
     return Report(sections=sections, out=out, page=page, files=[*files, page])
+
+
+def build_pairs(folders: list[Path], out: Path | None = None) -> Pairs:
+    """Make the page and the tables of the pairs of methods alone, where `build` makes them; raises
+    ValueError as `build`."""
+    from ditbench.records.files import make_folder
+    from ditbench.reports.sections.merge import merge
+    from ditbench.reports.sections.section import read_sections
+
+    if not folders:
+        raise ValueError("a report needs at least one run folder")
+    pairs = _pairs(merge(read_sections(folders)))
+    out = out or make_folder(folders[0] / _name(folders), folders[0])
+    return Pairs(of=pairs, files=_write_pairs(pairs, out))
+
+
+def _pairs(sections: Sequence[Section]) -> list[tuple[Section, list[PairMatrix]]]:
+    from ditbench.reports.tables.pairs import matrices
+
+    return [(section, matrices(section)) for section in sections]
+
+
+def _write_pairs(pairs: Sequence[tuple[Section, list[PairMatrix]]], out: Path) -> list[Path]:
+    """The tables of every section that has records, and the page last."""
+    from ditbench.records.files import check_folder
+    from ditbench.reports.page.pairs import write_pairs_page
+    from ditbench.reports.tables.pairs import write_pairs
+
+    files: list[Path] = []
+    for section, of in (one for one in pairs if one[1]):
+        at = (out if len(pairs) == 1 else out / section.name) / "tables"
+        check_folder(at, out)
+        files += write_pairs(section, of, at)
+    return [*files, write_pairs_page(pairs, out)]
 
 
 def _name(folders: Sequence[Path]) -> str:
@@ -101,3 +148,17 @@ def report_json(report: Report) -> dict[str, Any]:
     from ditbench.reports.tables.speed_quality import document
 
     return document(report)
+
+
+def print_pairs(pairs: Pairs) -> None:
+    """Print the matrices, what was run, why the rest is refused, and where the page is."""
+    from ditbench.reports.terminal.pairs import show_pairs
+
+    show_pairs(pairs.of, pairs.files[-1])
+
+
+def pairs_json(pairs: Pairs) -> dict[str, Any]:
+    """The matrices as one JSON document, a run each."""
+    from ditbench.reports.tables.pairs import document
+
+    return {"page": str(pairs.files[-1]), "runs": [document(*one) for one in pairs.of]}

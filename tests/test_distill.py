@@ -11,6 +11,12 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 
 from ditbench.acceleration.distillation import recordings
+from ditbench.acceleration.distillation.distribution_matching import (
+    FakeScore,
+    matching_gradient,
+    matching_loss,
+    noised,
+)
 from ditbench.acceleration.distillation.noise_process import (
     Process,
     angle,
@@ -21,9 +27,11 @@ from ditbench.acceleration.distillation.noise_process import (
 )
 from ditbench.acceleration.distillation.objectives import (
     OBJECTIVES,
+    Lesson,
     meanflow_loss,
     meanflow_target,
     scm_tangent,
+    simulated,
 )
 from ditbench.acceleration.distillation.recordings import Denoiser, record, rows
 from ditbench.acceleration.distillation.scheduler import FewStepScheduler
@@ -225,6 +233,134 @@ def trained(room, objective, folder):
         objective=objective, steps=2, recordings=4, iterations=4, batch=2, average=0.5, finish=0
     )
     return prepare_student(folder, room, few)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("dit", 1), ("wan", 2)])
+def test_a_student_by_distribution_matching_takes_its_steps_and_keeps_the_contract(
+    kind, steps, tmp_path
+):
+    room = room_of(kind)
+    teacher = {name: p.clone() for name, p in room.pipe.transformer.named_parameters()}
+    few = Recipe(
+        objective="dmd2", steps=steps, recordings=4, iterations=14, batch=2, average=0.5
+    )  # fmt: skip
+    prepare_student(tmp_path, room, few)
+    for name, p in room.pipe.transformer.named_parameters():
+        assert torch.equal(p, teacher[name])
+    log = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
+    assert [(row[0], row[3]) for row in log] == [("7", "endings"), ("8", "scores")]
+    notes = json.loads((tmp_path / "student.json").read_text())["sampler"]
+    assert notes["way"] == "consistency" and len(notes["timesteps"]) == steps
+    requests = make_requests(room.model, 2, seed=0)
+
+    def arguments(sampling, which):
+        asked = call_arguments(room.model, sampling, [requests[i] for i in which])
+        return asked | {"output_type": OUTPUT[kind]}
+
+    subject = Subject(pipeline=room.pipe, sampling=room.sampling, arguments=arguments)
+    stack = f"distill(steps={steps}, objective='dmd2')"
+    checks = check_method(stack, subject, {"distill": tmp_path})
+    assert all(c.passed for c in checks), [c for c in checks if not c.passed]
+
+
+def test_matching_moves_nothing_where_both_scores_are_one_and_else_towards_the_teacher():
+    """With exact denoisers of two Gaussians, the student's samples come to have the teacher's
+    mean."""
+    centre, spread, g = 0.8, 0.5, torch.Generator().manual_seed(0)
+
+    def denoised(x, s, mean):
+        s = s.view(-1, 1)
+        gain = (1 - s) * spread**2 / ((1 - s) ** 2 * spread**2 + s**2)
+        return mean + gain * (x - (1 - s) * mean)
+
+    mean = torch.tensor(-1.0, requires_grad=True)
+    apart = []
+    for _ in range(200):
+        clean = mean + spread * torch.randn((256, 4), generator=g)
+        with torch.no_grad():
+            x, s, _, noise = noised(clean, Process(False), g, 0.02, 0.98)
+            assert torch.allclose(x, (1 - s.view(-1, 1)) * clean + s.view(-1, 1) * noise)
+            real, fake = denoised(x, s, centre), denoised(x, s, mean)
+            gradient = matching_gradient(clean, real, fake)
+        assert not matching_gradient(clean, real, real).any()
+        (slope,) = torch.autograd.grad(matching_loss(clean, gradient), mean)
+        assert torch.isclose(slope, gradient.mean(), atol=1e-6)
+        with torch.no_grad():
+            mean -= 0.1 * slope
+        apart.append(abs(mean.item() - centre))
+    assert apart[-1] < 0.05 * apart[0]
+    same = torch.ones(2, 3)
+    assert not matching_gradient(same, same, same).any()  # 0 / 0
+
+
+@pytest.mark.parametrize("kind", ["pixart", "flux"])
+def test_the_fake_score_learns_what_the_student_makes_and_the_teacher_stays(kind):
+    room = room_of(kind)
+    teacher, process = room.pipe.transformer, Process.of(room.pipe.scheduler)
+    before = {name: p.clone() for name, p in teacher.named_parameters()}
+    recorded, g = record(room, 8, 0), torch.Generator().manual_seed(1)
+    clean = -recorded.states[:, -1].float()  # which the teacher would not make
+    fake = FakeScore(teacher, process, 3e-4)
+
+    def error():
+        x, s, timestep, noise = noised(clean, process, torch.Generator().manual_seed(2), 0.2, 0.8)
+        with torch.no_grad():
+            v = fake.denoise(x, s, timestep, recorded.asked)
+        return float((v - (noise - clean)).square().mean())
+
+    at_first = error()
+    with torch.enable_grad():
+        losses = [fake.learn(clean, recorded.asked, g) for _ in range(40)]
+    assert error() < 0.8 * at_first and all(loss > 0 for loss in losses)
+    assert all(torch.equal(p, before[name]) for name, p in teacher.named_parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("kind", ["pixart", "flux"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_backward_simulation_is_the_students_own_sampling(kind, steps):
+    """The clean samples are those that the sampler's steps see, of the same noise; only the last
+    step has gradients."""
+    room = room_of(kind)
+    recorded, process = record(room, 2, 0), Process.of(room.pipe.scheduler)
+    asked = []
+
+    class Watched(Denoiser):
+        def __call__(self, x, s, timestep, conditioning):
+            v = super().__call__(x, s, timestep, conditioning)
+            asked.append((x, s, timestep, torch.is_grad_enabled(), v))
+            return v
+
+    student = Watched(room.pipe.transformer, process)
+    grid = torch.linspace(0, 4, steps + 1).round().long()
+    lesson = Lesson(
+        recorded=recorded, student=student, teacher=student, process=process, grid=grid,
+        guidance=1.0, batch=2, iterations=1,
+    )  # fmt: skip
+    which = torch.tensor([1, 0])
+    taken = set()
+    for seed in range(8):
+        asked.clear()
+        with torch.enable_grad():
+            clean = simulated(lesson, which, torch.Generator().manual_seed(seed))
+        taken.add(len(asked))
+        assert [with_gradients for *_, with_gradients, _ in asked][:-1] == [False] * (
+            len(asked) - 1
+        )
+        assert asked[-1][3]
+        levels = recorded.levels[grid]
+        sampler = FewStepScheduler(
+            recorded.timesteps[grid[:-1]].tolist(), levels.tolist(), process.noise, "consistency"
+        )
+        sampler.set_timesteps(steps)
+        for k, (x, s, timestep, _, v) in enumerate(asked):
+            assert torch.equal(s, levels[k].expand(2))
+            assert torch.equal(timestep, recorded.timesteps[grid[k]].expand(2))
+            own = process.own(x, levels[k])
+            said = (1 - levels[k]) * v + x if process.noise else v
+            seen = sampler.step(said, timestep, own).pred_original_sample
+        assert torch.allclose(seen, clean, atol=1e-4)
+    assert taken == set(range(1, steps + 1))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -37,6 +37,7 @@ CACHES = (
     "delta_dit(interval=2)",
     "seacache(threshold=5.0)",
     "easycache(threshold=99.0,retain=0.0)",
+    "schedule(steps='0-2',target='x0')",
     "dicache(threshold=9.0,retain=0.0)",
     "hicache(interval=2)",
     "speca(least=1)",

@@ -92,6 +92,9 @@ def test_a_report_has_tables_plots_grids_and_a_page_for_every_model(report, run)
         "grids/dit-tiny-samples.png",
         "grids/wan-tiny-samples.png",
         "index.html",
+        "pairs.html",
+        "tables/pairs.csv",
+        "tables/pairs.json",
     }
     assert all(path.stat().st_size > 200 for path in report.files)
 
@@ -654,7 +657,8 @@ def test_a_report_needs_no_torch(tmp_path):
 def test_a_hundred_cells_take_little_enough_work(tmp_path):
     """Counted in function calls, which no other work on the machine changes.
 
-    The command makes 10.8 million, imports included; when it made 8 million it took 6.6 to 7.9 s on
+    The command makes 11.6 million, imports and the matrix of all pairs of methods (0.6 million)
+    included; when it made 8 million it took 6.6 to 7.9 s on
     a quiet two-core machine, of the ten it may take. At other hours it took 14 s of processor time
     on the same machine, so that seconds cannot be asserted.
     """
@@ -671,7 +675,7 @@ def test_a_hundred_cells_take_little_enough_work(tmp_path):
         "print('calls', pstats.Stats(profile).total_calls)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert int(done.stdout.rpartition("calls ")[2]) <= 11_200_000
+    assert int(done.stdout.rpartition("calls ")[2]) <= 12_000_000
     assert (run / "report" / "index.html").is_file()
 
 

@@ -214,6 +214,8 @@ def _report(args: argparse.Namespace) -> int:
     from ditbench.method.plugins import load_plugins
 
     load_plugins(args.plugin)
+    if args.only == "pairs":
+        return asking.pairs(args)
     return _tell_report(args.runs, args.out, args.json, None)
 
 

@@ -197,6 +197,11 @@ def parsers(
     report = command("report", "make tables, figures and the page of runs from their records")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="folder for the report (default: RUN/report)")
+    report.add_argument(
+        "--only",
+        choices=("pairs",),
+        help="of the report only the matrix of all pairs of methods: run, refused or not run",
+    )
     plugin_flag(report)
 
     recommend = command(

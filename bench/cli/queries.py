@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.cli.ending import tell
-from ditbench.cli.parser import GATE, OK
+from ditbench.cli.parser import GATE, OK, SOME_FAILED
 
 if TYPE_CHECKING:
     from ditbench.reports.sections.section import Section
@@ -70,6 +70,18 @@ def compare(args: argparse.Namespace) -> int:
     if args.json:
         print(json_text(rows))
     return GATE if worse or blind else OK
+
+
+def pairs(args: argparse.Namespace) -> int:
+    """Every pair of methods of the runs: run, refused or not run; SOME_FAILED for damaged files."""
+    from ditbench.records.files import json_text
+    from ditbench.reports import build_pairs, pairs_json, print_pairs
+
+    made = build_pairs(args.runs, args.out)
+    print_pairs(made)
+    if args.json:
+        print(json_text(pairs_json(made)))
+    return SOME_FAILED if any(section.damaged for section, _ in made.of) else OK
 
 
 def reproduce(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from ditbench.records.files import write_text
 from ditbench.records.record import SHOWN
 from ditbench.reports.page.images import show_image
+from ditbench.reports.page.pairs import PAGE
 from ditbench.reports.page.tables import fold_sheet, list_of, table_of
 from ditbench.reports.page.viewer import draw_viewer
 from ditbench.reports.sections.findings import findings
@@ -124,6 +125,12 @@ def _section(
         if (out / at / f"{name}.{kind}").is_file()
     ]
     parts.append(f"<p>Tables at full precision: {', '.join(tables)}.</p>")
+    if section.rows:
+        pairs = [f'<a href="{quote(f"{at}/pairs.{k}")}">pairs.{k}</a>' for k in ("csv", "json")]
+        parts.append(
+            f'<p>Which methods can be combined at all, and which pairs were run: <a href="{PAGE}">{PAGE}</a>, '
+            f"{', '.join(pairs)}.</p>"
+        )
     return "\n".join(parts)
 
 
@@ -157,7 +164,7 @@ def _model(section: Section, model: str, images: Sequence[Path], out: Path) -> s
     parts = [
         f'<section class="model" id="{_anchor(section, model)}"><h2>{escape(model)}</h2>',
         f'<p class="quiet">{escape(section.caption(model))}</p>',
-        table_of(rows, _glance, f"{model}: speed and quality"),
+        table_of(rows, _glance, f"{model}: speed and quality", section.name),
         list_of(notes) if notes else "",
     ]
     for path in images:

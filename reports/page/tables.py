@@ -8,15 +8,22 @@ from html import escape
 from ditbench.records.record import SHOWN
 from ditbench.reports.sections.format import DASH
 from ditbench.reports.sections.rows import ReportRow, labelled, status
+from ditbench.reports.sections.section import file_name
 from ditbench.reports.tables.columns import TableCell
 from ditbench.reports.tables.sheet import KEY, Sheet
 
 
+def row_anchor(section: str, key: str) -> str:
+    """The `id` of a row of the first table of its model, by section and record key."""
+    return file_name(f"row--{section}--{key}")
+
+
 def table_of(
-    rows: Sequence[ReportRow], cells: Callable[[ReportRow], dict[str, TableCell]], label: str
-) -> str:
+    rows: Sequence[ReportRow], cells: Callable[[ReportRow], dict[str, TableCell]], label: str,
+    section: str = "",
+) -> str:  # fmt: skip
     """A row for each stack, with the columns that any of them fills; those that did not run have
-    their reason instead."""
+    their reason instead. Rows have the `id` of `row_anchor` where `section` is named."""
     shown = [cells(row) if row["status"] == SHOWN else {} for row in rows]
     heads = list(dict.fromkeys(head for line in shown for head in line))
     heads = [head for head in heads if any(line.get(head, (DASH, ""))[0] != DASH for line in shown)]
@@ -35,9 +42,9 @@ def table_of(
             filled = f'<td class="reason" colspan="{max(1, len(heads))}"><span>{escape(row["reason"] or word)}</span></td>'
         else:
             filled = "".join(_filled(*line.get(head, (DASH, ""))) for head in heads)
-        parts.append(
-            f'<tr class="{kind}">{name}{filled}</tr>' if kind else f"<tr>{name}{filled}</tr>"
-        )
+        start = f' id="{row_anchor(section, row["key"])}"' if section else ""
+        start += f' class="{kind}"' if kind else ""
+        parts.append(f"<tr{start}>{name}{filled}</tr>")
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>{"".join(parts)}</table></div>'
 
 

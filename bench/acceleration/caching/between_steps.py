@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ditbench.acceleration.caching.passes import added, plus, reroute_passes
+from ditbench.acceleration.caching.targets import Target, reuse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,11 +56,11 @@ def why_no_rule(pipeline: Any, between: Between) -> str | None:
 
 def compute_at(
     pipeline: Any, at: Attachment, computes: Computes, between: Between, order: int | None = None,
-    span: int = SPAN,
+    span: int = SPAN, target: Target = "residual",
 ) -> None:  # fmt: skip
     """Compute the passes for which `computes(step, branch)`, and make the others by the rule
     `between`; a pass without anything computed before it in a generation is computed. `span`: steps
-    that a mean velocity goes back.
+    that a mean velocity goes back; `target`: what `reuse` keeps and reuses.
 
     Counts `passes_computed` and `passes_reused`, and notes what is computed for the schedule in the
     record. ValueError as `order_of`.
@@ -73,7 +74,11 @@ def compute_at(
                 at.computes(sublayer, 1.0)
         return wanted
 
-    if between == "meanvelocity":
+    if target != "residual":
+        if between != "reuse":
+            raise ValueError(f"between={between!r} has no target; 'reuse' has")
+        reuse(pipeline, at, lambda _run, _in: not wants(at.now.step, at.now.branch), target)
+    elif between == "meanvelocity":
         _by_velocity(pipeline, at, wants, span)
     else:
         _by_residual(pipeline, at, wants, between, highest)

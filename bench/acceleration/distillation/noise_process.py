@@ -109,6 +109,12 @@ class Process:
         return (prediction - x) / (1 - s) if self.noise else prediction
 
 
+def process_of(scheduler: Any) -> Process:
+    """A pipeline's process, also under the scheduler of a student; ValueError as `Process.of`."""
+    own = getattr(scheduler, "process", None)
+    return own if isinstance(own, Process) else Process.of(scheduler)
+
+
 def level_of_step(scheduler: Any, step: int) -> float:
     """The level of a pipeline's states at a sampler step, counted from 0; ValueError as `Process.of`."""
     if (levels := getattr(scheduler, "levels", None)) is not None:  # of a student's own grid

@@ -15,6 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ditbench.acceleration.distillation.distribution_matching import (
+    EARLIEST,
+    LATEST,
+    RATIO,
+    FakeScore,
+    matching_gradient,
+    matching_loss,
+    noised,
+)
 from ditbench.acceleration.distillation.noise_process import (
     Process,
     level_of_angle,
@@ -40,6 +49,8 @@ class Lesson:
     iterations: int
     training: int = 0
     """Which training of the recipe: each has random numbers of its own."""
+    fake: FakeScore | None = None
+    """Of `dmd2`."""
 
     def draw(self, step: int) -> tuple[torch.Generator, Tensor]:
         """Random numbers of this iteration, and which recordings [B] it learns from."""
@@ -235,7 +246,63 @@ def meanflow_target(v: Tensor, slope: Tensor, interval: Tensor) -> Tensor:
     return v - wide(interval, v) * slope
 
 
+def endings(lesson: Lesson, step: int) -> Tensor:
+    """The clean sample that the teacher comes to from each state of the student's grid: what a
+    student begins with before `dmd2`, as DMD2's one-step students of SDXL do (arXiv:2405.14867,
+    section 5.3)."""
+    g, which = lesson.draw(step)
+    k = torch.randint(len(lesson.grid) - 1, (lesson.batch,), generator=g)
+    x, s, timestep = lesson.at(which, lesson.grid[k])
+    clean = lesson.recorded.states[which, -1].float()
+    seen = x - wide(s, x) * lesson.student(x, s, timestep, rows(lesson.recorded.asked, which))
+    return (seen - clean).square().mean()
+
+
+def simulated(lesson: Lesson, which: Tensor, g: torch.Generator) -> Tensor:
+    """Clean samples [B,...] that the student makes of fresh noise, at one of its steps, the same for
+    all rows: it takes the steps before without gradients, as it samples (DMD2's backward
+    simulation, section 4.4)."""
+    asked, levels = rows(lesson.recorded.asked, which), lesson.recorded.levels[lesson.grid]
+    timesteps = lesson.recorded.timesteps[lesson.grid[:-1]]
+    shape = (len(which), *lesson.recorded.states.shape[2:])
+    last = int(torch.randint(len(timesteps), (1,), generator=g))
+
+    def seen(x: Tensor, k: int) -> Tensor:
+        s, timestep = levels[k].expand(len(x)), timesteps[k].expand(len(x))
+        return x - levels[k] * lesson.student(x, s, timestep, asked)
+
+    x = lesson.process.state(torch.randn(shape, generator=g), levels[0])
+    with torch.no_grad():
+        for k in range(last):
+            noise = torch.randn(shape, generator=g)
+            x = (1 - levels[k + 1]) * seen(x, k) + levels[k + 1] * noise
+    return seen(x, last)
+
+
+def dmd2(lesson: Lesson, step: int) -> Tensor:
+    """Distribution matching (Yin et al. 2024, arXiv:2405.14867): `RATIO` updates of the fake score
+    on what the student makes, then the difference of both scores at noised samples of the student,
+    the teacher's with guidance."""
+    if lesson.fake is None:
+        raise ValueError("dmd2 needs a fake score")
+    g, which = lesson.draw(step)
+    for _ in range(RATIO):
+        others = torch.randint(len(lesson.recorded.states), (lesson.batch,), generator=g)
+        with torch.no_grad():
+            clean = simulated(lesson, others, g)
+        lesson.fake.learn(clean, rows(lesson.recorded.asked, others), g)
+    clean = simulated(lesson, which, g)
+    with torch.no_grad():
+        x, s, timestep, _ = noised(clean, lesson.process, g, EARLIEST, LATEST)
+        guided = tuple(rows(a, which) for a in lesson.recorded.guided)
+        real = lesson.teacher.guided(x, s, timestep, guided, lesson.guidance)
+        fake = lesson.fake.denoise(x, s, timestep, rows(lesson.recorded.asked, which))
+        broad = wide(s, x)
+        gradient = matching_gradient(clean, x - broad * real, x - broad * fake)
+    return matching_loss(clean, gradient)
+
+
 OBJECTIVES: dict[str, Objective] = {
     "trajectory": trajectory, "progressive": progressive, "lcm": lcm, "scm": scm,
-    "meanflow": meanflow,
+    "meanflow": meanflow, "dmd2": dmd2,
 }  # fmt: skip

@@ -17,10 +17,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ditbench.acceleration.distillation.distribution_matching import RATIO, FakeScore
 from ditbench.acceleration.distillation.interval_embedding import NAME, Intervals
 from ditbench.acceleration.distillation.low_rank import low_rank_copy, state_of
 from ditbench.acceleration.distillation.noise_process import Process
-from ditbench.acceleration.distillation.objectives import OBJECTIVES, Lesson, trajectory
+from ditbench.acceleration.distillation.objectives import (
+    OBJECTIVES,
+    Lesson,
+    Objective,
+    dmd2,
+    endings,
+    trajectory,
+)
 from ditbench.acceleration.distillation.pixel_finetuning import finish
 from ditbench.acceleration.distillation.recordings import Denoiser, record
 from ditbench.acceleration.distillation.scheduler import FewStepScheduler, Way
@@ -36,7 +44,7 @@ if TYPE_CHECKING:
 
 WAYS: dict[str, Way] = {
     "trajectory": "flow", "progressive": "flow", "lcm": "consistency", "scm": "consistency",
-    "meanflow": "flow",
+    "meanflow": "flow", "dmd2": "consistency",
 }  # fmt: skip
 """How a recipe's student is sampled."""
 WEIGHTS, NOTES = "student.safetensors", "student.json"
@@ -72,6 +80,11 @@ class Recipe:
     """2e-4 did well on flux-tiny and undid dit-tiny's jumps."""
     finish_average: float = 0.95
     seed: int = 0
+    warm_up: float = 0.5
+    """Share of the iterations of a `dmd2` student that it learns the teacher's `endings` first; of
+    the rest, `RATIO` are of the fake score for one of its own."""
+    matching_rate: float = 1e-4
+    """Of both networks in `dmd2`."""
     rank: int = 0
     """Of the updates that are trained in place of all weights; 0: all weights are."""
 
@@ -120,37 +133,38 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
         student = copy.deepcopy(teacher).float().requires_grad_(True)
     if recipe.objective == "meanflow":
         Intervals(student).to(room.device)
-    work = folder / "work"
-    for stage in range(stages):
+    work, logs, before = folder / "work", [], 0
+    for number, stage in enumerate(_stages(recipe, stages)):
         grid = (
-            torch.linspace(0, len(recorded.timesteps), recipe.steps * 2 ** (stages - 1 - stage) + 1)
+            torch.linspace(0, len(recorded.timesteps), recipe.steps * stage.halvings + 1)
             .round()
             .long()
         )
+        fake = None
+        if stage.objective is dmd2:
+            with torch.enable_grad():
+                fake = FakeScore(teacher, process, stage.rate)
         lesson = Lesson(
             recorded=recorded, student=Denoiser(student, process),
             teacher=Denoiser(teacher, process), process=process, grid=grid,
             guidance=room.sampling.guidance, batch=recipe.batch,
-            iterations=recipe.iterations // stages, training=room.training,
+            iterations=stage.iterations, training=room.training, fake=fake,
         )  # fmt: skip
-        objective = (
-            trajectory
-            if recipe.objective == "progressive" and stage == 0
-            else OBJECTIVES[recipe.objective]
-        )
         with torch.enable_grad():
             fit(
-                student, functools.partial(objective, lesson), steps=lesson.iterations,
-                lr=recipe.rate, folder=work / str(stage),
+                student, functools.partial(stage.objective, lesson), steps=lesson.iterations,
+                lr=stage.rate, folder=work / str(number), warm_up=stage.warm_up,
                 average=recipe.average, weight_decay=0.0, tell=room.tell,
             )  # fmt: skip
-        teacher = copy.deepcopy(student).requires_grad_(False)
+        logs.append((work / str(number), stage.loss_of, before))
+        before += stage.iterations
+        if recipe.objective == "progressive":
+            teacher = copy.deepcopy(student).requires_grad_(False)
     notes = {
         "timesteps": recorded.timesteps[grid[:-1]].tolist(),
         "levels": recorded.levels[grid].tolist(), "noise": process.noise,
         "way": WAYS[recipe.objective],
     }  # fmt: skip
-    logs = [(work / str(stage), "jumps", stage * lesson.iterations) for stage in range(stages)]
     if recipe.objective != "trajectory" or not room.model.world:
         recipe = replace(recipe, finish=0)
     if recipe.finish:
@@ -162,7 +176,7 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
             rate=recipe.finish_rate,
             teacher_steps=steps, average=recipe.finish_average,
         )  # fmt: skip
-        logs.append((work / "finish", "pixels", stages * lesson.iterations))
+        logs.append((work / "finish", "pixels", before))
     save_file(state_of(student), folder / WEIGHTS)
     (folder / NOTES).write_text(
         json.dumps({"teacher": fingerprint(room.pipe.transformer), "sampler": notes}, indent=1)
@@ -172,11 +186,46 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
     with (folder / "log.csv").open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
         writer.writerow(["step", "loss", "seconds", "loss_of"])
-        for at, what, before in logs:
+        for at, what, earlier in logs:
             _, *rows = csv.reader((at / "loss.csv").open(newline="", encoding="utf-8"))
-            writer.writerows([int(step) + before, *rest, what] for step, *rest in rows)
+            writer.writerows([int(step) + earlier, *rest, what] for step, *rest in rows)
     shutil.rmtree(work)
     return asdict(recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """A part of a training, with an optimiser of its own."""
+
+    objective: Objective
+    iterations: int
+    rate: float
+    halvings: int = 1
+    """Steps of the student in this stage for each that it takes in the end."""
+    warm_up: int = 100
+    loss_of: str = "jumps"
+
+
+def _stages(recipe: Recipe, halvings: int) -> list[_Stage]:
+    """`halvings`: how often the steps of a progressive student are halved, from its first stage on;
+    1 for others."""
+    own = OBJECTIVES[recipe.objective]
+    if recipe.objective == "dmd2":
+        first = round(recipe.warm_up * recipe.iterations)
+        rest = max(1, (recipe.iterations - first) // RATIO)
+        begin = _Stage(objective=endings, iterations=first, rate=recipe.rate, loss_of="endings")
+        match = _Stage(
+            objective=own, iterations=rest, rate=recipe.matching_rate, warm_up=20, loss_of="scores"
+        )
+        return [begin, match] if first else [match]
+    return [
+        _Stage(
+            objective=trajectory if recipe.objective == "progressive" and stage == 0 else own,
+            iterations=recipe.iterations // halvings, rate=recipe.rate,
+            halvings=2 ** (halvings - 1 - stage),
+        )
+        for stage in range(halvings)
+    ]  # fmt: skip
 
 
 def put_in_place(folder: Path, pipeline: Any, at: Attachment) -> None:
