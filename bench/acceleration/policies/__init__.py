@@ -1,0 +1,2 @@
+"""Policies that decide for each sample and step what is computed, and their training by
+reinforcement (GRPO)."""
