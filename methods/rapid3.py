@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ditbench.acceleration.policies import HEADS
 from ditbench.method import Attachment, Stage, knob, method
 from ditbench.method.prepare import unprepared
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
     from ditbench.models.table import Model
 
-NAMES = ("skip", "cache", "attention")
 RULE = ("stride", "threshold", "level")
 
 
@@ -70,12 +70,12 @@ class Rapid3:
 
     def __post_init__(self) -> None:
         given = self.heads.split("+")
-        if not set(given) <= set(NAMES) or len(set(given)) != len(given):
+        if not set(given) <= set(HEADS) or len(set(given)) != len(given):
             raise ValueError(
-                f"rapid3: heads are of {', '.join(NAMES)} with + between them, not {self.heads!r}"
+                f"rapid3: heads are of {', '.join(HEADS)} with + between them, not {self.heads!r}"
             )
         # every spelling of the same heads is one key
-        object.__setattr__(self, "heads", "+".join(n for n in NAMES if n in given))
+        object.__setattr__(self, "heads", "+".join(n for n in HEADS if n in given))
         for name in RULE:
             if self.decide != "fixed" and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"rapid3: with decide={self.decide!r} {name} has no meaning")
@@ -128,9 +128,7 @@ class Rapid3:
         if self.decide == "grid":
             notes = prepare_grid(folder, room, self._trained(), heads, saved)
         else:
-            notes = prepare_policy(
-                folder, room, self._trained(), act_by_steps, score_steps, saved
-            )
+            notes = prepare_policy(folder, room, self._trained(), act_by_steps, score_steps, saved)
         if "attention" in heads:
             notes["saved_by_attention"] = " ".join(map(str, saved[1:]))
         return notes
@@ -150,6 +148,4 @@ class Rapid3:
         if at.artifact is None:
             raise unprepared(self)
         options = options_of(self.heads.split("+"))
-        act_by_steps(
-            pipeline, at, decider_of(at.artifact, pipeline, options, self.decide)
-        )
+        act_by_steps(pipeline, at, decider_of(at.artifact, pipeline, options, self.decide))

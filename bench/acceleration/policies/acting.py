@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ditbench.acceleration.policies.deciding import ATTENTION
+from ditbench.acceleration.policies import ATTENTION, MASSES, RATIOS
 from ditbench.acceleration.policies.per_sample import PerSample
 
 if TYPE_CHECKING:
@@ -17,13 +17,8 @@ if TYPE_CHECKING:
     from ditbench.method.attachment import Attachment
     from ditbench.models.sublayers import Route, Run, Sublayer
 
-MASSES = (1.0, 0.95, 0.9, 0.8)
-"""Share of a tile's attention that the tiles it attends to hold, by level; 0 is dense. RAPID3's are
-not known but for being mild and three; these are ours."""
 LEAST = 0.1
 """Share of the tiles that each attends to at least, as in `top_tiles`."""
-RATIOS = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Share of the tokens that is computed, by level. Ours."""
 Act = Callable[[Any, "Attachment", "Decider"], PerSample]
 """f(pipeline, attachment, who decides): put in place what carries the decisions out."""
 

@@ -15,11 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ditbench.acceleration.caching.schedule import refuse_other_length
+from ditbench.acceleration.policies import ATTENTION, CACHE, RATIO, SKIP
 from ditbench.acceleration.policies.heads import likeliest
-
-SKIP, CACHE, ATTENTION, RATIO = "skip", "cache", "attention", "ratio"
-HEADS = (SKIP, CACHE, ATTENTION)
-"""RAPID3's: how far the next step is away, whether this one reuses, how sparse its attention is."""
 
 
 def landing(times: Sequence[float], step: int, fraction: float) -> int:
@@ -36,7 +33,12 @@ class Decider(Protocol):
     """What it decides; the rest is not asked: every step is taken, computed, and dense."""
 
     def reuses(
-        self, samples: Sequence[int], step: int, times: Sequence[float], change: Tensor, kept: Tensor
+        self,
+        samples: Sequence[int],
+        step: int,
+        times: Sequence[float],
+        change: Tensor,
+        kept: Tensor,
     ) -> list[bool]:
         """Which of the samples take what the transformer added last. `change` [n,C,T,H,W]: their
         latents less those it was added to, `kept`."""
@@ -95,7 +97,12 @@ class ByHeads:
         return [float(x) for x in action.tolist()]
 
     def reuses(
-        self, samples: Sequence[int], step: int, times: Sequence[float], change: Tensor, kept: Tensor
+        self,
+        samples: Sequence[int],
+        step: int,
+        times: Sequence[float],
+        change: Tensor,
+        kept: Tensor,
     ) -> list[bool]:
         """See `Decider`."""
         return [a == 1 for a in self._asked(CACHE, samples, times[step], change)]
@@ -143,7 +150,12 @@ class ByRule:
         return frozenset(head for head, there in on.items() if there)
 
     def reuses(
-        self, samples: Sequence[int], step: int, times: Sequence[float], change: Tensor, kept: Tensor
+        self,
+        samples: Sequence[int],
+        step: int,
+        times: Sequence[float],
+        change: Tensor,
+        kept: Tensor,
     ) -> list[bool]:
         """See `Decider`."""
         moved = change.abs().flatten(1).mean(1) / kept.abs().flatten(1).mean(1)
@@ -160,6 +172,15 @@ class ByRule:
     ) -> list[int]:
         """See `Decider`."""
         return [min(step + self.stride, len(times) - 1)] * len(samples)
+
+
+class ByRatio(ByRule):
+    """One share of the tokens for all samples, by `level`."""
+
+    @property
+    def heads(self) -> frozenset[str]:
+        """The share."""
+        return frozenset({RATIO})
 
 
 Action = tuple[int, bool, int, int]
@@ -185,7 +206,12 @@ class ByRecord:
         return [recorded[field]] * len(samples)
 
     def reuses(
-        self, samples: Sequence[int], step: int, times: Sequence[float], change: Tensor, kept: Tensor
+        self,
+        samples: Sequence[int],
+        step: int,
+        times: Sequence[float],
+        change: Tensor,
+        kept: Tensor,
     ) -> list[bool]:
         """See `Decider`."""
         return self._say(samples, step, times, 0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ditbench.acceleration.caching.calls import as_wide
-from ditbench.acceleration.policies.deciding import ATTENTION, CACHE, RATIO, SKIP
+from ditbench.acceleration.policies import ATTENTION, CACHE, RATIO, SKIP
 from ditbench.acceleration.policies.heads import on_grid
 from ditbench.models.calls import each_tensor, put_rows
 
@@ -151,9 +151,7 @@ class PerSample:
         new = added + as_wide(hidden[rows], added)
         return each_tensor(lambda into: _copied(into, rows, new), out)
 
-    def _put(
-        self, hidden: Tensor, branch: int, samples: Sequence[int], part: Any, out: Any
-    ) -> Any:
+    def _put(self, hidden: Tensor, branch: int, samples: Sequence[int], part: Any, out: Any) -> Any:
         """The whole output with the rows of the samples that were computed."""
         rows = self.at.now.rows_of(samples)
         batch = self.at.now.batch
@@ -163,8 +161,12 @@ class PerSample:
             for store, value in (
                 (self._inputs, given), (self._added, made - as_wide(given, made))
             ):  # fmt: skip
-                store[branch] = value if whole else _copied(
-                    _wide(value, batch) if branch not in store else store[branch], rows, value
+                store[branch] = (
+                    value
+                    if whole
+                    else _copied(
+                        _wide(value, batch) if branch not in store else store[branch], rows, value
+                    )
                 )
         if whole:
             return part

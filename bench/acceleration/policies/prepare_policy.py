@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ditbench.acceleration.policies.acting import MASSES, Act, act_by_steps
+from ditbench.acceleration.policies import ATTENTION, CACHE, MASSES, SKIP
+from ditbench.acceleration.policies.acting import Act, act_by_steps
 from ditbench.acceleration.policies.deciding import (
-    ATTENTION,
-    CACHE,
-    SKIP,
     Actions,
     ByHeads,
     ByRecord,
@@ -151,9 +149,7 @@ def read_actions(folder: Path) -> tuple[Actions, int]:
         raise ValueError(f"{path} holds no actions ({error})") from None
 
 
-def decider_of(
-    folder: Path, pipeline: Any, options: dict[str, int], decide: str
-) -> Decider:
+def decider_of(folder: Path, pipeline: Any, options: dict[str, int], decide: str) -> Decider:
     """Who decides by what was prepared; ValueError, naming the file, where that is not there."""
     if decide == "grid":
         path = folder / RULE_FILE
