@@ -328,7 +328,7 @@ def test_what_was_prepared_keeps_the_contract(kind, text, prepared):
         ("heads='skip+skip'", "heads are of skip, cache, attention with"),
         ("stride=2", "with decide='policy' stride has no meaning"),
         ("decide='fixed',omega=2.0", "with decide='fixed' omega has no meaning"),
-        ("decay=1.5", "decay must be at most 1"),
+        ("decay=1.5", "decay must be above 0 and at most 1"),
     ],
 )
 def test_knobs_that_contradict_each_other_are_one_sentence(knobs, message):

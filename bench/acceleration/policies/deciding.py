@@ -29,8 +29,9 @@ def landing(times: Sequence[float], step: int, fraction: float) -> int:
 class Decider(Protocol):
     """Decides for some samples at a step."""
 
-    heads: frozenset[str]
-    """What it decides; the rest is not asked: every step is taken, computed, and dense."""
+    @property
+    def heads(self) -> frozenset[str]:
+        """What it decides; the rest is not asked: every step is taken, computed, and dense."""
 
     def reuses(
         self,

@@ -103,14 +103,16 @@ def read_heads(path: Path, options: Mapping[str, int], channels: int) -> nn.Modu
         raise ValueError(
             f"{path} holds no heads {', '.join(options)} for {channels} channels ({kind})"
         ) from None
-    return heads.eval().requires_grad_(False)
+    heads.eval().requires_grad_(False)
+    return heads
 
 
 def on_grid(latents: Tensor, grid: Sequence[int]) -> Tensor:
     """[n,C,T,H,W] of latents [n,C,H,W], [n,C,T,H,W], or of tokens [n,N,C] on the grid (T,H,W)."""
     if latents.dim() == 3:
         frames, rows, columns = grid
-        return latents.movedim(1, -1).unflatten(-1, (frames, rows, columns))
+        spread: Tensor = latents.movedim(1, -1).unflatten(-1, (frames, rows, columns))
+        return spread
     return latents[:, :, None] if latents.dim() == 4 else latents
 
 
