@@ -51,7 +51,7 @@ class Recipe:
     """Weight of the discriminator beside the quality."""
     price: float = 1.0
     """Of zipr1's reward: what leaving out all tokens is worth beside being right."""
-    iterations: int = 100
+    iterations: int = 60
     prompts: int = 4
     group: int = 8
     """Rollouts of one prompt, from the same noise: the sampler is deterministic, so that they differ
