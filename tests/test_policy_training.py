@@ -39,8 +39,9 @@ SHORT = Recipe(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["flux", "dit", "wan"])
-@pytest.mark.parametrize("reward", ["both", "quality"])
+@pytest.mark.parametrize(
+    ("kind", "reward"), [("flux", "both"), ("dit", "quality"), ("wan", "discriminator")]
+)
 def test_prepare_writes_heads_a_record_and_a_log_and_the_method_runs_by_them(
     kind, reward, tmp_path, monkeypatch
 ):
@@ -57,7 +58,7 @@ def test_prepare_writes_heads_a_record_and_a_log_and_the_method_runs_by_them(
     assert [row["done"] for row in heard] == [1, 2] and {"reward", "compute"} <= heard[0].keys()
     log = list(csv.DictReader((tmp_path / "log.csv").open()))
     assert [row["iteration"] for row in log] == ["0", "1"]
-    assert ("discriminator_loss" in log[0]) == (reward == "both")
+    assert ("discriminator_loss" in log[0]) == (reward != "quality")
     actions, steps = read_actions(tmp_path)
     assert steps == 6 and actions[0][:2] == (0, False) and actions[-1][3] == 6
     for text in (stack, f"rapid3(reward='{reward}',decide='replay')"):

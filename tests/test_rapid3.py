@@ -321,6 +321,16 @@ def test_what_was_prepared_keeps_the_contract(kind, text, prepared):
     assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 12
 
 
+def test_a_replay_records_the_steps_it_computes(tmp_path):
+    """`replay` fills the others in by its own rule; decide='replay' repeats the actions."""
+    from test_replay import room_of
+
+    _, room = room_of("flux")
+    (replay,) = Stack.parse("replay(of='rapid3(decide=\"fixed\",stride=2)',prompts=1)").methods
+    notes = replay.prepare(tmp_path, room)
+    assert (notes["steps"], notes["share"]) == ("0-2-4", 1)
+
+
 @pytest.mark.parametrize(
     "knobs, message",
     [
