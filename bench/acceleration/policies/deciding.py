@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Beta, Categorical, Distribution
 
 from ditbench.acceleration.caching.schedule import refuse_other_length
 from ditbench.acceleration.policies import ATTENTION, CACHE, RATIO, SKIP
@@ -123,14 +124,19 @@ class ByHeads:
         return [landing(times, step, a) for a in actions]
 
 
-def _drawn(policy: Any, generator: torch.Generator) -> Tensor:
-    """An action [n] by a generator of our own: drawing twice gives the same, whoever else draws."""
+def _drawn(policy: Distribution, generator: torch.Generator) -> Tensor:
+    """An action [n] by a generator of our own, on the host: the same whatever the device, whoever else
+    draws."""
     seed = int(torch.randint(1 << 31, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        action: Tensor = policy.sample()
-    # a density at 0 or 1 is infinite or nothing
-    return action.clamp(1e-4, 1 - 1e-4) if action.is_floating_point() else action
+        torch.default_generator.manual_seed(seed)
+        if isinstance(policy, Beta):
+            host = Beta(policy.concentration1.cpu(), policy.concentration0.cpu())
+            # a density at 0 or 1 is infinite or nothing
+            action: Tensor = host.sample().clamp(1e-4, 1 - 1e-4).to(policy.mean)
+            return action
+        choice: Tensor = Categorical(logits=policy.logits.cpu()).sample()  # type: ignore[attr-defined]
+        return choice.to(policy.logits.device)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

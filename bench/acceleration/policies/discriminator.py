@@ -36,6 +36,7 @@ class Discriminator:
             self.adapter = nn.Sequential(
                 nn.LayerNorm(features), nn.Linear(features, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 1)
             )
+        self.adapter.to(next(judge.parameters()).device)
         self._optimiser = torch.optim.AdamW(self.adapter.parameters(), RATE, weight_decay=DECAY)
         self._known: dict[str, Tensor] = {}
 

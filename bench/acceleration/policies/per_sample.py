@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +21,31 @@ from ditbench.models.calls import each_tensor, put_rows
 if TYPE_CHECKING:
     from ditbench.acceleration.policies.deciding import Action, Decider
     from ditbench.method.attachment import Attachment
+
+
+class Times(Sequence[float]):
+    """The sampler's timesteps with 0 after the last, read when one is asked for: on a GPU the host
+    waits for that once in a generation, and a fixed rule asks for none."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler, self._read = scheduler, list[float]()
+
+    def clear(self) -> None:
+        """Another generation begins."""
+        self._read.clear()
+
+    def __len__(self) -> int:
+        return len(self._scheduler.timesteps) + 1
+
+    @overload
+    def __getitem__(self, step: int) -> float: ...
+    @overload
+    def __getitem__(self, step: slice) -> list[float]: ...
+    def __getitem__(self, step: int | slice) -> float | list[float]:
+        if not self._read:
+            self._read = [*map(float, self._scheduler.timesteps.tolist()), 0.0]
+        return self._read[step]
+
 
 Around = Callable[[int, Sequence[int]], AbstractContextManager[object]]
 """f(level, samples) -> what is entered round the transformer's run for them."""
@@ -52,7 +77,7 @@ class PerSample:
         self._groups: dict[int, list[int]] = {}
         """The samples that are computed at this step, by level."""
         self._reusing: list[int] = []
-        self._times: list[float] = []
+        self._times = Times(pipeline.scheduler)
         self._outputs: dict[int, Any] = {}
         self._inputs: dict[int, Tensor] = {}
         """[B,...] by guidance pass: what each sample's last computed call was given."""
@@ -104,8 +129,6 @@ class PerSample:
         """Who reuses and who is computed at this step, as [reuses, level] by sample."""
         at, decider = self.at, self.decider
         step, heads = at.now.step, decider.heads
-        if not self._times:
-            self._times.extend([*map(float, self.pipeline.scheduler.timesteps.tolist()), 0.0])
         landed = [i for i in range(num) if self._to.get(i, step) <= step]
         # a guidance pass that comes back may find samples of which nothing is kept
         bare = SKIP in heads and 0 not in self._outputs

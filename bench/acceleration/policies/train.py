@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -161,8 +161,10 @@ def score_tokens(
     """ZipR1's reward: 1 where a sample is right, and the share of the tokens left out, where a rollout
     of the same request is right."""
     truth = Scenes.of([request.truth or {} for request in requests])
-    read = agreement(studio.judge.read(made.pixels), truth, studio.room.model.world)
-    right = torch.stack(list(read.values())).amin(0)
+    read = studio.judge.read(made.pixels)
+    seen = Scenes(*(getattr(read, f.name).cpu() for f in fields(Scenes)))
+    attributes = agreement(seen, truth, studio.room.model.world)
+    right = torch.stack(list(attributes.values())).amin(0)
     steps = studio.room.calls
     computed = [compute_of(actions, studio.saved) / steps for actions in made.actions]
     some = {r.id: False for r in requests}
