@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ditbench.acceleration.caching.calls import reroute_calls
+from ditbench.acceleration.caching.calls import as_wide, reroute_calls
 from ditbench.acceleration.caching.targets import Keeper, Target, why_no_target
 from ditbench.method import Attachment, Stage, knob, method
 
@@ -82,13 +82,13 @@ class EasyCache:
                 return keeper.made(hidden, hidden.dtype)
             if not numbers["skips"] or branch not in added:
                 return None
-            return added[branch] + _as_wide(hidden, added[branch])
+            return added[branch] + as_wide(hidden, added[branch])
 
         def observe(hidden: Tensor, output: Tensor) -> None:
             if keeper:
                 keeper.keep(hidden, output)
             else:
-                added[at.now.branch] = output - _as_wide(hidden, output)
+                added[at.now.branch] = output - as_wide(hidden, output)
             if at.now.branch:
                 return
             if "output" in deciding:
@@ -104,12 +104,3 @@ class EasyCache:
 
 def _mean(x: Tensor) -> Tensor:
     return x.abs().mean()
-
-
-def _as_wide(hidden: Tensor, output: Tensor) -> Tensor:
-    """Hidden states [B,C,...] or [B,N,C] with zeros for the channels that an output has besides."""
-    from torch.nn.functional import pad
-
-    axis = 1 if hidden.dim() > 3 else 2
-    missing = output.shape[axis] - hidden.shape[axis]
-    return pad(hidden, [0, 0] * (hidden.dim() - 1 - axis) + [0, missing]) if missing else hidden

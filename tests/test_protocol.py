@@ -45,6 +45,8 @@ CACHES = (
     "freqca(interval=2,first=2)",
     "barycache(interval=2,first=2)",
     "diffsparse(allocator='uniform',keep=0.5)",
+    "rapid3(decide='fixed',stride=2,threshold=9.0,level=3)",
+    "zipr1(decide='fixed',ratio=0.5)",
     "pab(first=1000,last=0)",
     "step_reuse",
 )
@@ -525,8 +527,10 @@ SETTINGS = {
     "firstblock": "(threshold=0.9)",
     "l2c": "(threshold=1.0)",
     "pab": "(first=1000,last=0)",
+    "rapid3": "(decide='fixed',stride=2,threshold=9.0)",
     "sparsecast": "(learns='coefficients',coefficients='one',keep=0.5)",
     "teacache": "(threshold=5.0)",
+    "zipr1": "(decide='fixed',ratio=0.5)",
 }
 """Knobs under which methods keep something in four steps, and without what has to be prepared."""
 
@@ -580,6 +584,6 @@ def test_nothing_is_kept_when_the_decoder_begins(kind, tmp_path):
     assert {n: b - none for n, b in before_decoding.items() if abs(b - none) > 2000} == {}
     assert {"fora", "taylorseer", "toca", "duca", "delta_dit", "diffsparse", "l2c", "teacache",
             "seacache", "easycache", "dicache", "hicache", "speca", "clusca", "freqca", "barycache",
-            "l2p", "step_reuse", in_list} <= set(keeping)  # fmt: skip
+            "l2p", "rapid3", "zipr1", "step_reuse", in_list} <= set(keeping)  # fmt: skip
     if kind in ("flux", "wan"):
         assert {"firstblock", "magcache"} <= set(keeping)

@@ -55,6 +55,22 @@ def test_a_card_says_what_it_is_for_and_what_it_cost_and_draws_the_log(tmp_path)
     )
 
 
+def test_a_policys_log_is_its_reward_and_its_compute_and_a_grids_is_one_over_the_other(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
+    rewards = "".join(f"{i},{1 + 0.01 * i},{10 - 0.1 * i}\n" for i in range(50))
+    (tmp_path / "log.csv").write_text("iteration,reward,compute\n" + rewards)
+    draw_training(tmp_path)
+    curves = (tmp_path / "training.svg").read_text()
+    assert all(
+        f"<!-- {text} -->" in curves
+        for text in ("iteration", "mean reward, no unit", "computed steps of a sample")
+    )
+    (tmp_path / "log.csv").write_text("iteration,stride,reward,compute\n0,1,1.2,20\n1,2,1.3,10\n")
+    draw_training(tmp_path)
+    points = (tmp_path / "training.svg").read_text()
+    assert "<!-- iteration -->" not in points and "<!-- computed steps of a sample -->" in points
+
+
 def test_everything_that_is_shipped_has_its_card():
     shipped = [p.parent for p in BUNDLED.glob("*/*/manifest.json")]
     assert len(shipped) >= 8

@@ -82,11 +82,15 @@ def draw_training(folder: Path) -> list[Path]:
         return []
     # powers of ten
     with in_style({"text.parse_math": True}):
-        num = bool(rows) + (schedule is not None)
-        figure = Figure(figsize=(8.4 if num == 2 else 5.2, 2.9), dpi=100, layout="constrained")
+        rewarded = bool(rows) and "reward" in rows[0]
+        curves = 2 if rewarded and not _tried(rows) else int(bool(rows))
+        num = curves + (schedule is not None)
+        figure = Figure(figsize=(8.4 if num >= 2 else 5.2, 2.9), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, num, squeeze=False)[0]
-        if rows:
+        if rewarded:
+            _rewards(panels, rows)
+        elif rows:
             _curve(panels[0], rows)
         if schedule:
             paint(panels[-1], {"sublayers": schedule.sublayers, "keep": schedule.keep.tolist()})
@@ -100,6 +104,38 @@ def draw_training(folder: Path) -> list[Path]:
         title = f"{manifest['method']} for {manifest['model']}, {manifest['steps']} steps{below}: {manifest['seconds']:.0f} s"
         figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
         return finish(figure, folder, STEM)
+
+
+def _tried(rows: list[dict[str, str]]) -> bool:
+    """Whether the rows are rules of a grid, tried once each, and no iterations."""
+    return "stride" in rows[0]
+
+
+def _rewards(panels: Any, rows: list[dict[str, str]]) -> None:
+    """Mean reward of each iteration's rollouts and the steps they computed, a panel each; of a grid of
+    rules the one over the other."""
+    ink = FAMILIES["cache"].colour
+    reward, compute = (
+        np.array([float(row[name]) for row in rows]) for name in ("reward", "compute")
+    )
+    texts = "mean reward, no unit", "computed steps of a sample"
+    if _tried(rows):
+        panels[0].plot(compute, reward, "o", color=ink, markersize=3.5)
+        _named(panels[0], texts[1], texts[0])
+        return
+    for axis, values, text in zip(panels, (reward, compute), texts, strict=False):
+        if len(values) > 3 * SMOOTH:
+            axis.plot(values, ".", color=ink, alpha=0.25, markersize=3)
+            at = np.arange(len(values))[SMOOTH // 2 : -(SMOOTH // 2)]
+            axis.plot(at, np.convolve(values, np.ones(SMOOTH) / SMOOTH, "valid"), color=ink)
+        else:
+            axis.plot(values, color=ink)
+        _named(axis, "iteration", text)
+
+
+def _named(axis: Any, x: str, y: str) -> None:
+    axis.set_xlabel(x, fontsize=7.5, color=QUIET)
+    axis.set_ylabel(y, fontsize=7.5, color=QUIET)
 
 
 def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
@@ -140,6 +176,5 @@ def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
         )
     if whole:
         axis.set_yscale("log")
-    axis.set_xlabel("iteration", fontsize=7.5, color=QUIET)
-    axis.set_ylabel(f"loss, no unit{' (log scale)' * whole}", fontsize=7.5, color=QUIET)
+    _named(axis, "iteration", f"loss, no unit{' (log scale)' * whole}")
     axis.legend(fontsize=7.5, labelcolor=INK)

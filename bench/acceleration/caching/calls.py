@@ -43,3 +43,13 @@ def reroute_calls(
         return result
 
     run = at.patch(transformer, "forward", forward)
+
+
+def as_wide(hidden: Tensor, output: Tensor) -> Tensor:
+    """Hidden states [B,C,...] or [B,N,C] with zeros for the channels that an output has besides, such
+    as those of a learned variance."""
+    from torch.nn.functional import pad
+
+    axis = 1 if hidden.dim() > 3 else 2
+    missing = output.shape[axis] - hidden.shape[axis]
+    return pad(hidden, [0, 0] * (hidden.dim() - 1 - axis) + [0, missing]) if missing else hidden
