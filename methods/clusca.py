@@ -151,6 +151,6 @@ class ClusCa:
             return out
 
         for sublayer in at.sublayers:
-            at.reroute(sublayer, route_of(sublayer))
+            at.reroute_deferred(sublayer, route_of(sublayer))
         last = max(sublayer.block for sublayer in at.sublayers if sublayer.kind == "mlp")
         at.reroute(at.blocks[last], cluster)

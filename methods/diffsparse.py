@@ -230,7 +230,7 @@ class DiffSparse:
             return route
 
         for sublayer in at.sublayers:
-            at.reroute(sublayer, at_sublayer(sublayer))
+            at.reroute_deferred(sublayer, at_sublayer(sublayer))
 
     def _table(self, at: Attachment, family: str) -> Any:
         """Keep ratios [T,L] for this generation's sizes."""

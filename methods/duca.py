@@ -115,6 +115,6 @@ class Duca:
             return route
 
         for sublayer, place in zip(at.sublayers, places(at.sublayers), strict=True):
-            at.reroute(sublayer, at_sublayer(sublayer, place))
+            at.reroute_deferred(sublayer, at_sublayer(sublayer, place))
         for block in at.blocks:
             at.reroute(block, at_block(block.index))

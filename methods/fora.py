@@ -26,8 +26,8 @@ class Fora:
     the first step and where the count is a multiple of the interval: of 50 steps at interval 3
     these are 0, 1, 4, 7..., 49. On the other models it is ToCa's FORA mode, which counts up: 0, 3,
     6.... Multiples are rounded up where the interval is no whole number. What is kept is each
-    sub-layer's output before its gate and residual, for each guidance pass; norms, modulation,
-    gates and residuals are computed at every step. They cache attention and MLP; here
+    sub-layer's output before its gate and residual, for each guidance pass; gates and residuals
+    are computed at every step. They cache attention and MLP; here
     cross-attention and FLUX's joint and single blocks are sub-layers like any other.
     """
 

@@ -110,4 +110,4 @@ class FrequencyTokens:
             return torch.cat([filled(out[:, :k], stands), out[:, k:]], 1)
 
         for sublayer in at.sublayers:
-            at.reroute(sublayer, at_sublayer(sublayer))
+            at.reroute_deferred(sublayer, at_sublayer(sublayer))

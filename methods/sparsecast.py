@@ -180,7 +180,7 @@ class Sparsecast:
             return route
 
         for sublayer in at.sublayers:
-            at.reroute(sublayer, at_sublayer(sublayer))
+            at.reroute_deferred(sublayer, at_sublayer(sublayer))
 
     def _plan(self, at: Attachment) -> Any:
         """Which sub-layers run, and the coefficients, for this generation's sizes."""

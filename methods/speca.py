@@ -160,7 +160,7 @@ class SpeCa:
             return draft
 
         for sublayer in at.sublayers:
-            at.reroute(sublayer, route_of(sublayer))
+            at.reroute_deferred(sublayer, route_of(sublayer))
         if rules.whole_block:
             at.reroute(at.blocks[-1], last_block)
 

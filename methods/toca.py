@@ -117,4 +117,4 @@ class Toca:
             return route
 
         for sublayer, place in zip(at.sublayers, places(at.sublayers), strict=True):
-            at.reroute(sublayer, at_sublayer(sublayer, place))
+            at.reroute_deferred(sublayer, at_sublayer(sublayer, place))

@@ -189,7 +189,7 @@ def test_tokens_are_ranked_in_float32_whatever_the_dtype_of_the_model(selector, 
             cache.reuse(part, x)
         cached = cache.kept[cache.selector.key(part)].view(1, 1024, 64)
         score = cache.selector.score(part, x, cached)
-        assert score.dtype == torch.float32 == cache._age[0, 0].dtype
+        assert score.dtype == torch.float32 == cache._ages((0, 0), x).dtype
         scores.append((score + 3 * cache.reuse_weight).unique().numel())
         orders.append(set(cache.order(part, x)[0, :512].tolist()))
     whole, half = scores

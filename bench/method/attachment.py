@@ -108,6 +108,12 @@ class Attachment:
         `route` until detached."""
         part.reroute(route, self.patch)  # type: ignore[arg-type]
 
+    def reroute_deferred(self, sublayer: Sublayer, route: Route) -> None:
+        """As `reroute`, where norm and modulation of the sub-layer are not worked out unless it is
+        run: `route` is given its input as `pending.Pending`, which becomes a tensor when its values
+        are used."""
+        sublayer.reroute(route, self.patch, deferred=True)
+
     def replace(self, tensor: Any, value: Any) -> None:
         """Give a parameter or buffer other data until detached. What it held waits in host memory,
         so that the device's memory is what it would be without."""

@@ -129,6 +129,10 @@ class Family:
     block_outputs: tuple[Literal["image", "text"], ...] = ("image",)
     """The streams a block returns, in its order; with text where blocks change it."""
 
+    deferred: tuple[str, ...] = ("hidden_states", "encoder_hidden_states", "temb", "timestep")
+    """Arguments of a block whose norm and modulation wait until a sub-layer is run
+    (`pending.Pending`): the streams, and what the modulation is made of. Empty: nothing waits."""
+
     guidance: Guidance
     time_scale: float = 1.0
     """What the pipeline divides timesteps 0..1000 by before it calls the transformer."""

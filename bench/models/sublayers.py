@@ -2,7 +2,8 @@
 run it on every family of `families`.
 
 Rerouting patches the `forward` of the sub-layer's own modules; the block's code still does norm,
-modulation, gate and residual, and no forward of diffusers is copied.
+modulation, gate and residual, and no forward of diffusers is copied. Norm and modulation of what is
+not run need not be worked out (`pending.py`).
 
 B batch, N image tokens, T text tokens, K chosen rows, M tokens of a context, H heads, D width, d
 width of a head.
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ditbench.models.family import Family, Grid, Kind
 from ditbench.models.family import family_of as _family_of
+from ditbench.models.pending import defer, real
 from ditbench.models.token_rows import (
     ROUTED,
     Run,
@@ -91,6 +93,10 @@ class Sublayer:
     """How some rows are computed (`Family.rows`)."""
     takes_context: bool = False
     """Whether keys and values may be made of other tokens (`Family.contexts`)."""
+    owner: nn.Module
+    """The block it is a piece of."""
+    deferred: tuple[str, ...] = ()
+    """Arguments of the block that may be pending (`Family.deferred`)."""
     reroute_whole: Callable[..., None] | None = None
     """How it is rerouted, where not by its module's `forward` (`Family.reroute`)."""
 
@@ -137,7 +143,7 @@ class Sublayer:
         width = self._linear(kind.rows[0]).out_features
         return Macs(linear=linear, attention=2 * queries * keys * width)
 
-    def reroute(self, route: Route, patch: Patch) -> None:
+    def reroute(self, route: Route, patch: Patch, *, deferred: bool = False) -> None:
         """Send every call through `route(run, hidden)`, with hidden [B,rows,D] the normalised and
         modulated input.
 
@@ -153,7 +159,15 @@ class Sublayer:
 
         What is rerouted twice goes through the later route first; what that asks of `run`, the
         earlier route's `run()` computes.
+
+        `deferred`: the block runs on pending tensors (`pending.Pending`), and `hidden` may be one:
+        norm and modulation are worked out when `run` is called or something else looks at its
+        values, and else never.
         """
+        if deferred and self.deferred:
+            defer(self.owner, self.deferred, patch)
+        elif self.deferred:
+            route = _given_tensors(route)
         if self.reroute_whole is not None:
             return self.reroute_whole(self.module, route, patch)
         original = self.module.forward
@@ -170,11 +184,12 @@ class Sublayer:
                 now = selection.narrowed(hidden, rows, context, places)
                 if inner is not None:
                     return inner(now, hidden, rest, kwargs)
+                others, named = real(rest), real(kwargs)
                 if now.whole:
-                    return original(hidden, *rest, **kwargs)
-                more = kwargs if now.context is None else {**kwargs, "context": now.context}
+                    return original(real(hidden), *others, **named)
+                more = named if now.context is None else {**named, "context": now.context}
                 with computing(now):
-                    return self.run_rows(self.module, original, now.rows, hidden, *rest, **more)
+                    return self.run_rows(self.module, original, now.rows, hidden, *others, **more)
 
             return route(run, hidden)
 
@@ -213,6 +228,7 @@ def sublayers(transformer: nn.Module) -> list[Sublayer]:
                         run_rows=rows.get(name) or _rows_of(family, name, kind),
                         takes_context=name in family.contexts,
                         reroute_whole=reroutes.get(name),
+                        owner=block, deferred=family.deferred,
                     )
                 )  # fmt: skip
         first += len(modules)
@@ -239,6 +255,15 @@ def call_sizes(
             "rows and columns of the picture cannot be read from a call on the meta device"
         )
     return len(hidden), grid, 0 if text is None else text.shape[1]
+
+
+def _given_tensors(route: Route) -> Route:
+    """A route that knows nothing of pending tensors, where another has them made."""
+
+    def given_tensors(run: Run, hidden: Any) -> Any:
+        return route(run, real(hidden))
+
+    return given_tensors
 
 
 def _rows_of(family: Family, name: str, kind: Kind) -> Callable[..., Any]:

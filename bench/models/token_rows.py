@@ -16,6 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ditbench.models.pending import real, rows_of
+
 Run = Callable[..., Any]
 """`run()` computes every row, `run(rows)` with rows [B,K] int64 only those; `context` [B,M,D] are
 tokens that keys and values are made of in place of the sub-layer's own, `places` [B,M] int64 the
@@ -132,7 +134,7 @@ class SingleRun:
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
     """The chosen rows: [B,N,D], [B,K] -> [B,K,D]."""
-    return x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return rows_of(x, rows)
 
 
 def put(x: Tensor, rows: Tensor, value: Tensor) -> Tensor:
@@ -160,6 +162,7 @@ def self_attention(
     path."""
     if context is not None:
         refuse_mask(kwargs.get("attention_mask"))
+    hidden = real(hidden)  # every row of it is a key
     kwargs["encoder_hidden_states"] = hidden if context is None else context.tokens
     return forward(hidden if rows is None else take(hidden, rows), **kwargs)
 

@@ -2,8 +2,8 @@
 trained. No torch.
 
 T steps, L sub-layers, S levels; rows are (step, sub-layer), R = T L of them. Costs are
-multiply-accumulates of the sub-layers, attention products included; norms, modulation and embedders
-run at every step and are not in them.
+multiply-accumulates of the sub-layers, attention products included; gates and embedders run at every
+step and are not in them, nor are norms and activations.
 """
 
 from __future__ import annotations

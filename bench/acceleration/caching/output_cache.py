@@ -43,4 +43,4 @@ def reuse_outputs(at: Attachment, reuses: Callable[[int, Sublayer], bool]) -> No
         return route
 
     for sublayer in at.sublayers:
-        at.reroute(sublayer, route_of(sublayer))
+        at.reroute_deferred(sublayer, route_of(sublayer))

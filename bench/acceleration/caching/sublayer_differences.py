@@ -84,4 +84,4 @@ def extrapolate_outputs(
         return route
 
     for sublayer in at.sublayers:
-        at.reroute(sublayer, route_of(sublayer))
+        at.reroute_deferred(sublayer, route_of(sublayer))

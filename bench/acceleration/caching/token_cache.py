@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,11 +55,15 @@ class TokenCache:
         self.attend = attend
         self.kept: dict[Key, Output] = {}
         self._age: dict[Key, Tensor] = {}
-        """Steps since a token was computed, [B,N] float32 whatever the model's dtype."""
+        """Steps since a token was computed, [B,N] float32 whatever the model's dtype, when some were
+        last; absent where all were."""
+        self._waited: dict[Key, int] = {}
+        """Steps since then, the same for all tokens."""
         self._mixed: dict[Key, Tensor] = {}
         self._stores: tuple[dict[Any, Any], ...] = (
             self.kept,
             self._age,
+            self._waited,
             self._mixed,
             *self.selector.stores,
         )
@@ -78,14 +83,15 @@ class TokenCache:
             out = run()
             self.selector.forget(sublayer)
         self.kept[key] = out
-        self._age[key] = hidden.new_zeros(hidden.shape[:2], dtype=torch.float32)
+        self._age.pop(key, None)
+        self._waited[key] = 0
         self._count(sublayer, len(hidden) * hidden.shape[1], 0)
         return out
 
     def reuse(self, sublayer: Sublayer, hidden: Tensor) -> Output:
         """What is kept, as it is."""
         key = self.selector.key(sublayer)
-        self._age[key] = self._age[key] + 1
+        self._waited[key] += 1
         self._count(sublayer, 0, len(hidden) * hidden.shape[1])
         return self.kept[key]
 
@@ -105,7 +111,7 @@ class TokenCache:
         )
         self.kept[key] = out
         self.selector.computed(sublayer, hidden, rows)
-        self._age[key] = (self._age[key] + 1).scatter(1, rows, 0.0)
+        self._aged(key, self._ages(key, hidden, 1).scatter(1, rows, 0.0))
         self._count(sublayer, len(hidden) * num, len(hidden) * (n - num))
         return out
 
@@ -140,7 +146,7 @@ class TokenCache:
         self.kept[key] = out
         if num:
             self.selector.computed(sublayer, seen, rows)
-        self._age[key] = (self._age[key] + 1).masked_fill(place < num, 0.0)
+        self._aged(key, self._ages(key, hidden, 1).masked_fill(place < num, 0.0))
         return out
 
     def state(self) -> tuple[dict[Any, Any], ...]:
@@ -161,11 +167,28 @@ class TokenCache:
         score = self.selector.score(
             sublayer, hidden, (cached[0] if isinstance(cached, tuple) else cached).detach()
         )
-        score = score.float() + self.reuse_weight * self._age[key]
+        score = score.float()
+        if key in self._age:
+            score = score + self.reuse_weight * self._ages(key, hidden)
+        elif waited := self._waited[key]:
+            score = score + float(np.float32(self.reuse_weight) * np.float32(waited))
         if sublayer.stream != "text" and self.rules.bonus:
             self.at.notes["windows"] = _windows(self.at.now.grid, self.rules.window)
             score = _with_bonus(score, self.at.now.grid, self.rules.window, self.rules.bonus)
         return score.argsort(dim=1, descending=True, stable=True)
+
+    def _ages(self, key: Key, hidden: Tensor, more: int = 0) -> Tensor:
+        """Steps since a token was computed, and `more`: [B,N] float32."""
+        waited = self._waited[key] + more
+        if key in self._age:
+            return self._age[key] + waited if waited else self._age[key]
+        age: Tensor = torch.full(
+            tuple(hidden.shape[:2]), float(waited), dtype=torch.float32, device=hidden.device
+        )
+        return age
+
+    def _aged(self, key: Key, age: Tensor) -> None:
+        self._age[key], self._waited[key] = age, 0
 
     def _attending(self, sublayer: Sublayer, run: Run) -> Run:
         """`run`, whose attention is kept and used again where that is wanted."""

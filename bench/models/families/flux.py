@@ -32,9 +32,11 @@ def joint_attention(
     computed whole."""
     import torch
 
+    from ditbench.models.pending import real
     from ditbench.models.token_rows import places_of, take
 
     attn: Any = module
+    hidden = real(hidden)
     text, t = encoder_hidden_states, encoder_hidden_states.shape[1]
     asking = hidden if rows is None else take(hidden, rows)
     own = hidden if context is None else context.tokens
@@ -64,8 +66,10 @@ def single_attention(
     attn: Any, rows: Tensor | None, hidden: Tensor, context: Context | None = None, **kwargs: Any
 ) -> Tensor:
     """Attention of a single block for some rows of text and image: [B,K,D]."""
+    from ditbench.models.pending import real
     from ditbench.models.token_rows import places_of, take
 
+    hidden = real(hidden)
     asking = hidden if rows is None else take(hidden, rows)
     own = hidden if context is None else context.tokens
     q, k, v = _qkv(attn, ("to_q", "norm_q"), ("to_k", "norm_k"), "to_v", asking, own)
@@ -115,6 +119,7 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
     """
     import torch
 
+    from ditbench.models.pending import real
     from ditbench.models.token_rows import ROUTED, Selection, SingleRun, computing, take
 
     block: Any = single
@@ -145,16 +150,17 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
             now = selection.narrowed(hidden, *further)
             if inner is not None:
                 return inner(now, hidden, kwargs, True)
+            named = real(kwargs)
             if now.whole:
-                return attn(hidden_states=hidden, **kwargs)
+                return attn(hidden_states=real(hidden), **named)
             with computing(now):
-                return single_attention(block.attn, now.rows, hidden, now.context, **kwargs)
+                return single_attention(block.attn, now.rows, hidden, now.context, **named)
 
         def output(mixed: Tensor, rows: Tensor | None) -> Tensor:
             if half:
                 return mixed
             rows = selection.rows if rows is None else rows
-            inputs = hidden if rows is None else take(hidden, rows)
+            inputs = real(hidden) if rows is None else take(hidden, rows)
             result: Tensor = out(torch.cat([mixed, act(mlp_in(inputs))], dim=2))
             return result
 

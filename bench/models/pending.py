@@ -1,0 +1,335 @@
+"""Tensors that are worked out when somebody asks for them: a block runs on these, so that the norm
+and the modulation of a sub-layer that is not run are not run either.
+
+The block's own code says what is to be done, an operation at a time, and no forward is copied; what
+is worked out is worked out by the operations that the code names, in their order, so that the values
+are the same bits. What nobody asks for is never worked out.
+
+B batch, N rows, K chosen rows, D width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
+
+ADD, MUL, CAST, ALIKE = "add", "multiply", "cast", "alike"
+CHUNK, PART, VIEW, LINEAR, JOIN = "chunk", "part", "view", "linear", "join"
+
+
+class Pending:
+    """A tensor that is not worked out before it is used.
+
+    `shape`, `dtype`, `device`, `len` and `ndim` are known without that; every other attribute, and every
+    function of torch that is not recorded, has it worked out and goes by its value.
+    """
+
+    __slots__ = ("_args", "_dtype", "_kind", "_operation", "_shape", "_value")
+
+    def __init__(
+        self,
+        value: Tensor | None,
+        kind: str = "",
+        operation: Any = None,
+        args: tuple[Any, ...] = (),
+    ) -> None:
+        self._value = value
+        self._kind, self._operation, self._args = kind, operation, args
+        self._shape: Any = None
+        self._dtype: Any = None
+
+    @property
+    def value(self) -> Tensor:
+        """The tensor."""
+        if self._value is None:
+            self._value = _worked_out(self)
+            self._args = ()
+        return self._value
+
+    @property
+    def shape(self) -> Any:
+        """Its shape, a tuple of ints."""
+        if self._value is not None:
+            return self._value.shape
+        if self._shape is None:
+            self._shape = _shape_of(self)
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        """Its number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+        if self._value is not None:
+            return self._value.dtype
+        if self._dtype is None:
+            self._dtype = _dtype_of(self)
+        known: torch.dtype = self._dtype
+        return known
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is, or will be."""
+        if self._value is not None:
+            return self._value.device
+        first = self._args[0]
+        while isinstance(first, (tuple, list)):
+            first = first[0]
+        other = first if isinstance(first, (Pending, Tensor)) else self._args[1]
+        known: torch.device = other.device
+        return known
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.value, name)
+
+    def __add__(self, other: Any) -> Pending:
+        return Pending(None, ADD, operator.add, (self, other))
+
+    def __radd__(self, other: Any) -> Pending:
+        return Pending(None, ADD, operator.add, (other, self))
+
+    def __mul__(self, other: Any) -> Pending:
+        return Pending(None, MUL, operator.mul, (self, other))
+
+    def __rmul__(self, other: Any) -> Pending:
+        return Pending(None, MUL, operator.mul, (other, self))
+
+    def __getitem__(self, at: Any) -> Pending:
+        return Pending(None, VIEW, operator.getitem, (self, at))
+
+    def unsqueeze(self, dim: int) -> Pending:
+        """As of a tensor."""
+        return Pending(None, VIEW, torch.unsqueeze, (self, dim))
+
+    def reshape(self, *shape: Any) -> Pending:
+        """As of a tensor."""
+        return Pending(None, VIEW, Tensor.reshape, (self, *shape))
+
+    def chunk(self, chunks: int, dim: int = 0) -> list[Pending]:
+        """As of a tensor that has so many parts."""
+        whole = Pending(None, CHUNK, _chunks, (self, chunks, dim))
+        return [Pending(None, PART, operator.getitem, (whole, i)) for i in range(chunks)]
+
+    def float(self) -> Pending:
+        """As of a tensor."""
+        return Pending(None, CAST, Tensor.float, (self,))
+
+    def type_as(self, other: Any) -> Pending:
+        """As of a tensor."""
+        return Pending(None, CAST, Tensor.to, (self, other.dtype))
+
+    def to(self, *where: Any, **more: Any) -> Any:
+        """As of a tensor; recorded where it is to another type alone."""
+        types = [*where, *more.values()]
+        if len(types) == 1 and isinstance(types[0], torch.dtype):
+            return Pending(None, CAST, Tensor.to, (self, types[0]))
+        return self.value.to(*where, **more)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kind = RECORDED.get(function)
+        if kind is None:
+            return function(*real(args), **real(kwargs or {}))
+        if kind == CHUNK:
+            return args[0].chunk(*args[1:], **(kwargs or {}))
+        if kind == JOIN:
+            return Pending(None, JOIN, torch.cat, _joined(*args, **(kwargs or {})))
+        return Pending(None, kind, _with(function, kwargs), args)
+
+
+RECORDED: Mapping[Any, str] = {
+    torch.add: ADD, Tensor.add: ADD, Tensor.__add__: ADD,
+    torch.mul: MUL, Tensor.mul: MUL, Tensor.__mul__: MUL,
+    torch.chunk: CHUNK, F.linear: LINEAR, torch.cat: JOIN,
+    F.layer_norm: ALIKE, F.silu: ALIKE, torch.sin: ALIKE, torch.cos: ALIKE,
+}  # fmt: skip
+"""Functions of torch that wait, and what they are. `ALIKE`: a tensor of the first argument's shape
+and type, made of each last-dimension row alone."""
+
+
+def real(given: Any) -> Any:
+    """The same with tensors in place of what is pending, inside tuples, lists and dicts too."""
+    if isinstance(given, Pending):
+        return given.value
+    if isinstance(given, (tuple, list)):
+        return type(given)([real(item) for item in given])
+    if isinstance(given, dict):
+        return {key: real(item) for key, item in given.items()}
+    return given
+
+
+def rows_of(given: Any, rows: Tensor) -> Tensor:
+    """The chosen rows of [B,N,D]: [B,K,D]. Of what is pending they alone are worked out: norms and
+    modulation go row by row."""
+    if not isinstance(given, Pending) or given._value is not None:
+        x: Tensor = real(given)
+        return x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    if given._kind not in (ADD, MUL, ALIKE, CAST):
+        return rows_of(given.value, rows)
+    n, args = given.shape[1], []
+    for i, arg in enumerate(given._args):
+        many = isinstance(arg, (Pending, Tensor)) and (i == 0 or given._kind in (ADD, MUL))
+        if many and not (arg.ndim == 3 and arg.shape[1] in (1, n)):
+            return rows_of(given.value, rows)  # no row for each token, nor one for all
+        args.append(rows_of(arg, rows) if many and arg.shape[1] == n else real(arg))
+    chosen: Tensor = given._operation(*args)
+    return chosen
+
+
+DEFERRED: WeakSet[Any] = WeakSet()
+"""The forwards that hand what is pending to a block."""
+
+
+def defer(block: nn.Module, names: tuple[str, ...], patch: Callable[[Any, str, Any], Any]) -> bool:
+    """Have a block run on pending tensors: its arguments of these names. It returns tensors.
+
+    Returns whether it does: not where somebody else has replaced its forward, who would get them.
+    """
+    if (own := vars(block).get("forward")) is not None:
+        return own in DEFERRED
+    original = block.forward
+    places = [
+        i
+        for i, name in enumerate(list(inspect.signature(type(block).forward).parameters)[1:])
+        if name in names
+    ]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        waiting = list(args)
+        for i in places:
+            if i < len(waiting) and isinstance(waiting[i], Tensor):
+                waiting[i] = Pending(waiting[i])
+        for name in names:
+            if isinstance(kwargs.get(name), Tensor):
+                kwargs[name] = Pending(kwargs[name])
+        return real(original(*waiting, **kwargs))
+
+    DEFERRED.add(forward)
+    patch(block, "forward", forward)
+    return True
+
+
+def _chunks(x: Tensor, chunks: int, dim: int) -> tuple[Tensor, ...]:
+    parts = x.chunk(chunks, dim)
+    if len(parts) != chunks:
+        raise ValueError(f"{list(x.shape)} has no {chunks} parts along dimension {dim}")
+    return parts
+
+
+def _joined(parts: Any, dim: int = 0) -> tuple[Any, int]:
+    return parts, dim
+
+
+def _with(function: Callable[..., Any], kwargs: Any) -> Callable[..., Any]:
+    if not kwargs:
+        return function
+    return lambda *args: function(*args, **real(kwargs))
+
+
+def _worked_out(pending: Pending) -> Any:
+    """By the operation it is, but for casts to float32 that arithmetic does by itself."""
+    kind, args = pending._kind, pending._args
+    if kind in (ADD, MUL):
+        args = _uncast(*args)
+    elif kind == CAST and not torch.is_grad_enabled():
+        inner, target = args[0], pending.dtype
+        if isinstance(inner, Pending) and inner._value is None and inner._kind == ADD:
+            # rounded where it is written
+            a, b = real(_uncast(*inner._args))
+            if isinstance(a, Tensor) and isinstance(b, Tensor) and inner.dtype != target:
+                return torch.add(a, b, out=a.new_empty(inner.shape, dtype=target))
+    return pending._operation(*real(args))
+
+
+def _uncast(a: Any, b: Any) -> tuple[Any, Any]:
+    """Two operands without a cast to float32 that the other's type asks for anyway: the operation
+    reads the value, which is rounded nowhere, and nothing is written in between."""
+    return _bare(a, b), _bare(b, a)
+
+
+def _bare(one: Any, other: Any) -> Any:
+    if (
+        isinstance(one, Pending)
+        and one._value is None
+        and one._operation is Tensor.float
+        and isinstance(other, (Pending, Tensor))
+        and one._args[0].dtype != torch.float64
+        and other.dtype == torch.float32
+        and not (isinstance(other, Pending) and other._operation is Tensor.float)
+        and other.ndim
+    ):
+        return one._args[0]
+    return one
+
+
+@cache
+def _promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    with _disable_current_modes():  # no operation of the block's
+        return torch.promote_types(one, other)
+
+
+def _dtype_of(pending: Pending) -> torch.dtype:
+    kind, args = pending._kind, pending._args
+    if kind == CAST:
+        target: torch.dtype = torch.float32 if pending._operation is Tensor.float else args[1]
+        return target
+    if kind in (ADD, MUL):
+        operands = [x for x in args if isinstance(x, (Pending, Tensor))]
+        types = [x.dtype for x in operands]
+        if len({*types}) == 1:
+            return types[0]
+        if all(x.ndim for x in operands):
+            return _promoted(*types)
+    if kind in (ALIKE, LINEAR, VIEW, CHUNK):
+        known: torch.dtype = args[0].dtype
+        return known
+    if kind == PART and args[0]._value is None:
+        return _dtype_of(args[0])
+    if kind == JOIN and len({part.dtype for part in args[0]}) == 1:
+        joined: torch.dtype = args[0][0].dtype
+        return joined
+    return pending.value.dtype
+
+
+def _shape_of(pending: Pending) -> tuple[int, ...]:
+    kind, args = pending._kind, pending._args
+    if kind in (ALIKE, CAST):
+        return tuple(args[0].shape)
+    if kind in (ADD, MUL):
+        a, b = (tuple(x.shape) if isinstance(x, (Pending, Tensor)) else () for x in args)
+        return a if a == b or not b else b if not a else tuple(torch.broadcast_shapes(a, b))
+    if kind == LINEAR:
+        return (*args[0].shape[:-1], args[1].shape[0])
+    if kind == PART:
+        whole, chunks, dim = args[0]._args if args[0]._args else (None, 0, 0)
+        if whole is not None and (shape := list(whole.shape))[dim] % chunks == 0:
+            shape[dim] //= chunks
+            return tuple(shape)
+    if kind == VIEW and pending._operation is torch.unsqueeze and args[1] >= 0:
+        shape = list(args[0].shape)
+        return (*shape[: args[1]], 1, *shape[args[1] :])
+    if kind == VIEW and args[1:] == ((slice(None), None),):
+        first, *rest = args[0].shape
+        return (first, 1, *rest)
+    if kind == JOIN and args[1] >= 0:
+        shapes = [tuple(part.shape) for part in args[0]]
+        dim, first = args[1], shapes[0]
+        return (*first[:dim], sum(s[dim] for s in shapes), *first[dim + 1 :])
+    return tuple(pending.value.shape)
