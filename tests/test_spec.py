@@ -45,11 +45,11 @@ def test_flags_override_a_file_and_a_file_the_defaults(tmp_path):
     assert (spec.seed, spec.rounds, spec.num_samples) == (4, 5, Spec().num_samples)
 
 
-def test_an_unknown_named_spec_names_the_nearest_or_lists_the_known():
+def test_an_unknown_named_spec_names_the_nearest():
     with pytest.raises(ValueError, match=r"nor a named spec of that name; did you mean default\?"):
         read_toml("defalt")
     with pytest.raises(
-        ValueError, match=r"of that name; there are default, dit-50k-ddim, .*, wan-vbench$"
+        ValueError, match=r"of that name; the nearest of \d+ names are (\S+, ){2}\S+$"
     ):
         read_toml("zzz")
 

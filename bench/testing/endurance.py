@@ -105,8 +105,9 @@ def disturb(out: Path, flags: Sequence[str], kills: int, mean: float, seed: int)
         ended += done >= kills and running.returncode in FINISHED
         if running.returncode == 0 or ended == TRIES:
             break
-        # Ray ends its driver, with code 1 and no word of ours, when the raylet beside it is gone
-        by_ray += (lost := running.returncode == 1 and "ray" in flags)
+        # Ray ends its driver, with code 1 and no word of ours, when the raylet beside it is gone; with 2
+        # no cluster could be started, as right after one was killed
+        by_ray += (lost := running.returncode in (1, 2) and "ray" in flags)
         if by_ray > kills or (not lost and running.returncode not in (*FINISHED, -signal.SIGKILL)):
             raise ValueError(f"the run ended with exit code {running.returncode}; see {out}.log")
     log.touch()

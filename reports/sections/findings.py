@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ditbench.analysis.judges import Agreement, agreement
+from ditbench.analysis.knee import Knee, knee
 from ditbench.analysis.primary import primary_of
 from ditbench.analysis.rows import Interval, Row
 from ditbench.analysis.trainings import over_trainings, recipes
@@ -49,6 +50,8 @@ def findings(section: Section, model: str) -> list[str]:
     where there is nothing to say."""
     of_judges = judges(section, model)
     sentences = [_of_judges(of_judges)] if of_judges else []
+    if (of_steps := knee(section.models[model], section.records)) is not None:
+        sentences.append(_of_steps(of_steps))
     trained = trainings(section, model)
     sentences += [
         _of_recipe(recipe, section.models[model])
@@ -133,6 +136,24 @@ def _spread(each: Sequence[Any]) -> dict[str, Any]:
 
 def _mean(changes: Sequence[Interval]) -> float | None:
     return float(np.mean([change["value"] for change in changes])) if changes else None
+
+
+def _of_steps(at: Knee) -> str:
+    table = metrics()
+    if at.below is None:
+        return (
+            f"knee: {count(at.steps, 'step')} of {at.own} keep the quality of none, the fewest "
+            "that were run; it may lie lower"
+        )
+    lost = ", ".join(
+        f"{table[name].label} {word or 'without verdict'}" for name, word in at.lost.items()
+    )
+    kept = (
+        f"{count(at.steps, 'step')} of {at.own} are the fewest run that keep the quality of none"
+        if at.steps < at.own
+        else f"no smaller number of steps that was run keeps the quality of none's {at.own}"
+    )
+    return f"knee: {kept}; with {at.below}: {lost}"
 
 
 def _of_judges(comparison: Mapping[str, Any]) -> str:
