@@ -176,9 +176,10 @@ class Row(Speedups):
     second_judge: Interval | None
     """The second judge's change of alignment minus the first's (`ditbench.analysis.judges`)."""
     flops: dict[str, Any]
-    """As in the record, or empty; so are `memory` and `counters`."""
+    """As in the record, or empty; so are `memory`, `counters` and `operations`."""
     memory: dict[str, Any]
     counters: dict[str, Any]
+    operations: dict[str, Any]
     first_call_s: float | None
     load_s: float | None
     drift: float | None

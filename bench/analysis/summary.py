@@ -122,6 +122,7 @@ def _row(
         "flops": dict(record.get("flops") or {}),
         "memory": dict(record.get("memory") or {}),
         "counters": dict(record.get("counters") or {}),
+        "operations": dict(record.get("operations") or {}),
         "first_call_s": record.get("first_call_s"),
         "load_s": record.get("load_s"),
         "drift": drift,

@@ -102,6 +102,12 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     )
     limit = "seconds a round, or a shard, of a cell may take"
     add("--time-limit", limit, "SECONDS", spec.time_limit)
+    command.add_argument(
+        "--profile",
+        action="store_true",
+        default=None,
+        help="profile one more call of each cell, which is not timed: where the loop's time goes",
+    )
     add("--device", "cpu, cuda or cuda:N", "DEVICE", spec.device)
     _sharing_flags(command)
     dtypes = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; {', '.join(DTYPE_NAMES)} too"

@@ -87,7 +87,7 @@ MEASURED_OF = {
     "sampling": SAMPLING, "environment": ENVIRONMENT, "timing": [CALL],
     "memory": {f"{name}_bytes?": (AMOUNT, MAYBE) for name in SIZES},
     "flops": {f"{name}?": (AMOUNT, MAYBE) for name in COUNTS}, "counters": Values(NUMBER),
-    "notes?": dict, "artifacts?": Names({"key?": NAME, "below?": str}),
+    "operations?": Values(AMOUNT), "notes?": dict, "artifacts?": Names({"key?": NAME, "below?": str}),
     "prompts_cut?": (dict, MAYBE), "load_s?": (AMOUNT, MAYBE), "first_call_s?": (AMOUNT, MAYBE),
     "left_behind?": [str], "sample_files?": SAMPLE_FILES,
 }  # fmt: skip

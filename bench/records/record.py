@@ -109,6 +109,9 @@ class Record(TypedDict):
     host: NotRequired[list[TimedOn]]  # one a round on a GPU, none on the CPU
     memory: dict[str, Any]  # bytes: peak, weights, caches (ditbench.profiling.memory)
     flops: dict[str, Any]  # a sample's, by part (ditbench.profiling.flops)
+    operations: NotRequired[
+        dict[str, float]
+    ]  # seconds of one profiled loop by kind, with `samples`
     counters: dict[str, Any]  # events by method.name, over all calls of the first round
     notes: dict[str, Any]  # facts that methods left
     schedule: Any  # what was computed at each step, where a method says so

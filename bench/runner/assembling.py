@@ -101,6 +101,7 @@ def record_of(
         "host": [r["host"] for r in rounds if r.get("host")],
         "memory": first.get("memory", {}),
         "flops": first.get("flops", {}),
+        "operations": first.get("operations", {}),
         "counters": first.get("counters", {}),
         "notes": first.get("notes", {}) | _unlike(first, shards),
         "schedule": first.get("schedule"),

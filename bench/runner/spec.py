@@ -30,7 +30,7 @@ DTYPE_NAMES = {
 ON_OOM = ("auto", "halve", "fail")
 UNNAMED: dict[str, Any] = {
     "out": "", "references": (), "batches": (), "on_oom": "auto", "workers": 1, "devices": (),
-    "engine": "local", "address": "",
+    "engine": "local", "address": "", "profile": False,
 }  # fmt: skip
 """Keys, with their defaults, that a run folder is not named after."""
 
@@ -78,6 +78,8 @@ class Spec(Settings):
     nodes of a Ray cluster."""
     address: str = ""
     """Of the Ray cluster; empty: the one that this machine is a node of, else one of its own."""
+    profile: bool = False
+    """Whether one more call of each cell is profiled: where the time of the loop goes."""
     references: tuple[str, ...] = ()
     """Reference files for metrics that look through an extractor: FILE for all models, or
     MODEL=FILE."""
@@ -220,10 +222,9 @@ def from_table(table: dict[str, Any], start: Spec) -> Spec:
                 if not isinstance(item, str):
                     raise ValueError(f"{key}[{i}]: expected a string, got {item!r}")
             value = tuple(value)
-        elif not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(
-                f"{key}: expected {'a whole number' if kind is int else 'a string'}, got {value!r}"
-            )
+        elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            expected = {int: "a whole number", bool: "true or false"}.get(kind, "a string")
+            raise ValueError(f"{key}: expected {expected}, got {value!r}")
         replaced[key] = DTYPE_NAMES.get(value, value) if key == "dtype" else value
     if replaced.get("devices"):
         replaced.setdefault("device", replaced["devices"][0])

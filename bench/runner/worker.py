@@ -138,6 +138,7 @@ def _measure(
     from ditbench.profiling import counting, flops
     from ditbench.profiling.latency import Sampler, Timing
     from ditbench.profiling.memory import measure_memory
+    from ditbench.profiling.operations import profile_loop
     from ditbench.quiet import quiet
     from ditbench.records import environment
 
@@ -219,6 +220,9 @@ def _measure(
                 with attached.inspected(), text.every_call():
                     counted = counting.count_generation(pipe, lambda: sampler(part), alike=alike)
                 result["flops"] = asdict(counted.divided(len(part)))
+                if spec.profile:
+                    loop = profile_loop(pipe, lambda: sampler(parts[0]), spec.device)
+                    result["operations"] = loop | {"samples": len(parts[0])}
             result["notes"] = attached.notes()
     return result
 

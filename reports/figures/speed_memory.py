@@ -1,5 +1,5 @@
-"""What the arithmetic promised against what the clock gave, and where the memory went: a figure of
-each per model. PNG and SVG."""
+"""What the arithmetic promised against what the clock gave, where the memory went, and where the time:
+a figure of each per model. PNG and SVG."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.patches import Patch
 
 from ditbench.analysis.rows import Row
 from ditbench.records.record import SHOWN
-from ditbench.reports.figures.frame import frame, small_print, tick_factors
-from ditbench.reports.figures.pages import pages
+from ditbench.reports.figures.bars import draw_bars
+from ditbench.reports.figures.frame import small_print, tick_factors
 from ditbench.reports.figures.quality_time import reach
 from ditbench.reports.figures.scatter import Point, plate
-from ditbench.reports.figures.style import INK, PAPER, QUIET, in_style
-from ditbench.reports.sections.format import size
+from ditbench.reports.figures.style import INK, QUIET, in_style
+from ditbench.reports.sections.format import number, size
 from ditbench.reports.sections.section import Section, file_name
 
 REALISED = (
@@ -34,10 +31,6 @@ PARTS = (
     ("kept by methods", "#0072b2", ""), ("rest", "#e69f00", ""),
 )  # fmt: skip
 """Parts of the peak, with colours and hatches."""
-BAR = 0.24
-"""Inches for a bar."""
-BARS = 60
-"""Stacks on a page of bars."""
 
 
 def draw_charts(section: Section, folder: Path) -> dict[str, list[Path]]:
@@ -54,6 +47,8 @@ def draw_charts(section: Section, folder: Path) -> dict[str, list[Path]]:
             ]
             if measured:
                 files.setdefault(model, []).extend(_memory(section, model, measured, folder))
+            if profiled := [row for row in rows if row["status"] == SHOWN and row["operations"]]:
+                files.setdefault(model, []).extend(_operations(section, model, profiled, folder))
     return files
 
 
@@ -102,53 +97,44 @@ def _realised(section: Section, model: str, rows: Sequence[Row], folder: Path) -
 
 
 def _memory(section: Section, model: str, rows: Sequence[Row], folder: Path) -> list[Path]:
-    """A bar for each stack, `BARS` on a page, all to one scale."""
+    """A bar for each stack."""
     foot = small_print(
         section.caption(model),
         "Peak while sampling. On the CPU it is the process's resident memory, Python and "
         "libraries included. The rest is activations.",
     )
-    longest = 9 + max(len(_short(row["stack"])) for row in rows)
-    left = min(0.46, 0.02 + 0.0086 * longest)
-    most = max(row["memory"]["peak_bytes"] for row in rows) / 1e6
-    patches = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor=PAPER, label=label)
-        for label, colour, hatch in PARTS
-    ]
-    written: list[Path] = []
-    for ending, page, words in pages(rows, BARS):
-        drawn = frame(1, BAR * len(page), foot, head=0.62, left=left, margin=0.02)
-        _bars(drawn.axes[0], page)
-        drawn.axes[0].set_xlim(0, 1.03 * most)
-        title = f"{model}: peak memory{f', stacks {words}' * bool(words)}"
-        stem = f"{file_name(model)}-memory{ending}"
-        written += drawn.save(title, patches, 4, folder, stem, handlelength=1.2)
-    return written
+    return draw_bars(
+        rows, np.array([_parts(row) for row in rows]) / 1e6, PARTS,
+        [size(row["memory"]["peak_bytes"]) for row in rows], foot=foot,
+        title=f"{model}: peak memory", unit="MB", folder=folder,
+        stem=f"{file_name(model)}-memory",
+    )  # fmt: skip
 
 
-def _bars(axis: Axes, rows: Sequence[Row]) -> None:
-    places = np.arange(len(rows))[::-1]
-    parts = np.array([_parts(row) for row in rows]) / 1e6  # [n, 4]
-    ends = np.cumsum(parts, 1)
-    low, high = places - 0.34, places + 0.34
-    for i, (_, colour, hatch) in enumerate(PARTS):
-        start, end = ends[:, i] - parts[:, i], ends[:, i]
-        corners = ((start, low), (start, high), (end, high), (end, low))
-        bars = np.stack([np.stack(corner, 1) for corner in corners], 1)
-        axis.add_collection(
-            PolyCollection(
-                list(bars), facecolor=colour, hatch=hatch, edgecolor=PAPER, linewidth=0.4
-            )
-        )
-    # plain text: ticks cost four times as much to draw
-    for place, row in zip(places, rows, strict=True):
-        axis.text(
-            -0.012, place, f"{_short(row['stack'])}   {size(row['memory']['peak_bytes'])}",
-            transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=7.5,
-        )  # fmt: skip
-    axis.set_yticks([])
-    axis.set_ylim(-0.6, len(rows) - 0.4)
-    axis.set_xlabel("MB")
+OPERATIONS = (
+    "One call, profiled by itself and timed by nothing else. On the CPU the own time of each "
+    "operation, on a GPU that of its kernels. Host: what remains of the loop, Python and dispatch, "
+    "views, and on a GPU the gaps without a kernel; the profiler adds to it."
+)
+KINDS = (
+    ("matrix products", INK, ""), ("attention", "#0072b2", ""), ("convolutions", "#8c3a7a", ""),
+    ("norms and elementwise", "#e69f00", ""), ("copies and gathers", "#009e73", ""),
+    ("host", "#d9d9d9", "//"),
+)  # fmt: skip
+"""Kinds of operations in the order of `ditbench.profiling.operations.KINDS`."""
+KEYS = ("products", "attention", "convolutions", "elementwise", "copies", "host")
+
+
+def _operations(section: Section, model: str, rows: Sequence[Row], folder: Path) -> list[Path]:
+    """A bar for each stack that was profiled: milliseconds of the loop by kind of operation."""
+    spent = [row["operations"] for row in rows]
+    parts = np.array([[1e3 * s[f"{key}_s"] / s["samples"] for key in KEYS] for s in spent])
+    return draw_bars(
+        rows, parts, KINDS, [f"{number(float(each))} ms" for each in parts.sum(1)],
+        foot=small_print(section.caption(model), OPERATIONS),
+        title=f"{model}: where the time of the loop goes", unit="ms per sample", folder=folder,
+        stem=f"{file_name(model)}-operations",
+    )  # fmt: skip
 
 
 def _parts(row: Row) -> list[float]:
@@ -158,7 +144,3 @@ def _parts(row: Row) -> list[float]:
     weights, cache = float(memory.get("weights_bytes") or 0), float(memory.get("cache_bytes") or 0)
     before = max(0.0, float(memory.get("before_bytes") or 0) - weights)
     return [weights, before, cache, max(0.0, memory["peak_bytes"] - weights - before - cache)]
-
-
-def _short(stack: str) -> str:
-    return stack if len(stack) <= 44 else stack[:43] + "…"

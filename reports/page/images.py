@@ -21,6 +21,7 @@ IMAGES = {
     "stacking": ("matrix", "Which methods stack on {}, a cell for each combination", "Do they stack? Methods by methods"),
     "promised-and-measured": ("plot", "Measured speed-up of the loop of {} against its ratio of FLOPs", "Promised and measured speed-up"),
     "memory": ("plot", "Peak memory of {} under each stack, in parts", "Peak memory"),
+    "operations": ("plot", "Time of the sampler loop of {} by kind of operation under each stack", "Where the time of the loop goes"),
     "schedules": (
         "grid",
         "Share of tokens each sub-layer of {} computes at each step, a panel for each scheduled stack",

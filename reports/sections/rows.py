@@ -156,6 +156,7 @@ def _without_numbers(row: Row) -> Row:
         "flops": {},
         "memory": {},
         "counters": {},
+        "operations": {},
         "timing": dict.fromkeys(row["timing"]),
         "share": dict.fromkeys(row["share"]),
         "quality": entries,
