@@ -61,6 +61,9 @@ class DiffSparse:
     by_macs: bool = True
     """Weigh the budget by multiply-accumulates; off: every sub-layer counts alike, as the paper's
     equation has it."""
+    times: str = ""
+    """File of times that `blocks --out` measured: `keep` is then the share of the sub-layers' seconds
+    on that device, so that levels that do not pay there are not chosen. Nothing is prepared again."""
     learned_at: float | None = knob(None, above=0, high=1)
     """The share the table was learned at; None: at `keep`. Another one is solved again for
     `keep`."""
@@ -75,6 +78,9 @@ class DiffSparse:
     dial: ClassVar[tuple[str, float, float]] = ("keep", 0.3, 1)
 
     def __post_init__(self) -> None:
+        if self.times and (self.schedule or not self.by_macs):
+            other = "a schedule" if self.schedule else "by_macs=False"
+            raise ValueError(f"diffsparse: times decide what levels cost, which {other} rules out")
         if self.allocator in UNPREPARED and (self.training or self.learned_at is not None):
             knob_name = "training" if self.training else "learned_at"
             raise ValueError(
@@ -137,14 +143,25 @@ class DiffSparse:
         return None
 
     def inputs(self) -> list[Path]:
-        """The file of the schedule, and that of a selector from outside."""
-        return [*([Path(self.schedule)] if self.schedule else []), *selector_files(self.selector)]
+        """The files of the schedule and of times, and that of a selector from outside."""
+        files = [Path(name) for name in (self.schedule, self.times) if name]
+        return [*files, *selector_files(self.selector)]
 
     def check(self, pipeline: Any) -> str | None:
-        """There must be settings for the family, and a schedule given as a file must be readable and
-        fit."""
+        """There must be settings for the family, and a schedule or times given as a file must be
+        readable and fit."""
         if reason := without_settings("diffsparse", DIFFSPARSE, pipeline):
             return reason
+        if self.times:
+            from ditbench.acceleration.caching.level_times import Times, lists_of
+            from ditbench.models.sublayers import sublayers
+
+            try:
+                listed = sublayers(pipeline.transformer)
+                lists = lists_of(pipeline.transformer, listed)
+                Times.read(Path(self.times)).table([s.name for s in listed], lists)
+            except ValueError as error:
+                return str(error)
         if self.allocator == "transferred" and not self.schedule:
             from ditbench.acceleration.caching.transfer import sources
             from ditbench.models.family import family_of
@@ -211,7 +228,7 @@ class DiffSparse:
             """The share to compute, and whether a ranking will look at what it shows."""
             size = at.now.num_steps, *at.now.grid, at.now.text_tokens
             if size not in schedules:
-                keep = self._table(at, family)
+                keep = self._table(pipeline, at, family)
                 schedules[size] = keep, looked_at(keep, [s.block for s in at.sublayers])
             keep, looked = schedules[size]
             return float(keep[at.now.step, sublayer.index]), bool(
@@ -232,7 +249,7 @@ class DiffSparse:
         for sublayer in at.sublayers:
             at.reroute_deferred(sublayer, at_sublayer(sublayer))
 
-    def _table(self, at: Attachment, family: str) -> Any:
+    def _table(self, pipeline: Any, at: Attachment, family: str) -> Any:
         """Keep ratios [T,L] for this generation's sizes."""
         from ditbench.acceleration.caching.budget import solved, untrained, weights_of
         from ditbench.acceleration.caching.local_schedule import solved_locally
@@ -250,7 +267,7 @@ class DiffSparse:
                 .fitted(names, steps, PREPARE, stretch=stretch)
                 .keep
             )
-        weights = weights_of(at, by_macs=self.by_macs)
+        weights = self._times(pipeline, at) if self.times else weights_of(at, by_macs=self.by_macs)
         if self.allocator == "transferred":
             from ditbench.acceleration.caching.transfer import transferred
 
@@ -265,4 +282,15 @@ class DiffSparse:
             return solved_locally(
                 at.artifact, names, weights, steps, self.keep, stretch=stretch
             ).keep
-        return solved(at.artifact, names, weights, steps, self.keep, stretch=stretch).keep
+        return solved(
+            at.artifact, names, weights, steps, self.keep, stretch=stretch, anew=bool(self.times)
+        ).keep
+
+    def _times(self, pipeline: Any, at: Attachment) -> Any:
+        """Nanoseconds [L,S]; where they are from is noted."""
+        from ditbench.acceleration.caching.level_times import Times, lists_of
+
+        times = Times.read(Path(self.times))
+        at.notes["times"] = ", ".join(f"{name} {value}" for name, value in times.about.items())
+        lists = lists_of(pipeline.transformer, at.sublayers)
+        return times.table([s.name for s in at.sublayers], lists)

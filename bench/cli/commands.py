@@ -13,6 +13,7 @@ from typing import Any
 
 from ditbench.cli import preparing, sharing
 from ditbench.cli import queries as asking
+from ditbench.cli.blocks import blocks
 from ditbench.cli.ending import run, stopped_by_signals, tell
 from ditbench.cli.estimating import estimate
 from ditbench.cli.parser import GATE, OK, SOME_FAILED, STOPPED, parsers
@@ -268,6 +269,7 @@ def _show(
 
 COMMANDS = {
     "run": _run, "plan": _plan, "count": preparing.count, "estimate": estimate,
+    "blocks": blocks,
     "prepare": preparing.prepare, "convert": preparing.convert, "match": preparing.match, "stack": _stack, "score": _score,
     "report": _report, "recommend": asking.recommend, "compare": asking.compare,
     "reproduce": asking.reproduce, "publish": sharing.publish, "pull": sharing.pull,

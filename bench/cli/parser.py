@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ditbench.cli.flags import (
     Joined,
+    block_flags,
     memory_flags,
     plugin_flag,
     prepare_flags,
@@ -108,6 +109,9 @@ def parsers(
         estimate.add_argument(f"--{flag}", type=whole_number, metavar="N", help=about)
     memory_flags(estimate)
     plugin_flag(estimate)
+
+    blocks = command("blocks", "time blocks of full size on a device: dense, in part and reused")
+    block_flags(blocks)
 
     prepare = command("prepare", "train or calibrate what a method needs beforehand")
     prepare.add_argument(

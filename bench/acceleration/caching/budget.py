@@ -121,14 +121,15 @@ def solved(
     keep: float,
     *,
     stretch: bool = False,
+    anew: bool = False,
 ) -> Schedule:
     """The schedule a prepared table gives for a budget: the one learned where it was learned for
-    that budget and steps, else the programme's. A table of another number of steps is refused with
+    that budget and steps, unless it is to be solved `anew`, else the programme's. A table of another number of steps is refused with
     ValueError; with `stretch` each step has the costs of the one nearest by share of the sampling
     done."""
     learned = Schedule.read(folder / "schedule.json")  # of a measured table all dense
     fitted = learned.fitted(names, steps, "python run_bench.py prepare diffsparse", stretch=stretch)
-    if learned.steps == steps and learned.notes.get("keep") == keep:
+    if not anew and learned.steps == steps and learned.notes.get("keep") == keep:
         return fitted
     cost = (
         load_file(folder / "cost.safetensors")["cost"]
