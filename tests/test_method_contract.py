@@ -308,6 +308,23 @@ def test_mixing_the_samples_of_a_batch_is_found():
     assert failed(declare(attach=attach), "flux") == {"a batch of two is two of one"}
 
 
+@pytest.mark.parametrize(
+    ("mixed", "complaints"), [(0.0, set()), (0.2, {"a batch of two is two of one"})]
+)
+def test_rounding_enlarges_last_bits_and_hides_no_mixing(mixed, complaints):
+    """What rounds is compared with itself where the last bits of its input change."""
+
+    def attach(self: Any, pipeline: Any, at: Any) -> None:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            at.count("rounded")
+            output = (run(*args, **kwargs)[0] * 2**10).round() / 2**10
+            return (output + mixed * (output.mean(0, keepdim=True) - output),)
+
+        run = at.patch(pipeline.transformer, "forward", forward)
+
+    assert failed(declare(attach=attach), "flux") == complaints
+
+
 def test_an_off_switch_that_does_not_is_found():
     class Parts:
         off: ClassVar[dict[str, object]] = {}
