@@ -15,7 +15,7 @@ from ditbench.method.stack import Stack
 from ditbench.models import sublayers as sublayers_module
 from ditbench.models.blocks import blocks
 from ditbench.models.loading import load
-from ditbench.models.pending import Pending, defer, real, rows_of
+from ditbench.models.pending import Pending, defer, real
 from ditbench.models.sublayers import sublayers
 from ditbench.models.token_rows import take
 from ditbench.quiet import quiet
@@ -147,9 +147,9 @@ def test_rows_of_what_is_pending_are_the_rows_of_its_value():
     for dtype in (torch.float32, torch.bfloat16):
         some = modulated(x.to(dtype), scale, shift)
         assert (some.shape, some.ndim, len(some)) == ((2, 9, 8), 3, 2)
-        assert some._value is None and some.device == x.device
-        chosen, value = rows_of(some, rows), modulated(x.to(dtype), scale, shift).value
-        assert some._value is None and some.dtype == value.dtype == torch.float32
+        assert some.waits and some.device == x.device
+        chosen, value = take(some, rows), modulated(x.to(dtype), scale, shift).value
+        assert some.waits and some.dtype == value.dtype == torch.float32
         assert torch.equal(chosen, take(value, rows))
         assert torch.equal(value, F.layer_norm(x.to(dtype), (8,)) * (1 + scale[:, None]) + shift[:, None])  # fmt: skip
 

@@ -5,7 +5,7 @@ The block's own code says what is to be done, an operation at a time, and no for
 is worked out is worked out by the operations that the code names, in their order, so that the values
 are the same bits. What nobody asks for is never worked out.
 
-B batch, N rows, K chosen rows, D width.
+Some rows of what is pending: `token_rows.take`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Pending:
     function of torch that is not recorded, has it worked out and goes by its value.
     """
 
-    __slots__ = ("_args", "_dtype", "_kind", "_operation", "_shape", "_value")
+    __slots__ = ("_dtype", "_shape", "_value", "args", "kind", "operation")
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Pending:
         args: tuple[Any, ...] = (),
     ) -> None:
         self._value = value
-        self._kind, self._operation, self._args = kind, operation, args
+        self.kind, self.operation, self.args = kind, operation, args
         self._shape: Any = None
         self._dtype: Any = None
 
@@ -52,7 +52,7 @@ class Pending:
         """The tensor."""
         if self._value is None:
             self._value = _worked_out(self)
-            self._args = ()
+            self.args = ()
         return self._value
 
     @property
@@ -84,12 +84,17 @@ class Pending:
         """Where it is, or will be."""
         if self._value is not None:
             return self._value.device
-        first = self._args[0]
+        first = self.args[0]
         while isinstance(first, (tuple, list)):
             first = first[0]
-        other = first if isinstance(first, (Pending, Tensor)) else self._args[1]
+        other = first if isinstance(first, (Pending, Tensor)) else self.args[1]
         known: torch.device = other.device
         return known
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not been worked out yet."""
+        return self._value is None
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -175,24 +180,6 @@ def real(given: Any) -> Any:
     return given
 
 
-def rows_of(given: Any, rows: Tensor) -> Tensor:
-    """The chosen rows of [B,N,D]: [B,K,D]. Of what is pending they alone are worked out: norms and
-    modulation go row by row."""
-    if not isinstance(given, Pending) or given._value is not None:
-        x: Tensor = real(given)
-        return x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-    if given._kind not in (ADD, MUL, ALIKE, CAST):
-        return rows_of(given.value, rows)
-    n, args = given.shape[1], []
-    for i, arg in enumerate(given._args):
-        many = isinstance(arg, (Pending, Tensor)) and (i == 0 or given._kind in (ADD, MUL))
-        if many and not (arg.ndim == 3 and arg.shape[1] in (1, n)):
-            return rows_of(given.value, rows)  # no row for each token, nor one for all
-        args.append(rows_of(arg, rows) if many and arg.shape[1] == n else real(arg))
-    chosen: Tensor = given._operation(*args)
-    return chosen
-
-
 DEFERRED: WeakSet[Any] = WeakSet()
 """The forwards that hand what is pending to a block."""
 
@@ -245,17 +232,17 @@ def _with(function: Callable[..., Any], kwargs: Any) -> Callable[..., Any]:
 
 def _worked_out(pending: Pending) -> Any:
     """By the operation it is, but for casts to float32 that arithmetic does by itself."""
-    kind, args = pending._kind, pending._args
+    kind, args = pending.kind, pending.args
     if kind in (ADD, MUL):
         args = _uncast(*args)
     elif kind == CAST and not torch.is_grad_enabled():
         inner, target = args[0], pending.dtype
-        if isinstance(inner, Pending) and inner._value is None and inner._kind == ADD:
+        if isinstance(inner, Pending) and inner._value is None and inner.kind == ADD:
             # rounded where it is written
-            a, b = real(_uncast(*inner._args))
+            a, b = real(_uncast(*inner.args))
             if isinstance(a, Tensor) and isinstance(b, Tensor) and inner.dtype != target:
                 return torch.add(a, b, out=a.new_empty(inner.shape, dtype=target))
-    return pending._operation(*real(args))
+    return pending.operation(*real(args))
 
 
 def _uncast(a: Any, b: Any) -> tuple[Any, Any]:
@@ -268,14 +255,14 @@ def _bare(one: Any, other: Any) -> Any:
     if (
         isinstance(one, Pending)
         and one._value is None
-        and one._operation is Tensor.float
+        and one.operation is Tensor.float
         and isinstance(other, (Pending, Tensor))
-        and one._args[0].dtype != torch.float64
+        and one.args[0].dtype != torch.float64
         and other.dtype == torch.float32
-        and not (isinstance(other, Pending) and other._operation is Tensor.float)
+        and not (isinstance(other, Pending) and other.operation is Tensor.float)
         and other.ndim
     ):
-        return one._args[0]
+        return one.args[0]
     return one
 
 
@@ -286,9 +273,9 @@ def _promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
 
 
 def _dtype_of(pending: Pending) -> torch.dtype:
-    kind, args = pending._kind, pending._args
+    kind, args = pending.kind, pending.args
     if kind == CAST:
-        target: torch.dtype = torch.float32 if pending._operation is Tensor.float else args[1]
+        target: torch.dtype = torch.float32 if pending.operation is Tensor.float else args[1]
         return target
     if kind in (ADD, MUL):
         operands = [x for x in args if isinstance(x, (Pending, Tensor))]
@@ -309,7 +296,7 @@ def _dtype_of(pending: Pending) -> torch.dtype:
 
 
 def _shape_of(pending: Pending) -> tuple[int, ...]:
-    kind, args = pending._kind, pending._args
+    kind, args = pending.kind, pending.args
     if kind in (ALIKE, CAST):
         return tuple(args[0].shape)
     if kind in (ADD, MUL):
@@ -318,11 +305,11 @@ def _shape_of(pending: Pending) -> tuple[int, ...]:
     if kind == LINEAR:
         return (*args[0].shape[:-1], args[1].shape[0])
     if kind == PART:
-        whole, chunks, dim = args[0]._args if args[0]._args else (None, 0, 0)
+        whole, chunks, dim = args[0].args if args[0].args else (None, 0, 0)
         if whole is not None and (shape := list(whole.shape))[dim] % chunks == 0:
             shape[dim] //= chunks
             return tuple(shape)
-    if kind == VIEW and pending._operation is torch.unsqueeze and args[1] >= 0:
+    if kind == VIEW and pending.operation is torch.unsqueeze and args[1] >= 0:
         shape = list(args[0].shape)
         return (*shape[: args[1]], 1, *shape[args[1] :])
     if kind == VIEW and args[1:] == ((slice(None), None),):

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ditbench.models.pending import real, rows_of
+from ditbench.models.pending import ADD, ALIKE, CAST, MUL, Pending, real
 
 Run = Callable[..., Any]
 """`run()` computes every row, `run(rows)` with rows [B,K] int64 only those; `context` [B,M,D] are
@@ -133,8 +133,47 @@ class SingleRun:
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
-    """The chosen rows: [B,N,D], [B,K] -> [B,K,D]."""
-    return rows_of(x, rows)
+    """The chosen rows: [B,N,D], [B,K] -> [B,K,D]. Of a norm and a modulation that are pending they
+    alone are worked out: these go row by row."""
+    if _normalised(x) and (chosen := _some_rows(x, rows, x.shape[1])) is not None:
+        some: Tensor = chosen
+        return some
+    return _gathered(real(x), rows)
+
+
+def _normalised(given: Any) -> bool:
+    """Whether it is made of a norm by arithmetic; a stream, which is needed whole, is not."""
+    if not isinstance(given, Pending) or not given.waits:
+        return False
+    if given.kind in (ADD, MUL, CAST):
+        return any(map(_normalised, given.args))
+    return given.kind == ALIKE
+
+
+def _some_rows(given: Any, rows: Tensor, n: int) -> Any:
+    """None where an operand has neither a row for each of `n` tokens nor one for all."""
+    if not _normalised(given):
+        if not isinstance(given, (Pending, Tensor)):
+            return given
+        if given.ndim != 3 or given.shape[1] not in (1, n):
+            return None
+        if isinstance(given, Pending) and given.kind == CAST and given.waits:
+            bare = _some_rows(given.args[0], rows, n)
+            return None if bare is None else given.operation(bare, *given.args[1:])
+        return real(given) if given.shape[1] == 1 else _gathered(real(given), rows)
+    made = given.args if given.kind in (ADD, MUL) else given.args[:1]
+    args = [_some_rows(arg, rows, n) for arg in made]
+    if any(arg is None for arg in args):
+        return None
+    return given.operation(*args, *real(given.args[len(made) :]))
+
+
+def _gathered(x: Tensor, rows: Tensor) -> Tensor:
+    if x.device.type == "cpu":  # whole rows are copied, where gather goes by elements
+        first = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1])[:, None]
+        some: Tensor = x.flatten(0, 1).index_select(0, (rows + first).flatten())
+        return some.view(*rows.shape, x.shape[-1])
+    return x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def put(x: Tensor, rows: Tensor, value: Tensor) -> Tensor:

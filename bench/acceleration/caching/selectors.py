@@ -87,7 +87,10 @@ class Attention(Selector):
         super().__init__(now, rules)
         self.signals: dict[tuple[str, int, int], Tensor] = {}
         """(signal, block, guidance pass) -> [B,M] for `received`, [B,N] for `entropy`."""
-        self.stores = (self.signals,)
+        self.scores: dict[tuple[int, int, str, int], Tensor] = {}
+        """(block, guidance pass, stream, N) -> the sum of the signals as they are, for the block's
+        sub-layers."""
+        self.stores = (self.signals, self.scores)
 
     def run(self, sublayer: Sublayer, run: Run, rows: Tensor | None, *, every: bool) -> Any:
         """Watches the attention map. Of some rows, `received` is the mean over those and `entropy`
@@ -104,6 +107,8 @@ class Attention(Selector):
             text = self.now.text_tokens if sublayer.kind == "joint" else 0
             q = queries_at(q, rows, text, not text or sublayer.text_first)
         at = signal, sublayer.block, self.now.branch
+        for key in [key for key in self.scores if key[:2] == at[1:]]:
+            del self.scores[key]
         if signal == "received":
             whole = math.prod(self.now.grid)
             whole += 0 if sublayer.stream == "image" else self.now.text_tokens
@@ -122,15 +127,18 @@ class Attention(Selector):
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Sum of the block's signals; ValueError where its attention could not be watched."""
+        n = hidden.shape[1]
+        key = sublayer.block, self.now.branch, sublayer.stream, n
+        if key not in self.scores:
+            self.scores[key] = self._sum(sublayer, n)
+        return self.scores[key]
+
+    def _sum(self, sublayer: Sublayer, n: int) -> Tensor:
         parts = []
         for name in self.rules.signals:
             signal = self.signals.get((name, sublayer.block, self.now.branch))
             if signal is not None:
-                parts.append(
-                    F.normalize(
-                        self._whole(name, _own_rows(sublayer, signal, hidden.shape[1])), dim=1
-                    )
-                )
+                parts.append(F.normalize(self._whole(name, _own_rows(sublayer, signal, n)), dim=1))
         if not parts:
             raise ValueError(
                 f"the attention of block {sublayer.block} was not seen, for it is no call of "

@@ -234,4 +234,4 @@ def _with_bonus(score: Tensor, grid: tuple[int, int, int], window: int, bonus: f
     best = tiles.argmax(-1, keepdim=True)
     tiles = tiles.scatter_add(-1, best, bonus * tiles.gather(-1, best))
     image = tiles.unflatten(4, (window, window)).transpose(3, 4).flatten(1)
-    return torch.cat([text, image], 1)
+    return torch.cat([text, image], 1) if text.shape[1] else image
