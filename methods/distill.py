@@ -44,8 +44,7 @@ class Distill:
     """What it was trained to do: `trajectory` regresses the teacher's mean velocity between its
     states, `progressive` halves the steps stage by stage, `lcm` is latent consistency distillation,
     `scm` its continuous-time form, `meanflow` the mean velocity's identity, `dmd2` matches the
-    distribution of the teacher's samples, for two steps or one (without the GAN term of the
-    paper)."""
+    distribution of the teacher's samples (without the paper's GAN term)."""
     rank: int = knob(0, low=0, high=512)
     """Of updates of the linear layers, which are then all that is trained (LoRA): full-size models
     fit on a GPU so. 0: all weights are trained."""

@@ -193,9 +193,10 @@ def choose(folder: Path, room: Workroom, of: Callable[[Target], Any]) -> dict[st
     """Choose the target of the method `of(target)` on the stack below, write it, and return notes.
 
     The risk of a target is the mean squared error of decoded pixels against the stack below without
-    the cache, on the same training requests; the least is chosen where the next that makes other
-    samples is at least `MARGIN` times as large, and `residual`, undecided, elsewhere. Between two
-    steps along a straight line, Euler's on a flow or DDIM's, `epsilon`, `x0` and `v` are the same.
+    the cache, on the same training requests; the least is decided on where the next that makes other
+    samples is at least `MARGIN` times as large (the authors' rule). Undecided, it is `residual`, or
+    the least where that of `residual` is `MARGIN` times as large (ours). Between two steps along a
+    straight line, Euler's on a flow or DDIM's, `epsilon`, `x0` and `v` are the same.
     """
     import torch
 
@@ -228,7 +229,8 @@ def choose(folder: Path, room: Workroom, of: Callable[[Target], Any]) -> dict[st
         if float((made[name] - made[first]).square().mean()) > SAME * risks[first]
     ]
     decided = bool(different) and risks[different[0]] >= MARGIN * risks[first]
-    target: Target = first if decided else "residual"
+    better = risks["residual"] >= MARGIN * risks[first] and risks["residual"] > 0
+    target: Target = first if better else "residual"
     document = {"target": target, "decided": decided, "risks": risks}
     (folder / CHOSEN).write_text(json.dumps(document) + "\n", encoding="utf-8")
     told = ", ".join(f"{name} {risk:.3g}" for name, risk in risks.items())
