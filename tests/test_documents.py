@@ -97,7 +97,7 @@ def test_every_command_line_in_the_documents_parses(path):
             "None"
         }
         if getattr(args, "models", None):
-            assert set(args.models.split(",")) <= {"tiny", "full", *models()}
+            assert set(args.models.split(",")) <= {"tiny", "small", "full", *models()}
 
 
 def test_the_readmes_show_every_command():

@@ -44,7 +44,8 @@ def test_groups_and_names_select_each_model_once_in_order():
         "pixart-tiny",
         "flux-tiny",
     ]
-    assert len(models.select("tiny,full")) == len(models.models()) == 14
+    assert [m.name for m in models.select("small")] == ["pixart-small"]
+    assert len(models.select("tiny,small,full")) == len(models.models()) == 15
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_groups_and_names_select_each_model_once_in_order():
         ("flux-tyni", "flux-tiny"),
         ("wan-2.1-1.3", "wan-2.1-1.3b"),
         ("tinny", "tiny"),
-        ("", "or a group: tiny, full"),
+        ("", "or a group: tiny, small, full"),
     ],
 )
 def test_an_unknown_model_is_told_its_nearest_names(text, hint):

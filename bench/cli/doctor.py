@@ -68,7 +68,7 @@ def _zoo() -> list[dict[str, Any]]:
 
     rows = []
     for model in models().values():
-        if model.group == "tiny":
+        if model.is_bundled:
             try:
                 check_folder(locate(model, "bundled"))
                 rows.append(_row(model.name, "ok", "weights whole"))

@@ -49,7 +49,10 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
         help="a file or a named spec with these settings; flags override it (default: default)",
     )
     add(
-        "--models", "names or groups (tiny, full), comma separated", "MODELS", ",".join(spec.models)
+        "--models",
+        "names or groups (tiny, small, full), comma separated",
+        "MODELS",
+        ",".join(spec.models),
     )
     if methods:
         about = "stacks beside none, comma separated, in quotes where they have knobs"
@@ -303,7 +306,7 @@ def block_flags(blocks: argparse.ArgumentParser) -> None:
         "--models",
         action=Joined,
         default="tiny",
-        help="names or groups (tiny, full), comma separated",
+        help="names or groups (tiny, small, full), comma separated",
     )
     blocks.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     blocks.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")

@@ -67,7 +67,7 @@ def parsers(
         "--models",
         action=Joined,
         default="full",
-        help="names or groups (tiny, full), comma separated",
+        help="names or groups (tiny, small, full), comma separated",
     )
     count.add_argument("--methods", action=Joined, help="stacks beside none, comma separated")
     count.add_argument(
@@ -88,7 +88,7 @@ def parsers(
         "--models",
         action=Joined,
         default="full",
-        help="names or groups (tiny, full), comma separated",
+        help="names or groups (tiny, small, full), comma separated",
     )
     estimate.add_argument("--methods", action=Joined, help="stacks beside none, comma separated")
     estimate.add_argument(
@@ -118,7 +118,8 @@ def parsers(
         "method", help="a method or stack, knobs included; what is below a method is prepared for"
     )
     prepare.add_argument(
-        "--models", help="names or groups (tiny, full), comma separated (default: tiny, or --model)"
+        "--models",
+        help="names or groups (tiny, small, full), comma separated (default: tiny, or --model)",
     )
 
     convert = command("convert", "make safetensors of weights that are there as .bin only")
@@ -148,7 +149,7 @@ def parsers(
         "--models",
         action=Joined,
         default="tiny",
-        help="names or groups (tiny, full), comma separated",
+        help="names or groups (tiny, small, full), comma separated",
     )
     match.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
     plugin_flag(match)
@@ -295,7 +296,7 @@ def parsers(
         "--models",
         action=Joined,
         default="tiny",
-        help="names or groups (tiny, full), comma separated",
+        help="names or groups (tiny, small, full), comma separated",
     )
     plugin_flag(check)
 

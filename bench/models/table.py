@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ditbench.models.lora import Lora
 
 HERE = Path(__file__).resolve().parent
-GROUPS = ("tiny", "full")
+GROUPS = ("tiny", "small", "full")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What names of models look like."""
 
@@ -30,9 +30,9 @@ class Model:
     family: str
     """A name of `families()`: what the transformer consists of and how the pipeline is called."""
     group: str
-    """`tiny` (bundled with the package) or `full`."""
+    """`tiny` and `small` (bundled with the package, the small ones of more tokens) or `full`."""
     hub: str = ""
-    """Repository on the Hugging Face hub; empty for tiny models."""
+    """Repository on the Hugging Face hub; empty for bundled models."""
     revision: str = ""
     """Commit of that repository; empty: its main branch."""
     folder: str = ""
@@ -42,8 +42,8 @@ class Model:
     lora: tuple[Lora, ...] = ()
     """Low-rank updates that are merged into the transformer, in this order."""
     architecture: str = ""
-    """File of `architectures/` with the published sizes; empty for tiny models, whose folder says
-    it."""
+    """File of `architectures/` with the published sizes; empty for bundled models, whose folder
+    says it."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Sizes that differ from the file, as `part.key`."""
     steps: int
@@ -62,7 +62,12 @@ class Model:
     negative_prompt: str = ""
     """What the unconditional pass reads."""
     world: str = ""
-    """The world a tiny model was trained in: `class`, `scene` or `video`."""
+    """The world a bundled model was trained in: `class`, `scene` or `video`."""
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether its weights come with the package."""
+        return self.group in ("tiny", "small")
 
 
 def _built_in() -> dict[str, Model]:

@@ -32,7 +32,7 @@ def locate(model: Model, weights: str, *, download: bool = True) -> Path:
     if model.folder:
         return Path(model.folder)
     if weights == "bundled":
-        if model.group != "tiny":
+        if not model.is_bundled:
             raise ValueError(
                 f"{model.name} has no bundled weights; choose --weights hub, random or a folder"
             )

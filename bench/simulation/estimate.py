@@ -38,7 +38,7 @@ class Source:
         """`changes` overrides sizes of the architecture, as `part.key`."""
         self.model, self.conditions = model, conditions
         # what a tiny model is simulated with was prepared for it, and may change
-        self.shelf = Shelf(model) if model.group != "tiny" and not changes else None
+        self.shelf = Shelf(model) if not model.is_bundled and not changes else None
         self._simulator = Simulator(model, conditions.dtype, vae=conditions.vae, changes=changes)
 
     def costs(self, stack: Stack, sampling: Sampling, seconds: float = math.inf) -> Costs | None:

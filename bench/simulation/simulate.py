@@ -145,7 +145,7 @@ def _prepared(model: Model, stack: Stack) -> dict[str, Path]:
     full-size models, but for students, whose sizes are the teacher's."""
     from ditbench.method.needs import resolve
 
-    if model.group == "tiny":
+    if model.is_bundled:
         return {name: made.folder for name, made in resolve(model, stack, "bundled").items()}
     for m in stack.methods:
         if m.recipe() is not None and "weights" not in m.traits.claims:

@@ -170,7 +170,8 @@ def _plot_samples(made: dict[int, np.ndarray], requests: list[Request], to: Path
         else:
             rows += [np.concatenate(list(samples[i : i + 10]), 1) for i in (0, 10)]
     picture = Image.fromarray(np.concatenate(rows, 0))
-    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(
+    scale = max(1, 1280 // picture.width)
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(
         to, optimize=True
     )
 

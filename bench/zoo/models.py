@@ -229,6 +229,8 @@ def train(
         folder,
         model=name,
         world=world,
+        **({"resolution": RESOLUTION[name]} if name in RESOLUTION else {}),
+        **({"started from": start.name} if start is not None else {}),
         examples=len(x0),
         steps=steps,
         batch=batch,
