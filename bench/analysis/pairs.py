@@ -21,6 +21,7 @@ from ditbench.analysis.rows import Record
 from ditbench.method.registry import Method, find, names
 from ditbench.method.stack import Stack
 from ditbench.method.traits import FAMILY_NEEDS, lacking
+from ditbench.models.family import families
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.table import models
 from ditbench.records.record import SHOWN
@@ -149,7 +150,9 @@ class _Judge:
         known: Mapping[str, Method],
     ) -> None:  # fmt: skip
         self.model, self.verdicts, self.known = model, verdicts, known
-        self.family = records[0]["family"]
+        family = records[0]["family"]
+        # of a plug-in's family that is not installed here nothing is known
+        self.family = family if family in families() else ""
         self.row = models().get(model)
         baseline = next((r for r in records if not _methods(r)), records[0])
         self.on_cpu = baseline["run"].get("device", "cpu") == "cpu"
@@ -200,7 +203,7 @@ class _Judge:
             return "; ".join(problems)
         for m in stack.methods:
             for need in sorted(n for n in m.traits.needs if n.startswith(FAMILY_NEEDS)):
-                if lack := lacking(need, self.family, "cpu"):
+                if self.family and (lack := lacking(need, self.family, "cpu")):
                     return f"{m.name}: {lack}"
         if reason := self._unfit(stack) or stack.kept_away(self.offload):
             return reason
