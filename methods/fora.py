@@ -3,7 +3,7 @@ arXiv:2407.01425)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ditbench.acceleration.caching.output_cache import reuse_outputs
 from ditbench.method import Attachment, Stage, knob, method
@@ -26,14 +26,18 @@ class Fora:
     the first step and where the count is a multiple of the interval: of 50 steps at interval 3
     these are 0, 1, 4, 7..., 49. On the other models it is ToCa's FORA mode, which counts up: 0, 3,
     6.... Multiples are rounded up where the interval is no whole number. What is kept is each
-    sub-layer's output before its gate and residual, for each guidance pass; gates and residuals
-    are computed at every step. They cache attention and MLP; here
-    cross-attention and FLUX's joint and single blocks are sub-layers like any other.
+    sub-layer's output before its gate and residual, for each guidance pass; gates and residuals are
+    computed at every step. They cache attention and MLP; here cross-attention and FLUX's joint and
+    single blocks are sub-layers like any other.
     """
 
     interval: int | float = knob(3, low=1)
     """Steps from one computation to the next, on average: 2.5 computes steps 0, 3, 5, 8...; 1
     changes nothing."""
+    gates: Literal["fresh", "kept"] = "fresh"
+    """`fresh`: a reused output gets the gate of the step under way, as in the authors' code. `kept`:
+    the gate of the step that computed it, so that reusing it is one addition, and a block that is
+    reused whole computes no modulation. Ours."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("interval", 1, 10)
 
@@ -49,4 +53,5 @@ class Fora:
             count = at.now.num_steps - 1 - step if downward else step
             return count // self.interval == (count - 1) // self.interval
 
-        reuse_outputs(at, reuses)  # the first step has nothing to reuse
+        # the first step has nothing to reuse
+        reuse_outputs(at, reuses, with_gates=self.gates == "kept")

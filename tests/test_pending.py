@@ -222,3 +222,45 @@ def test_a_route_that_knows_nothing_of_it_is_given_tensors(name):
         attached.start(STEPS, 2)
         generate(pipe, model, 2)
     assert seen == {torch.Tensor}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_with_its_gate_kept_a_reused_sublayer_is_one_addition(name, dtype):
+    model, pipe = pipeline(name, dtype)
+    ran = operations_by_step(model, pipe, Stack.parse("fora(interval=2,gates='kept')"))
+    reused = 2 if model.family == "dit" else 1
+    for block in blocks(pipe.transformer):
+        own = [s for s in sublayers(pipe.transformer) if s.block == block.index]
+        streams = sum(2 if s.spec.pair else 1 for s in own)
+        if model.family == "sd3" and block.index == 1:
+            streams -= 1
+        joined = {"aten::cat": 1} if own[0].kind == "single" else {}
+        # what is made of integers is made at once: DiT's frequencies and class
+        outside = {"aten::arange", "aten::exp", "aten::embedding", "aten::div"}
+        made = {n: c for n, c in ran[reused, block.index].items() if n not in outside}
+        if model.family == "dit":
+            assert made.pop("aten::mul", 0) <= 1  # the frequencies' exponent
+        assert made == {"aten::add": streams, **joined}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_block_reused_with_its_gates_adds_what_it_added(name):
+    model, pipe = pipeline(name)
+    added = {}
+    with Stack.parse("fora(interval=2,gates='kept')").attached(pipe) as attached:
+        at = attached.attachments["fora"]
+
+        def look(run, streams):
+            out = run(streams)
+            added[at.now.step] = [b - a for a, b in zip(streams, out, strict=True)]
+            return out
+
+        at.reroute(at.blocks[0], look)
+        attached.start(STEPS, 2)
+        generate(pipe, model, 2)
+    computed, reused = (1, 2) if model.family == "dit" else (0, 1)
+    for before, after in zip(added[computed], added[reused], strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    # and a step that computes adds something else
+    assert not torch.allclose(added[computed][0], added[computed + 2][0], rtol=1e-4, atol=1e-5)

@@ -108,11 +108,11 @@ class Attachment:
         `route` until detached."""
         part.reroute(route, self.patch)  # type: ignore[arg-type]
 
-    def reroute_deferred(self, sublayer: Sublayer, route: Route) -> None:
+    def reroute_deferred(self, sublayer: Sublayer, route: Route) -> bool:
         """As `reroute`, where norm and modulation of the sub-layer are not worked out unless it is
         run: `route` is given its input as `pending.Pending`, which becomes a tensor when its values
-        are used."""
-        sublayer.reroute(route, self.patch, deferred=True)
+        are used. Returns whether they wait: not in a block that somebody else has replaced."""
+        return sublayer.reroute(route, self.patch, deferred=True)
 
     def replace(self, tensor: Any, value: Any) -> None:
         """Give a parameter or buffer other data until detached. What it held waits in host memory,

@@ -143,7 +143,7 @@ class Sublayer:
         width = self._linear(kind.rows[0]).out_features
         return Macs(linear=linear, attention=2 * queries * keys * width)
 
-    def reroute(self, route: Route, patch: Patch, *, deferred: bool = False) -> None:
+    def reroute(self, route: Route, patch: Patch, *, deferred: bool = False) -> bool:
         """Send every call through `route(run, hidden)`, with hidden [B,rows,D] the normalised and
         modulated input.
 
@@ -162,14 +162,14 @@ class Sublayer:
 
         `deferred`: the block runs on pending tensors (`pending.Pending`), and `hidden` may be one:
         norm and modulation are worked out when `run` is called or something else looks at its
-        values, and else never.
+        values, and else never. Returns whether they wait.
         """
-        if deferred and self.deferred:
-            defer(self.owner, self.deferred, patch)
-        elif self.deferred:
+        waits = deferred and bool(self.deferred) and defer(self.owner, self.deferred, patch)
+        if not deferred and self.deferred:
             route = _given_tensors(route)
         if self.reroute_whole is not None:
-            return self.reroute_whole(self.module, route, patch)
+            self.reroute_whole(self.module, route, patch)
+            return waits
         original = self.module.forward
         inner = ROUTED.get(original)
 
@@ -200,7 +200,7 @@ class Sublayer:
 
         patch(self.module, "forward", forward)
         ROUTED[forward] = routed
-        return None
+        return waits
 
     def _linear(self, name: str) -> Any:
         return _submodule(self.module, name)

@@ -18,29 +18,38 @@ def is_cache_step(step: int, steps: int) -> bool:
     return step > 0 and (steps - 1 - step) % 2 == 0
 
 
-def reuse_outputs(at: Attachment, reuses: Callable[[int, Sublayer], bool]) -> None:
+def reuse_outputs(
+    at: Attachment, reuses: Callable[[int, Sublayer], bool], *, with_gates: bool = False
+) -> None:
     """Reroute every sub-layer: where `reuses(step, sublayer)` its last output stands in, elsewhere
     it runs and its output is kept.
 
-    Kept are outputs before gate and residual, one per guidance pass. What has not run yet in a
-    generation runs, whatever `reuses` says.
+    Kept are outputs before gate and residual, one per guidance pass; `with_gates`: after the gate of
+    the step that computed them, so that reusing one is an addition (`models.gated`). What has not run
+    yet in a generation runs, whatever `reuses` says.
     """
+    from ditbench.models.gated import keeping, reused
+
     cached: dict[tuple[int, int], Any] = {}
     at.keeps(cached)
+    gated: dict[int, bool] = {}
 
     def route_of(sublayer: Sublayer) -> Route:
         def route(run: Run, _hidden: Any) -> Any:
-            key = sublayer.index, at.now.branch
+            key, own_gate = (sublayer.index, at.now.branch), gated[sublayer.index]
             if key in cached and reuses(at.now.step, sublayer):
                 at.computes(sublayer, 0.0)
                 at.count("reused")
-                return cached[key]
+                return reused(cached[key]) if own_gate else cached[key]
             at.computes(sublayer, 1.0)
             at.count("computed", idle=True)
+            if own_gate:
+                return keeping(cached, key, run())
             cached[key] = run()
             return cached[key]
 
         return route
 
     for sublayer in at.sublayers:
-        at.reroute_deferred(sublayer, route_of(sublayer))
+        deferred = at.reroute_deferred(sublayer, route_of(sublayer))
+        gated[sublayer.index] = with_gates and deferred

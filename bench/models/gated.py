@@ -1,0 +1,91 @@
+"""Outputs of sub-layers that are kept with their gates: reused, one is a single addition.
+
+A block multiplies an output by its gate and adds it to the stream. What is handed to it here notes the
+product at a computed step, and at a reused one stands for the product itself, so that nothing asks
+for the gate, nor, where a whole block is reused, for the layers that make it.
+
+B batch, N rows, D width.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from torch import Tensor
+
+from ditbench.models.pending import ADD, MUL, RECORDED, Pending, real
+
+Keep = Callable[[Tensor], None]
+"""f(gate times output [B,N,D])."""
+
+
+class Gated(Pending):
+    """A sub-layer's output, in a block that runs on pending tensors (`pending.defer`): the first
+    product of it is with its gate, the first sum with the stream."""
+
+    __slots__ = ("_keep",)
+
+    def __init__(self, value: Tensor, keep: Keep | None = None) -> None:
+        """`keep` is given the product when the block has made it, or the output itself where the
+        block adds it without a gate; None: `value` is a product that was kept."""
+        super().__init__(value)
+        self._keep = keep
+
+    def __mul__(self, gate: Any) -> Pending:
+        if self._keep is None:
+            return self
+        product: Tensor = real(gate) * self.value
+        self._keep(product)
+        return Gated(product)
+
+    __rmul__ = __mul__
+
+    def __add__(self, stream: Any) -> Pending:
+        if self._keep is not None:
+            self._keep(self.value)
+        return Pending(None, ADD, operator.add, (stream, self.value))
+
+    __radd__ = __add__
+
+    def float(self) -> Pending:
+        """Itself: a product with a gate in float32 is in float32."""
+        return self
+
+    def type_as(self, other: Any) -> Pending:
+        """Itself: it is cast with the stream."""
+        return self
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kind = RECORDED.get(function)
+        if kind in (ADD, MUL) and not kwargs and len(args) == 2:
+            one, other = args if isinstance(args[0], Gated) else (args[1], args[0])
+            return one + other if kind == ADD else one * other
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+def keeping(store: MutableMapping[Any, tuple[Tensor, ...]], key: Any, output: Any) -> Any:
+    """The output of a sub-layer that has run, a tensor or a tuple; what the block adds of it to its
+    streams comes to be kept as `store[key]`, a tuple."""
+    parts = output if isinstance(output, tuple) else (output,)
+    store[key] = parts  # of what no stream takes, as the text of SD3's last block, it stays
+
+    def keep_at(place: int) -> Keep:
+        def keep(product: Tensor) -> None:
+            kept = store[key]
+            store[key] = (*kept[:place], product, *kept[place + 1 :])
+
+        return keep
+
+    gated = tuple(Gated(part, keep_at(i)) for i, part in enumerate(parts))
+    return gated if isinstance(output, tuple) else gated[0]
+
+
+def reused(kept: tuple[Tensor, ...]) -> Any:
+    """What `keeping` kept, as the sub-layer's output."""
+    gated = tuple(map(Gated, kept))
+    return gated if len(gated) > 1 else gated[0]
