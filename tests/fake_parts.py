@@ -45,7 +45,7 @@ class Part:
         self.__dict__.update(facts)
         self.route = None
 
-    def reroute(self, route, _patch):
+    def reroute(self, route, _patch, *, deferred=False):
         """Called by `Attachment.reroute`."""
         self.route = route
 

@@ -83,6 +83,8 @@ def test_no_number_with_an_interval_is_without_its_n_in_any_table_or_document(
             isinstance(told["n"], int) and told["n"] > 0 for _, told in found
         )
         for path in report.out.glob("tables/*.csv"):
+            if path.stem == "pairs":  # words, no number
+                continue
             for line in lines_of(path):
                 assert int(line["num_samples"]) == 9, path.name
                 for name, told in line.items():

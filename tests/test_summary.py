@@ -25,7 +25,7 @@ KEYS = {
     "second_judge", "speedup_call",
     "speedup_denoise", "speedup_interval", "speedup_flops", "speedup_predicted", "realised",
     "realised_call", "flops", "memory",
-    "counters", "first_call_s", "load_s", "drift", "drift_bound", "suspect", "label", "warnings",
+    "counters", "operations", "first_call_s", "load_s", "drift", "drift_bound", "suspect", "label", "warnings",
 }  # fmt: skip
 
 

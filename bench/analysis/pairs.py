@@ -25,6 +25,7 @@ from ditbench.models.family import families
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.models.table import models
 from ditbench.records.record import SHOWN
+from ditbench.records.text import one_line
 
 State = Literal["run", "refused", "not run"]
 CHECK_REFUSALS = Path(__file__).with_name("check_refusals.toml")
@@ -190,7 +191,11 @@ class _Judge:
             return Combination(methods=methods, state="run", reason="", ran=ran)
         if cells and cells[0]["status"] == "refused" and "(" not in cells[0]["stack"]:
             return Combination(methods=methods, state="refused", reason=cells[0]["reason"])
-        if reason := self.refusal(methods):
+        try:
+            reason = self.refusal(methods)
+        except Exception as error:  # of a plug-in's own code: its fields say so, and no other's
+            reason = one_line(f"{type(error).__name__}: {error}")
+        if reason:
             return Combination(methods=methods, state="refused", reason=reason)
         told = "; ".join(f"{r['stack']} {r['status']}: {r['reason']}" for r in cells)
         return Combination(methods=methods, state="not run", reason=told)

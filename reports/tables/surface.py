@@ -11,7 +11,7 @@ import pandas as pd
 from ditbench.analysis.surfaces import COSTS, Point, Surface
 from ditbench.reports.sections.format import DASH, decimals, fixed, spoken
 from ditbench.reports.sections.section import Section
-from ditbench.reports.tables.sheet import Block, Sheet, frame, spread, without_empty
+from ditbench.reports.tables.sheet import Block, Sheet, circumstances, frame, spread, without_empty
 from ditbench.statistics.estimates import Estimate
 
 SURFACE = (
@@ -50,6 +50,7 @@ def heading(surface: Surface) -> str:
 def surface_frame(section: Section) -> pd.DataFrame:
     """The same lines at full precision."""
     lines = []
+    rows = {(row["model"], row["stack"]): row for row in section.rows}
     for surface in section.surfaces:
         for point in surface.points:
             line: dict[str, Any] = {
@@ -65,7 +66,8 @@ def surface_frame(section: Section) -> pd.DataFrame:
                         f"{metric}_gain_at_equal_{cost}", point.gain.get((cost, metric))
                     )
                     line[f"{metric}_best_by_{cost}"] = point.best.get((cost, metric))
-            lines.append(line)
+            row = rows[surface.model, point.stack]
+            lines.append(line | circumstances(row, section.environments(row)))
     return frame(lines)
 
 

@@ -61,6 +61,9 @@ class Selector:
         """No ranking will ask for what is remembered of the sub-layer alone before it is computed
         again."""
 
+    def forget_scores(self) -> None:
+        """Scores that sub-layers share are worked out again."""
+
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """[B,N] float32 of the input `hidden` [B,N,D], higher first; `cached` [B,N,D] is the output
         a token keeps unless it is chosen."""
@@ -124,6 +127,10 @@ class Attention(Selector):
                 entropy if rows is None else self.signals[at].scatter(1, rows, entropy)
             )
         return out
+
+    def forget_scores(self) -> None:
+        """Scores that sub-layers share are worked out again."""
+        self.scores.clear()
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Sum of the block's signals; ValueError where its attention could not be watched."""

@@ -149,6 +149,13 @@ class TokenCache:
         self._aged(key, self._ages(key, hidden, 1).masked_fill(place < num, 0.0))
         return out
 
+    def by_sample(self) -> None:
+        """Hold nothing that is one for all samples, so that `state` can be divided by them: ages as
+        tensors, and no scores of blocks."""
+        for key, out in self.kept.items():
+            self._aged(key, self._ages(key, out[0] if isinstance(out, tuple) else out))
+        self.selector.forget_scores()
+
     def state(self) -> tuple[dict[Any, Any], ...]:
         """Everything it holds, for a later `restore`."""
         return tuple(dict(store) for store in self._stores)

@@ -79,6 +79,7 @@ def act_by_tokens(selector: str) -> Act:
             """The cache holds these samples alone while they run."""
             level["now"] = chosen
             rows, batch = at.now.rows_of(samples), at.now.batch
+            cache.by_sample()
             before = cache.state()
             if len(rows) == batch:
                 yield
@@ -90,6 +91,7 @@ def act_by_tokens(selector: str) -> Act:
                     )
                 )
                 yield
+                cache.by_sample()
                 cache.restore(
                     tuple(
                         {k: put_rows(old[k], rows, v) for k, v in store.items()}
