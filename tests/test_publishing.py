@@ -125,7 +125,7 @@ def test_its_report_has_the_tables_of_the_whole_run_and_needs_no_torch(run, publ
         whole, small = tmp_path / "whole" / name, tmp_path / "small" / name
         if name.suffix == ".md" or name.suffix == ".tex":
             assert small.read_text() == whole.read_text(), name
-        elif name.suffix == ".csv":
+        elif name.suffix == ".csv" and name.stem != "pairs":  # of the methods of this process too
             pd.testing.assert_frame_equal(
                 pd.read_csv(small), pd.read_csv(whole), rtol=1e-5, atol=1e-7
             )
