@@ -45,9 +45,10 @@ class Part:
         self.__dict__.update(facts)
         self.route = None
 
-    def reroute(self, route, _patch):
-        """Called by `Attachment.reroute`."""
+    def reroute(self, route, _patch, *, deferred=False):
+        """Called by `Attachment.reroute` and `reroute_deferred`; nothing waits here."""
         self.route = route
+        return False
 
     def __call__(self, run, given):
         """What comes out for `given`, where `run` is what it computes by itself."""
