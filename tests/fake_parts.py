@@ -46,8 +46,9 @@ class Part:
         self.route = None
 
     def reroute(self, route, _patch, *, deferred=False):
-        """Called by `Attachment.reroute`."""
+        """Called by `Attachment.reroute` and `reroute_deferred`; nothing waits here."""
         self.route = route
+        return False
 
     def __call__(self, run, given):
         """What comes out for `given`, where `run` is what it computes by itself."""
