@@ -67,8 +67,14 @@ def begin(folder, *words):
     return subprocess.Popen(
         [*PROGRAM, "run", *QUICK, *(words or flags)],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=listen,
     )  # fmt: skip
+
+
+def listen():
+    """Ctrl-C is heard, as in a terminal: where the tests run in the background it is ignored, by all
+    that they start too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end(running, children):
