@@ -77,11 +77,11 @@ class TeaCache:
     def recipe(self) -> dict[str, Any] | None:
         """A threshold found for a share depends on the signal and on what its change is put
         through."""
-        found = {"version": 2, "saved": self.saved, "polynomial": list(self.polynomial)}
+        recipe = {"version": 2, "saved": self.saved, "polynomial": list(self.polynomial)}
         if self.target == "auto":
-            return found | {"target": 1, "threshold": self.threshold}
+            return recipe | {"target": 1, "threshold": self.threshold}
         kept = {} if self.target == "residual" else {"target": self.target}
-        return found | kept if self.saved else None
+        return recipe | kept if self.saved else None
 
     def check(self, pipeline: Any) -> str | None:
         """Another target than the residual wants a model of noise or of a flow."""

@@ -52,9 +52,9 @@ def knee(rows: Sequence[Row], records: Mapping[str, Record]) -> Knee | None:
     judged = {k: words for k, words in fewer.items() if any(words.values())}
     if len(judged) < FEWEST:
         return None
-    kept = own
+    fewest = own
     for steps in sorted(judged, reverse=True):
         if lost := {name: word for name, word in judged[steps].items() if word not in KEPT}:
-            return Knee(steps=kept, own=own, below=steps, lost=lost)
-        kept = steps
-    return Knee(steps=kept, own=own, below=None, lost={})
+            return Knee(steps=fewest, own=own, below=steps, lost=lost)
+        fewest = steps
+    return Knee(steps=fewest, own=own, below=None, lost={})

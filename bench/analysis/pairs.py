@@ -89,9 +89,9 @@ def pair_matrices(
         (row["model"], row["stack"]): row["verdict"] if row["verdict"] in VERDICTS else ""
         for row in stacking
     }
-    found = {m["name"]: str(m.get("family", "")) for r in records for m in _methods(r)}
+    recorded = {m["name"]: str(m.get("family", "")) for r in records for m in _methods(r)}
     known = _defaults()
-    by_family = found | {name: m.traits.family for name, m in known.items()}
+    by_family = recorded | {name: m.traits.family for name, m in known.items()}
     ordered = tuple(sorted(by_family, key=lambda name: (by_family[name], name)))
     matrices = []
     for model in dict.fromkeys(r["model"] for r in records):
@@ -197,8 +197,8 @@ class _Judge:
             reason = one_line(f"{type(error).__name__}: {error}")
         if reason:
             return Combination(methods=methods, state="refused", reason=reason)
-        told = "; ".join(f"{r['stack']} {r['status']}: {r['reason']}" for r in cells)
-        return Combination(methods=methods, state="not run", reason=told)
+        outcomes = "; ".join(f"{r['stack']} {r['status']}: {r['reason']}" for r in cells)
+        return Combination(methods=methods, state="not run", reason=outcomes)
 
     def refusal(self, methods: Sequence[str]) -> str:
         """Why the methods at default knobs cannot be used together, in the order in which `plan`, and

@@ -119,10 +119,10 @@ def _field(
     kinds = [CLASSES[c.state], *([word] if word else []), *(["first"] if starts else [])]
     kinds += ["self"] if names[0] == names[1] else []
     who = names[0] if names[0] == names[1] else "+".join(names)
-    told = f"{who}: {': '.join(filter(None, (word or c.state, c.reason)))}"
+    title = f"{who}: {': '.join(filter(None, (word or c.state, c.reason)))}"
     sign = MARKS[word][0] if word else UNJUDGED
     inner = _link(section, c, sign, index) if c.state == "run" else ""
-    return f'<td class="{" ".join(kinds)}" title="{escape(told)}">{inner}</td>'
+    return f'<td class="{" ".join(kinds)}" title="{escape(title)}">{inner}</td>'
 
 
 def _link(section: Section, c: Combination, words: str, index: str) -> str:

@@ -233,8 +233,8 @@ def choose(folder: Path, room: Workroom, of: Callable[[Target], Any]) -> dict[st
     target: Target = first if better else "residual"
     document = {"target": target, "decided": decided, "risks": risks}
     (folder / CHOSEN).write_text(json.dumps(document) + "\n", encoding="utf-8")
-    told = ", ".join(f"{name} {risk:.3g}" for name, risk in risks.items())
-    return {"target": target, "decided": decided, "risks": told, "samples": num}
+    risks_text = ", ".join(f"{name} {risk:.3g}" for name, risk in risks.items())
+    return {"target": target, "decided": decided, "risks": risks_text, "samples": num}
 
 
 def _has_values(x: Tensor) -> bool:

@@ -107,14 +107,16 @@ def prepare_grid(
     studio, rules, rows = Studio(room, act_by_steps, recipe, saved), rules_of(heads), []
     each = max(1, recipe.rollouts // len(rules) // 2)
     taught, tried = (studio.requests(each, seed) for seed in (1, 2))
-    told = studio.discriminator
+    discriminator = studio.discriminator
     if recipe.reward != "quality":
-        real = told.features(studio.paint(taught, None).pixels)
-        told.remember(real, "real")
+        real = discriminator.features(studio.paint(taught, None).pixels)
+        discriminator.remember(real, "real")
     for i, rule in enumerate(rules):
         if recipe.reward != "quality":
-            told.remember(told.features(studio.paint(taught, rule).pixels), "rollout")
-            told.update()
+            discriminator.remember(
+                discriminator.features(studio.paint(taught, rule).pixels), "rollout"
+            )
+            discriminator.update()
         room.tell({"done": i + 1, "of": 2 * len(rules)})
     for i, rule in enumerate(rules):
         _, means = score_steps(studio, tried, studio.paint(tried, rule))

@@ -195,10 +195,10 @@ def train(studio: Studio, score: Score) -> tuple[nn.ModuleDict, list[dict[str, A
         optimiser.param_groups[0]["lr"] = recipe.rate * (1 - i / recipe.iterations)
         row: dict[str, Any] = {"iteration": i}
         if against:
-            told = studio.discriminator
-            told.remember(told.features(studio.paint(each, None).pixels), "real")
-            told.remember(told.features(made.pixels), "rollout" if i else "first")
-            row["discriminator_loss"] = told.update()
+            discriminator = studio.discriminator
+            discriminator.remember(discriminator.features(studio.paint(each, None).pixels), "real")
+            discriminator.remember(discriminator.features(made.pixels), "rollout" if i else "first")
+            row["discriminator_loss"] = discriminator.update()
         rewards, means = score(studio, requests, made)
         advantage = advantages(rewards, recipe.group)
         for _ in range(recipe.epochs):
