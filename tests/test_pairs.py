@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from html import unescape
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +16,7 @@ from report_runs import edit, key_of, write_run
 from ditbench import reports
 from ditbench.analysis import pairs
 from ditbench.analysis.pairs import check_refusals, pair_matrices
+from ditbench.method import METHODS, Stage, method
 from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
 from ditbench.models.table import models
@@ -223,3 +225,28 @@ def test_only_pairs_from_the_command_line_and_its_document(run):
     document = json.loads(out.stdout.splitlines()[-1])
     assert [m["model"] for m in document["runs"][0]["models"]] == ["dit-tiny", "wan-tiny"]
     assert main(["report", str(run / "nowhere"), "--only", "pairs"]) == 2
+
+
+def test_a_plug_in_that_breaks_down_costs_its_own_fields(tmp_path, request):
+    class Broken:
+        def __post_init__(self):
+            raise NameError("name 'ClassVar' is not defined")
+
+        def attach(self, pipeline, at):
+            pass
+
+    class Unadaptable:
+        def adapt(self, sampling):
+            return sampling.nothing
+
+        def attach(self, pipeline, at):
+            pass
+
+    for name, cls in (("broken_test", Broken), ("unadaptable_test", Unadaptable)):
+        request.addfinalizer(partial(METHODS.pop, name, None))
+        method(name, family="test", stage=Stage.OPERATOR)(cls)
+    run = write_run(tmp_path / "run", models=("dit-tiny",), stacks=(("none", "ok"),))
+    matrix = matrix_of(run, "dit-tiny")
+    assert "broken_test" not in matrix.methods
+    reason = at(matrix, "fora", "unadaptable_test").reason
+    assert at(matrix, "fora", "int8").state == "not run" and "nothing" in reason

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import combinations, product
@@ -116,8 +117,13 @@ def pair_matrices(
 
 
 def _defaults() -> dict[str, Method]:
-    """Every method there is, at default knobs."""
-    return {name: find(name)() for name in names()}
+    """Every method there is, at default knobs, but for a plug-in's that cannot be made: its own cells
+    say why, and nothing is known of its pairs."""
+    made: dict[str, Method] = {}
+    for name in names():
+        with suppress(Exception):
+            made[name] = find(name)()
+    return made
 
 
 def _triples(ordered: Sequence[str], known: Mapping[str, Method]) -> Iterator[tuple[str, ...]]:
