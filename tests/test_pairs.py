@@ -26,6 +26,12 @@ from ditbench.runner.spec import Spec
 from ditbench.testing import refusals
 
 ROOT = Path(__file__).parents[1]
+
+
+def our_methods():
+    return {name for name in names() if find(name).__module__.startswith("ditbench.methods.")}
+
+
 PUBLISHED = sorted(p.parent for p in (ROOT / "reports/published").glob("*/spec.json"))
 STACKS = (
     ("none", "ok"), ("fewer_steps", "ok"), ("fora(interval=3)", "ok"), ("int8", "ok"),
@@ -56,7 +62,8 @@ def at(matrix, *methods):
 
 def test_every_pair_of_every_method_is_there_once(run):
     matrix = matrix_of(run, "dit-tiny")
-    assert set(matrix.methods) == set(names())
+    # those that other tests declared may be such as cannot be made
+    assert our_methods() <= set(matrix.methods) <= set(names())
     expected = {frozenset(pair) for pair in combinations(matrix.methods, 2)}
     assert len(matrix.pairs) == len(expected)
     assert {frozenset(c.methods) for c in matrix.pairs} == expected
@@ -110,7 +117,7 @@ def test_refused_without_the_checks_is_what_plan_refuses(model, tmp_path, monkey
 
     edit(run, add_sampling)
     matrix = matrix_of(run, model)
-    few = [name for i, name in enumerate(names()) if i % 3 == 0]
+    few = [name for i, name in enumerate(sorted(our_methods())) if i % 3 == 0]
     stacks = [str(Stack.of(find(a)(), find(b)())) for a, b in combinations(few, 2)]
     cells = plan(Spec(models=(model,), methods=tuple(stacks), out=str(tmp_path / "out")))
     assert len(cells) == len(stacks) + 1
