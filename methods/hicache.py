@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ditbench.acceleration.caching.passes import follows_interval
-from ditbench.acceleration.caching.token_settings import without_settings
+from ditbench.acceleration.caching.token_settings import interval_settings, without_settings
 from ditbench.method import Attachment, Stage, knob, method
 
 AUTHORS: dict[str, tuple[int, int, int]] = {
@@ -63,10 +63,8 @@ class HiCache:
         from ditbench.acceleration.caching.sublayer_differences import extrapolate_outputs
         from ditbench.models.family import family_of
 
-        theirs = AUTHORS.get(family_of(pipeline.transformer).name, (1, 0, 1))
-        interval = self.interval or theirs[0]
-        order = theirs[1] if self.order is None else self.order
-        first = self.first or theirs[2]
+        family = family_of(pipeline.transformer).name
+        interval, order, first = interval_settings(self, AUTHORS, family)
         if interval == 1:
             return
 

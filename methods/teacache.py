@@ -80,8 +80,8 @@ class TeaCache:
         recipe = {"version": 2, "saved": self.saved, "polynomial": list(self.polynomial)}
         if self.target == "auto":
             return recipe | {"target": 1, "threshold": self.threshold}
-        kept = {} if self.target == "residual" else {"target": self.target}
-        return recipe | kept if self.saved else None
+        target = {} if self.target == "residual" else {"target": self.target}
+        return recipe | target if self.saved else None
 
     def check(self, pipeline: Any) -> str | None:
         """Another target than the residual wants a model of noise or of a flow."""
@@ -96,11 +96,11 @@ class TeaCache:
         from ditbench.method.dial import dialled
 
         num = room.at_once(BATCH)
-        kept: Target = "residual" if self.target == "auto" else self.target
+        target: Target = "residual" if self.target == "auto" else self.target
 
         def skips(threshold: float) -> float:
             counters = room.generate(
-                replace(self, threshold=threshold, saved=0.0, target=kept), num
+                replace(self, threshold=threshold, saved=0.0, target=target), num
             ).counters()
             reused, computed = (
                 counters.get(f"teacache.passes_{what}", 0) for what in ("reused", "computed")

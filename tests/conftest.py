@@ -83,3 +83,20 @@ def pytest_collection_finish():
     a quarter of the time of small tests."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def methods_of_the_module():
+    """What a file's tests declare ends with the file: reports, plans and lists look at every method
+    there is, and a broken one would be another file's failure."""
+    from ditbench.method.plugins import forget
+    from ditbench.method.registry import METHODS
+
+    before = set(METHODS)
+    yield
+    for name in set(METHODS) - before:
+        module = METHODS[name].__module__ if name in METHODS else "ditbench."
+        if module.startswith("ditbench_plugin_"):
+            forget(module)
+        elif not module.startswith("ditbench."):
+            del METHODS[name]

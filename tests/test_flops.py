@@ -747,10 +747,9 @@ def test_count_says_what_it_counts_next():
 
 
 @pytest.mark.parametrize("where", BREAKS)
-def test_a_method_that_breaks_down_is_a_row_and_the_others_stay(where, request):
+def test_a_method_that_breaks_down_is_a_row_and_the_others_stay(where):
     part, act, status = BREAKS[where]
     METHODS.pop("breaks_test", None)
-    request.addfinalizer(lambda: METHODS.pop("breaks_test", None))
     parts = {"attach": lambda self, pipeline, at: None, part: act, "__module__": __name__}
     method("breaks_test", family="test", stage=Stage.OPERATOR)(type("Breaks", (), parts))
     stacks = [Stack.parse(text) for text in ("none", "breaks_test", "fora")]

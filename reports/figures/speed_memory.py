@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ditbench.analysis.rows import Row
+from ditbench.profiling.operations import KINDS
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.bars import draw_bars
 from ditbench.reports.figures.frame import small_print, tick_factors
@@ -116,21 +117,20 @@ OPERATIONS = (
     "operation, on a GPU that of its kernels. Host: what remains of the loop, Python and dispatch, "
     "views, and on a GPU the gaps without a kernel; the profiler adds to it."
 )
-KINDS = (
+OF_TIME = (
     ("matrix products", INK, ""), ("attention", "#0072b2", ""), ("convolutions", "#8c3a7a", ""),
     ("norms and elementwise", "#e69f00", ""), ("copies and gathers", "#009e73", ""),
     ("host", "#d9d9d9", "//"),
 )  # fmt: skip
-"""Kinds of operations in the order of `ditbench.profiling.operations.KINDS`."""
-KEYS = ("products", "attention", "convolutions", "elementwise", "copies", "host")
+"""What the kinds of `ditbench.profiling.operations.KINDS` are called, in their order."""
 
 
 def _operations(section: Section, model: str, rows: Sequence[Row], folder: Path) -> list[Path]:
     """A bar for each stack that was profiled: milliseconds of the loop by kind of operation."""
     spent = [row["operations"] for row in rows]
-    parts = np.array([[1e3 * s[f"{key}_s"] / s["samples"] for key in KEYS] for s in spent])
+    parts = np.array([[1e3 * s[f"{key}_s"] / s["samples"] for key in KINDS] for s in spent])
     return draw_bars(
-        rows, parts, KINDS, [f"{number(float(each))} ms" for each in parts.sum(1)],
+        rows, parts, OF_TIME, [f"{number(float(each))} ms" for each in parts.sum(1)],
         foot=small_print(section.caption(model), OPERATIONS),
         title=f"{model}: where the time of the loop goes", unit="ms per sample", folder=folder,
         stem=f"{file_name(model)}-operations",

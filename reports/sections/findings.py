@@ -148,12 +148,12 @@ def _of_steps(at: Knee) -> str:
     lost = ", ".join(
         f"{table[name].label} {word or 'without verdict'}" for name, word in at.lost.items()
     )
-    kept = (
+    fewest = (
         f"{count(at.steps, 'step')} of {at.own} are the fewest run that keep the quality of none"
         if at.steps < at.own
         else f"no smaller number of steps that was run keeps the quality of none's {at.own}"
     )
-    return f"knee: {kept}; with {at.below}: {lost}"
+    return f"knee: {fewest}; with {at.below}: {lost}"
 
 
 def _of_judges(comparison: Mapping[str, Any]) -> str:

@@ -139,6 +139,19 @@ def without_settings(method: str, settings: Mapping[str, Any], pipeline: Any) ->
     )
 
 
+def interval_settings(
+    method: Any, settings: Mapping[str, Any], family: str
+) -> tuple[float, int, int]:
+    """Interval, order and first steps of a forecasting method: its knobs, and where they are None what
+    `settings` has for the family."""
+    interval, order, first = settings.get(family, (1, 0, 1))
+    return (
+        method.interval or interval,
+        order if method.order is None else method.order,
+        method.first or first,
+    )
+
+
 def _single(x: float) -> float:
     """Rounded to single precision, in which the authors' code reckons."""
     rounded: float = struct.unpack("f", struct.pack("f", x))[0]
