@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ditbench.models.sublayers import Route, Run, Sublayer
     from ditbench.models.table import Model
 
-UNPREPARED = ("transferred", "uniform", "random")
+UNPREPARED = ("transferred", "uniform", "random", "joint")
 """Allocators that need no preparation."""
 PREPARE = "python run_bench.py prepare diffsparse"
 
@@ -48,13 +48,14 @@ class DiffSparse:
     """Share of the sub-layers' multiply-accumulates that is spent; 1 changes nothing."""
     schedule: str = ""
     """File of a schedule; empty: by `allocator`."""
-    allocator: Literal["learned", "sensitivity", "local", "transferred", "uniform", "random"] = (
-        "learned"
-    )
+    allocator: Literal[
+        "learned", "sensitivity", "local", "transferred", "uniform", "random", "joint"
+    ] = "learned"
     """Where the schedule comes from. Prepared for a model: `learned`, `sensitivity`, and `local`,
     which computes everything at the steps between which outputs move most, as measured in one dense
     generation, and reuses everything at the others. Without preparation:
-    `transferred`, from what was learned on the tiny model of the family; `uniform`; `random`."""
+    `transferred`, from what was learned on the tiny model of the family; `uniform`; `random`;
+    `joint`, what a student below was trained together with (`distill(joint=0.46)`)."""
     selector: str = knob("attention", choices=lambda: SELECTORS)
     """What tokens are ranked by: `attention` (the paper's), `change`, `similarity`, `norm` or
     `shuffle`."""
@@ -274,6 +275,10 @@ class DiffSparse:
             schedule = transferred(family, names, weights, steps, self.keep)
             at.notes |= {"from": schedule.notes["from"], "from_steps": schedule.notes["from_steps"]}
             return schedule.keep
+        if self.allocator == "joint":
+            return solved(
+                self._trained_with(at), names, weights, steps, self.keep, anew=bool(self.times)
+            ).keep
         if self.allocator == "uniform" or self.allocator == "random":
             return untrained(self.allocator, names, weights, steps, self.keep).keep
         if at.artifact is None:
@@ -285,6 +290,16 @@ class DiffSparse:
         return solved(
             at.artifact, names, weights, steps, self.keep, stretch=stretch, anew=bool(self.times)
         ).keep
+
+    def _trained_with(self, at: Attachment) -> Path:
+        """The folder of the student below that has a schedule."""
+        for folder in at.artifacts.values():
+            if (folder / "schedule.json").is_file() and folder != at.artifact:
+                return folder
+        raise ValueError(
+            "diffsparse: allocator='joint' is the schedule of a student trained together with one, as "
+            "in distill(joint=0.46)+diffsparse(allocator='joint'), and there is none in this stack"
+        )
 
     def _times(self, pipeline: Any, at: Attachment) -> Any:
         """Nanoseconds [L,S]; where they are from is noted."""

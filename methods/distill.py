@@ -56,6 +56,11 @@ class Distill:
     training: int = knob(0, low=0, high=15)
     """Which training of this recipe: every number has requests and noise of its own, so that
     several show how far trainings differ."""
+    joint: float | None = knob(None, above=0, high=1)
+    """Share of the sub-layers' multiply-accumulates at which a last stage trains the student together
+    with a schedule of token sparsity, through its own sparse sampling; `diffsparse(allocator='joint')`
+    on top samples by that schedule. 1: the same stage without sparsity, the control of equal
+    training. None: no such stage."""
 
     @staticmethod
     def more() -> str:
@@ -73,6 +78,13 @@ class Distill:
         if self.rank and self.objective not in LOW_RANK:
             raise ValueError(
                 f"rank: updates are trained to {' or '.join(LOW_RANK)}, not to {self.objective}"
+            )
+        if self.joint is not None and (
+            self.student or self.checkpoint or self.rank or self.objective != "trajectory"
+        ):
+            raise ValueError(
+                "distill: joint is of students that are trained here, in all weights, to their "
+                "teacher's trajectory"
             )
         if self.training and (self.student or self.checkpoint):
             raise ValueError("distill takes a training or a given student, not both")
@@ -95,17 +107,25 @@ class Distill:
         # 2: captions are held out; MeanFlow weighs its errors by `objectives.MEANFLOW_POWER` as well
         version = 3 if self.objective == "meanflow" else 2
         rank = {"rank": self.rank} if self.rank else {}
-        return {"version": version, "objective": self.objective, "steps": self._steps, **rank}
+        joint = {} if self.joint is None else {"joint": self.joint}
+        return {
+            "version": version, "objective": self.objective, "steps": self._steps, **rank, **joint
+        }  # fmt: skip
 
     def unpreparable(self, sampling: Sampling) -> str | None:
-        """A student takes fewer steps than its teacher."""
+        """A student takes fewer steps than its teacher, and what it spends pays for its first step,
+        which is dense."""
         if self._steps < sampling.steps:
-            return None
+            if self.joint is None or self.joint * self._steps >= 1:
+                return None
+            return f"joint={self.joint} of {self._steps} steps does not pay for the first step, which is dense"
         return f"a student of {self._steps} steps is no shorter than its teacher's {sampling.steps}"
 
     def unpreparable_for(self, model: Model) -> str | None:
         """All weights of a full-size text model do not fit on a GPU with their gradients, moments
         and recordings; updates of low rank do, and published checkpoints are there for most."""
+        if self.joint is not None and not model.world:
+            return "students are trained together with a schedule of the tiny models alone"
         if self.rank or model.group != "full" or not takes_prompts(model):
             return None
         names = [
@@ -150,8 +170,11 @@ class Distill:
         """Train the student; returns notes for the manifest."""
         from ditbench.acceleration.distillation.students import Recipe, prepare_student
 
-        recipe = Recipe(objective=self.objective, steps=self._steps, rank=self.rank)
-        return prepare_student(folder, room, recipe)
+        recipe = Recipe(
+            objective=self.objective, steps=self._steps, rank=self.rank, joint=self.joint
+        )
+        dense = None if self.joint is None else room.prepared_for(replace(self, joint=None))
+        return prepare_student(folder, room, recipe, dense)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Put weights and sampler in place. Without weights anywhere (counting on the meta device)

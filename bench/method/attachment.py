@@ -64,6 +64,8 @@ class Attachment:
         way or the last one."""
         self.artifact: Path | None = None
         """Folder of what was prepared for this method (see `artifact`)."""
+        self.artifacts: Mapping[str, Path] = {}
+        """Folders of what was prepared for the methods of the stack, by method."""
         self._pipeline = pipeline
         self._stack = stack
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,9 @@ class Workroom:
     """Folders of what the methods below were prepared with, by method."""
     training: int = 0
     """Which training of the recipe: each has requests and random numbers of its own."""
+    prepared_for: Callable[[Any], Path | None] = lambda method: None
+    """Folder of what another method was prepared with, were it in this one's place; None where it
+    was not."""
     prompts: str = ""
     """File or set that full-size text models are asked for; "": the captions that come along."""
     tell: Tell
@@ -169,10 +172,11 @@ def prepare(
                     name: a.folder
                     for name, a in resolve(model, below, weights, plugins, root, preparing).items()
                 }
+                above = partial(_prepared_for, model, below, weights, plugins, root, preparing)
                 pipe = load(model, weights=weights, device=preparing.device, dtype=preparing.dtype)
                 room = Workroom(
                     pipe=pipe, model=model, below=below, sampling=below.adapt(sampling_of(model)),
-                    tell=tell(need),
+                    tell=tell(need), prepared_for=above,
                     training=training_of(method), prepared=prepared, prompts=preparing.prompts,
                 )  # fmt: skip
                 made_with = {"device": preparing.device, "dtype": preparing.dtype}
@@ -184,6 +188,15 @@ def prepare(
                 **artifact.manifest["notes"],
             })  # fmt: skip
     return rows
+
+
+def _prepared_for(
+    model: Model, below: Stack, weights: str, plugins: Sequence[str], root: Path,
+    preparing: Preparing, method: Any,
+) -> Path | None:  # fmt: skip
+    stack = Stack((*below.methods, method))
+    artifact = find(needs_of(model, stack, weights, plugins, root, preparing)[-1], root)
+    return artifact.folder if artifact else None
 
 
 def _maker(

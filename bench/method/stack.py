@@ -162,7 +162,8 @@ class Stack:
             attached = Attached(now, {})
             for m in self.methods:
                 at = attached.attachments[m.name] = Attachment(pipeline, now, undo)
-                at.artifact = (artifacts or {}).get(m.name)
+                at.artifacts = artifacts or {}
+                at.artifact = at.artifacts.get(m.name)
                 m.attach(pipeline, at)
                 if (at.left_out or at.comparisons) and "guidance" not in m.traits.claims:
                     raise ValueError(f"{m.name} drops guidance, so it has to claim 'guidance'")

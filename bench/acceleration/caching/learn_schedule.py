@@ -143,7 +143,7 @@ def learn(
             arguments = draw(recipe.seed + iteration, recipe.batch)
             with torch.no_grad():
                 teacher = paint(None, arguments, steps)
-            levels = _hot(chosen, pipe.transformer.device).requires_grad_(True)
+            levels = one_hot_levels(chosen, pipe.transformer.device).requires_grad_(True)
             again = draw(recipe.seed + iteration, recipe.batch)  # generators are spent
             with torch.enable_grad():
                 loss = distance(teacher, paint(levels, again, steps)).mean()
@@ -183,7 +183,7 @@ def learn(
             chosen = solve(cost, weights, steps, recipe.keep)
             loss, change = slope(chosen, 10_000 + i)
             note(2, i, loss, chosen, cost)
-            velocity = recipe.momentum * velocity + (1 - recipe.momentum) * _scaled(change)
+            velocity = recipe.momentum * velocity + (1 - recipe.momentum) * scaled(change)
             cost = cost + recipe.rate * (1 - i / recipe.stage2) * velocity
         note(2, recipe.stage2, None, solve(cost, weights, steps, recipe.keep), cost, last=True)
     return found
@@ -203,7 +203,7 @@ class _Trial:
 
     @torch.no_grad()
     def __call__(self, chosen: Levels) -> float:
-        levels = _hot(chosen, self.device)
+        levels = one_hot_levels(chosen, self.device)
         pairs = zip(self.plain, self.seeds, strict=True)
         parts = [self.distance(plain, self._samples(levels, seed)) for plain, seed in pairs]
         return float(torch.cat(parts).mean())
@@ -235,8 +235,8 @@ def _stage1(
         # of making a full step like the rest
         loss_of = np.take_along_axis(by_step, rest[..., None], 2)[..., 0].sum(1)
         push = np.where(np.isin(np.arange(steps), full), -loss_of, gain)
-        pushed = recipe.momentum * pushed + (1 - recipe.momentum) * _scaled(push)
-        velocity = recipe.momentum * velocity + (1 - recipe.momentum) * _scaled(change)
+        pushed = recipe.momentum * pushed + (1 - recipe.momentum) * scaled(push)
+        velocity = recipe.momentum * velocity + (1 - recipe.momentum) * scaled(change)
         step_cost[1:] += recipe.rate_steps * pushed[1:]
         cost = cost + recipe.rate_layers * velocity
         note(1, i, loss, chosen, forced)
@@ -256,13 +256,14 @@ def _with_full(
     return forced.reshape(steps * layers, -1), chosen, free
 
 
-def _scaled(change: NDArray[np.float64]) -> NDArray[np.float64]:
+def scaled(change: NDArray[np.float64]) -> NDArray[np.float64]:
     """Divided by its root mean square: one scale for the whole table."""
-    scaled: NDArray[np.float64] = change / (np.sqrt((change**2).mean()) + 1e-30)
-    return scaled
+    unit: NDArray[np.float64] = change / (np.sqrt((change**2).mean()) + 1e-30)
+    return unit
 
 
-def _hot(chosen: Levels, device: Any) -> Tensor:
+def one_hot_levels(chosen: Levels, device: Any) -> Tensor:
+    """[T,L,S] of levels [T,L], float32."""
     return one_hot(torch.from_numpy(chosen), len(LEVELS)).float().to(device)
 
 
@@ -290,7 +291,7 @@ def _sensitivity(
                 chosen[t, layer] = level
                 with student.replaying(t - 1):  # the step before fills the cache
                     cost[t, layer, level] = float(
-                        trial.distance(plain, painted(_hot(chosen, trial.device))).mean()
+                        trial.distance(plain, painted(one_hot_levels(chosen, trial.device))).mean()
                     )
             tell({"done": t, "of": steps - 1})
     return cost.reshape(steps * layers, -1)

@@ -50,7 +50,7 @@ def finish(
     def loss_of(step: int) -> Tensor:
         with torch.no_grad():
             target = paint(pipe, room.draw(SEED + step, batch, steps=teacher_steps))
-        with _in_place(pipe, student, scheduler):
+        with in_place(pipe, student, scheduler):
             samples = paint(pipe, room.draw(SEED + step, batch, steps=steps, guidance=1.0))
         return distance(target, samples).mean() + PIXELS * (samples - target).square().mean()
 
@@ -64,7 +64,8 @@ def finish(
 
 
 @contextmanager
-def _in_place(pipe: Any, transformer: Any, scheduler: Any) -> Iterator[None]:
+def in_place(pipe: Any, transformer: Any, scheduler: Any) -> Iterator[None]:
+    """The pipeline with another transformer and scheduler."""
     before = pipe.transformer, pipe.scheduler
     pipe.transformer, pipe.scheduler = transformer, scheduler
     try:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from ditbench.acceleration.distillation.distribution_matching import RATIO, FakeScore
 from ditbench.acceleration.distillation.interval_embedding import NAME, Intervals
+from ditbench.acceleration.distillation.joint_finetuning import JointRecipe, finish_jointly
 from ditbench.acceleration.distillation.low_rank import low_rank_copy, state_of
 from ditbench.acceleration.distillation.noise_process import Process
 from ditbench.acceleration.distillation.objectives import (
@@ -87,6 +88,9 @@ class Recipe:
     """Of both networks in `dmd2`."""
     rank: int = 0
     """Of the updates that are trained in place of all weights; 0: all weights are."""
+    joint: float | None = None
+    """Share of the multiply-accumulates at which a last stage trains weights and a schedule
+    together (`joint_finetuning`); None: there is none."""
 
 
 AT_SIZE: dict[str, Any] = {"recordings": 256, "batch": 1}
@@ -94,9 +98,12 @@ AT_SIZE: dict[str, Any] = {"recordings": 256, "batch": 1}
 one's."""
 
 
-def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, Any]:
+def prepare_student(
+    folder: Path, room: Workroom, recipe: Recipe, start: Path | None = None
+) -> dict[str, Any]:
     """Train a student and write `student.safetensors` (half precision), `student.json` and
-    `log.csv`; returns notes.
+    `log.csv`; returns notes. A student that is trained together with a schedule goes on from the
+    dense one in the folder `start`, if there is one.
 
     Raises ValueError for a student of as many steps as its teacher, for a sampler that makes other
     steps than it is asked for, and for a tiny model in another format than float32.
@@ -117,13 +124,65 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
         )
     if room.model.world and room.pipe.transformer.dtype != torch.float32:
         raise ValueError("students of the tiny models are trained in float32; leave --dtype out")
-    teacher = room.pipe.transformer.eval().requires_grad_(False)
-    process, stages, steps = Process.of(room.pipe.scheduler), 1, room.sampling.steps
+    room.pipe.transformer.eval().requires_grad_(False)
+    if recipe.objective != "trajectory" or not room.model.world:
+        recipe = replace(recipe, finish=0)
+    work = folder / "work"
+    logs: list[tuple[Path, str, int]] = []
+    notes = {name: value for name, value in asdict(recipe).items() if value is not None}
+    if start is None:
+        student, sampler = _dense(room, recipe, work, logs)
+    else:
+        student, sampler = copy.deepcopy(room.pipe.transformer).float(), _notes(start)["sampler"]
+        student.load_state_dict(load_file(start / WEIGHTS))
+        notes["start"] = start.name
+    if recipe.joint is not None:
+        joint = JointRecipe(keep=recipe.joint)
+        notes |= finish_jointly(
+            room, student, FewStepScheduler(**sampler), _distance(room), work / "joint", joint,
+            teacher_steps=_teacher_steps(room, recipe)[0], out=folder,
+        )  # fmt: skip
+        earlier = 0 if start else recipe.iterations + recipe.finish
+        logs.append((work / "joint", "pixels, sparse", earlier))
+        notes["joint_iterations"] = joint.iterations
+    save_file(state_of(student), folder / WEIGHTS)
+    (folder / NOTES).write_text(
+        json.dumps({"teacher": fingerprint(room.pipe.transformer), "sampler": sampler}, indent=1)
+        + "\n",
+        encoding="utf-8",
+    )
+    with (folder / "log.csv").open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(["step", "loss", "seconds", "loss_of"])
+        for at, what, earlier in logs:
+            _, *rows = csv.reader((at / "loss.csv").open(newline="", encoding="utf-8"))
+            writer.writerows([int(step) + earlier, *rest, what] for step, *rest in rows)
+    shutil.rmtree(work)
+    return notes
+
+
+def _distance(room: Workroom) -> Perceptual:
+    return Perceptual(load_judge(room.model.world).to(room.device))
+
+
+def _teacher_steps(room: Workroom, recipe: Recipe) -> tuple[int, int]:
+    """Of the teacher while it is recorded, and how often a progressive student is halved."""
+    process, steps = Process.of(room.pipe.scheduler), room.sampling.steps
     if recipe.objective == "progressive":  # from as many steps as halving can begin with
         stages = max(1, int(math.log2(steps / recipe.steps)))
-        steps = recipe.steps * 2**stages
-    elif not process.noise or room.pipe.scheduler.config.get("solver_order", 1) > 1:
+        return recipe.steps * 2**stages, stages
+    if not process.noise or room.pipe.scheduler.config.get("solver_order", 1) > 1:
         steps = max(recipe.steps, min(steps, recipe.teacher_steps))
+    return steps, 1
+
+
+def _dense(
+    room: Workroom, recipe: Recipe, work: Path, logs: list[tuple[Path, str, int]]
+) -> tuple[Any, dict[str, Any]]:
+    """A student that computes everything, and the settings of its sampler; adds to `logs` folders,
+    what their losses are of, and the iterations before them."""
+    teacher, process, before = room.pipe.transformer, Process.of(room.pipe.scheduler), 0
+    steps, stages = _teacher_steps(room, recipe)
     recorded = record(room, recipe.recordings, recipe.seed, steps)
     if recipe.rank:
         student = low_rank_copy(teacher, recipe.rank, recipe.seed)
@@ -133,7 +192,6 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
         student = copy.deepcopy(teacher).float().requires_grad_(True)
     if recipe.objective == "meanflow":
         Intervals(student).to(room.device)
-    work, logs, before = folder / "work", [], 0
     for number, stage in enumerate(_stages(recipe, stages)):
         grid = (
             torch.linspace(0, len(recorded.timesteps), recipe.steps * stage.halvings + 1)
@@ -160,37 +218,21 @@ def prepare_student(folder: Path, room: Workroom, recipe: Recipe) -> dict[str, A
         before += stage.iterations
         if recipe.objective == "progressive":
             teacher = copy.deepcopy(student).requires_grad_(False)
-    notes = {
+    sampler = {
         "timesteps": recorded.timesteps[grid[:-1]].tolist(),
         "levels": recorded.levels[grid].tolist(), "noise": process.noise,
         "way": WAYS[recipe.objective],
     }  # fmt: skip
-    if recipe.objective != "trajectory" or not room.model.world:
-        recipe = replace(recipe, finish=0)
     if recipe.finish:
-        distance = Perceptual(load_judge(room.model.world).to(room.device))
         finish(
-            room, student, FewStepScheduler(**notes), distance, work / "finish",
+            room, student, FewStepScheduler(**sampler), _distance(room), work / "finish",
             iterations=recipe.finish,
             batch=max(1, recipe.finish_batch // (1 if room.model.frames == 1 else 2)),
             rate=recipe.finish_rate,
             teacher_steps=steps, average=recipe.finish_average,
         )  # fmt: skip
         logs.append((work / "finish", "pixels", before))
-    save_file(state_of(student), folder / WEIGHTS)
-    (folder / NOTES).write_text(
-        json.dumps({"teacher": fingerprint(room.pipe.transformer), "sampler": notes}, indent=1)
-        + "\n",
-        encoding="utf-8",
-    )
-    with (folder / "log.csv").open("w", newline="", encoding="utf-8") as f:
-        writer = csv.writer(f)
-        writer.writerow(["step", "loss", "seconds", "loss_of"])
-        for at, what, earlier in logs:
-            _, *rows = csv.reader((at / "loss.csv").open(newline="", encoding="utf-8"))
-            writer.writerows([int(step) + earlier, *rest, what] for step, *rest in rows)
-    shutil.rmtree(work)
-    return asdict(recipe)
+    return student, sampler
 
 
 @dataclass(frozen=True, kw_only=True)
