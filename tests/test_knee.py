@@ -39,12 +39,19 @@ E, W, OPEN = "equivalent", "worse", "inconclusive"
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [
-        ({10: (E, E), 8: (E, E), 5: (W, E)}, Knee(steps=8, own=20, below=5, lost={SCORE: W})),
+        (
+            {10: (E, E), 8: (E, E), 5: (W, E)},
+            Knee(steps=8, own=20, below=5, lost={SCORE: W}, worse=5, worse_by=(SCORE,)),
+        ),
         ({10: (E, E), 5: ("better", E)}, Knee(steps=5, own=20, below=None, lost={})),
         # what lies below a loss says nothing of the knee
         (
             {10: (E, OPEN), 8: (E, E), 5: (E, E)},
             Knee(steps=20, own=20, below=10, lost={DISTANCE: OPEN}),
+        ),
+        (
+            {10: (E, OPEN), 8: (OPEN, W), 5: (W, W)},
+            Knee(steps=20, own=20, below=10, lost={DISTANCE: OPEN}, worse=8, worse_by=(DISTANCE,)),
         ),
         ({10: (E, E), 5: (E, "")}, Knee(steps=10, own=20, below=5, lost={DISTANCE: ""})),
         ({10: (E, E)}, None),

@@ -13,6 +13,7 @@ from ditbench.records.record import SHOWN
 
 KEPT = ("equivalent", "better")
 """Verdicts with which a quality is kept."""
+WORSE = "worse"
 FEWEST = 2
 """Numbers of steps below the model's own from which there is something to say."""
 
@@ -30,6 +31,11 @@ class Knee:
     """The next smaller number that was run; None where there is none: the knee may lie lower."""
     lost: Mapping[str, str]
     """The verdicts at `below` that are neither, by metric."""
+    worse: int | None = None
+    """The most steps, below `steps`, with which a primary metric is worse; None where it is with none:
+    the knee lies above them."""
+    worse_by: tuple[str, ...] = ()
+    """The metrics that are worse there."""
 
 
 def knee(rows: Sequence[Row], records: Mapping[str, Record]) -> Knee | None:
@@ -55,6 +61,15 @@ def knee(rows: Sequence[Row], records: Mapping[str, Record]) -> Knee | None:
     fewest = own
     for steps in sorted(judged, reverse=True):
         if lost := {name: word for name, word in judged[steps].items() if word not in KEPT}:
-            return Knee(steps=fewest, own=own, below=steps, lost=lost)
+            worse = {
+                k: tuple(name for name, word in words.items() if word == WORSE)
+                for k, words in judged.items()
+                if k <= steps and WORSE in words.values()
+            }
+            most = max(worse, default=None)
+            return Knee(
+                steps=fewest, own=own, below=steps, lost=lost,
+                worse=most, worse_by=() if most is None else worse[most],
+            )  # fmt: skip
         fewest = steps
     return Knee(steps=fewest, own=own, below=None, lost={})

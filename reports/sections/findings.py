@@ -153,7 +153,11 @@ def _of_steps(at: Knee) -> str:
         if at.steps < at.own
         else f"no smaller number of steps that was run keeps the quality of none's {at.own}"
     )
-    return f"knee: {fewest}; with {at.below}: {lost}"
+    text = f"knee: {fewest}; with {at.below}: {lost}"
+    if at.worse is None or at.worse == at.below:
+        return text
+    labels = " and ".join(table[name].label for name in at.worse_by)
+    return f"{text}; it is above {at.worse}, where {labels} {'is' if len(at.worse_by) == 1 else 'are'} worse"
 
 
 def _of_judges(comparison: Mapping[str, Any]) -> str:
