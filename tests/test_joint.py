@@ -18,7 +18,15 @@ from ditbench.method.stack import Stack
 from ditbench.models.sampling import sampling_of
 from ditbench.models.table import models
 
-FEW = {"stage1": 2, "stage2": 4, "iterations": 30, "batch": 2, "average": 0.5, "rate": 3e-5}
+FEW = {
+    "stage1": 2,
+    "stage2": 4,
+    "iterations": 30,
+    "draws": 30,
+    "batch": 2,
+    "average": 0.5,
+    "rate": 3e-5,
+}
 
 
 def squared(a, b):

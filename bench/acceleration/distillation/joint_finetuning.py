@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from ditbench.acceleration.caching.knapsack import Costs
     from ditbench.method.prepare import Workroom
 
-SEED, HELD_OUT = 40_000, 90_000
-"""First streams of requests: of no other stage's, nor of the schedule's."""
+SEED, HELD_OUT, HELD_OUT_BATCHES = 40_000, 90_000, 6
+"""First streams of requests: of no other stage's, nor of the schedule's; and how many are held
+out."""
 SELECTOR = "attention"
 """What ranks tokens: the default of the method that samples by the schedule."""
 
@@ -54,6 +55,9 @@ class JointRecipe:
     """Iterations of the schedule that it begins with, of the student as it is: those of
     `learn_schedule`."""
     iterations: int = 300
+    draws: int = 120
+    """Batches of requests that the iterations take in turn: painting the teacher's samples takes
+    longer than an iteration."""
     batch: int = 8
     """Pictures, or half as many videos."""
     rate: float = 3e-5
@@ -85,11 +89,12 @@ def finish_jointly(
     def draw(seed: int, num: int) -> dict[str, Any]:
         return room.draw(seed, num, steps=steps, guidance=1.0)
 
+    seeds = [*range(SEED, SEED + recipe.draws), *range(HELD_OUT, HELD_OUT + HELD_OUT_BATCHES)]
+    targets = {}
     with torch.no_grad():  # before anything is attached, which would count the teacher's steps
-        targets = [
-            paint(pipe, room.draw(seed, batch, steps=teacher_steps))
-            for seed in [*range(SEED, SEED + recipe.iterations), *range(HELD_OUT, HELD_OUT + 4)]
-        ]
+        for seed in seeds:
+            targets[seed] = paint(pipe, room.draw(seed, batch, steps=teacher_steps))
+            room.tell({"done": len(targets), "of": len(seeds)})
     with in_place(pipe, student, scheduler):
         table = _Table(recipe, steps)
         if recipe.keep < 1:
@@ -102,17 +107,14 @@ def finish_jointly(
                 return pixels
 
             def loss_of(step: int) -> Tensor:
-                levels = table.levels(trainee, step, room.device)
-                made, target = samples(levels, SEED + step), targets[step]
+                levels, seed = table.levels(trainee, step, room.device), SEED + step % recipe.draws
+                made, target = samples(levels, seed), targets[seed]
                 return distance(target, made).mean() + PIXELS * (made - target).square().mean()
 
             @torch.no_grad()
             def held_out() -> float:
                 levels = None if recipe.keep == 1 else table.hot(room.device)
-                parts = [
-                    distance(target, samples(levels, HELD_OUT + i))
-                    for i, target in enumerate(targets[recipe.iterations :])
-                ]
+                parts = [distance(targets[s], samples(levels, s)) for s in seeds[recipe.draws :]]
                 return float(torch.cat(parts).mean())
 
             samples(None, HELD_OUT)  # a generation says what sizes there are
