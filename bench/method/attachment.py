@@ -128,6 +128,26 @@ class Attachment:
         self.undo(back)
         tensor.data = value.to(device, tensor.dtype)
 
+    def guard(self, *owners: Any) -> None:
+        """Put the attributes of objects, classes and modules back to what they are now when detached,
+        a module's parts too: for libraries that leave some behind."""
+
+        def stores(owner: Any) -> list[dict[str, Any]]:
+            own = vars(owner)
+            parts = (own.get(name, {}) for name in ("_parameters", "_buffers", "_modules"))
+            return [dict(own), *map(dict, parts)]
+
+        def back(owner: Any, before: list[dict[str, Any]]) -> None:
+            for now, earlier in zip(stores(owner), before, strict=True):
+                for name in now.keys() - earlier.keys():
+                    delattr(owner, name)
+                for name, value in earlier.items():
+                    if now.get(name, _MISSING) is not value:
+                        setattr(owner, name, value)
+
+        for owner in owners:
+            self.undo(back, owner, stores(owner))
+
     def undo(self, callback: Callable[..., object], *args: Any) -> None:
         """Call `callback(*args)` when detached; the last registered is called first."""
         self._stack.callback(callback, *args)
