@@ -11,6 +11,7 @@ T steps, L sub-layers, S levels; R = T L rows.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,12 @@ class _Table:
         recipe = learn_schedule.Recipe(
             keep=own.keep, stage1=own.stage1, stage2=own.stage2, checkpointed=False
         )
-        learned = learn_schedule.learn(pipe, draw, distance, self.steps, recipe, tell=tell)
+        of = own.stage1 + own.stage2 + 1
+        done = itertools.count(1)
+        learned = learn_schedule.learn(
+            pipe, draw, distance, self.steps, recipe,
+            tell=lambda row: tell(row | {"done": next(done), "of": of}),
+        )  # fmt: skip
         self.cost, self.chosen = learned.cost, learned.schedule.chosen
         self._velocity = np.zeros_like(self.cost)
 
