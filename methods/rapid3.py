@@ -62,6 +62,9 @@ class Rapid3:
     """With `fixed`: mean |x - x_c| / mean |x_c| of a sample below which it reuses."""
     level: int = knob(0, low=0, high=3)
     """With `fixed`: the mask, 0 for dense attention."""
+    scaled: bool = True
+    """Whether advantages are divided by the spread of their group, as GRPO does; off (arXiv:2503.20783),
+    groups that differ in little count little."""
     tuned: Literal["stack", "alone"] = "stack"
     """Whether it was trained on top of the methods below, or on the plain model."""
     training: int = knob(0, low=0, high=15)
@@ -83,7 +86,7 @@ class Rapid3:
             raise ValueError(f"rapid3: with decide='fixed' {named} has no meaning")
 
     def _other_than_default(self) -> str:
-        names = ("heads", "reward", "decay", "omega", "training")
+        names = ("heads", "reward", "decay", "omega", "training", "scaled")
         return next((n for n in names if getattr(self, n) != getattr(type(self), n)), "")
 
     def recipe(self) -> dict[str, Any] | None:
@@ -91,6 +94,8 @@ class Rapid3:
         if self.decide == "fixed":
             return None
         recipe = {"version": 1, "heads": self.heads, "reward": self.reward, "decay": self.decay}
+        if not self.scaled:
+            recipe["scaled"] = False
         if self.reward == "both":
             recipe["omega"] = self.omega
         return recipe | ({"grid": True} if self.decide == "grid" else {})
@@ -110,7 +115,7 @@ class Rapid3:
 
         return Recipe(
             options=options_of(self.heads.split("+")), reward=self.reward, decay=self.decay,
-            omega=self.omega,
+            omega=self.omega, scaled=self.scaled,
         )  # fmt: skip
 
     def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:

@@ -51,6 +51,9 @@ class ZipR1:
     """What leaving out all tokens is worth beside being right."""
     selector: str = knob("attention", choices=lambda: SELECTORS)
     """What tokens are ranked by, as in `diffsparse`."""
+    scaled: bool = True
+    """Whether advantages are divided by the spread of their group, as GRPO does; off (arXiv:2503.20783),
+    groups that differ in little count little."""
     tuned: Literal["stack", "alone"] = "stack"
     """Whether it was trained on top of the methods below, or on the plain model."""
     training: int = knob(0, low=0, high=15)
@@ -63,7 +66,7 @@ class ZipR1:
                 f"zipr1: ratio is one of {', '.join(map(str, RATIOS))}, not {self.ratio}"
             )
         default = type(self)
-        without = ("price", "training") if self.decide == "fixed" else ("ratio",)
+        without = ("price", "training", "scaled") if self.decide == "fixed" else ("ratio",)
         for name in without:
             if getattr(self, name) != getattr(default, name):
                 raise ValueError(f"zipr1: with decide={self.decide!r} {name} has no meaning")
@@ -72,7 +75,8 @@ class ZipR1:
         """What was trained depends on it: the replay is of the policy, and made with it."""
         if self.decide == "fixed":
             return None
-        return {"version": 1, "selector": self.selector, "price": self.price}
+        recipe = {"version": 1, "selector": self.selector, "price": self.price}
+        return recipe if self.scaled else recipe | {"scaled": False}
 
     def inputs(self) -> list[Path]:
         """The file of a selector from outside."""
@@ -98,7 +102,9 @@ class ZipR1:
         from ditbench.acceleration.policies.prepare_policy import prepare_policy
         from ditbench.acceleration.policies.train import Recipe, score_tokens
 
-        recipe = Recipe(options={RATIO: len(RATIOS)}, reward="quality", price=self.price)
+        recipe = Recipe(
+            options={RATIO: len(RATIOS)}, reward="quality", price=self.price, scaled=self.scaled
+        )
         saved = [1 - ratio for ratio in RATIOS]
         return prepare_policy(
             folder, room, recipe, act_by_tokens(self.selector), score_tokens, saved

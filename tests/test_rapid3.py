@@ -188,6 +188,9 @@ def test_k_counts_what_is_computed_and_the_reward_is_its_series():
 def test_advantages_are_within_groups_of_one_prompt():
     given = advantages(torch.tensor([1.0, 3.0, 5.0, 5.0], dtype=torch.float64), 2)
     assert given.tolist() == [-1, 1, 0, 0]
+    small = torch.tensor([0.0, 1.0, 1.0, 1.01], dtype=torch.float64)
+    assert advantages(small, 2, scaled=False).tolist() == pytest.approx([-0.5, 0.5, -0.005, 0.005])
+    assert advantages(small, 2).tolist() == pytest.approx([-1, 1, -1, 1])
 
 
 def test_the_clipped_surrogate_stops_rewarding_what_moved_too_far():

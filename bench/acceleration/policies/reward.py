@@ -75,10 +75,13 @@ def _at(chances: Tensor, which: Tensor) -> Tensor:
     return chances.gather(2, which[..., None])[..., 0]
 
 
-def advantages(rewards: Tensor, group: int) -> Tensor:
+def advantages(rewards: Tensor, group: int, scaled: bool = True) -> Tensor:
     """[n] (r - mean) / std within consecutive groups of `group` rollouts of one prompt (GRPO,
-    arXiv:2402.03300); 0 where all of a group are alike."""
+    arXiv:2402.03300), or, where not `scaled`, r - mean (Dr. GRPO, arXiv:2503.20783); 0 where all of a
+    group are alike."""
     by_group = rewards.unflatten(0, (-1, group))
-    centred = by_group - by_group.mean(1, keepdim=True)
+    centred: Tensor = by_group - by_group.mean(1, keepdim=True)
+    if not scaled:
+        return centred.flatten()
     spread = by_group.std(1, keepdim=True, unbiased=False)
     return torch.where(spread > 1e-8, centred / spread.clamp(min=1e-8), 0.0).flatten()

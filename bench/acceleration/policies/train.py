@@ -51,6 +51,8 @@ class Recipe:
     """Weight of the discriminator beside the quality."""
     price: float = 1.0
     """Of zipr1's reward: what leaving out all tokens is worth beside being right."""
+    scaled: bool = True
+    """Whether advantages are divided by the spread of their group."""
     iterations: int = 60
     prompts: int = 4
     group: int = 8
@@ -200,7 +202,7 @@ def train(studio: Studio, score: Score) -> tuple[nn.ModuleDict, list[dict[str, A
             discriminator.remember(discriminator.features(made.pixels), "rollout" if i else "first")
             row["discriminator_loss"] = discriminator.update()
         rewards, means = score(studio, requests, made)
-        advantage = advantages(rewards, recipe.group)
+        advantage = advantages(rewards, recipe.group, recipe.scaled)
         for _ in range(recipe.epochs):
             loss = loss_of(heads, decider.drawn, advantage)
             optimiser.zero_grad()
