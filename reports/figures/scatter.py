@@ -172,8 +172,8 @@ def plate(
     if any(row["suspect"] for row in rows):
         bound = share(rows[0]["drift_bound"])
         foot.append(
-            f"Hollow: suspect, none's slowest round took over {bound} longer than its fastest, or a "
-            "GPU was slowed down or shared."
+            f"Hollow: suspect, none was timed in one round, its slowest took over {bound} longer than "
+            "its fastest, or a GPU was slowed down or shared."
         )
     away = [
         f"{row['stack']} ({row['status']})"
