@@ -23,7 +23,7 @@ The rule, fixed before any tau was computed:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,7 +38,7 @@ from ditbench.extractors.references import ReferenceSets
 from ditbench.metrics.set_statistics import sets_of
 from ditbench.metrics.table import metrics
 from ditbench.records.scores import Scores
-from ditbench.statistics.estimates import Array, Estimate
+from ditbench.statistics.estimates import Estimate
 from ditbench.statistics.frechet import Reference
 from ditbench.statistics.influence import Reading, contrast
 from ditbench.statistics.ranks import RESAMPLES, bootstrap, pairs_of, permutation_p, tau_b
@@ -99,6 +99,8 @@ class Agreement:
     pairs: int
     agree: int
     disagree: int
+    settled: tuple[int, int]
+    """Of those, how many agree and disagree where the interval of our difference leaves out zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,7 @@ class _World:
 
     keys: list[str] = field(default_factory=list)
     model_of: list[str] = field(default_factory=list)
+    method_of: list[str] = field(default_factory=list)
     readings: list[dict[str, Reading]] = field(default_factory=list)
     """By metric."""
 
@@ -147,14 +150,16 @@ class _World:
         if record["key"] not in self.keys:
             self.keys.append(record["key"])
             self.model_of.append(record["model"])
+            self.method_of.append(f"{record['model']} {record['methods'][0]['name']}")
             self.readings.append({})
         at = self.keys.index(record["key"])
         self.readings[at] |= known
         return at
 
 
-Compared = list[tuple[int, int, str, float]]
-"""Pairs by numbers of cells, our metric, and the printed order: 1, -1, or 0 for a tie."""
+Compared = list[tuple[int, int, str, float, bool]]
+"""Pairs by numbers of cells, our metric, by how much the first is better as printed, and whether our
+difference is settled."""
 
 
 def printed_order(
@@ -185,68 +190,57 @@ def printed_order(
             and len({len(read[matched[k][1]["key"]][of[COUNTERPART]].parts) for k in (i, j)}) == 1
         ]  # fmt: skip
         if usable:
-            numbers = [world.number(cell, read[cell["key"]]) for _, cell, _ in matched]
-            found.append((model, table, none, matched, usable, of, numbers))
+            at = [world.number(cell, read[cell["key"]]) for _, cell, _ in matched]
+            found.append((model, table, none, matched, usable, of, at))
     sets.save()
     if not found:
         return None
-    measures = sorted({name for known in world.readings for name in known})
-    values, drawn = _values(world, measures)
-    compared: list[dict[str, Compared]] = []
-    tables = []
-    for model, table, none, matched, usable, of, numbers in found:
+    numbers = _Numbers(world)
+    tables, compared = [], []
+    for model, table, none, matched, usable, of, at in found:
         entries = [
             Entry(
                 row=row, key=cell["key"], stack=cell["stack"], speedup=speedup,
-                values={by: world.readings[n][of[by]].value for by in BY},
+                values={
+                    by: world.readings[n][name].value
+                    for by, name in of.items()
+                    if name in world.readings[n]
+                },
             )
-            for (row, cell, speedup), n in zip(matched, numbers, strict=True)
+            for (row, cell, speedup), n in zip(matched, at, strict=True)
         ]  # fmt: skip
-        pairs = [_pair(table, entries, i, j, of, numbers, world) for i, j in usable]
+        pairs = [_pair(table, entries, i, j, of, at, world) for i, j in usable]
         rows: dict[str, Compared] = {
             by: [
-                (
-                    numbers[i],
-                    numbers[j],
-                    of[by],
-                    float(np.sign(_gap(table, entries[i], entries[j]))),
-                )
-                for i, j in usable
+                (at[i], at[j], of[by], _gap(table, entries[i], entries[j]), pair.settled(by))
+                for (i, j), pair in zip(usable, pairs, strict=True)
             ]
             for by in BY
         }
         compared.append(rows)
-        sign = -1 if table.better == "higher" else 1
-        shown = sorted(
-            {k for two in usable for k in two}, key=lambda k: sign * entries[k].row.value
+        best_first = sorted(
+            {k for two in usable for k in two},
+            key=lambda k: entries[k].row.value * (-1 if table.better == "higher" else 1),
         )
-        printed_values = baselines(table).values()
+        printed = baselines(table).values()
         tables.append(
             TableOrder(
                 table=table, model=model, ours=setting_of(none), metrics=of,
-                entries=tuple(entries[k] for k in shown), pairs=tuple(pairs),
-                agreement={
-                    by: _agreement(rows[by], values, drawn, world, measures) for by in BY
-                },
-                spread=max(printed_values) - min(printed_values) if len(printed_values) > 1 else None,
+                entries=tuple(entries[k] for k in best_first), pairs=tuple(pairs),
+                agreement=numbers.agreements([rows]),
+                spread=max(printed) - min(printed) if len(printed) > 1 else None,
             )
         )  # fmt: skip
-
-    def together_of(chosen: Iterable[int]) -> dict[str, Agreement]:
-        at = list(chosen)
-        return {
-            by: _agreement(
-                [row for k in at for row in compared[k][by]], values, drawn, world, measures
-            )
-            for by in BY
-        }
-
-    of_family = {
-        family: together_of(k for k, t in enumerate(tables) if t.table.family == family)
-        for family in dict.fromkeys(t.table.family for t in tables)
-    }
+    families = dict.fromkeys(t.table.family for t in tables)
     return Printed(
-        tables=tuple(tables), families=of_family, overall=together_of(range(len(tables)))
+        tables=tuple(tables),
+        families={
+            family: numbers.agreements(
+                [rows for rows, t in zip(compared, tables, strict=True) if t.table.family == family]
+            )
+            for family in families
+        },
+        overall=numbers.agreements(compared),
     )
 
 
@@ -281,36 +275,49 @@ def _pair(
     return Pair(first=entries[i], second=entries[j], gap=gap, ours=ours)
 
 
-def _values(world: _World, measures: Sequence[str]) -> tuple[Array, Array]:
-    """Our values [N, M], of which the larger is better, and those of resampled requests [B, N, M];
-    NaN where a cell has none."""
-    shape = len(world.keys), len(measures)
-    values, drawn = np.full(shape, np.nan), np.full((RESAMPLES, *shape), np.nan)
-    for seed, model in enumerate(dict.fromkeys(world.model_of)):
-        at = [n for n, of in enumerate(world.model_of) if of == model]
-        for m, name in enumerate(measures):
-            cells = [n for n in at if name in world.readings[n]]
-            for n, again in draw_again({n: world.readings[n][name] for n in cells}, seed).items():
-                values[n, m] = _sign(name) * world.readings[n][name].value
-                drawn[:, n, m] = _sign(name) * again
-    return values, drawn
+class _Numbers:
+    """Our values, of which the larger is better, as observed and of requests drawn again."""
 
+    def __init__(self, world: _World) -> None:
+        self.measures = sorted({name for known in world.readings for name in known})
+        shape = len(world.keys), len(self.measures)
+        # no pair stands on a number that a cell has not
+        self.values, self.drawn = np.zeros(shape), np.zeros((RESAMPLES, *shape))
+        models, methods = (list(dict.fromkeys(of)) for of in (world.model_of, world.method_of))
+        self.model = [models.index(model) for model in world.model_of]
+        self.unit = [methods.index(method) for method in world.method_of]
+        for number in range(len(models)):
+            readings = {
+                (n, m): known[name]
+                for n, known in enumerate(world.readings)
+                for m, name in enumerate(self.measures)
+                if self.model[n] == number and name in known
+            }
+            for (n, m), again in draw_again(readings, number).items():
+                sign = _sign(self.measures[m])
+                self.values[n, m] = sign * readings[n, m].value
+                self.drawn[:, n, m] = sign * again
 
-def _agreement(
-    rows: Compared, values: Array, drawn: Array, world: _World, measures: Sequence[str]
-) -> Agreement:
-    pairs = pairs_of([(i, j, measures.index(name), order) for i, j, name, order in rows])
-    ours = pairs.order_by(values)
-    methods = len({n for i, j, _, _ in rows for n in (i, j)})
-    product = pairs.order * ours
-    tau = low = high = p = None
-    if methods >= FEWEST and not np.isnan(whole := float(tau_b(pairs.order, ours))):
-        tau, p = whole, permutation_p(pairs, np.nan_to_num(values))
-        if methods >= FEWEST_FOR_INTERVAL:
-            order = list(dict.fromkeys(world.model_of))
-            taus = bootstrap(pairs, np.nan_to_num(drawn), [order.index(m) for m in world.model_of])
-            low, high = (float(x) for x in np.nanpercentile(taus, (2.5, 97.5)))
-    return Agreement(
-        tau=tau, low=low, high=high, p=p, methods=methods, pairs=len(rows),
-        agree=int(np.sum(product > 0)), disagree=int(np.sum(product < 0)),
-    )  # fmt: skip
+    def agreements(self, tables: Sequence[Mapping[str, Compared]]) -> dict[str, Agreement]:
+        """Of all pairs of tables together, by what is ranked."""
+        return {by: self._agreement([row for rows in tables for row in rows[by]]) for by in BY}
+
+    def _agreement(self, rows: Compared) -> Agreement:
+        pairs = pairs_of(
+            [(i, j, self.measures.index(name), np.sign(gap)) for i, j, name, gap, _ in rows]
+        )
+        ours, settled = pairs.order_by(self.values), np.array([row[-1] for row in rows], bool)
+        product = pairs.order * ours
+        methods = len({self.unit[n] for i, j, *_ in rows for n in (i, j)})
+        tau = low = high = p = None
+        if methods >= FEWEST and not np.isnan(whole := float(tau_b(pairs.order, ours))):
+            tau, p = whole, permutation_p(pairs, self.values, self.unit)
+            if methods >= FEWEST_FOR_INTERVAL:
+                taus = bootstrap(pairs, self.drawn, self.model, self.unit)
+                if np.nanmax(taus) > np.nanmin(taus):  # draws that are all alike say nothing
+                    low, high = (float(x) for x in np.nanpercentile(taus, (2.5, 97.5)))
+        return Agreement(
+            tau=tau, low=low, high=high, p=p, methods=methods, pairs=len(rows),
+            agree=int(np.sum(product > 0)), disagree=int(np.sum(product < 0)),
+            settled=(int(np.sum(settled & (product > 0))), int(np.sum(settled & (product < 0)))),
+        )  # fmt: skip

@@ -4,6 +4,7 @@ the set can be resampled and paired alike. No torch."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 
@@ -38,9 +39,12 @@ def reading_of(name: str, record: Record, scores: Scores, sets: Sets) -> Reading
     return Reading(value=value, parts=parts)
 
 
+Name = TypeVar("Name")
+
+
 def draw_again(
-    readings: Mapping[int, Reading], seed: int, draws: int = RESAMPLES
-) -> dict[int, Array]:
+    readings: Mapping[Name, Reading], seed: int, draws: int = RESAMPLES
+) -> dict[Name, Array]:
     """Values [draws] of each reading when the prompts are drawn again with replacement, the same ones
     for all readings of as many units; to first order, from what each adds."""
     weights: dict[int, Array] = {}

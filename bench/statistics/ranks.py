@@ -1,8 +1,9 @@
 """Whether two orders of the same items agree, of chosen pairs of items: Kendall's tau-b, an exact
 permutation test and a bootstrap interval. numpy only.
 
-N items, M measures of each, P pairs of items, B draws. An item is something that can be exchanged,
-such as a method: it may stand in several pairs, and its values on several measures go with it.
+N items, M measures of each, P pairs of items, B draws. An item, such as a method at one setting, may
+stand in several pairs, and its values on several measures go with it. A unit is what is exchanged and
+drawn: an item, or several that belong together, such as a method's settings.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Whole = NDArray[np.intp]
 EXACT = 50_000
 """Permutations up to which all are gone through; beyond, `DRAWS` of them are drawn."""
 DRAWS = 10_000
-RESAMPLES = 4_000
+RESAMPLES = 2_000
 """Draws of a bootstrap."""
 SLACK = 1e-12
 """By how much taus that are equal may differ by rounding."""
@@ -76,71 +77,83 @@ def tau_b(order: Array, other: Array, weight: Array | None = None) -> Array:
     return tau
 
 
-def permutation_p(pairs: Pairs, values: Array) -> float | None:
+def permutation_p(pairs: Pairs, values: Array, unit: Sequence[int] | None = None) -> float | None:
     """Two-sided p-value of "the values [N, M] say nothing of the reference's order": the share of
-    the ways to exchange the items' values at which |tau-b| is at least as large.
+    the ways to exchange them at which |tau-b| is at least as large.
 
-    Values are exchanged among items that pairs join, directly or over others; all ways where they
-    are at most `EXACT`, else `DRAWS` random ones and the one observed (Phipson and Smyth 2010). None
-    where there is no tau.
+    What is exchanged are the values of whole units, a label for each item [N] (None: every item is
+    one): the items of a unit take those of another in turn, its last one where it has fewer. They are
+    exchanged among units that pairs join, directly or over others; all ways where they are at most
+    `EXACT`, else `DRAWS` random ones and the one observed (Phipson and Smyth 2010). None where there
+    is no tau.
     """
     observed = tau_b(pairs.order, pairs.order_by(values))
     if not len(pairs.order) or np.isnan(observed):
         return None
-    groups = joined(pairs)
+    label = list(range(len(values))) if unit is None else list(unit)
+    groups = joined(pairs, label)
+    used = set(pairs.first.tolist()) | set(pairs.second.tolist())
+    items = {u: [n for n in sorted(used) if label[n] == u] for group in groups for u in group}
     ways = math.prod(math.factorial(len(group)) for group in groups)
-    exact = ways <= EXACT
-    drawn = _all_ways(groups, len(values)) if exact else _some_ways(groups, len(values))
     at_least = total = 0
-    for chunk in drawn:
-        taus = tau_b(pairs.order, pairs.order_by(values[chunk]))
+    for chunk in _all_ways(groups) if ways <= EXACT else _some_ways(groups):
+        places = np.tile(np.arange(len(values)), (len(chunk), 1))
+        for column, own in enumerate(u for group in groups for u in group):
+            for k, n in enumerate(items[own]):
+                taken = {u: items[u][min(k, len(items[u]) - 1)] for u in items}
+                places[:, n] = [taken[u] for u in chunk[:, column].tolist()]
+        taus = tau_b(pairs.order, pairs.order_by(values[places]))
         at_least += int(np.sum(np.abs(taus) >= abs(observed) - SLACK))
         total += len(chunk)
-    return at_least / total if exact else (at_least + 1) / (total + 1)
+    return at_least / total if ways <= EXACT else (at_least + 1) / (total + 1)
 
 
-def bootstrap(pairs: Pairs, drawn: Array, among: Sequence[int], seed: int = 0) -> Array:
-    """[B]: tau-b when samples and items are both drawn again. `drawn` [B, N, M]: the values of
-    resampled samples; the items of every group [N] of `among` are drawn with replacement from their
-    group, and a pair counts as often as the product of how often its two items were drawn. NaN where
-    no pair is left."""
+def bootstrap(
+    pairs: Pairs,
+    drawn: Array,
+    among: Sequence[int],
+    unit: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Array:
+    """[B]: tau-b when samples and units are both drawn again. `drawn` [B, N, M]: the values of
+    resampled samples. The units of every group, `among` [N], are drawn with replacement from their
+    group (a unit lies in one), and a pair counts as often as the product of how often its two units
+    were drawn. NaN where no pair is left."""
     rng = np.random.default_rng(seed)
-    label = np.asarray(among)
+    label = np.arange(len(among)) if unit is None else np.asarray(unit)
+    group = np.asarray(among)
     used = np.unique(np.concatenate([pairs.first, pairs.second]))
-    count = np.zeros((len(drawn), len(label)))
-    for name in np.unique(label[used]):
-        items = used[label[used] == name]
-        count[:, items] = rng.multinomial(
-            len(items), np.full(len(items), 1 / len(items)), size=len(drawn)
-        )
+    count = np.zeros((len(drawn), len(group)))
+    for name in np.unique(group[used]):
+        units = np.unique(label[used[group[used] == name]])
+        times = rng.multinomial(len(units), np.full(len(units), 1 / len(units)), size=len(drawn))
+        for column, u in enumerate(units):
+            count[:, label == u] = times[:, column, None]
     weight = count[:, pairs.first] * count[:, pairs.second]
     return tau_b(np.broadcast_to(pairs.order, weight.shape), pairs.order_by(drawn), weight)
 
 
-def joined(pairs: Pairs) -> list[list[int]]:
-    """Groups of items that pairs join, directly or over others; items of no pair are in none."""
+def joined(pairs: Pairs, label: Sequence[int]) -> list[list[int]]:
+    """Groups of labels whose items pairs join, directly or over others; those of no pair are in
+    none."""
     group: dict[int, set[int]] = {}
-    for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
+    for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
+        a, b = label[first], label[second]
         merged = group.get(a, {a}) | group.get(b, {b})
-        for item in merged:
-            group[item] = merged
+        for u in merged:
+            group[u] = merged
     return sorted(sorted(g) for g in {id(g): g for g in group.values()}.values())
 
 
-def _all_ways(groups: Sequence[Sequence[int]], items: int) -> Iterator[NDArray[np.intp]]:
-    """Every way to exchange items within their groups, [ways, N], in chunks."""
+def _all_ways(groups: Sequence[Sequence[int]]) -> Iterator[Whole]:
+    """Every way to exchange labels within their groups, in chunks [ways, labels of all groups]."""
     ways = itertools.product(*(itertools.permutations(group) for group in groups))
-    at = [item for group in groups for item in group]
     while chunk := list(itertools.islice(ways, 5_000)):
-        places = np.tile(np.arange(items), (len(chunk), 1))
-        places[:, at] = [[item for group in way for item in group] for way in chunk]
-        yield places
+        yield np.array([[u for group in way for u in group] for way in chunk], np.intp)
 
 
-def _some_ways(groups: Sequence[Sequence[int]], items: int) -> Iterator[NDArray[np.intp]]:
+def _some_ways(groups: Sequence[Sequence[int]]) -> Iterator[Whole]:
     """Random ones of them."""
     rng = np.random.default_rng(0)
-    places = np.tile(np.arange(items), (DRAWS, 1))
-    for group in groups:
-        places[:, group] = rng.permuted(np.tile(group, (DRAWS, 1)), axis=1)
-    yield places
+    tiled = [rng.permuted(np.tile(np.array(g, np.intp), (DRAWS, 1)), axis=1) for g in groups]
+    yield np.concatenate(tiled, axis=1)
