@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
+from report_runs import edit, lines_of, write_run
 from scipy import stats
 
+from ditbench import reports
 from ditbench.analysis import printed_cells
 from ditbench.analysis.printed_order import COUNTERPART, FIDELITY, printed_order
 from ditbench.analysis.printed_tables import PrintedRow, baselines, printed_tables
@@ -285,3 +288,40 @@ def test_the_same_model_is_printed_differently_by_different_papers():
     assert not baselines(replace(table, baseline=None)) and not baselines(
         replace(table, steps=None)
     )
+
+
+def test_a_report_has_tables_a_figure_and_a_fold_for_it(tmp_path):
+    stacks = [(name, "ok") for name in ("none", "fora", "taylorseer", "teacache", "noop")]
+    run = write_run(tmp_path / "run", models=("dit-tiny", "flux-tiny"), stacks=stacks, n=40)
+
+    def as_wanted(r):
+        r["flops"]["flops"] = 1e9 if r["stack"] == "none" else 0.36e9
+        for m in r["methods"]:
+            m["knobs"] = {}
+
+    edit(run, as_wanted)
+    report = reports.build([run])
+    tables = report.out / "tables"
+    lines = lines_of(tables / "printed_pairs.csv")
+    assert {line["table"] for line in lines} >= {"TaylorSeer, DiT-XL/2", "HyCa, FLUX.1-dev"}
+    for line in lines:
+        assert line["source"].startswith("arXiv:") and line["tokens"] == "4"
+        assert float(line["printed_gap"]) >= 0
+        assert bool(line["may_be"]) == (line["counterpart_agrees"] == "False")
+    of_tables = lines_of(tables / "printed.csv")
+    assert [line["family"] for line in of_tables][-3:] == ["dit", "flux", "all"]
+    assert sum(int(line["counterpart_pairs"]) for line in of_tables[:-3]) == len(lines)
+    assert int(of_tables[-1]["counterpart_pairs"]) == len(lines)
+    assert "tau" in (tables / "printed.md").read_text()
+    for model in ("dit-tiny", "flux-tiny"):
+        with Image.open(report.out / "plots" / f"{model}-printed-order.png") as drawn:
+            assert drawn.width > 1000
+    page = report.page.read_text()
+    assert "Beside the printed tables" in page and "printed_pairs.csv" in page
+
+
+def test_a_run_that_matches_no_table_has_none_of_it(tmp_path):
+    report = reports.build([write_run(tmp_path / "run")])
+    assert not [path for path in report.files if "printed" in path.name]
+    assert not any(section.printed for section in report.sections)
+    assert "printed tables" not in report.page.read_text()

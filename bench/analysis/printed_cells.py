@@ -96,6 +96,8 @@ def _method_of(record: Record) -> str:
         return ""
     usual = find(name)()
     for knob, value in method["knobs"].items():
+        if isinstance(value, list):  # what JSON makes of a tuple
+            value = tuple(value)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not number and value != getattr(usual, knob, value):
             return ""
