@@ -10,15 +10,17 @@ from PIL import Image
 from report_runs import edit, lines_of, write_run
 from scipy import stats
 
-from ditbench import reports
+from ditbench import ROOT, reports
 from ditbench.analysis import printed_cells
 from ditbench.analysis.printed_order import COUNTERPART, FIDELITY, printed_order
 from ditbench.analysis.printed_tables import PrintedRow, baselines, printed_tables
 from ditbench.analysis.readings import draw_again, reading_of
+from ditbench.extractors.references import ReferenceSets
 from ditbench.method.registry import names
 from ditbench.metrics.set_statistics import sets_of
 from ditbench.models.family import families
-from ditbench.records.scores import Scores
+from ditbench.records.record import read_run
+from ditbench.records.scores import Scores, read_scores
 from ditbench.statistics import ranks
 from ditbench.statistics.ranks import bootstrap, pairs_of, permutation_p, tau_b
 
@@ -325,3 +327,26 @@ def test_a_run_that_matches_no_table_has_none_of_it(tmp_path):
     assert not [path for path in report.files if "printed" in path.name]
     assert not any(section.printed for section in report.sections)
     assert "printed tables" not in report.page.read_text()
+
+
+@pytest.fixture(scope="module")
+def published():
+    made = {}
+    for name in ("2026-11-26-cpu-matched", "2026-11-26-cpu"):
+        folder = ROOT / "reports" / "published" / name
+        run = read_run(folder)
+        scores = read_scores(folder, run.records)
+        made[name] = printed_order(run.records, scores, sets_of_run=ReferenceSets(folder))
+    return made
+
+
+def test_the_documents_state_what_the_published_runs_give(published):
+    matched, other = (of.overall for of in published.values())
+    first = matched[COUNTERPART]
+    words = " ".join((ROOT / "README.md").read_text().split())
+    assert f"of {first.pairs} pairs of methods in authors' tables, {first.agree} are" in words
+    words = " ".join((ROOT / "reports" / "published" / "README.md").read_text().split())
+    for of in (*matched.values(), *other.values()):
+        said = f"{of.tau:.2f} [{of.low:.2f}, {of.high:.2f}]"
+        assert said in words and f"{of.agree} of {of.pairs}" in words, said
+        assert f"p = {of.p:.2f}" in words
