@@ -44,6 +44,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
     """
     from ditbench.records.files import check_folder, make_folder
     from ditbench.reports.figures.crossover import draw_crossovers
+    from ditbench.reports.figures.printed_order import draw_printed
     from ditbench.reports.figures.quality_time import draw_figures
     from ditbench.reports.figures.sample_grid import draw_grids
     from ditbench.reports.figures.schedule_heatmap import draw_heatmaps
@@ -70,7 +71,7 @@ def build(folders: list[Path], out: Path | None = None) -> Report:
         files += write_tables(section, at / "tables")
         drawing = {
             draw_figures: "plots", draw_crossovers: "plots", draw_matrices: "plots",
-            draw_surfaces: "plots",
+            draw_surfaces: "plots", draw_printed: "plots",
             draw_charts: "plots", draw_heatmaps: "plots",
             copy_training: "plots", draw_grids: "grids",
         }  # fmt: skip

@@ -18,6 +18,10 @@ IMAGES = {
     "crossover": ("plot", "Cells of {} beside the curve of fewer steps", "Does it beat fewer steps in the same time?"),
     "over-steps": ("plot", "What each method gives on {} over the number of steps", "What a method still gives at fewer steps"),
     "surface": ("matrix", "Quality of {} over the number of steps and a method's dial", "What does the method buy between whole steps?"),
+    "printed-order": (
+        "matrix", "Methods of {} in the order of printed tables and in ours",
+        "Are methods in the order that authors print for the large model?",
+    ),
     "stacking": ("matrix", "Which methods stack on {}, a cell for each combination", "Do they stack? Methods by methods"),
     "promised-and-measured": ("plot", "Measured speed-up of the loop of {} against its ratio of FLOPs", "Promised and measured speed-up"),
     "memory": ("plot", "Peak memory of {} under each stack, in parts", "Peak memory"),

@@ -32,6 +32,7 @@ from ditbench.reports.sections.section import Section, file_name, hardware
 from ditbench.reports.tables import columns, metric_columns
 from ditbench.reports.tables.columns import TableCell
 from ditbench.reports.tables.imported import imported_sheet
+from ditbench.reports.tables.printed import printed_pairs_sheet, printed_sheet
 from ditbench.reports.tables.speed_quality import CONVENTION, FIDELITY, MOTION, RULES
 from ditbench.reports.tables.stacking import stacking_sheet
 from ditbench.reports.tables.surface import surface_sheet
@@ -134,7 +135,17 @@ def _section(
     return "\n".join(parts)
 
 
-TABLES = ("speed", "quality", "stacking", "surface", "training", "video", "imported")
+TABLES = (
+    "speed",
+    "quality",
+    "stacking",
+    "surface",
+    "printed",
+    "printed_pairs",
+    "training",
+    "video",
+    "imported",
+)
 
 
 def _environments(section: Section) -> dict[str, list[ReportRow]]:
@@ -191,7 +202,14 @@ def _model(section: Section, model: str, images: Sequence[Path], out: Path) -> s
         )
     parts += [
         fold_sheet(make(section), model)
-        for make in (stacking_sheet, surface_sheet, training_sheet, imported_sheet)
+        for make in (
+            stacking_sheet,
+            surface_sheet,
+            printed_sheet,
+            printed_pairs_sheet,
+            training_sheet,
+            imported_sheet,
+        )
     ]
     if nowhere:
         parts.append(

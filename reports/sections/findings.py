@@ -11,6 +11,9 @@ import numpy as np
 from ditbench.analysis.judges import Agreement, agreement
 from ditbench.analysis.knee import Knee, knee
 from ditbench.analysis.primary import primary_of
+from ditbench.analysis.printed_order import COUNTERPART
+from ditbench.analysis.printed_order import FIDELITY as BY_DISTANCE
+from ditbench.analysis.printed_order import Agreement as OrderAgreement
 from ditbench.analysis.rows import Interval, Row
 from ditbench.analysis.trainings import over_trainings, recipes
 from ditbench.metrics.table import Metric, metrics
@@ -52,6 +55,14 @@ def findings(section: Section, model: str) -> list[str]:
     sentences = [_of_judges(of_judges)] if of_judges else []
     if (of_steps := knee(section.models[model], section.records)) is not None:
         sentences.append(_of_steps(of_steps))
+    for printed in section.printed:
+        family = next((t.table.family for t in printed.tables if t.model == model), None)
+        if family is not None:
+            of = printed.families[family]
+            sentences.append(
+                f"beside printed tables of its family: {said(of[COUNTERPART])}; by the perceptual "
+                f"distance {said(of[BY_DISTANCE])}"
+            )
     trained = trainings(section, model)
     sentences += [
         _of_recipe(recipe, section.models[model])
@@ -59,6 +70,22 @@ def findings(section: Section, model: str) -> list[str]:
         if len(recipe["trainings"]) > 1
     ]
     return sentences + trained_once(trained)
+
+
+def said(agreement: OrderAgreement) -> str:
+    """How far the order of methods is the printed one, in words."""
+    words = f"{agreement.agree} of {count(agreement.pairs, 'pair')} in the printed order"
+    if agreement.tau is None:
+        return words
+    reach = f" {reach_of(agreement)}".rstrip()
+    return f"{words}, tau {fixed(agreement.tau, 2)}{reach}, p = {fixed(agreement.p, 2)}"
+
+
+def reach_of(agreement: OrderAgreement) -> str:
+    """`[low, high]` of a tau, or "" without an interval."""
+    if agreement.low is None:
+        return ""
+    return f"[{fixed(agreement.low, 2)}, {fixed(agreement.high, 2)}]"
 
 
 def trained_once(trained: Sequence[Mapping[str, Any]]) -> list[str]:

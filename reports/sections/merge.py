@@ -188,6 +188,7 @@ def _joined(group: Sequence[Section]) -> Section:
         stacking=judged([of_stack for s in group for of_stack in s.stacking if _row_of(rows.values(), of_stack)["run"] == s.name]),
         over_steps=[of_stack for s in group for of_stack in s.over_steps if _row_of(rows.values(), of_stack)["run"] == s.name],
         surfaces=tuple(surface for s in group for surface in s.surfaces),
+        printed=tuple(printed for s in group for printed in s.printed),
         merged=tuple(group), remarks=_remarks(rows, names),
     )  # fmt: skip
 

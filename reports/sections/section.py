@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench.analysis.interaction import together
+from ditbench.analysis.printed_order import Printed, printed_order
 from ditbench.analysis.step_sweep import over_steps
 from ditbench.analysis.summary import Scores, read_scores, summarise
 from ditbench.analysis.surfaces import Surface, surfaces
@@ -61,6 +62,8 @@ class Section:
     """The rows of `ditbench.analysis.step_sweep.over_steps`."""
     surfaces: tuple[Surface, ...] = ()
     """Of `ditbench.analysis.surfaces`."""
+    printed: tuple[Printed, ...] = ()
+    """Of `ditbench.analysis.printed_order`: one for each run that stands beside printed tables."""
     merged: tuple[Section, ...] = ()
     """The runs it was merged of, each as a section; none for a run alone."""
     remarks: tuple[str, ...] = ()
@@ -208,11 +211,12 @@ def _section(folder: Path, name: str) -> Section:
     except (ValueError, FileNotFoundError):
         text = ""
     paired = comparable(rows, records)
+    beside = printed_order(paired, scores, sets_of_run=ReferenceSets(folder))
     return Section(
         name=name, folder=folder, command=text, rows=rows, records=records, left_out=left_out,
         damaged=damaged, spec=spec,
         stacking=together(paired, scores, sets_of_run=ReferenceSets(folder)), over_steps=over_steps(paired, scores),
-        surfaces=tuple(surfaces(paired, scores)),
+        surfaces=tuple(surfaces(paired, scores)), printed=(beside,) if beside else (),
     )  # fmt: skip
 
 

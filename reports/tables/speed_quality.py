@@ -20,6 +20,12 @@ from ditbench.reports.sections.rows import ReportRow, labelled, status, without_
 from ditbench.reports.sections.section import Report, Section
 from ditbench.reports.tables import columns, metric_columns
 from ditbench.reports.tables.imported import imported_frame, imported_sheet
+from ditbench.reports.tables.printed import (
+    printed_frame,
+    printed_pairs_frame,
+    printed_pairs_sheet,
+    printed_sheet,
+)
 from ditbench.reports.tables.sheet import (
     KEY,
     Block,
@@ -81,6 +87,9 @@ def write_tables(section: Section, folder: Path) -> list[Path]:
         sheets.append((stacking_sheet(section), stacking_frame(section)))
     if section.surfaces:
         sheets.append((surface_sheet(section), surface_frame(section)))
+    if section.printed:
+        sheets.append((printed_sheet(section), printed_frame(section)))
+        sheets.append((printed_pairs_sheet(section), printed_pairs_frame(section)))
     if section.trained:
         sheets.append((training_sheet(section), training_frame(section)))
     if (elsewhere := imported_sheet(section)).blocks:
