@@ -342,9 +342,10 @@ def published():
 
 def test_the_documents_state_what_the_published_runs_give(published):
     matched, other = (of.overall for of in published.values())
-    first = matched[COUNTERPART]
+    first, fidelity = matched[COUNTERPART], matched[FIDELITY]
     words = " ".join((ROOT / "README.md").read_text().split())
     assert f"of {first.pairs} pairs of methods in authors' tables, {first.agree} are" in words
+    assert f"by perceptual distance {fidelity.agree} (" in words
     words = " ".join((ROOT / "reports" / "published" / "README.md").read_text().split())
     for of in (*matched.values(), *other.values()):
         said = f"{of.tau:.2f} [{of.low:.2f}, {of.high:.2f}]"
