@@ -46,6 +46,7 @@ def candidates(
     """(model, table, baseline, matched rows, pairs of them at alike compute) for each printed table of
     a model's family that has such pairs; from the records alone."""
     made = []
+    known = _Usual()
     for model in dict.fromkeys(r["model"] for r in records):
         cells = [
             r for r in records
@@ -57,7 +58,7 @@ def candidates(
         alone: dict[str, list[tuple[Record, float]]] = {}
         for r in cells:
             spent = (r.get("flops") or {}).get("flops")
-            if spent and (name := _method_of(r)):
+            if spent and (name := _method_of(r, known)):
                 alone.setdefault(name, []).append((r, whole / spent))
         for table in printed_tables():
             if table.family != none["family"]:
@@ -85,16 +86,29 @@ def _apart(a: float, b: float) -> float:
     return abs(math.log(a / b))
 
 
-def _method_of(record: Record) -> str:
+class _Usual:
+    """Methods of the printed tables at default knobs, each looked up once."""
+
+    def __init__(self) -> None:
+        self.wanted = {row.method for table in printed_tables() for row in table.rows}
+        self.made: dict[str, Any] = {}
+
+    def of(self, name: str) -> Any:
+        """None for a method that no table has, or that is not installed."""
+        if name in self.wanted and name not in self.made:
+            self.made[name] = find(name)() if name in names() else None
+        return self.made.get(name)
+
+
+def _method_of(record: Record, known: _Usual) -> str:
     """The one method of a cell, where it is that method at some setting and no variant of it; or
     ""."""
     if len(record["methods"]) != 1 or without_training(record["stack"]) != record["stack"]:
         return ""
     (method,) = record["methods"]
     name = str(method["name"])
-    if method.get("label") or name not in names():
+    if method.get("label") or (usual := known.of(name)) is None:
         return ""
-    usual = find(name)()
     for knob, value in method["knobs"].items():
         if isinstance(value, list):  # what JSON makes of a tuple
             value = tuple(value)

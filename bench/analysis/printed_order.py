@@ -187,7 +187,7 @@ def printed_order(
         usable = [
             (i, j) for i, j in together
             if all(of[by] in read[matched[k][1]["key"]] for k in (i, j) for by in BY)
-            and len({len(read[matched[k][1]["key"]][of[COUNTERPART]].parts) for k in (i, j)}) == 1
+            and all(len({len(read[matched[k][1]["key"]][of[by]].parts) for k in (i, j)}) == 1 for by in BY)
         ]  # fmt: skip
         if usable:
             at = [world.number(cell, read[cell["key"]]) for _, cell, _ in matched]

@@ -24,9 +24,10 @@ def reading_of(name: str, record: Record, scores: Scores, sets: Sets) -> Reading
     metric = metrics()[name]
     if metric.statistic:
         try:
-            return sets.read(metric, record, scores)
+            read = sets.read(metric, record, scores)
         except ValueError:
             return None
+        return read if np.isfinite(read.value) and np.isfinite(read.parts).all() else None
     if name not in scores.arrays:
         return None
     values, group, blocks = aggregates.own(name, scores)
