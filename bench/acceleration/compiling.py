@@ -7,7 +7,7 @@ with. It never breaks into several graphs: what torch cannot take whole is run a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +21,6 @@ from ditbench.models.regions import Function, compute_by
 if TYPE_CHECKING:
     from ditbench.method.attachment import Attachment
 
-BACKEND = "inductor"
-"""What torch.compile hands graphs to; tests of what torch sees take one that does not compile."""
 LIMIT = 64
 """Graphs of one function: kinds of modules of its class, times shapes. Torch's own limit, 8, is met
 by few sizes of a batch and of chosen rows, and an error above it."""
@@ -33,15 +31,10 @@ EAGER = "left_uncompiled"
 class Compiler:
     """Compiled regions of one pipeline."""
 
-    def __init__(self, at: Attachment, mode: str, *, dynamic: bool, copies: bool) -> None:
-        """`copies`: hand out copies of what a region gives, which stands in memory of a CUDA graph
-        that the next call writes to."""
-        self.at, self.copies = at, copies
-        self._options: dict[str, Any] = {
-            "fullgraph": True, "dynamic": None if dynamic else False, "backend": BACKEND,
-        }  # fmt: skip
-        if BACKEND == "inductor":
-            self._options["mode"] = mode
+    def __init__(self, at: Attachment, options: Mapping[str, Any], *, copies: bool) -> None:
+        """`options` of torch.compile. `copies`: hand out copies of what a region gives, which stands
+        in memory of a CUDA graph that the next call writes to."""
+        self.at, self.copies, self._options = at, copies, dict(options)
         self._compiled: dict[Function, Function] = {}
 
     def install(self) -> None:
@@ -103,7 +96,8 @@ class Regions:
         were not there when this was attached."""
         if watched() or self._count_hooks() != self._expected:
             return function(*args, **kwargs)
-        return self._compiler(function, *args, **kwargs)
+        named = {name: by_row(value) for name, value in kwargs.items()}
+        return self._compiler(function, *map(by_row, args), **named)
 
     def work_out(self, pending: Pending) -> Tensor:
         """By one region, where that is several operations."""
@@ -133,6 +127,13 @@ def watched() -> bool:
     )
 
 
+def by_row(given: Any) -> Any:
+    """A stream whose rows stand across in memory, as patch embedders give it to the first block, in
+    the order of all others: or there would be two graphs of every region that takes it."""
+    across = isinstance(given, Tensor) and given.ndim == 3 and given.stride(-1) != 1
+    return given.contiguous() if across else given
+
+
 def copied(output: Any) -> Any:
     """Its tensors in memory of their own."""
     if isinstance(output, tuple):
@@ -142,8 +143,6 @@ def copied(output: Any) -> Any:
 
 def no_compiler(device: torch.device) -> str | None:
     """Why nothing can be compiled for a device here, in one sentence; None where it can."""
-    if BACKEND != "inductor":
-        return None
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 

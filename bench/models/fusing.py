@@ -22,6 +22,8 @@ FUSED = (ADD, MUL, CAST, ALIKE, VIEW)
 NORMS = (F.layer_norm,)
 LEAST = 2
 """Operations that are worth a function of their own; a single one is run as it is."""
+OF_TOKENS = 3
+"""Dimensions of what has a row for each token: embeddings of the time step are too small to gain."""
 
 
 class Expression:
@@ -106,7 +108,7 @@ def work_out(
     what the function returns besides is worked out with it."""
     if is_fused(node):
         expression = Expression(node)
-        if expression.steps >= LEAST:
+        if expression.steps >= LEAST and any(t.ndim >= OF_TOKENS for t in expression.arguments):
             value, *others = compute(expression.function(), expression.arguments)
             for stream, other in zip(expression.streams, others, strict=True):
                 stream.settle(other)

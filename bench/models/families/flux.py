@@ -157,9 +157,7 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
             with computing(now):
                 if now.context is not None:
                     return single_attention(block.attn, now.rows, hidden, now.context, **named)
-                return compute(
-                    block, single_attention, block.attn, now.rows, real(hidden), **named
-                )
+                return compute(block, single_attention, block.attn, now.rows, real(hidden), **named)
 
         def output(mixed: Tensor, rows: Tensor | None) -> Tensor:
             if half:
