@@ -45,7 +45,7 @@ class Compiler:
         inside = {block.module: Regions(self, block.module) for block in self.at.blocks}
         for block, regions in inside.items():
             self.at.undo(compute_by(block, regions))
-            if not any("forward" in vars(module) for module in block.modules()):
+            if regions.whole and "forward" not in vars(block):
                 self.at.patch(block, "forward", regions.of(block))
         for sublayer in self.at.sublayers:
             # not rerouted, in a block where another is, or which somebody runs in another way
@@ -82,7 +82,11 @@ class Regions:
     """The regions of one block (`models.regions.Computer`)."""
 
     def __init__(self, compiler: Compiler, block: nn.Module) -> None:
-        self._compiler = compiler
+        self._compiler, self._block = compiler, block
+        self.whole = not any(
+            "forward" in vars(module) for module in block.modules() if module is not block
+        )
+        """Whether the block is a region: nobody has replaced anything inside."""
         self._hooks = [
             store
             for module in block.modules()
@@ -96,6 +100,8 @@ class Regions:
         were not there when this was attached."""
         if watched() or self._count_hooks() != self._expected:
             return function(*args, **kwargs)
+        if not self.whole and function is type(self._block).forward:
+            return function(*args, **kwargs)  # its parts are regions
         named = {name: by_row(value) for name, value in kwargs.items()}
         return self._compiler(function, *map(by_row, args), **named)
 
@@ -147,6 +153,8 @@ def no_compiler(device: torch.device) -> str | None:
         from torch.utils._triton import has_triton
 
         return None if has_triton() else "torch.compile needs Triton, which does not work here"
+    if device.type != "cpu":  # simulated: nothing is compiled
+        return None
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

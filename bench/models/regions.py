@@ -86,12 +86,12 @@ def own_forward(forward: Function) -> Function | None:
 
 
 @cache
-def rows_region(run_rows: Function) -> Function:
+def rows_region(run_rows: Function, own: Function) -> Function:
     """Some rows of a sub-layer as a region: f(module, rows [B,K], hidden [B,N,D], *arguments of the
-    call), `run_rows` being what a family declares (`Family.rows`)."""
+    call), `run_rows` being what a family declares (`Family.rows`) and `own` the forward of the
+    module's class."""
 
     def region(module: nn.Module, rows: Tensor, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        own = partial(type(module).forward, module)
-        return run_rows(module, own, rows, hidden, *args, **kwargs)
+        return run_rows(module, partial(own, module), rows, hidden, *args, **kwargs)
 
     return region

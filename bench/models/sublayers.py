@@ -211,8 +211,8 @@ class Sublayer:
             kwargs = {**kwargs, "context": now.context}
         elif self.run_rows is tokenwise:
             forward = partial(run_forward, self.owner, forward)
-        elif own_forward(forward) is not None and (computer := computer_of(self.owner)):
-            region = rows_region(self.run_rows)
+        elif (own := own_forward(forward)) and (computer := computer_of(self.owner)):
+            region = rows_region(self.run_rows, own)
             return computer(region, self.module, now.rows, real(hidden), *args, **kwargs)
         return self.run_rows(self.module, forward, now.rows, hidden, *args, **kwargs)
 
