@@ -76,6 +76,8 @@ STACKS = (
     "lazy_queries",
     "radial",
     "fpsattention",
+    "compile(backend='eager')",
+    "fora(interval=2)+compile(backend='eager')",
 )
 PASSES = "pab: diffusers' pab keeps one output per module, and Wan's guidance passes, run one after the other, would share it"
 HALVES = (

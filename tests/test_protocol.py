@@ -522,6 +522,7 @@ def in_a_list(self, pipeline, at):
 
 
 SETTINGS = {
+    "compile": "(backend='eager')",
     "diffsparse": "(allocator='uniform',keep=0.5)",
     "fastercache": "(first=999)",
     "firstblock": "(threshold=0.9)",

@@ -22,7 +22,7 @@ KEYS = {
     "key", "model", "family", "world", "stack", "status", "reason", "methods", "baseline",
     "baseline_key", "num_samples", "batch_size",
     "rounds", "seed", "device", "dtype", "weights", "sampling", "quality", "timing", "share",
-    "second_judge", "speedup_call",
+    "second_judge", "speedup_call", "speedup_over_compile", "compile_s",
     "speedup_denoise", "speedup_interval", "speedup_flops", "speedup_predicted", "realised",
     "realised_call", "flops", "memory",
     "counters", "operations", "first_call_s", "load_s", "drift", "drift_bound", "suspect", "label", "warnings",

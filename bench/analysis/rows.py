@@ -122,6 +122,9 @@ class Speedups(TypedDict):
     """Time of the baseline / time of this, the whole pipeline call; geometric mean."""
     speedup_denoise: Interval | None
     """The same, sampler loop only."""
+    speedup_over_compile: Interval | None
+    """Of a stack that is compiled: time of what compiles it, alone / time of this, the whole call;
+    None for others, and where that was not timed beside it."""
     speedup_interval: str
     """What the two intervals count as independent: "rounds", or ""."""
     speedup_flops: float | None
@@ -181,6 +184,8 @@ class Row(Speedups):
     counters: dict[str, Any]
     operations: dict[str, Any]
     first_call_s: float | None
+    compile_s: float | None
+    """Seconds that the first calls took longer for being compiled; None where nothing is."""
     load_s: float | None
     drift: float | None
     """Time of the baseline across rounds, slowest / fastest - 1; None with one round."""

@@ -18,7 +18,7 @@ from ditbench.metrics import fidelity
 from ditbench.metrics.set_statistics import Sets, sets_of
 from ditbench.metrics.table import Metric, metrics
 from ditbench.models import truncation
-from ditbench.records.record import MEASURED
+from ditbench.records.record import MEASURED, differing_beside
 from ditbench.records.scores import Scores, read_scores
 from ditbench.statistics import times
 from ditbench.statistics.frechet import Reference
@@ -55,9 +55,15 @@ def summarise(
     sets = sets_of(references, sets_of_run)
     primary = by_model(records, scores)
     rows = [
-        _row(r, baselines.get(r["model"]), scores, sets, shown, margins or {}, primary[r["model"]])
+        {
+            **_row(
+                r, baselines.get(r["model"]), scores, sets, shown, margins or {},
+                primary[r["model"]],
+            ),
+            "speedup_over_compile": _over_compile(r, records),
+        }
         for r in records
-    ]
+    ]  # fmt: skip
     sets.save()
     return verdict.judge(rows)
 
@@ -115,6 +121,7 @@ def _row(
             *([doubt] if doubt else []),
             *truncation.sentences(record),
             *_cautions(record),
+            *_compiled_later(record),
             *doubted,
             *_left(record),
         ],
@@ -124,6 +131,7 @@ def _row(
         "counters": dict(record.get("counters") or {}),
         "operations": dict(record.get("operations") or {}),
         "first_call_s": record.get("first_call_s"),
+        "compile_s": (record.get("compilation") or {}).get("seconds"),
         "load_s": record.get("load_s"),
         "drift": drift,
         "drift_bound": DRIFT_BOUND,
@@ -142,6 +150,32 @@ def _cautions(record: Record) -> list[str]:
         for name, text in notes.items()
         if name.endswith(".caution")
     ]
+
+
+def _compiled_later(record: Record) -> list[str]:
+    """That timed calls have compiling in them, as a sentence."""
+    later = (record.get("compilation") or {}).get("later_graphs", 0)
+    graphs = "1 graph was" if later == 1 else f"{later} graphs were"
+    return (
+        [f"{graphs} compiled after the warm-up: its times may have that in them"] if later else []
+    )
+
+
+def _over_compile(record: Record, records: Sequence[Record]) -> Interval | None:
+    """The speed-up over what compiles the stack, alone; None where there is no such stack, or where
+    it was timed elsewhere."""
+    compiling = [m for m in record["methods"] if m.get("stage") == "compile"]
+    if not record.get("compilation") or len(record["methods"]) < 2:
+        return None
+    alone = next(
+        (r for r in records if r["model"] == record["model"] and r["methods"] == compiling), None
+    )
+    if alone is None or differing_beside(record, alone):
+        return None
+    if any(alone["run"].get(a) != record["run"].get(a) for a in ALIKE):
+        return None
+    ratio = times.speedup(alone["timing"], record["timing"])
+    return ratio.estimate.as_dict() if ratio else None
 
 
 def _left(record: Record) -> list[str]:
@@ -197,6 +231,7 @@ def _speedups(record: Record, none: Record | None) -> Speedups:
     return {
         "speedup_call": call.estimate.as_dict() if call else None,
         "speedup_denoise": denoise.estimate.as_dict() if denoise else None,
+        "speedup_over_compile": None,
         "speedup_interval": call.unit if call else "",
         "speedup_flops": flops,
         "speedup_predicted": predicted,

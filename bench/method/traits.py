@@ -24,7 +24,7 @@ class Stage(IntEnum):
     SCHEDULE = 40
     """Decides which steps, blocks or tokens run at all: caching, skipping."""
     COMPILE = 90
-    """Sees the final graph."""
+    """Sees what the others have replaced and rerouted, and compiles what is left below."""
 
 
 CLAIMS: dict[str, str] = {
@@ -36,7 +36,7 @@ CLAIMS: dict[str, str] = {
     "block-schedule": "decides which blocks, sub-layers or tokens are computed at a step",
     "attention-operator": "replaces the attention operation itself",
     "attended-tokens": "makes keys and values of other tokens than a sub-layer's own, merged ones say",
-    "compile": "compiles the transformer",
+    "compile": "compiles the transformer, whole or in regions",
 }
 """The parts of a pipeline a method can own alone. Two methods mix when their claims are
 disjoint."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from ditbench.models.family import family_of
+from ditbench.models.regions import run_forward
 from ditbench.models.sublayers import Patch
 
 Streams = tuple[Tensor, ...]
@@ -43,7 +45,8 @@ class Block:
 
     def reroute(self, route: BlockRoute, patch: Patch) -> None:
         """Send every call through `route(run, streams)`."""
-        original, pair, text_at = self.module.forward, self.pair, 0
+        original = partial(run_forward, self.module, self.module.forward)
+        pair, text_at = self.pair, 0
         if pair:
             text_at = self.outputs.index("text")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from weakref import WeakSet
 
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
+
+from ditbench.models.regions import running, running_computer
 
 ADD, MUL, CAST, ALIKE = "add", "multiply", "cast", "alike"
 CHUNK, PART, VIEW, LINEAR, JOIN = "chunk", "part", "view", "linear", "join"
@@ -51,9 +53,14 @@ class Pending:
     def value(self) -> Tensor:
         """The tensor."""
         if self._value is None:
-            self._value = _worked_out(self)
-            self.args = ()
-        return self._value
+            computer = running_computer()
+            self.settle(worked_out(self) if computer is None else computer.work_out(self))
+        value: Tensor = self._value  # type: ignore[assignment]
+        return value
+
+    def settle(self, value: Tensor) -> None:
+        """It is worked out, and this is its value."""
+        self._value, self.args = value, ()
 
     @property
     def shape(self) -> Any:
@@ -206,7 +213,8 @@ def defer(block: nn.Module, names: tuple[str, ...], patch: Callable[[Any, str, A
         for name in names:
             if isinstance(kwargs.get(name), Tensor):
                 kwargs[name] = Pending(kwargs[name])
-        return real(original(*waiting, **kwargs))
+        with running(block):
+            return real(original(*waiting, **kwargs))
 
     DEFERRED.add(forward)
     patch(block, "forward", forward)
@@ -227,11 +235,11 @@ def _joined(parts: Any, dim: int = 0) -> tuple[Any, int]:
 def _with(function: Callable[..., Any], kwargs: Any) -> Callable[..., Any]:
     if not kwargs:
         return function
-    return lambda *args: function(*args, **real(kwargs))
+    return partial(function, **real(kwargs))
 
 
-def _worked_out(pending: Pending) -> Any:
-    """By the operation it is, but for casts to float32 that arithmetic does by itself."""
+def worked_out(pending: Pending) -> Any:
+    """Its value, by the operation it is, but for casts to float32 that arithmetic does by itself."""
     kind, args = pending.kind, pending.args
     if kind in (ADD, MUL):
         args = _uncast(*args)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ditbench.models.family import Family, Grid, Kind
 from ditbench.models.family import family_of as _family_of
 from ditbench.models.pending import defer, real
+from ditbench.models.regions import computer_of, own_forward, rows_region, run_forward
 from ditbench.models.token_rows import (
     ROUTED,
     Run,
@@ -186,10 +188,9 @@ class Sublayer:
                     return inner(now, hidden, rest, kwargs)
                 others, named = real(rest), real(kwargs)
                 if now.whole:
-                    return original(real(hidden), *others, **named)
-                more = named if now.context is None else {**named, "context": now.context}
+                    return run_forward(self.owner, original, real(hidden), *others, **named)
                 with computing(now):
-                    return self.run_rows(self.module, original, now.rows, hidden, *others, **more)
+                    return self._some_rows(original, now, hidden, others, named)
 
             return route(run, hidden)
 
@@ -201,6 +202,19 @@ class Sublayer:
         patch(self.module, "forward", forward)
         ROUTED[forward] = routed
         return waits
+
+    def _some_rows(
+        self, forward: Callable[..., Any], now: Selection, hidden: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """What it computes of that selection, by its regions where those are somebody's."""
+        if now.context is not None:
+            kwargs = {**kwargs, "context": now.context}
+        elif self.run_rows is tokenwise:
+            forward = partial(run_forward, self.owner, forward)
+        elif (own := own_forward(forward)) and (computer := computer_of(self.owner)):
+            region = rows_region(self.run_rows, own)
+            return computer(region, self.module, now.rows, real(hidden), *args, **kwargs)
+        return self.run_rows(self.module, forward, now.rows, hidden, *args, **kwargs)
 
     def _linear(self, name: str) -> Any:
         return _submodule(self.module, name)

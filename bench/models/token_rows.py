@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ditbench.models.pending import ADD, ALIKE, CAST, MUL, Pending, real
+from ditbench.models.regions import running_computer
 
 Run = Callable[..., Any]
 """`run()` computes every row, `run(rows)` with rows [B,K] int64 only those; `context` [B,M,D] are
@@ -136,7 +137,7 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     """The chosen rows: [B,N,D], [B,K] -> [B,K,D]. Of a norm and a modulation that are pending they
     alone are worked out: these go row by row."""
     if _normalised(x) and (chosen := _some_rows(x, rows, x.shape[1])) is not None:
-        some: Tensor = chosen
+        some: Tensor = real(chosen)
         return some
     return _gathered(real(x), rows)
 
@@ -165,7 +166,10 @@ def _some_rows(given: Any, rows: Tensor, n: int) -> Any:
     args = [_some_rows(arg, rows, n) for arg in made]
     if any(arg is None for arg in args):
         return None
-    return given.operation(*args, *real(given.args[len(made) :]))
+    rest = given.args[len(made) :]
+    if running_computer() is not None:  # all of it in one region
+        return Pending(None, given.kind, given.operation, (*args, *rest))
+    return given.operation(*args, *real(rest))
 
 
 def _gathered(x: Tensor, rows: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from ditbench.method.stack import Stack
 
 TRANSFORMER, TEXT, DECODER, ELSEWHERE = "transformer", "text", "decoder", "elsewhere"
-SAME_EVERY_CALL = frozenset({"weights", "linear-precision", "num-steps", "guidance", "scheduler"})
+SAME_EVERY_CALL = frozenset(
+    {"weights", "linear-precision", "num-steps", "guidance", "scheduler", "compile"}
+)
 """Claims of methods that may leave every transformer call of a generation alike; whether they do is
 looked at (`repeated_calls`)."""
 

@@ -76,6 +76,7 @@ SAMPLING = {
     "steps?": COUNT, "guidance?": NUMBER, "height?": COUNT, "width?": COUNT, "frames?": COUNT,
     "text_tokens?": COUNT, "calls?": COUNT, "scheduler?": str,
 }  # fmt: skip
+COMPILATION = {"seconds": AMOUNT, "graphs": COUNT, "later_graphs": COUNT}
 SIZES = ("weights", "cache", "peak", "before", "reserved")
 SAMPLE_FILES = Matching(str, r"samples\.safetensors|samples/\d{1,9}\.tar")
 """sha256 by the file's path in the cell's folder."""
@@ -89,7 +90,7 @@ MEASURED_OF = {
     "flops": {f"{name}?": (AMOUNT, MAYBE) for name in COUNTS}, "counters": Values(NUMBER),
     "operations?": Values(AMOUNT), "notes?": dict, "artifacts?": Names({"key?": NAME, "below?": str}),
     "prompts_cut?": (dict, MAYBE), "load_s?": (AMOUNT, MAYBE), "first_call_s?": (AMOUNT, MAYBE),
-    "left_behind?": [str], "sample_files?": SAMPLE_FILES,
+    "left_behind?": [str], "sample_files?": SAMPLE_FILES, "compilation?": COMPILATION,
 }  # fmt: skip
 """What a round that ran to the end and a record share."""
 RECORD = MEASURED_OF | {

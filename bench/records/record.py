@@ -105,6 +105,9 @@ class Record(TypedDict):
     ]  # by session, of all that timed it; missing in older records
     load_s: float | None  # seconds to load the pipeline
     first_call_s: float | None  # seconds of the warm-up call
+    compilation: NotRequired[
+        dict[str, Any]
+    ]  # of what compiles: seconds, graphs, later_graphs (ditbench.profiling.compiling)
     timing: list[TimedCall]
     host: NotRequired[list[TimedOn]]  # one a round on a GPU, none on the CPU
     memory: dict[str, Any]  # bytes: peak, weights, caches (ditbench.profiling.memory)

@@ -112,6 +112,9 @@ def record_of(
             entry for r in [*rounds, *shards] for entry in r.get("sample_files", {}).items()
         ),
     }
+    if "compilation" in first:
+        record["compilation"] = compiled = dict(first["compilation"])
+        compiled["later_graphs"] = sum(r["compilation"]["later_graphs"] for r in rounds)
     return cast(Record, record | ({"left_behind": left} if left else {}))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,9 +118,16 @@ def plan(spec: Spec) -> list[Cell]:
                 f"prompts: {', '.join(not_reading)} would not read them: a world's models are asked for "
                 "its scenes, DiT for classes"
             )
-    stacks = [Stack.parse("none"), *(Stack.parse(text) for text in spec.methods)]
+    stacks = with_baselines([Stack.parse(text) for text in spec.methods])
     cells = [_cell(model, stack, spec) for model in models for stack in stacks]
     return list({cell.key: cell for cell in cells}.values())
+
+
+def with_baselines(stacks: Sequence[Stack]) -> list[Stack]:
+    """The stacks and before them what they are compared with: `none`, and of those that are compiled
+    what compiles them, alone."""
+    alone = (stack.compiled_alone() for stack in stacks)
+    return list(dict.fromkeys([Stack(), *filter(None, alone), *stacks]))
 
 
 def rebuild(spec: Spec, model: str, stack: str) -> Cell:

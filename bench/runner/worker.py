@@ -136,6 +136,7 @@ def _measure(
     from ditbench.models.text_ahead import TextAhead
     from ditbench.models.weights import weights_sha256
     from ditbench.profiling import counting, flops
+    from ditbench.profiling.compiling import Compilation
     from ditbench.profiling.latency import Sampler, Timing
     from ditbench.profiling.memory import measure_memory
     from ditbench.profiling.operations import profile_loop
@@ -170,6 +171,10 @@ def _measure(
             sampler = Sampler(pipe, cell.model, sampling, attached, cell.spec.device, text)
             made: dict[int, Any] = {}
             warm: list[Timing] = []
+            later: list[Timing] = []
+            compilation = None
+            if cell.stack.compiles:  # before anything is measured
+                compilation = Compilation(sampler, [parts[i] for i in (0, *coming)])
 
             def warm_up() -> None:
                 """With the real batch and the real number of steps; its samples count, its time
@@ -178,7 +183,9 @@ def _measure(
                 warm.append(took)
 
             memory = {}
-            if loaded.warm and not whole:
+            if compilation and not whole:
+                loaded.warm = True
+            elif loaded.warm and not whole:
                 sampler.warm_up(parts[0], max(2, sampling.steps // WARMING_PART))
             else:
                 memory = measure_memory(
@@ -188,6 +195,7 @@ def _measure(
             loaded.warm, timing = True, []
             for i in coming:
                 made[i], took = sampler(parts[i])
+                later.append(took)
                 timing.append({"session": session, "round": job.round, "batch": i, **asdict(took)})
             idle = cell.stack.idle(sampling_of(cell.model), attached)
             result: dict[str, Any] = {
@@ -206,6 +214,8 @@ def _measure(
                 "requests_sha256": fingerprint(requests),
                 "model_sha256": weights_sha256(cell.model, cell.spec.weights),
             }
+            if compilation:
+                result["compilation"] = compilation.as_dict([*warm, *later])
             if loaded.gpu:
                 result["host"] = loaded.gpu.now() | {"session": session, "round": job.round}
                 result["environment"]["gpu"] = loaded.gpu.settings

@@ -132,7 +132,7 @@ def _without_times(row: Row) -> Row:
     """The row without the keys of `TIMES`."""
     return {
         **row, "speedup_call": None, "speedup_denoise": None, "speedup_predicted": None,
-        "realised": None, "realised_call": None,
+        "realised": None, "realised_call": None, "speedup_over_compile": None,
     }  # fmt: skip
 
 
@@ -151,6 +151,7 @@ def _without_numbers(row: Row) -> Row:
         **_without_times(row),
         "speedup_flops": None,
         "first_call_s": None,
+        "compile_s": None,
         "load_s": None,
         "second_judge": None,
         "flops": {},

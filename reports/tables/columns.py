@@ -49,7 +49,7 @@ class Column(Generic[T]):
     """What CSVs hold: a number, an estimate with its interval, or text; None where there is
     none."""
     show: Show = field(default_factory=lambda: plain(format.text))
-    where: Mapping[str, int]
+    where: Mapping[str, float]
     """The faces that have it, and its place among their columns."""
     heads: Mapping[str, str | Callable[[T], str]] = field(default_factory=dict)
     """Its head by face, where that is not the name; "" for a `T` that does not have the column."""
@@ -57,6 +57,8 @@ class Column(Generic[T]):
     """Whether CSVs have the number of units behind the estimate."""
     is_estimate: bool = False
     """Whether the value is an estimate with an interval."""
+    optional: bool = False
+    """Whether CSVs have it only where a row has a value, as all other tables do."""
     rank: int = 0
     """Columns of the highest ranks are dropped first from a narrow terminal."""
 
@@ -69,6 +71,11 @@ class Column(Generic[T]):
 def in_order(columns: Iterable[Column[T]], face: str) -> list[Column[T]]:
     """The columns of a face, in its order."""
     return sorted((c for c in columns if face in c.where), key=lambda c: c.where[face])
+
+
+def without_unused(columns: Iterable[Column[T]], rows: Sequence[T]) -> list[Column[T]]:
+    """The columns without the optional ones that no row has a value of."""
+    return [c for c in columns if not c.optional or any(c.value(row) is not None for row in rows)]
 
 
 def csv_line(columns: Iterable[Column[T]], of: T) -> dict[str, Any]:
@@ -178,6 +185,12 @@ COLUMNS: Sequence[Column[ReportRow]] = (
         heads={"terminal": "speed-up\ncall"},
     ),
     Column(
+        name="speedup_over_compile", value=lambda row: row["speedup_over_compile"], show=SPEEDUP,
+        is_estimate=True, counted=True, optional=True, rank=1,
+        where={"csv": 23.5, "sheet": 5.5, "glance": 1.5, "page": 4.5, "terminal": 1.5},
+        heads={"glance": "over\ncompile", "terminal": "speed-up\nover compile"},
+    ),
+    Column(
         name="speedup_interval", value=lambda row: row["speedup_interval"],
         where={"csv": 24, "page": 7}, heads={"page": "intervals over"},
     ),
@@ -226,6 +239,13 @@ COLUMNS: Sequence[Column[ReportRow]] = (
     Column(
         name="first_call_s", value=lambda row: row["first_call_s"], show=PLAIN_SECONDS,
         where={"csv": 46, "page": 18}, heads={"page": "first call"},
+    ),
+    Column(
+        name="compile_s", value=lambda row: row["compile_s"], show=PLAIN_SECONDS, optional=True,
+        where={"csv": 46.5, "sheet": 11.5, "glance": 6, "page": 18.5, "terminal": 6}, rank=4,
+        heads={
+            "sheet": "compile", "glance": "compile", "page": "compile", "terminal": "compile",
+        },
     ),
     Column(
         name="load_s", value=lambda row: row["load_s"], show=PLAIN_SECONDS,

@@ -146,8 +146,9 @@ def document(report: Report) -> dict[str, Any]:
 def speed(section: Section) -> pd.DataFrame:
     """One line a cell: times, the four speed-ups under their own names, FLOPs, memory ledger, and
     what they depend on."""
+    shown = columns.without_unused(columns.COLUMNS, section.rows)
     return frame(
-        columns.csv_line(columns.COLUMNS, row) | circumstances(row, section.environments(row))
+        columns.csv_line(shown, row) | circumstances(row, section.environments(row))
         for row in section.rows
     )
 

@@ -120,6 +120,7 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
     import torch
 
     from ditbench.models.pending import real
+    from ditbench.models.regions import compute, own_forward, run_forward
     from ditbench.models.token_rows import ROUTED, Selection, SingleRun, computing, take
 
     block: Any = single
@@ -152,16 +153,21 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
                 return inner(now, hidden, kwargs, True)
             named = real(kwargs)
             if now.whole:
-                return attn(hidden_states=real(hidden), **named)
+                return run_forward(block, attn, hidden_states=real(hidden), **named)
             with computing(now):
-                return single_attention(block.attn, now.rows, hidden, now.context, **named)
+                if now.context is not None:
+                    return single_attention(block.attn, now.rows, hidden, now.context, **named)
+                return compute(block, single_attention, block.attn, now.rows, real(hidden), **named)
 
         def output(mixed: Tensor, rows: Tensor | None) -> Tensor:
             if half:
                 return mixed
             rows = selection.rows if rows is None else rows
             inputs = real(hidden) if rows is None else take(hidden, rows)
-            result: Tensor = out(torch.cat([mixed, act(mlp_in(inputs))], dim=2))
+            if all(map(own_forward, (out, act, mlp_in))):
+                result: Tensor = compute(block, _joined, block, mixed, inputs)
+            else:
+                result = out(torch.cat([mixed, act(mlp_in(inputs))], dim=2))
             return result
 
         def both(*further: Any) -> Any:
@@ -174,6 +180,19 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
     patch(block.attn, "forward", defer_attention)
     patch(block.proj_out, "forward", project)
     ROUTED[project] = routed, (attn, mlp_in, act, out)
+
+
+def _joined(block: Any, mixed: Tensor, inputs: Tensor) -> Tensor:
+    """MLP and output projection of a single block: attention [B,K,D] and inputs [B,K,D] -> [B,K,D],
+    by the forwards of the modules' classes, whatever stands in their place."""
+    import torch
+
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        out: Tensor = type(module).forward(module, x)
+        return out
+
+    hidden = run(block.act_mlp, run(block.proj_mlp, inputs))
+    return run(block.proj_out, torch.cat([mixed, hidden], dim=2))
 
 
 def _meta_call(sampling: Sampling, config: Any, empty: Callable[..., Any]) -> dict[str, Any]:
