@@ -3,10 +3,10 @@ dit-tiny|dit-mini|pixart-tiny|pixart-small|pixart-medium|flux-tiny|flux-mini|wan
 
 The pipelines, transformers, text encoders, autoencoders and schedulers are diffusers' and
 transformers' own classes; only sizes are ours. Text encoders are trained together with their
-transformer, but for those of models of half the width, which are the larger model's
-(`pipelines.LARGER`). Trained on all captions of the split "train": what `shapes.held_out` holds out is held
-out of the training of methods, not of the models. Needs the codec of `train.py` first. Writes a
-pipeline folder.
+transformer. Models of half the width have the larger one's text encoders (`pipelines.LARGER`), as
+they are, and begin with half of its channels (`halving.py`). Trained on all captions of the split
+"train": what `shapes.held_out` holds out is held out of the training of methods, not of the models.
+Needs the codec of `train.py` first. Writes a pipeline folder.
 
 B batch, N tokens, D width. Noise prediction (DiT, PixArt): x_t = sqrt(a) x_0 + sqrt(1 - a) e, the
 model gives e (Ho et al. 2020, eq. 14). Rectified flow (FLUX, Wan): x_s = (1 - s) x_0 + s e, the
@@ -243,7 +243,7 @@ def train(
         model=name,
         world=world,
         **({"resolution": RESOLUTION[name]} if name in RESOLUTION else {}),
-        **({"autoencoder and text encoders of": LARGER[name]} if name in LARGER else {}),
+        **({"parts and every second channel of": LARGER[name]} if name in LARGER else {}),
         **({"started from": start.name} if start is not None else {}),
         examples=len(x0),
         steps=steps,

@@ -30,6 +30,7 @@ from ditbench import ZOO
 from ditbench.shapes import scenes as shapes
 from ditbench.suggest import suggest
 from ditbench.zoo import parts
+from ditbench.zoo.halving import begin_with_half
 
 WORLD = {
     "dit-tiny": "class",
@@ -48,7 +49,7 @@ HALF: dict[str, Any] = dict(num_attention_heads=2, attention_head_dim=32)
 """Half the width of the same family's tiny model."""
 LARGER = {"dit-mini": "dit-tiny", "flux-mini": "flux-tiny"}
 """The tiny model that a model of half its width can take turns with on the same latents: it has that
-one's autoencoder and text encoders, which are not trained again."""
+one's autoencoder and text encoders, which are not trained again, and begins with half its channels."""
 
 
 def build(name: str, parts_folder: Path) -> Any:
@@ -111,13 +112,14 @@ def build(name: str, parts_folder: Path) -> Any:
 
 
 def _half(name: str) -> Any:
-    """The pipeline of the larger bundled model, all parts of it fixed, with an untrained transformer
-    of half the width."""
+    """The pipeline of the larger bundled model, all parts of it fixed, with a transformer of half the
+    width that begins with half of the larger one's channels."""
     pipe: Any = DiffusionPipeline.from_pretrained(ZOO / LARGER[name], dtype=torch.float32)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False)
     kind = type(pipe.transformer)
-    torch.manual_seed(0)
-    pipe.transformer = kind.from_config({**pipe.transformer.config, **HALF})
+    small = kind.from_config({**pipe.transformer.config, **HALF})
+    begin_with_half(small, pipe.transformer)
+    pipe.transformer = small
     return pipe
