@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 FOUND = "threshold.json"
 SAMPLES = 16
 """Training requests that a threshold is calibrated on."""
-WIDEST = 2.0
-"""Upper end of thresholds: a prediction that turns round changes by twice its norm."""
+FURTHEST = 4.0
+"""Upper end of thresholds: over the whole sampling dit-tiny's and flux-tiny's predictions go about 3."""
 BESIDE = "runs the samples that went over as a sub-batch, {}; decide='share' has one switch for all"
 
 
@@ -29,12 +29,14 @@ class _Dial:
 
     def __get__(self, made: Stitch | None, cls: type) -> tuple[str, float, float]:
         by_threshold = made is not None and made.threshold is not None
-        return ("threshold", 0, WIDEST) if by_threshold else ("share", 0, 1)
+        return ("threshold", 0, FURTHEST) if by_threshold else ("share", 0, 1)
 
 
+# fastercache and magcache count steps from their own first one; lazy_queries keeps attention of a
+# whole batch, and samples may go over one by one
 @method(
-    "stitch", family="distillation", stage=Stage.MODEL, claims={"weights", "model-schedule"},
-    paper="arXiv:2402.14167, after arXiv:2507.17307",
+    "stitch", family="stitching", stage=Stage.MODEL, claims={"weights", "model-schedule"},
+    conflicts={"fastercache", "magcache", "lazy_queries"}, paper="arXiv:2402.14167, after arXiv:2507.17307",
 )  # fmt: skip
 class Stitch:
     """Run a smaller transformer of the same latents at some of the steps, in the place of the model's
@@ -45,11 +47,12 @@ class Stitch:
 
     R-Stitch has a small language model write, and the large one a token whose entropy under the
     small one exceeds a threshold. Diffusion models have no such entropy. Ours, with
-    `decide='confidence'`: a sample's d_t = |p_t - p_(t-1)| / |p_t|, p_t the small model's
-    conditional prediction (of noise, or velocity) at step t. From the first step on at which d_t
-    exceeds the threshold, which the large model takes again as R-Stitch does, the sample is the
-    large model's; unlike in R-Stitch it does not come back. Samples that went over run as a
-    sub-batch.
+    `decide='confidence'`: the way that a sample's prediction has gone, the sum over steps of |p_t -
+    p_(t-1)| / |p_t|, p_t the small model's conditional prediction (of noise, or velocity) at step
+    t; a sum, because the change of one step is largest at the end where noise is predicted, and at
+    the beginning where velocity is. From the first step on at which it exceeds the threshold, which
+    the large model takes again as R-Stitch does, the sample is the large model's; unlike in R-Stitch
+    it does not come back. Samples that went over run as a sub-batch.
     """
 
     share: float = knob(0.4, low=0, high=1)
@@ -61,8 +64,8 @@ class Stitch:
     decide: Literal["share", "confidence"] = "share"
     """What decides when the large model takes over."""
     threshold: float | None = knob(None, low=0)
-    """With `confidence`: d_t above which a sample goes over; None: the one that `prepare` found for
-    `share`."""
+    """With `confidence`: the way after which a sample goes over; None: the one that `prepare` found
+    for `share`."""
     small: str = ""
     """The smaller model: a folder with its transformer (or the whole pipeline), or the name of a
     model; empty: the one that the table of models names for this model. Autoencoder, text encoders
@@ -141,7 +144,7 @@ class Stitch:
             )
             return small / (small + large)
 
-        threshold, share = dialled(taken, self.share, 0.0, WIDEST)
+        threshold, share = dialled(taken, self.share, 0.0, FURTHEST)
         room.tell({"done": 1, "of": 1})
         (folder / FOUND).write_text(json.dumps({"threshold": threshold}) + "\n", encoding="utf-8")
         return {"threshold": threshold, "share": round(share, 4), "samples": num}

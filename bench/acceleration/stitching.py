@@ -35,8 +35,9 @@ def by_step(pipeline: Any, at: Attachment, small: Any, share: float, small_first
 
 
 def by_confidence(pipeline: Any, at: Attachment, small: Any, threshold: float) -> None:
-    """`small` computes a sample's steps until its prediction changes by more than `threshold` of its
-    norm from one step to the next; that step and all later ones are the pipeline's own.
+    """`small` computes a sample's steps until the changes of its prediction from step to step, as
+    shares of its norm, come to more than `threshold`; that step and all later ones are the
+    pipeline's own.
 
     Counts as `by_step`, and as `small_steps_taken_again` those that both computed.
     """
@@ -56,8 +57,11 @@ class _Over:
         self.before: dict[str, Tensor] = {}
         """`prediction`: the small model's conditional one at the last step, [n,...]; zeros of
         samples that went over."""
+        self.ways: dict[int, float] = {}
+        """Sum of the changes so far, by sample."""
         at.keeps(self.before, rows=False)
         at.on_start(self.samples.clear)
+        at.on_start(self.ways.clear)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The transformer's forward."""
@@ -100,8 +104,9 @@ class _Over:
         where = torch.tensor(staying, device=new.device)
         if before is not None:
             change = (new - before[where]).flatten(1).norm(dim=1) / new.flatten(1).norm(dim=1)
-            moved = (change > self.threshold).tolist()
-            self.samples.update(i for i, far in zip(staying, moved, strict=True) if far)
+            for i, moved in zip(staying, change.tolist(), strict=True):
+                self.ways[i] = self.ways.get(i, 0.0) + moved
+            self.samples.update(i for i in staying if self.ways[i] > self.threshold)
         kept = new.new_zeros(num, *new.shape[1:])
         self.before["prediction"] = kept.index_copy(0, where, new)
 

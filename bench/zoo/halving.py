@@ -24,7 +24,7 @@ def begin_with_half(small: nn.Module, large: nn.Module) -> None:
     given = dict(large.named_parameters())
     with torch.no_grad():
         for name, own in small.named_parameters():
-            value = given[name]
+            value: Tensor = given[name].data
             if value.dim() > 1 and value.shape[1] != own.shape[1]:
                 value = value.index_select(1, _inputs(name, value)) * math.sqrt(2)
             if value.shape[0] != own.shape[0]:

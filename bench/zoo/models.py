@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ditbench.acceleration.distillation.training_loop import fit
 from ditbench.shapes import scenes as shapes
-from ditbench.zoo.pipelines import LARGER, RESOLUTION, WORLD, build
+from ditbench.zoo.pipelines import HALF_OF, LARGER, RESOLUTION, WORLD, build
 from ditbench.zoo.train import note, pictures
 
 EXAMPLES = {"class": 16384, "scene": 32768, "video": 8192}
@@ -243,7 +243,7 @@ def train(
         model=name,
         world=world,
         **({"resolution": RESOLUTION[name]} if name in RESOLUTION else {}),
-        **({"parts and every second channel of": LARGER[name]} if name in LARGER else {}),
+        **({HALF_OF: LARGER[name]} if name in LARGER else {}),
         **({"started from": start.name} if start is not None else {}),
         examples=len(x0),
         steps=steps,
@@ -289,7 +289,7 @@ def save(pipe: Any, folder: Path) -> None:
         if isinstance(part, nn.Module):
             part.half()
     pipe.save_pretrained(folder)
-    for path in folder.rglob("config.json"):
+    for path in (*folder.rglob("config.json"), folder / "model_index.json"):
         # a folder of this machine
         config = {
             k: v

@@ -47,6 +47,8 @@ RESOLUTION = {"pixart-small": 128, "pixart-medium": 256}
 SHAPE: dict[str, Any] = dict(num_attention_heads=4, attention_head_dim=32)
 HALF: dict[str, Any] = dict(num_attention_heads=2, attention_head_dim=32)
 """Half the width of the same family's tiny model."""
+HALF_OF = "parts and every second channel of"
+"""What the notes of a training call the larger model."""
 LARGER = {"dit-mini": "dit-tiny", "flux-mini": "flux-tiny"}
 """The tiny model that a model of half its width can take turns with on the same latents: it has that
 one's autoencoder and text encoders, which are not trained again, and begins with half its channels."""
