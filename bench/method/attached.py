@@ -155,6 +155,10 @@ class Attached:
             for values in at.held:
                 yield from _tensors(values())
 
+    def networks(self) -> list[Any]:
+        """The networks that methods run beside the pipeline's own."""
+        return [network for at in self.attachments.values() for network in at.networks]
+
     def _held_bytes(self) -> int:
         sizes = {id(t): t.element_size() * t.nelement() for t in self.method_tensors()}
         return sum(sizes.values())

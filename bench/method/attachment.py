@@ -55,6 +55,7 @@ class Attachment:
         self.held: list[Callable[[], Iterable[Any]]] = []
         self.stores: list[dict[Any, Any]] = []
         self.emptied: list[dict[Any, Any]] = []
+        self.networks: list[Any] = []
         self.starts_anew = False
         """Whether tensors are held whose rows nobody described."""
         self.left_out: list[LeftOut] = []
@@ -193,6 +194,11 @@ class Attachment:
         self.held.append(store.values)
         if rows:
             self.stores.append(store)
+
+    def runs(self, network: Any) -> None:
+        """Name a network that the method runs beside the pipeline's own: its parameters and buffers
+        enter the memory ledger as weights."""
+        self.networks.append(network)
 
     def release(self) -> None:
         """The sampler loop has ended: let go of what `keeps` named. A method that `holds` others

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ditbench.method.artifact import Need
-from ditbench.method.needs import inputs_of, prepared_sha256, sources_of
+from ditbench.method.needs import inputs_of, others_of, prepared_sha256, sources_of
 from ditbench.method.plugins import module_sha256
 from ditbench.method.stack import Stack
 from ditbench.models.family import REGISTRY as FAMILIES
@@ -27,7 +27,8 @@ def depends_on(
 ) -> dict[str, Any]:
     """`sampling` as the stack adapts it; sha256 of `weights` (with configurations and tokenizers),
     of the file of `prompts`, and by method of `inputs` (files that knobs name) and `sources` (files
-    of plug-ins); `prepared`, key and sha256 of each artefact.
+    of plug-ins); `prepared`, key and sha256 of each artefact; `others`, sha256 of the weights of
+    models that methods run besides.
 
     Weights of the hub are left out: they may not have been fetched yet. A record has their hash,
     and is not taken up under another. ValueError for a file that cannot be read, a damaged
@@ -43,6 +44,7 @@ def depends_on(
     if takes_prompts(model):
         parts_of_key["prompts"] = file_sha256(find_prompts(prompts))
     parts = {"inputs": inputs_of(stack), "sources": sources_of(stack) | _declarations_of(model)}
+    parts["others"] = others_of(model, stack, weights)
     parts["prepared"] = {need.method: [need.key, prepared_sha256(need)] for need in needs}
     return parts_of_key | {name: content for name, content in parts.items() if content}
 

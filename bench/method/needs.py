@@ -57,6 +57,8 @@ def needs_of(
                 "inputs": inputs_of(below),
                 "sources": sources_of(Stack((*below.methods, m))),
             }
+            if others := others_of(model, Stack((*below.methods, m)), weights):
+                content["others"] = others
             if reads:
                 content["prompts"] = _sha256(find_training_prompts(preparing.prompts))
             hopeless = m.unpreparable(sampling) or m.unpreparable_for(model) or ""
@@ -89,6 +91,15 @@ def inputs_of(stack: Stack) -> dict[str, list[str]]:
 def sources_of(stack: Stack) -> dict[str, str]:
     """sha256 of the files that methods are declared in, of those that do not come with ditbench."""
     return {m.name: sha256 for m in stack.methods if (sha256 := source_sha256(m))}
+
+
+def others_of(model: Model, stack: Stack, weights: str) -> dict[str, str]:
+    """sha256 of the weights of the models that methods run beside `model`, by name; weights of the
+    hub are left out, as the model's own are. ValueError for weights that cannot be found."""
+    others = {o.name: o for m in stack.methods for o in m.other_models(model)}
+    if weights == "hub":
+        return {}
+    return {name: weights_sha256(other, weights) for name, other in others.items()}
 
 
 def _sha256(path: Path) -> str:

@@ -69,6 +69,10 @@ class Method(Protocol):
         """What runs where the method has not been prepared for a model, named as what it is; None
         where the cell is refused."""
 
+    def other_models(self, model: Model) -> list[Model]:
+        """Models of the table that the method runs beside that one, without weights of its own:
+        theirs are part of its key."""
+
     def inputs(self) -> list[Path]:
         """Files the knobs name: a missing one refuses the cell, and what they hold is part of its
         key, and of the key of what is prepared on top of the method. What `prepare` itself reads
@@ -126,6 +130,7 @@ def method(
             "caution": lambda self, model: None,
             "instead": lambda self, model: None,
             "unpreparable_for": lambda self, model: None,
+            "other_models": lambda self, model: [],
             "inputs": lambda self: [],
             "dial": None,
             "label": "",

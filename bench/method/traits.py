@@ -23,6 +23,8 @@ class Stage(IntEnum):
     """Changes one operation inside a block: sparse attention, token merging."""
     SCHEDULE = 40
     """Decides which steps, blocks or tokens run at all: caching, skipping."""
+    MODEL = 50
+    """Decides which of several models runs at a step: stands round all that changes one of them."""
     COMPILE = 90
     """Sees what the others have replaced and rerouted, and compiles what is left below."""
 
@@ -34,6 +36,7 @@ CLAIMS: dict[str, str] = {
     "guidance": "decides the guidance scale, or whether there is a second guidance pass",
     "scheduler": "replaces the sampler",
     "block-schedule": "decides which blocks, sub-layers or tokens are computed at a step",
+    "model-schedule": "decides which of several models is computed at a step",
     "attention-operator": "replaces the attention operation itself",
     "attended-tokens": "makes keys and values of other tokens than a sub-layer's own, merged ones say",
     "compile": "compiles the transformer, whole or in regions",

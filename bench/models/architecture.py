@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 import importlib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ditbench import ZOO
 from ditbench.models.family import family_named
 from ditbench.models.folders import parts_of, sizes_of
+from ditbench.models.origin import note_origin
 from ditbench.models.table import HERE, Model
 
 SEED = 0
@@ -88,21 +90,44 @@ def build(
     wanted = set(described) if parts is None else set(parts)
     pipeline = _class(described["pipeline"]["class"])
     made: dict[str, Any] = {name: None for name in described if name != "pipeline"}
+    with _seeded(device):
+        for name in (part for part in made if part in wanted):
+            wide = dtype is None or name in family_named(model.family).float32_parts
+            torch.set_default_dtype(torch.float32 if wide else dtype)
+            with torch.device("cpu" if name == "scheduler" else device):
+                made[name] = _make(name, described[name])
+    pipe = pipeline(**made)
+    pipe.set_progress_bar_config(disable=True)
+    note_origin(pipe, model, "random")
+    return pipe
+
+
+def build_transformer(
+    model: Model, *, device: str, dtype: Any, changes: dict[str, Any] | None = None
+) -> Any:
+    """The model's transformer alone, as `build` makes it."""
+    import torch
+
+    described = describe(model, changes)
+    with _seeded(device):
+        torch.set_default_dtype(dtype)
+        with torch.device(device):
+            return _make("transformer", described["transformer"])
+
+
+@contextmanager
+def _seeded(device: str) -> Iterator[None]:
+    """Random numbers of the seed, and afterwards those of before; the default type likewise."""
+    import torch
+
     before = torch.get_default_dtype()
     cuda = [torch.device(device)] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(SEED)
         try:
-            for name in (part for part in made if part in wanted):
-                wide = dtype is None or name in family_named(model.family).float32_parts
-                torch.set_default_dtype(torch.float32 if wide else dtype)
-                with torch.device("cpu" if name == "scheduler" else device):
-                    made[name] = _make(name, described[name])
+            yield
         finally:
             torch.set_default_dtype(before)
-    pipe = pipeline(**made)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def _make(part: str, description: dict[str, Any]) -> Any:

@@ -51,6 +51,13 @@ def sizes_of(config: Path) -> dict[str, Any]:
     return {name: value for name, value in sizes.items() if not name.startswith("_")}
 
 
+def class_of(config: Path) -> str:
+    """The diffusers class of a part, by its configuration; "" where that does not say. ValueError
+    as `sizes_of`."""
+    sizes_of(config)
+    return str(read_json(config, infinite=True).get("_class_name", ""))
+
+
 def shards_of(index: Path) -> dict[str, str]:
     """The file of each tensor of a part that is in several."""
     document = check(read_json(index), {"weight_map": Values(NAME)}, str(index))

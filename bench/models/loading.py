@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ditbench.models.family import family_named
+from ditbench.models.origin import note_origin
 from ditbench.models.table import Model
 from ditbench.models.weights import _first_line, check_folder, locate, variant_of
 from ditbench.suggest import suggest
@@ -79,6 +80,7 @@ def load(
     pipe.set_progress_bar_config(disable=True)
     if kind in (torch.bfloat16, torch.float16):
         step_in_float32(pipe.scheduler)
+    note_origin(pipe, model, weights)
     return pipe
 
 

@@ -30,7 +30,8 @@ class Model:
     family: str
     """A name of `families()`: what the transformer consists of and how the pipeline is called."""
     group: str
-    """`tiny` and `small` (bundled with the package, the small ones of more tokens) or `full`."""
+    """`tiny` and `small` (bundled with the package, the small ones of more tokens or fewer
+    parameters) or `full`."""
     hub: str = ""
     """Repository on the Hugging Face hub; empty for bundled models."""
     revision: str = ""
@@ -61,6 +62,12 @@ class Model:
     the pipeline's own."""
     negative_prompt: str = ""
     """What the unconditional pass reads."""
+    small: str = ""
+    """A model of the table with the same latents, text encoders and noise levels and a smaller
+    transformer, which can take some of this one's steps (`stitch`)."""
+    small_changes: dict[str, Any] = field(default_factory=dict)
+    """Where no such model is in the table: the sizes by which a published one's transformer differs,
+    as `part.key`. It can be counted, and weights are read from a folder."""
     world: str = ""
     """The world a bundled model was trained in: `class`, `scene` or `video`."""
 

@@ -47,12 +47,13 @@ def measure_memory(
 
 
 def ledger(pipe: Any, attached: Attached | None, device: str) -> dict[str, Any]:
-    """What is held, bytes: weights, what the stack's methods keep, and the peak since it was last
-    reset; wherever a generation is, or where it failed."""
+    """What is held, bytes: weights (those of networks that methods run beside the pipeline's too),
+    what the stack's methods keep, and the peak since it was last reset; wherever a generation is, or
+    where it failed."""
+    parts = [part for part in pipe.components.values() if hasattr(part, "parameters")]
     weights = sum(
         t.untyped_storage().nbytes()
-        for part in pipe.components.values()
-        if hasattr(part, "parameters")
+        for part in (*parts, *(attached.networks() if attached else ()))
         for t in tensors_of(part)
         if t.device.type == device.partition(":")[0]
     )

@@ -114,6 +114,9 @@ class Stand:
             attached.grid = grid_of(self.pipe, sampling)
             attached.start(sampling.steps, len(requests))
             self._name_weights()
+            for network in attached.networks():
+                for tensor in tensors_of(network):
+                    self.device.ledger.rename(tensor, TRANSFORMER)
             before = self.device.work.syncs.copy()
             try:
                 with _stages(self.pipe, self.device, rehearsal, self._bring):

@@ -25,6 +25,8 @@ CAPABILITIES = ("cuda", "sm>=")
 """How needs begin that the GPU decides, whatever it is: a format it has no rate for is refused when
 times are wanted."""
 AT_MOST = "at most"
+DECIDE = frozenset({"block-schedule", "model-schedule"})
+"""Claims of methods without which everything is computed, by the pipeline's own transformer."""
 
 
 class Simulator:
@@ -117,7 +119,7 @@ def _at_most(
 ) -> Costs:
     """Of a stack that decides by values what it skips: the kernels of the stack without it, which
     skips nothing, and the memory that it wants itself."""
-    rest = Stack(tuple(m for m in stack.methods if "block-schedule" not in m.traits.claims))
+    rest = Stack(tuple(m for m in stack.methods if not m.traits.claims & DECIDE))
     if len(rest.methods) == len(stack.methods):
         raise ValueError("no method of it decides what is computed")
     names = {m.name for m in rest.methods}

@@ -29,6 +29,7 @@ from ditbench.profiling import latency as measure
 from ditbench.quiet import quiet
 from ditbench.shapes import scenes as shapes
 from ditbench.shapes.judge import agreement, load_judge
+from ditbench.zoo.pipelines import HALF_OF
 
 
 def samples_of(
@@ -108,9 +109,11 @@ def _card(
     )
     head = " | ".join(f"{steps} steps" for steps in scores)
     table = "\n".join(f"| {key} | {value} |" for key, value in notes.items())
+    begun = {"started from", HALF_OF} & notes.keys()
+    how = "trained" if begun else "trained from scratch"
     return f"""# {model.name}
 
-A `{model.family}` pipeline of diffusers' own classes, transformer of {parameters / 1e6:.2f} M parameters, trained from scratch on the
+A `{model.family}` pipeline of diffusers' own classes, transformer of {parameters / 1e6:.2f} M parameters, {how} on the
 `{model.world}`
 dataset `ditbench.shapes`. Made again with `python -m ditbench.zoo.train` (codec, judge) and `python -m ditbench.zoo.models {model.name}`.
 

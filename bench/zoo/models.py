@@ -1,11 +1,12 @@
 """Train one of the bundled diffusion transformers: `python -m ditbench.zoo.models
-dit-tiny|pixart-tiny|pixart-small|pixart-medium|flux-tiny|wan-tiny`.
+dit-tiny|dit-mini|pixart-tiny|pixart-small|pixart-medium|flux-tiny|flux-mini|wan-tiny`.
 
 The pipelines, transformers, text encoders, autoencoders and schedulers are diffusers' and
 transformers' own classes; only sizes are ours. Text encoders are trained together with their
-transformer. Trained on all captions of the split "train": what `shapes.held_out` holds out is held
-out of the training of methods, not of the models. Needs the codec of `train.py` first. Writes a
-pipeline folder.
+transformer. Models of half the width have the larger one's text encoders (`pipelines.LARGER`), as
+they are, and begin with half of its channels (`halving.py`). Trained on all captions of the split
+"train": what `shapes.held_out` holds out is held out of the training of methods, not of the models.
+Needs the codec of `train.py` first. Writes a pipeline folder.
 
 B batch, N tokens, D width. Noise prediction (DiT, PixArt): x_t = sqrt(a) x_0 + sqrt(1 - a) e, the
 model gives e (Ho et al. 2020, eq. 14). Rectified flow (FLUX, Wan): x_s = (1 - s) x_0 + s e, the
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from ditbench.acceleration.distillation.training_loop import fit
 from ditbench.shapes import scenes as shapes
-from ditbench.zoo.pipelines import RESOLUTION, WORLD, build
+from ditbench.zoo.pipelines import HALF_OF, LARGER, RESOLUTION, WORLD, build
 from ditbench.zoo.train import note, pictures
 
 EXAMPLES = {"class": 16384, "scene": 32768, "video": 8192}
@@ -44,12 +45,18 @@ four models: where shapes are decided."""
 
 @torch.no_grad()
 def latents(
-    world: str, codec: Any, folder: Path, resolution: int | None
+    world: str, codec: Any, folder: Path, resolution: int | None, n: int
 ) -> tuple[Tensor, list[str], Tensor]:
-    """Normalised latents of the training pictures, of so many pixels a side, made once per folder,
-    with their captions and class labels."""
+    """Normalised latents of the first `n` training pictures, of so many pixels a side, made once per
+    folder, with their captions and class labels; ValueError unless `n` is a multiple of 256."""
+    chunk = 256
+    if n < chunk or n % chunk:
+        raise ValueError(
+            f"examples: pictures are drawn {chunk} at a time, which {n} is no multiple of"
+        )
     name = f"latents-{world}-{resolution}" if resolution else f"latents-{world}"
-    path, n, chunk = folder / f"{name}.safetensors", EXAMPLES[world], 256
+    name += f"-first-{n}" if n != EXAMPLES[world] else ""
+    path = folder / f"{name}.safetensors"
     tensor = load_file(path)["latents"] if path.exists() else None
     texts: list[str] = []
     labels, made = [], []
@@ -155,17 +162,21 @@ PREDICT: dict[str, Predict] = {
     "pixart-medium": predict_pixart,
     "flux-tiny": predict_flux,
     "wan-tiny": predict_wan,
+    "dit-mini": predict_dit,
+    "flux-mini": predict_flux,
 }
+FLOW = (predict_flux, predict_wan)
+"""Of models that predict a flow's velocity."""
 
 
 def train(
     name: str, parts_folder: Path, out: Path, steps: int, batch: int, lr: float,
-    start: Path | None = None, text: Path | None = None,
+    start: Path | None = None, text: Path | None = None, examples: int | None = None,
 ) -> None:  # fmt: skip
     """Train a tiny model and save its pipeline folder (fp16) under `out/name`.
 
-    `start`: pipeline folder whose weights to go on from. `text`: pipeline folder whose T5 encoder
-    to begin with (FLUX).
+    `examples`: pictures it is trained on; None: as many as `EXAMPLES` has. `start`: pipeline folder
+    whose weights to go on from. `text`: pipeline folder whose T5 encoder to begin with (FLUX).
     """
     pipe = build(name, parts_folder)
     if start is not None:
@@ -175,8 +186,10 @@ def train(
     if text is not None:
         _take(pipe.text_encoder_2, text / "text_encoder")
     world, folder = WORLD[name], out / f"train-{name}"
-    x0, texts, labels = latents(world, pipe.vae, parts_folder, RESOLUTION.get(name))
-    model, predict, flow = Trained(pipe), PREDICT[name], name in ("flux-tiny", "wan-tiny")
+    x0, texts, labels = latents(
+        world, pipe.vae, parts_folder, RESOLUTION.get(name), examples or EXAMPLES[world]
+    )
+    model, predict, flow = Trained(pipe), PREDICT[name], PREDICT[name] in FLOW
     # there is no dropout to turn on, and DiT's label dropout would draw afresh in every block
     model.eval()
     cond = (
@@ -196,7 +209,7 @@ def train(
     # an error in the noise, counted as the flow's velocity counts it
     weight = 0.1 * (1 - level).pow(-2).clamp(max=64)
 
-    def examples(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def drawn(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Clean latents, noise, timestep, noisy latents, conditioning."""
         g = torch.Generator().manual_seed(step)
         rows = torch.randint(len(x0), (batch,), generator=g)
@@ -210,7 +223,7 @@ def train(
         return clean, noise, t, a.sqrt() * clean + (1 - a).sqrt() * noise, c
 
     def loss_of(step: int) -> Tensor:
-        clean, noise, t, x, c = examples(step)
+        clean, noise, t, x, c = drawn(step)
         drop = torch.rand(batch, generator=torch.Generator().manual_seed(step + 10_000_000)) < DROP
         c = torch.where(drop.view(-1, *[1] * (c.dim() - 1)), empty, c)
         error = (
@@ -222,14 +235,15 @@ def train(
         return error.mean() if flow else (error * weight[t]).mean()
 
     spent = fit(model, loss_of, steps=steps, lr=lr, folder=folder)
-    if name == "flux-tiny":
-        spent += distil_guidance(model, examples, empty, folder, steps // 10, lr / 2)
+    if predict is predict_flux:
+        spent += distil_guidance(model, drawn, empty, folder, steps // 10, lr / 2)
     save(pipe, out / name)
     note(
         folder,
         model=name,
         world=world,
         **({"resolution": RESOLUTION[name]} if name in RESOLUTION else {}),
+        **({HALF_OF: LARGER[name]} if name in LARGER else {}),
         **({"started from": start.name} if start is not None else {}),
         examples=len(x0),
         steps=steps,
@@ -275,7 +289,7 @@ def save(pipe: Any, folder: Path) -> None:
         if isinstance(part, nn.Module):
             part.half()
     pipe.save_pretrained(folder)
-    for path in folder.rglob("config.json"):
+    for path in (*folder.rglob("config.json"), folder / "model_index.json"):
         # a folder of this machine
         config = {
             k: v
@@ -294,6 +308,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--examples", type=int, help="pictures, a multiple of 256")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--start", type=Path, help="pipeline folder whose weights to go on from")
@@ -303,7 +318,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.name, args.parts, args.out, args.steps, args.batch, args.lr, args.start, args.text)
+    train(
+        args.name, args.parts, args.out, args.steps, args.batch, args.lr, args.start, args.text,
+        args.examples,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLWan,
     DDIMScheduler,
+    DiffusionPipeline,
     DiTPipeline,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
@@ -23,10 +24,13 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from torch import nn
 
+from ditbench import ZOO
 from ditbench.shapes import scenes as shapes
 from ditbench.suggest import suggest
 from ditbench.zoo import parts
+from ditbench.zoo.halving import begin_with_half
 
 WORLD = {
     "dit-tiny": "class",
@@ -35,10 +39,19 @@ WORLD = {
     "pixart-medium": "scene",
     "flux-tiny": "scene",
     "wan-tiny": "video",
+    "dit-mini": "class",
+    "flux-mini": "scene",
 }
 RESOLUTION = {"pixart-small": 128, "pixart-medium": 256}
 """Pixels a side of the pictures a model is trained on, where they are not the world's own."""
 SHAPE: dict[str, Any] = dict(num_attention_heads=4, attention_head_dim=32)
+HALF: dict[str, Any] = dict(num_attention_heads=2, attention_head_dim=32)
+"""Half the width of the same family's tiny model."""
+HALF_OF = "parts and every second channel of"
+"""What the notes of a training call the larger model."""
+LARGER = {"dit-mini": "dit-tiny", "flux-mini": "flux-tiny"}
+"""The tiny model that a model of half its width can take turns with on the same latents: it has that
+one's autoencoder and text encoders, which are not trained again, and begins with half its channels."""
 
 
 def build(name: str, parts_folder: Path) -> Any:
@@ -58,6 +71,8 @@ def build(name: str, parts_folder: Path) -> Any:
                 cross_attn_norm=True, qk_norm="rms_norm_across_heads",
             ),
         )  # fmt: skip
+    if name in LARGER:
+        return _half(name)
     vae = AutoencoderKL.from_pretrained(parts_folder / "codec" / "weights")
     if name == "dit-tiny":
         transformer = DiTTransformer2DModel(
@@ -96,3 +111,17 @@ def build(name: str, parts_folder: Path) -> Any:
             scheduler, vae, parts.clip(), tokenizer, parts.t5(), tokenizer, transformer
         )
     raise ValueError(f"no bundled model {name!r}; {suggest(name, WORLD)}")
+
+
+def _half(name: str) -> Any:
+    """The pipeline of the larger bundled model, all parts of it fixed, with a transformer of half the
+    width that begins with half of the larger one's channels."""
+    pipe: Any = DiffusionPipeline.from_pretrained(ZOO / LARGER[name], dtype=torch.float32)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False)
+    kind = type(pipe.transformer)
+    small = kind.from_config({**pipe.transformer.config, **HALF})
+    begin_with_half(small, pipe.transformer)
+    pipe.transformer = small
+    return pipe
