@@ -26,7 +26,7 @@ SIGNS = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}",
     "[": "{[}", "]": "{]}", '"': "''", "\u00d7": r"$\times$", "\u03b1": r"$\alpha$",
-    "\u03b3": r"$\gamma$", "\u2026": r"\dots{}",
+    "\u03b3": r"$\gamma$", "\u0394": r"$\Delta$", "\u03a3": r"$\Sigma$", "\u2026": r"\dots{}",
 }  # fmt: skip
 """What LaTeX would take for a command, or its default encoding does not have; a bracket after a
 line break would be an argument."""
