@@ -14,6 +14,7 @@ from ditbench.analysis.primary import Primary, by_model
 from ditbench.analysis.quality import quality
 from ditbench.analysis.rows import Interval, Record, Row, Speedups
 from ditbench.extractors.references import ReferenceSets
+from ditbench.method.traits import Stage
 from ditbench.metrics import fidelity
 from ditbench.metrics.set_statistics import Sets, sets_of
 from ditbench.metrics.table import Metric, metrics
@@ -28,6 +29,8 @@ __all__ = ["DRIFT_BOUND", "Scores", "own_timing", "read_scores", "summarise"]
 
 ALIKE = ("requests_sha256", "model_sha256")
 """What a cell and its baseline must share."""
+COMPILES = Stage.COMPILE.name.lower()
+"""The stage of a method that compiles, as a record has it."""
 STAGES = ("text", "denoise", "decode")
 TIMED = ("call_s", *(f"{stage}_s" for stage in STAGES))
 
@@ -164,7 +167,7 @@ def _compiled_later(record: Record) -> list[str]:
 def _over_compile(record: Record, records: Sequence[Record]) -> Interval | None:
     """The speed-up over what compiles the stack, alone; None where there is no such stack, or where
     it was timed elsewhere."""
-    compiling = [m for m in record["methods"] if m.get("stage") == "compile"]
+    compiling = [m for m in record["methods"] if m.get("stage") == COMPILES]
     if not record.get("compilation") or len(record["methods"]) < 2:
         return None
     alone = next(

@@ -12,13 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from ditbench.models.pending import Pending
 
 Function = Callable[..., Any]
 
@@ -30,8 +27,8 @@ class Computer(Protocol):
         """What `function(*args, **kwargs)` returns. The same region is the same object `function` in
         every call and in every block of a class."""
 
-    def work_out(self, pending: Pending) -> Tensor:
-        """The value of what is pending in the block, and of what it goes through on the way."""
+    def work_out(self, pending: Any) -> Tensor:
+        """The value of a `pending.Pending` in the block, and of what it goes through on the way."""
 
 
 _COMPUTERS: WeakKeyDictionary[nn.Module, Computer] = WeakKeyDictionary()

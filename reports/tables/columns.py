@@ -244,7 +244,7 @@ COLUMNS: Sequence[Column[ReportRow]] = (
         name="compile_s", value=lambda row: row["compile_s"], show=PLAIN_SECONDS, optional=True,
         where={"csv": 46.5, "sheet": 11.5, "glance": 6, "page": 18.5, "terminal": 6}, rank=4,
         heads={
-            "sheet": "compile", "glance": "compile", "page": "compile", "terminal": "compile",
+            "sheet": "compiling", "glance": "compiling", "page": "compiling", "terminal": "compiling",
         },
     ),
     Column(
