@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_families import forget
 from test_stack import TESTS
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ditbench.acceleration.caching.prepare_steps import write_steps
 from ditbench.method import CLAIMS, METHODS, Attachment, Stack, Stage, method
@@ -537,9 +538,11 @@ SETTINGS = {
 
 
 def live_bytes():
-    """Of tensors that came up since `gc.freeze`."""
+    """Of tensors that came up since `gc.freeze`; those that stand for others in a compiler's graphs
+    have no memory."""
     gc.collect()
-    tensors = (x for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+    found = (x for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+    tensors = (x for x in found if not issubclass(type(x), FakeTensor))
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
