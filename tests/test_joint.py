@@ -161,6 +161,7 @@ def test_a_joint_student_goes_on_from_the_dense_one(flux_student, tmp_path, monk
     notes = prepare_student(
         tmp_path, flux_student.room, Recipe(steps=3, joint=0.5), start=flux_student.folder
     )
-    assert notes["start"] == flux_student.folder.name and notes["joint"] == 0.5
+    assert (notes["start"], notes["start_seconds"]) == (flux_student.folder.name, 0)
+    assert notes["joint"] == 0.5
     assert torch.equal(calls[0], next(iter(flux_student.transformer.parameters())))
     assert (tmp_path / "log.csv").read_text().splitlines()[1:] == ['1,0.5,1,"pixels, sparse"']

@@ -30,7 +30,9 @@ BUNDLED = ZOO / "artifacts"
 MANIFEST = "manifest.json"
 SHAPE = {
     "files": Names(str), "recipe": dict, "below": str, "seconds": AMOUNT,
-    "notes": {"iterations?": COUNT, "finish?": COUNT}, "steps?": COUNT, "method?": NAME,
+    "notes": {
+        "iterations?": COUNT, "finish?": COUNT, "joint_iterations?": COUNT, "start_seconds?": AMOUNT,
+    }, "steps?": COUNT, "method?": NAME,
     "model?": NAME, "stack?": str, "flags?": [str], "weights_sha256?": str,
 }  # fmt: skip
 """What the manifest of an artefact looks like."""
@@ -118,14 +120,16 @@ class Artifact:
 
     def cost(self) -> dict[str, Any]:
         """What it took, for the record of a cell that uses it: key, sha256, seconds, iterations and
-        samples; None for what was not noted.
+        samples, those of what it went on from too; None for what was not noted.
 
         Iterations are those its notes tell, finishing included, or the lines of a log that has one
         for each.
         """
         notes, log, iterations = self.manifest["notes"], self.folder / "log.csv", None
         if "iterations" in notes:
-            iterations = notes["iterations"] + notes.get("finish", 0)
+            iterations = sum(
+                notes.get(name, 0) for name in ("iterations", "finish", "joint_iterations")
+            )
         elif (
             log.is_file()
             and (lines := log.read_text(encoding="utf-8").splitlines())
@@ -134,6 +138,7 @@ class Artifact:
             iterations = len(lines) - 1
         samples = next((notes[name] for name in ("samples", "recordings") if name in notes), None)
         cost = {name: self.manifest[name] for name in ("recipe", "below", "seconds", "notes")}
+        cost["seconds"] += notes.get("start_seconds", 0)
         return {
             "key": self.folder.name,
             "sha256": self.sha256,

@@ -34,8 +34,10 @@ from ditbench.acceleration.distillation.pixel_finetuning import finish
 from ditbench.acceleration.distillation.recordings import Denoiser, record
 from ditbench.acceleration.distillation.scheduler import FewStepScheduler, Way
 from ditbench.acceleration.distillation.training_loop import fit
+from ditbench.method.artifact import MANIFEST
 from ditbench.models.lora import matched, updated
 from ditbench.models.requests import takes_prompts
+from ditbench.records.files import read_json
 from ditbench.shapes.judge import load_judge
 from ditbench.shapes.perceptual import Perceptual
 
@@ -112,15 +114,13 @@ def prepare_student(
         recipe = replace(recipe, **AT_SIZE)
     if recipe.steps >= room.sampling.steps:
         raise ValueError(
-            f"a student of {recipe.steps} steps is no shorter than its teacher's "
-            f"{room.sampling.steps}"
+            f"a student of {recipe.steps} steps is no shorter than its teacher's {room.sampling.steps}"
         )
     if room.calls != room.sampling.steps:
         name = type(room.pipe.scheduler).__name__
         raise ValueError(
             "students are trained on the states of samplers that make a step of each one asked "
-            f"for, and {name} makes {room.calls} of "
-            f"{room.sampling.steps}"
+            f"for, and {name} makes {room.calls} of {room.sampling.steps}"
         )
     if room.model.world and room.pipe.transformer.dtype != torch.float32:
         raise ValueError("students of the tiny models are trained in float32; leave --dtype out")
@@ -135,7 +135,7 @@ def prepare_student(
     else:
         student, sampler = copy.deepcopy(room.pipe.transformer).float(), _notes(start)["sampler"]
         student.load_state_dict(load_file(start / WEIGHTS))
-        notes["start"] = start.name
+        notes |= {"start": start.name, "start_seconds": _seconds(start)}
     if recipe.joint is not None:
         joint = JointRecipe(keep=recipe.joint)
         notes |= finish_jointly(
@@ -159,6 +159,12 @@ def prepare_student(
             writer.writerows([int(step) + earlier, *rest, what] for step, *rest in rows)
     shutil.rmtree(work)
     return notes
+
+
+def _seconds(folder: Path) -> float:
+    """What it took to make an artefact; 0 for a folder that is none."""
+    path = folder / MANIFEST
+    return float(read_json(path)["seconds"]) if path.is_file() else 0.0
 
 
 def _distance(room: Workroom) -> Perceptual:
