@@ -57,7 +57,7 @@ def summarise(
     ]
     sets = sets_of(references, sets_of_run)
     primary = by_model(records, scores)
-    rows = [
+    rows: list[Row] = [
         {
             **_row(
                 r, baselines.get(r["model"]), scores, sets, shown, margins or {},

@@ -49,7 +49,8 @@ class Expression:
 
     def function(self) -> Callable[..., tuple[Tensor, ...]]:
         """f(*arguments) -> its value, and those of `streams`."""
-        return _function(self.source, tuple(self.operations))
+        made: Callable[..., tuple[Tensor, ...]] = _function(self.source, tuple(self.operations))
+        return made
 
     def _name(self, given: Any) -> str:
         """The variable of a tensor or of what is pending; constants as they are written."""
@@ -69,7 +70,8 @@ class Expression:
         return self._names[id(tensor)]
 
     def _line(self, node: Pending) -> str:
-        operation, named = node.operation, {}
+        operation: Any = node.operation
+        named: dict[str, Any] = {}
         if isinstance(operation, partial):
             operation, named = operation.func, operation.keywords
         if operation in NORMS:
