@@ -256,6 +256,7 @@ def test_a_plan_has_what_compiles_alone_beside_none_as_it_is_in_the_stack():
     ]  # fmt: skip
     assert stacks("fora") == ["none", "fora"]
     assert stacks("compile") == ["none", "compile"]
+    assert not Stack.parse("rerun").compiling
 
 
 def test_the_seconds_of_compiling_are_those_of_the_first_call_of_each_size_over_a_later_one():

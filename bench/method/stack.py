@@ -134,18 +134,20 @@ class Stack:
             sampling = adapted
         return sampling
 
-    def compiled_alone(self) -> Stack | None:
-        """The method of the stack that compiles, alone: what a compiled stack is compared with
-        besides the un-accelerated model. None where nothing is compiled, or nothing else is done."""
-        compiling = tuple(m for m in self.methods if "compile" in m.traits.claims)
-        return Stack(compiling) if compiling and len(self.methods) > 1 else None
-
     @property
-    def compiles(self) -> bool:
-        """Whether its first calls compile."""
-        return any(
-            m.traits.stage is Stage.COMPILE and "compile" in m.traits.claims for m in self.methods
-        )
+    def compiling(self) -> tuple[Any, ...]:
+        """The methods of the stack that compile, in whose first calls that is done; not controls,
+        which claim everything so as to stand alone."""
+        return tuple(
+            m for m in self.methods
+            if "compile" in m.traits.claims and m.traits.family != "control"
+        )  # fmt: skip
+
+    def compiled_alone(self) -> Stack | None:
+        """What compiles in the stack, alone: what a compiled stack is compared with besides the
+        un-accelerated model. None where nothing is compiled, or nothing else is done."""
+        alone = self.compiling
+        return Stack(alone) if alone and len(self.methods) > 1 else None
 
     def idle(self, sampling: Sampling, attached: Attached) -> list[str]:
         """The methods that did nothing: they changed nothing of `sampling` and counted no event of

@@ -173,7 +173,7 @@ def _measure(
             warm: list[Timing] = []
             later: list[Timing] = []
             compilation = None
-            if cell.stack.compiles:  # before anything is measured
+            if cell.stack.compiling:  # before anything is measured
                 compilation = Compilation(sampler, [parts[i] for i in (0, *coming)])
 
             def warm_up() -> None:
