@@ -108,9 +108,9 @@ def work_out(
 ) -> Tensor:
     """The value of what is pending, by `compute(function, arguments)` where it is several operations;
     what the function returns besides is worked out with it."""
-    if is_fused(node):
+    if is_fused(node) and _of_tokens(node):
         expression = Expression(node)
-        if expression.steps >= LEAST and any(t.ndim >= OF_TOKENS for t in expression.arguments):
+        if expression.steps >= LEAST:
             value, *others = compute(expression.function(), expression.arguments)
             for stream, other in zip(expression.streams, others, strict=True):
                 stream.settle(other)
@@ -118,6 +118,21 @@ def work_out(
             return out
     made: Tensor = worked_out(node)
     return made
+
+
+def _of_tokens(node: Pending) -> bool:
+    """Whether a stream, or a sub-layer's output, is in it: looked for without working anything out,
+    for most of what is pending is an embedding."""
+    for arg in node.args:
+        if isinstance(arg, Pending):
+            if arg.waits:
+                if is_fused(arg) and _of_tokens(arg):
+                    return True
+                continue
+            arg = arg.value
+        if isinstance(arg, Tensor) and arg.ndim >= OF_TOKENS:
+            return True
+    return False
 
 
 def _written(constant: Any) -> str:
