@@ -447,10 +447,11 @@ def test_half_of_the_channels_are_every_second_one_and_half_of_the_heads(kind):
     begin_with_half(small, large)
     first = "transformer_blocks.0"
     big, made = dict(large.named_parameters()), dict(small.named_parameters())
-    query = big[f"{first}.attn.to_q.weight"][:64, ::2] * 2**0.5
-    torch.testing.assert_close(made[f"{first}.attn.to_q.weight"].data, query)
-    out = big[f"{first}.attn.to_out.0.weight"][::2, :64] * 2**0.5
-    torch.testing.assert_close(made[f"{first}.attn.to_out.0.weight"].data, out)
+    attn = "attn" if kind == "flux" else "attn1"
+    query = big[f"{first}.{attn}.to_q.weight"][:64, ::2] * 2**0.5
+    torch.testing.assert_close(made[f"{first}.{attn}.to_q.weight"].data, query)
+    out = big[f"{first}.{attn}.to_out.0.weight"][::2, :64] * 2**0.5
+    torch.testing.assert_close(made[f"{first}.{attn}.to_out.0.weight"].data, out)
     if kind == "flux":
         name = "single_transformer_blocks.0.proj_out.weight"
         columns = [*range(64), *range(128, 640, 2)]
