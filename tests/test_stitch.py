@@ -10,6 +10,8 @@ import torch
 from narrow import narrow
 
 from ditbench import ZOO
+from ditbench.method.dependencies import depends_on
+from ditbench.method.needs import needs_of
 from ditbench.method.registry import find
 from ditbench.method.stack import Stack
 from ditbench.models.architecture import build, build_transformer
@@ -18,6 +20,7 @@ from ditbench.models.folders import sizes_of
 from ditbench.models.requests import make_requests
 from ditbench.models.sampling import sampling_of
 from ditbench.models.table import models
+from ditbench.models.weights import weights_sha256
 from ditbench.profiling.counting import count_generation, count_model
 from ditbench.profiling.memory import ledger
 from ditbench.quiet import quiet
@@ -318,6 +321,18 @@ def test_the_files_of_a_folder_are_what_a_cell_depends_on(smalls):
         "dit-tiny": ["dit-mini"], "flux-tiny": ["flux-mini"], "wan-2.1-14b": ["wan-2.1-1.3b"],
         "dit-xl-2-256": [], "pixart-tiny": [],
     }  # fmt: skip
+
+
+def test_the_weights_of_the_small_model_are_in_a_cells_key_and_in_a_calibrations():
+    model, small = models()["dit-tiny"], models()["dit-mini"]
+    of = {"dit-mini": weights_sha256(small, "bundled")}
+    for text, others in (("stitch", of), ("none", None), ("stitch(small='dit-tiny')+fora", None)):
+        parts = depends_on(model, Stack.parse(text), [], weights="bundled", prompts="")
+        own = {"dit-tiny": parts["weights"]} if "dit-tiny" in text else others
+        assert parts.get("others") == own
+    (need,) = needs_of(model, Stack.parse("stitch(decide='confidence')"), "bundled")
+    assert need.content["others"] == of
+    assert "others" not in needs_of(model, Stack.parse("teacache(saved=0.4)"), "bundled")[0].content
 
 
 @pytest.mark.parametrize("kind", ["dit", "wan"])
