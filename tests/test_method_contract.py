@@ -78,6 +78,7 @@ STACKS = (
     "fpsattention",
     "compile(backend='eager')",
     "fora(interval=2)+compile(backend='eager')",
+    "stitch",  # beside a smaller model: test_stitch.py
 )
 PASSES = "pab: diffusers' pab keeps one output per module, and Wan's guidance passes, run one after the other, would share it"
 HALVES = (
@@ -135,6 +136,13 @@ REFUSED = {
         ("radial", kind): "radial: its mask goes by the distance of frames, and "
         f"{title} makes pictures"
         for kind, title in (("dit", "DiT"), ("pixart", "PixArt"), ("flux", "FLUX"), ("sd3", "SD3"))
+    },
+    **{
+        (
+            "stitch",
+            kind,
+        ): "stitch: no smaller model of this pipeline is known; small='FOLDER' names one"
+        for kind in KINDS
     },
     (
         "fewer_steps(steps=1)",

@@ -44,8 +44,8 @@ def test_groups_and_names_select_each_model_once_in_order():
         "pixart-tiny",
         "flux-tiny",
     ]
-    assert [m.name for m in models.select("small")] == ["dit-mini", "pixart-small"]
-    assert len(models.select("tiny,small,full")) == len(models.models()) == 16
+    assert [m.name for m in models.select("small")] == ["dit-mini", "pixart-small", "flux-mini"]
+    assert len(models.select("tiny,small,full")) == len(models.models()) == 17
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,18 @@ import pytest
 import torch
 from narrow import narrow
 
+from ditbench import ZOO
+from ditbench.method.dependencies import depends_on
+from ditbench.method.needs import needs_of
 from ditbench.method.registry import find
 from ditbench.method.stack import Stack
 from ditbench.models.architecture import build, build_transformer
 from ditbench.models.blocks import blocks
+from ditbench.models.folders import sizes_of
 from ditbench.models.requests import make_requests
 from ditbench.models.sampling import sampling_of
 from ditbench.models.table import models
+from ditbench.models.weights import weights_sha256
 from ditbench.profiling.counting import count_generation, count_model
 from ditbench.profiling.memory import ledger
 from ditbench.quiet import quiet
@@ -23,6 +28,7 @@ from ditbench.simulation.costs import DENOISE, TRANSFORMER
 from ditbench.simulation.device import Device, GoesByValues, simulated
 from ditbench.simulation.rehearsal import Stand
 from ditbench.testing import KINDS, check_method, tiny
+from ditbench.zoo.halving import begin_with_half
 
 STEPS = 6
 
@@ -312,9 +318,21 @@ def test_the_files_of_a_folder_are_what_a_cell_depends_on(smalls):
         for name in ("dit-tiny", "flux-tiny", "wan-2.1-14b", "dit-xl-2-256", "pixart-tiny")
     }
     assert others == {
-        "dit-tiny": ["dit-mini"], "flux-tiny": [], "wan-2.1-14b": ["wan-2.1-1.3b"],
+        "dit-tiny": ["dit-mini"], "flux-tiny": ["flux-mini"], "wan-2.1-14b": ["wan-2.1-1.3b"],
         "dit-xl-2-256": [], "pixart-tiny": [],
     }  # fmt: skip
+
+
+def test_the_weights_of_the_small_model_are_in_a_cells_key_and_in_a_calibrations():
+    model, small = models()["dit-tiny"], models()["dit-mini"]
+    of = {"dit-mini": weights_sha256(small, "bundled")}
+    for text, others in (("stitch", of), ("none", None), ("stitch(small='dit-tiny')+fora", None)):
+        parts = depends_on(model, Stack.parse(text), [], weights="bundled", prompts="")
+        own = {"dit-tiny": parts["weights"]} if "dit-tiny" in text else others
+        assert parts.get("others") == own
+    (need,) = needs_of(model, Stack.parse("stitch(decide='confidence')"), "bundled")
+    assert need.content["others"] == of
+    assert "others" not in needs_of(model, Stack.parse("teacache(saved=0.4)"), "bundled")[0].content
 
 
 @pytest.mark.parametrize("kind", ["dit", "wan"])
@@ -419,3 +437,37 @@ def test_the_dial_is_the_threshold_where_one_is_given():
     stitch = find("stitch")
     assert stitch.dial == stitch().dial == ("share", 0, 1)
     assert stitch(decide="confidence", threshold=0.5).dial == ("threshold", 0, 4.0)
+
+
+@pytest.mark.parametrize(("small", "large"), [("dit-mini", "dit-tiny"), ("flux-mini", "flux-tiny")])
+def test_the_bundled_pairs_share_all_but_the_transformer(small, large):
+    """Every other file is the same, byte by byte; the transformer is half as wide, and each model's
+    card is the folder's own."""
+    parts = {}
+    for name in (small, large):
+        files = (ZOO / name).glob("*/*")
+        parts[name] = {f"{f.parent.name}/{f.name}": f.read_bytes() for f in files}
+    same = {name: data for name, data in parts[small].items() if "transformer/" not in name}
+    assert len(same) >= 3
+    assert same == {n: data for n, data in parts[large].items() if "transformer/" not in n}
+    configs = [sizes_of(ZOO / name / "transformer" / "config.json") for name in (small, large)]
+    assert [c.pop("num_attention_heads") for c in configs] == [2, 4] and configs[0] == configs[1]
+    assert sum(f.stat().st_size for f in (ZOO / small).rglob("*.safetensors")) < 6e6
+
+
+@pytest.mark.parametrize("kind", ["dit", "flux"])
+def test_half_of_the_channels_are_every_second_one_and_half_of_the_heads(kind):
+    large = subject(kind).pipeline.transformer
+    small = type(large).from_config({**large.config, "num_attention_heads": 2})
+    begin_with_half(small, large)
+    first = "transformer_blocks.0"
+    big, made = dict(large.named_parameters()), dict(small.named_parameters())
+    attn = "attn" if kind == "flux" else "attn1"
+    query = big[f"{first}.{attn}.to_q.weight"][:64, ::2] * 2**0.5
+    torch.testing.assert_close(made[f"{first}.{attn}.to_q.weight"].data, query)
+    out = big[f"{first}.{attn}.to_out.0.weight"][::2, :64] * 2**0.5
+    torch.testing.assert_close(made[f"{first}.{attn}.to_out.0.weight"].data, out)
+    if kind == "flux":
+        name = "single_transformer_blocks.0.proj_out.weight"
+        columns = [*range(64), *range(128, 640, 2)]
+        torch.testing.assert_close(made[name].data, big[name][::2][:, columns] * 2**0.5)
