@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 UNPREPARED = ("transferred", "uniform", "random", "joint")
 """Allocators that need no preparation."""
 PREPARE = "python run_bench.py prepare diffsparse"
+NO_STUDENT = (
+    "allocator='joint' is the schedule of a student trained together with one, as in "
+    "distill(joint=0.46)+diffsparse(allocator='joint'), and there is none in this stack"
+)
 
 
 @method(
@@ -142,6 +147,14 @@ class DiffSparse:
         except ValueError as error:
             return str(error)
         return None
+
+    def lacks(self, beside: Sequence[Any]) -> str | None:
+        """Under `joint`, a student that was trained together with a schedule."""
+        if self.allocator != "joint" or self.schedule or self.keep == 1:
+            return None
+        if any((getattr(other, "joint", None) or 1) < 1 for other in beside):
+            return None
+        return NO_STUDENT
 
     def inputs(self) -> list[Path]:
         """The files of the schedule and of times, and that of a selector from outside."""
@@ -296,10 +309,7 @@ class DiffSparse:
         for folder in at.artifacts.values():
             if (folder / "schedule.json").is_file() and folder != at.artifact:
                 return folder
-        raise ValueError(
-            "diffsparse: allocator='joint' is the schedule of a student trained together with one, as "
-            "in distill(joint=0.46)+diffsparse(allocator='joint'), and there is none in this stack"
-        )
+        raise ValueError("diffsparse: the student below has not been prepared, and has no schedule")
 
     def _times(self, pipeline: Any, at: Attachment) -> Any:
         """Nanoseconds [L,S]; where they are from is noted."""

@@ -30,10 +30,11 @@ GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + [
     ROOT / folder / "README.md"
     for folder in (
         "bench", "bench/metrics", "bench/runner", "bench/simulation", "bench/zoo", "datasets",
-        "methods", "reports", "reports/published",
+        "peers", "methods", "reports", "reports/published",
     )
 ]  # fmt: skip
 """Documents that describe; the others are cards and results."""
+PEERS = {path.stem for path in (ROOT / "peers").glob("*.py")}
 RESULTS = sorted(ROOT.glob("reports/published/*/README.md"))
 READMES = documents(ROOT)
 
@@ -92,7 +93,7 @@ def test_every_command_line_in_the_documents_parses(path):
         except UsageError as error:
             raise AssertionError(f"{words}: {error}") from None
         stacks = f"{getattr(args, 'methods', '')} {getattr(args, 'method', '')}"
-        known = {"none", "my_method", *names()}
+        known = {"none", "my_method", *PEERS, *names()}
         assert "<" in stacks or not set(re.findall(r"(?:^|[ ,+])([a-z]\w*)", stacks)) - known - {
             "None"
         }

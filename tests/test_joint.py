@@ -133,11 +133,27 @@ def test_its_stack_samples_by_the_schedule_that_came_with_the_student(flux_stude
         keep = attached.schedule()["keep"]
     assert np.allclose(keep, Schedule.read(out / "schedule.json").keep) and notes["spent"] <= 0.5
     with (
-        Stack.parse("diffsparse(allocator='joint')").attached(room.pipe) as attached,
-        pytest.raises(ValueError, match="there is none in this stack"),
+        stack.attached(room.pipe, {"distill": flux_student.folder}) as attached,
+        pytest.raises(ValueError, match="has not been prepared"),
     ):
-        attached.start(6, 2)
-        room.pipe(**room.draw(0, 2) | {"output_type": "latent"})
+        attached.start(3, 2)
+        room.pipe(**room.draw(0, 2, steps=3, guidance=1.0) | {"output_type": "latent"})
+
+
+@pytest.mark.parametrize(
+    ("below", "there"),
+    [
+        ("", False),
+        ("distill+", False),
+        ("distill(joint=1.0)+", False),
+        ("distill(joint=0.46)+", True),
+    ],
+)
+def test_its_schedule_without_its_student_is_refused_before_anything_runs(below, there):
+    problems = Stack.parse(f"{below}diffsparse(allocator='joint')").problems("flux")
+    assert (problems == []) == there
+    assert there or "there is none in this stack" in problems[0]
+    assert Stack.parse(f"{below}diffsparse(allocator='joint', keep=1.0)").problems("flux") == []
 
 
 @pytest.mark.parametrize("knobs", ["student='x'", "rank=4", "objective='lcm'"])

@@ -10,7 +10,7 @@ from report_runs import edit, write_run
 from ditbench import reports
 from ditbench.profiling import operations
 from ditbench.profiling.operations import KINDS, kind_of, profile_loop
-from ditbench.reports.figures import speed_memory
+from ditbench.reports.figures import bars, speed_memory
 from ditbench.runner.spec import Spec, from_table
 from ditbench.testing import tiny
 
@@ -126,6 +126,15 @@ def test_the_report_draws_it_where_it_was_profiled(tmp_path):
     assert (report.out / "plots" / "dit-tiny-operations.png").is_file()
     assert "Where the time of the loop goes" in report.page.read_text()
     assert len(speed_memory.OF_TIME) == len(KINDS)
+
+
+def test_stacks_of_one_plane_keep_apart_when_shortened():
+    stacks = [
+        f"diffsparse(keep={keep}, allocator='uniform')+fewer_steps(steps={k})"
+        for keep in (0.3, 0.5) for k in (2, 4)
+    ]  # fmt: skip
+    short = [bars._short(stack) for stack in stacks]
+    assert len({*short}) == len(stacks) and max(map(len, short)) <= 44
 
 
 def test_profile_is_true_or_false():

@@ -322,6 +322,14 @@ def test_numbers_of_a_file_are_checked(tmp_path):
 TRANSFERRED = "diffsparse(allocator='transferred')"
 
 
+def test_what_goes_by_anothers_preparation_is_refused_on_full_size_models():
+    row, changes = narrow("flux-1-dev")
+    stack = Stack.parse("distill(joint=0.46)+diffsparse(allocator='joint')")
+    (made,) = estimating.estimate([row], [stack], gpu_named("h100"), steps=4, changes=changes)
+    assert made["status"] == "refused"
+    assert made["note"].startswith("diffsparse goes by what another method of the stack")
+
+
 def test_estimate_has_a_row_for_every_stack_and_a_reason_where_it_has_no_numbers(stand):
     row, changes = narrow(stand.model.name)
     texts = "none", "fora(interval=2)", "teacache", "diffsparse", "toca"

@@ -12,6 +12,7 @@ from ditbench.analysis.surfaces import grid, surfaces
 from ditbench.cli.commands import main
 from ditbench.method.stack import Stack
 from ditbench.records.scores import Scores
+from ditbench.reports.figures.surface import CLOSEST, _apart
 
 N = 64
 SCORE, DISTANCE = "align.shapes_v1", "perceptual.shapes_v1"
@@ -199,3 +200,12 @@ def test_stack_plans_a_surface_whichever_comes_first(capsys):
     both = [f"{a}+{b}" for a in whole for b in turned]
     assert {row["stack"] for row in rows} == {"none", *whole, *turned, *both}
     assert main(["stack", "fora", "int8", *words, "interval=2"]) == 2
+
+
+def test_numbers_under_a_logarithmic_axis_do_not_cover_each_other():
+    kept = _apart([0.2, 0.6, 0.68, 1.0], [0.05, 1.2])
+    assert kept == [0.2, 0.68, 1.0]
+    gaps = np.diff(np.log(kept)) / np.log(1.2 / 0.05)
+    assert gaps.min() >= CLOSEST
+    assert _apart([0.1, 0.2, 0.4, 1.0], [0.05, 1.0]) == [0.1, 0.2, 0.4, 1.0]
+    assert _apart([1.0], [1.0]) == [1.0]

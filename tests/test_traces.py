@@ -253,6 +253,18 @@ def test_every_kind_of_change_is_seen(name):
     assert any(part in found for found in left), left
 
 
+def test_a_thread_that_ends_is_nothing_left_behind():
+    """Libraries that load weights in threads do not wait for them to end."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    with torch.inference_mode():
+        unchanged = Unchanged(tiny("dit").pipeline)
+        end.set()
+        thread.join()
+        assert unchanged.left() == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plain_call_and_weights_put_back_are_no_change(kind):
     subject = tiny(kind)

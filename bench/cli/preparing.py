@@ -150,7 +150,11 @@ def check(args: argparse.Namespace) -> int:
     stack, models = Stack.parse(args.method), select(args.models)
     rows = check_models(stack, models, args.plugin)
     failed = sum(row["result"] == "failed" for row in rows)
-    caption = f"{len(rows) - failed} of {len(rows)} clauses passed"
+    refused = [row["model"] for row in rows if row["result"] == "refused"]
+    tried = len(rows) - len(refused)
+    caption = f"{tried - failed} of {tried} clauses passed"
+    if refused:
+        caption += f"; refused on {', '.join(refused)}"
     if failed:
         caption += "; clauses that need what a failed one would have given were not tried"
     show_rows(rows, args.json, caption)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import keyword
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +52,10 @@ class Method(Protocol):
         """Claims that no other method may have beside this one on a model of that family, although
         it does not own them, with what this one does, for "b claims c, but a ...": what it looks at
         would be something else."""
+
+    def lacks(self, beside: Sequence[Method]) -> str | None:
+        """What the method cannot do without and none of the other methods of the stack has, in one
+        sentence; None where there is all it needs."""
 
     def recipe(self) -> dict[str, Any] | None:
         """All that what `prepare(folder, room)` makes depends on, with a version; None when nothing
@@ -125,6 +129,7 @@ def method(
             "check": lambda self, pipeline: None,
             "unfit": lambda self, sampling: None,
             "relies_on": lambda self, family: {},
+            "lacks": lambda self, beside: None,
             "recipe": lambda self: None,
             "unpreparable": lambda self, sampling: None,
             "caution": lambda self, model: None,

@@ -95,6 +95,11 @@ class Stack:
             for claim, why in a.relies_on(family).items():
                 if claim in b.traits.claims and claim not in a.traits.claims:
                     problems.append(f"{b.name} claims {claim}, but {a.name} {why}")
+        for i, m in enumerate(self.methods):
+            # what is trained in a method's place has no such part
+            lacks = getattr(m, "lacks", lambda beside: None)
+            if lack := lacks((*self.methods[:i], *self.methods[i + 1 :])):
+                problems.append(f"{m.name}: {lack}")
         return problems
 
     def refusal(self, pipeline: Any, besides: tuple[str, ...] = ()) -> str | None:

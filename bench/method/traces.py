@@ -277,8 +277,13 @@ def _of_transformers(hook: Any) -> bool:
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Names of what is not the same in two traces, sorted."""
-    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    """Names of what is not the same in two traces, sorted; of `threads`, only where there are
+    others than before."""
+    names = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    # threads that ended are nothing left behind: libraries load weights by some, and do not wait
+    if "threads" in names and not {*after.get("threads", ())} - {*before.get("threads", ())}:
+        names.remove("threads")
+    return sorted(names)
 
 
 def changed_weights(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:

@@ -214,8 +214,8 @@ def _count_on_meta(
     for m in stack.methods:
         if m.recipe() is not None:
             raise _CannotSay(
-                f"{m.name} has to be prepared, and for full-size models nothing is: count it with "
-                "knobs that need nothing"
+                f"{m.name} has to be prepared, and what is prepared is not counted without weights: "
+                "count it with knobs that need nothing, or in a run"
             )
     seen: list[Any] = []
     pipe.transformer.register_forward_pre_hook(

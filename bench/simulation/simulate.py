@@ -154,6 +154,11 @@ def _prepared(model: Model, stack: Stack) -> dict[str, Path]:
             raise ValueError(
                 f"{m.name} has to be prepared, and what it is prepared with cannot be simulated"
             )
+        if m.lacks(()):
+            raise ValueError(
+                f"{m.name} goes by what another method of the stack was prepared with, which cannot "
+                "be simulated"
+            )
     return {}
 
 

@@ -78,4 +78,5 @@ def _bars(
 
 
 def _short(stack: str) -> str:
-    return stack if len(stack) <= 44 else stack[:43] + "…"
+    """Shortened in the middle: stacks of one plane differ in their first knobs and in their last."""
+    return stack if len(stack) <= 44 else f"{stack[:21]}…{stack[-22:]}"

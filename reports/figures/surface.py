@@ -26,6 +26,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#8c3a7a", "#b8860b", "#4d4d4d")
 WIDTH, HIGH, HEAD, BELOW, GAP = 10.6, 2.5, 0.72, 0.5, 0.42
 """Inches: the figure's width, a panel's height, above, below and between the panels."""
 LETTERS = 190
+CLOSEST = 0.12
+"""How far apart numbers under an axis are at least, as a share of it: the width of one and a gap."""
 WORDS = (
     "Black: whole steps, and between them requests that are divided between the two numbers of steps. "
     "Coloured: the method with so many steps, over its dial. What lies on the better side of the "
@@ -104,10 +106,19 @@ def _over_cost(axis: Axes, surface: Surface, metric: str, cost: str) -> None:
         _points(axis, along, metric, cost, colour, f"{k} step{'s' * (k != 1)}", "o")
     axis.set_xscale("log")
     axis.xaxis.set_minor_locator(NullLocator())
-    values = sorted(p.cost[cost] for p in whole)
-    axis.set_xticks(values)
+    axis.set_xticks(_apart([p.cost[cost] for p in whole], [p.cost[cost] for p in shown]))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.2g}"))
     axis.set_ylabel(metrics()[metric].label)
+
+
+def _apart(values: Sequence[float], extent: Sequence[float]) -> list[float]:
+    """The values whose numbers have room on a logarithmic axis over `extent`, the greatest first."""
+    room = CLOSEST * float(np.log(max(extent) / min(extent)))
+    kept: list[float] = []
+    for value in sorted(values, reverse=True):
+        if not kept or np.log(kept[-1] / value) >= room:
+            kept.append(value)
+    return kept[::-1]
 
 
 def _points(
@@ -147,6 +158,8 @@ def _plane(axis: Axes, surface: Surface, metric: str) -> None:
         x[path], y[path], color="#d55e00", linewidth=1.0, marker="o", markerfacecolor="none",
         markersize=7, zorder=4,
     )  # fmt: skip
+    # or the outermost markers are cut: lines of equal values pin limits to the outermost cells
+    axis.use_sticky_edges = False
     axis.set_xticks(np.unique(x))
     axis.set_xticklabels([f"{2**k:.0f}" for k in np.unique(x)])
     axis.set_ylabel(f"{surface.dial} ({off:g}: whole steps)")
