@@ -4,12 +4,14 @@ size, and what is compiled is what the methods decide to run.
 Most tests hand torch's graphs to no code generator (`backend='eager'`): what torch sees, and when it
 sees something new, is the same, and then so are the bits."""
 
+import threading
 from functools import cache
 
 import pytest
 import torch
 from test_summary import N, record
 from torch._dynamo.utils import counters
+from torch._inductor import config
 
 from ditbench.acceleration import compiling
 from ditbench.acceleration.compiling import EAGER, Compiler
@@ -316,3 +318,16 @@ def test_its_columns_are_there_only_where_something_was_compiled():
     shared = {"run": "r"}
     assert not optional & names([none | shared, fora | shared])
     assert optional <= names([row | shared for row in (none, *compiled_rows)])
+
+
+def test_the_threads_that_inductor_compiles_with_end_with_the_stack():
+    from torch._inductor.async_compile import AsyncCompile
+
+    before = set(threading.enumerate())
+    tried = subject("dit")
+    with Stack.parse(SEEN).attached(tried.pipeline), config.patch(compile_threads=2):
+        AsyncCompile.pool.cache_clear()
+        assert AsyncCompile.pool().submit(int, "7").result() == 7
+        assert set(threading.enumerate()) - before
+    assert not set(threading.enumerate()) - before
+    assert not AsyncCompile.pool.cache_info().currsize

@@ -39,6 +39,7 @@ class Compiler:
 
     def install(self) -> None:
         """Compile what no method has replaced: called when all others are attached."""
+        self.at.undo(stop_workers)
         config = torch._dynamo.config
         self.at.undo(setattr, config, "recompile_limit", config.recompile_limit)
         config.recompile_limit = max(LIMIT, config.recompile_limit)
@@ -138,6 +139,17 @@ def by_row(given: Any) -> Any:
     the order of all others: or there would be two graphs of every region that takes it."""
     across = isinstance(given, Tensor) and given.ndim == 3 and given.stride(-1) != 1
     return given.contiguous() if across else given
+
+
+def stop_workers() -> None:
+    """End the threads that inductor compiles with, which it keeps for the next compilation: a process
+    that takes this stack off is to be as it was. They begin anew when they are needed."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    made = AsyncCompile.pool
+    if made.cache_info().currsize:
+        made().shutdown()
+        made.cache_clear()
 
 
 def copied(output: Any) -> Any:
