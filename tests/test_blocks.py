@@ -216,6 +216,8 @@ def test_the_command_prints_blocks_and_schedules(tmp_path, capsys):
         (["--dtype", "int3"], "'int3' is none of float32"),
         (["--selector", "nrm"], "no selector 'nrm'; did you mean norm?"),
         (["--models", "tiny", "--out", str(file)], "--out: it takes the times of one model, not of 4"),
+        (["--out", str(tmp_path)], "is a folder, not a file"),
+        (["--out", str(tmp_path / "none" / "times.json")], "--out: there is no folder"),
     ):  # fmt: skip
         assert main(["blocks", "--models", "flux-tiny", *wrong]) == 2
         assert sentence in capsys.readouterr().err

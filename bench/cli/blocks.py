@@ -35,7 +35,7 @@ def blocks(args: argparse.Namespace) -> int:
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.plan import missing_device
     from ditbench.runner.progress import plain, progress
-    from ditbench.runner.spec import Spec, from_table
+    from ditbench.runner.spec import Spec, check_file, from_table
 
     models = select(args.models)
     spec = from_table({"device": args.device, "dtype": args.dtype}, Spec())
@@ -44,6 +44,8 @@ def blocks(args: argparse.Namespace) -> int:
     selector_class(args.selector)
     if args.out and len(models) != 1:
         raise ValueError(f"--out: it takes the times of one model, not of {len(models)}")
+    if args.out:
+        check_file(args.out)
     if not 0 < args.keep <= 1:
         raise ValueError(f"--keep: {args.keep} is not above 0 and at most 1")
     for flag in ("batch_size", "repeats"):
