@@ -11,7 +11,7 @@ import pytest
 from command import command
 
 from ditbench.analysis import interaction
-from ditbench.analysis.controls import Control, Evidence, judge
+from ditbench.analysis.controls import Control, Evidence, judge, samples_needed
 from ditbench.analysis.interaction import (
     factorial,
     interactions,
@@ -421,6 +421,9 @@ def test_samples_that_are_all_alike_leave_open_what_none_of_them_shows():
         return exceeds_p(constant(0.0, num, (-2, 2)), -MARGIN)
 
     assert proof(needed) <= 0.025 < proof(int(needed / 1.02))
+    # among eight combinations Holm asks the smallest p-value for an eighth of the level
+    among_eight = samples_needed(row["alignment"], MARGIN, 8)
+    assert proof(among_eight) <= 0.025 / 8 < proof(int(among_eight / 1.02))
 
 
 def test_cells_that_were_not_measured_are_rows_with_the_reason():
@@ -585,7 +588,7 @@ def test_the_answers_table_has_a_row_per_combination_and_reading():
     assert second == first.replace(", frozen", "").replace(" - |", " distill is skipped |")
 
 
-def test_the_table_of_verdicts_has_one_word_a_cell_and_nothing_that_was_prepared_alone():
+def test_the_table_of_verdicts_has_one_word_a_cell_and_prefers_what_was_prepared_in_the_stack():
     estimate = {"value": -0.004, "low": -0.01, "high": 0.002, "n": 64, "se": 0.003}
     measured = {"gamma_flops": 0.9, "gamma_clock": None, "alignment": estimate}
     rows = [
@@ -595,6 +598,7 @@ def test_the_table_of_verdicts_has_one_word_a_cell_and_nothing_that_was_prepared
             ("dit-tiny", "distill+diffsparse(tuned='alone')", "frozen", "beaten", measured),
             ("wan-tiny", "distill+diffsparse(keep=0.5)", "tuned", "distill is skipped", {}),
             ("wan-tiny", "int8+fora", "tuned", "stacks", measured),
+            ("wan-tiny", "int8+diffsparse(tuned='alone')", "frozen", "slower", measured),
         )
     ]
     assert verdict_table(SimpleNamespace(stacking=rows)).splitlines() == [
@@ -602,6 +606,7 @@ def test_the_table_of_verdicts_has_one_word_a_cell_and_nothing_that_was_prepared
         "|---|---|---|",
         "| distill+diffsparse | clashes | - |",
         "| int8+fora | - | stacks |",
+        "| int8+diffsparse, frozen | - | slower |",
     ]
 
 

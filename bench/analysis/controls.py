@@ -286,23 +286,24 @@ def judge(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
     return judged
 
 
-def samples_needed(interaction: Estimate, margin: float) -> int | None:
+def samples_needed(interaction: Estimate, margin: float, tests: int = 1) -> int | None:
     """Units that would resolve an interaction from zero or from the margin, what is farther away,
-    in 80 % of runs; None without an error.
+    in 80 % of runs, where p-values are adjusted over `tests` combinations (Holm's first step); None
+    without an error.
 
     At least as many as it takes for one imagined unit at the worst end to lie within the margin.
     """
     if interaction.se is None or interaction.bounds is None:
         return None
+    level = ALPHA / 2 / tests
     enough = 2
-    while (exceeds_p(_alike(enough, interaction.bounds), -margin) or 0.0) > ALPHA / 2:
+    while (exceeds_p(_alike(enough, interaction.bounds), -margin) or 0.0) > level:
         enough += max(1, enough // 200)
     if interaction.se == 0:
         return enough
     far = max(-interaction.value, interaction.value + margin)
-    return max(
-        enough, int(np.ceil(interaction.n * (statistics.detectable(interaction.se) / far) ** 2))
-    )
+    detectable = statistics.detectable(interaction.se, level)
+    return max(enough, int(np.ceil(interaction.n * (detectable / far) ** 2)))
 
 
 def _alike(num: int, bounds: tuple[float, float]) -> Estimate:

@@ -256,7 +256,7 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for i, verdict in zip(measured, judge([rows[i]["evidence"] for i in measured]), strict=True):
         with_verdicts[i] |= verdict
         needed = (
-            samples_needed(rows[i]["alignment"], rows[i]["evidence"].margin)
+            samples_needed(rows[i]["alignment"], rows[i]["evidence"].margin, len(measured))
             if BELOW in verdict["reason"]
             else None
         )

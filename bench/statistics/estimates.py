@@ -71,10 +71,10 @@ class Blocks:
     """In all blocks."""
 
 
-def detectable(se: float) -> float:
-    """Smallest true difference that is found (two-sided, 5 %) in 80 % of runs with this standard
-    error: 2.80 se."""
-    return float(special.ndtri(0.975) + special.ndtri(0.80)) * se
+def detectable(se: float, level: float = 0.025) -> float:
+    """Smallest true difference that is found in 80 % of runs with this standard error, by one-sided
+    tests at `level`: 2.80 se at that of a two-sided 5 %."""
+    return float(special.ndtri(1 - level) + special.ndtri(0.80)) * se
 
 
 def mean(

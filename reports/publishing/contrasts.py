@@ -138,7 +138,7 @@ def against_table(section: Section, against: str, *stacks: str) -> str:
     the Fréchet distance, which is better when lower. ValueError for a stack that was not run."""
     contrasts, cells = Contrasts.of(section), {}
     for model, rows in section.models.items():
-        by_stack = {row["stack"]: row for row in rows}
+        by_stack = {row["stack"].replace(" ", ""): row for row in rows}  # as a marker names them
         if unknown := [name for name in (against, *stacks) if name not in by_stack]:
             raise ValueError(f"{model} was not run with {unknown[0]}")
         primary = primary_of(rows)

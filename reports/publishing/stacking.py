@@ -17,8 +17,10 @@ Row = Mapping[str, Any]
 def verdict_table(section: Section) -> str:
     """Markdown of a run's verdicts on combinations: a row per combination that ran on some model and
     a column per model, one word a cell. Combinations whose methods were prepared alone ("frozen")
-    are left out."""
-    rows = [row for row in document(section.stacking) if row["reading"] != "frozen"]
+    are left out where the same methods ran as prepared in the stack."""
+    rows = document(section.stacking)
+    tuned = {_combination(row) for row in rows if row["reading"] != "frozen"}
+    rows = [r for r in rows if r["reading"] != "frozen" or _methods(r) not in tuned]
     return _table(rows, lambda row: str(row["verdict"]) if "alignment" in row else DASH)
 
 
@@ -37,8 +39,11 @@ def _table(rows: Sequence[Row], show: Callable[[Row], str]) -> str:
 
 def _combination(row: Row) -> str:
     """The methods without their knobs, and whether they were prepared in the stack or alone."""
-    methods = "+".join(part.partition("(")[0] for part in row["stack"].split("+"))
-    return f"{methods}, frozen" if row["reading"] == "frozen" else methods
+    return f"{_methods(row)}, frozen" if row["reading"] == "frozen" else _methods(row)
+
+
+def _methods(row: Row) -> str:
+    return "+".join(part.partition("(")[0] for part in row["stack"].split("+"))
 
 
 def _answer(row: Row) -> str:
