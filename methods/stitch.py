@@ -151,7 +151,7 @@ class Stitch:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Patch the transformer's forward, round all that other methods do to it."""
-        from ditbench.acceleration.small_model import find_small, load_transformer
+        from ditbench.acceleration.small_model import find_small, let_go, load_transformer
         from ditbench.acceleration.stitching import by_confidence, by_step
 
         if not self.share:
@@ -162,6 +162,7 @@ class Stitch:
                 raise unprepared(self)
             threshold = json.loads((at.artifact / FOUND).read_text(encoding="utf-8"))["threshold"]
         small = load_transformer(pipeline, find_small(pipeline, self.small))
+        at.undo(let_go, small)
         at.runs(small)
         if self.decide == "share" or threshold is None:
             by_step(pipeline, at, small, self.share, self.first == "small")

@@ -393,7 +393,7 @@ def test_the_simulated_device_holds_and_runs_both():
     with simulated(Device()) as device, quiet():
         stand = Stand(device, row, "bfloat16", changes)
         made = {}
-        for text in ("none", "stitch(share=0.34)"):
+        for text in ("none", "stitch(share=0.34)", "stitch(share=0.34)"):  # again: none is left
             stages = stand.rehearse(
                 Stack.parse(text), sampling_of(row), make_requests(row, 1, 0)
             ).stages
@@ -409,7 +409,9 @@ def test_the_simulated_device_holds_and_runs_both():
         row, device="meta", dtype=torch.bfloat16, changes=row.small_changes | same
     )
     tensors = (*small.parameters(), *small.buffers())
-    assert weights["stitch(share=0.34)"] - weights["none"] == sum(t.nbytes for t in tensors)
+    more, bytes_ = weights["stitch(share=0.34)"] - weights["none"], sum(t.nbytes for t in tensors)
+    # but for the positions of the one before, a view whose base Python's collector frees
+    assert bytes_ <= more <= 1.001 * bytes_
     products = [sum(k.flops * n for k, n in s.work.kernels.items()) for s in made.values()]
     assert products[1] > products[0]
 

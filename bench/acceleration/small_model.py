@@ -181,3 +181,10 @@ def load_transformer(pipeline: Any, small: Small) -> Any:
             .to(pipeline._execution_device)
         )
     return made.eval().requires_grad_(False)
+
+
+def let_go(network: Any) -> None:
+    """Free the memory of a network's weights at once: modules stand in circles of references, which
+    Python takes apart at a time of its own."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.new_empty(0)
