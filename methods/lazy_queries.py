@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     stage=Stage.OPERATOR,
     claims={"attention-operator"},
     conflicts={"toca", "duca", "diffsparse"},  # they ask for rows, whose outputs are not all there
+    cost_by_sample=True,
     paper="after arXiv:2511.12201",
 )
 class LazyQueries:

@@ -20,7 +20,7 @@ RULE = ("stride", "threshold", "level")
 
 @method(
     "rapid3", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule", "attention-operator"},
-    paper="after arXiv:2509.22323",
+    cost_by_sample=True, paper="after arXiv:2509.22323",
 )  # fmt: skip
 class Rapid3:
     """Three small heads decide for every sample and step; the model stays as it is.

@@ -36,7 +36,7 @@ class _Dial:
 # whole batch, and samples may go over one by one
 @method(
     "stitch", family="stitching", stage=Stage.MODEL, claims={"weights", "model-schedule"},
-    conflicts={"fastercache", "magcache", "lazy_queries"}, paper="arXiv:2402.14167, after arXiv:2507.17307",
+    conflicts={"fastercache", "magcache", "lazy_queries"}, cost_by_sample=True, paper="arXiv:2402.14167, after arXiv:2507.17307",
 )  # fmt: skip
 class Stitch:
     """Run a smaller transformer of the same latents at some of the steps, in the place of the model's

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     family="sparsity",
     stage=Stage.OPERATOR,
     claims={"attention-operator"},
+    cost_by_sample=True,
     paper="after arXiv:2505.18875 and arXiv:2502.18137",
 )
 class TopTiles:

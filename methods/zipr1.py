@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @method(
     "zipr1", family="sparsity", stage=Stage.SCHEDULE, claims={"block-schedule"},
-    paper="after arXiv:2504.18579",
+    cost_by_sample=True, paper="after arXiv:2504.18579",
 )  # fmt: skip
 class ZipR1:
     """A head chooses, for every sample and step, the share of its tokens that all sub-layers compute:

@@ -640,6 +640,36 @@ def test_a_batch_costs_its_samples(kind):
     assert two.divided(2) == one and two.flops == 2 * one.flops
 
 
+@pytest.mark.parametrize(
+    ("stack", "total", "batch", "expected"),
+    [
+        ("fora+int8", 512, 16, [1]),
+        ("teacache", 512, 16, [16] * 4),
+        ("zipr1", 512, 16, [16] * 4),
+        ("rapid3", 320, 16, [16] * 3),
+        ("top_tiles", 20, 16, [16]),
+        ("easycache", 4, 1, [1]),
+        ("stitch+int8", 64, 4, [4, 4]),
+        ("lazy_queries", 4096, 30, [30, 30, 30]),
+    ],
+)
+def test_what_costs_otherwise_for_every_sample_is_counted_over_many(stack, total, batch, expected):
+    parts = [list(range(i, min(i + batch, total))) for i in range(0, total, batch)]
+    chosen = flops.counted_parts(Stack.parse(stack), parts)
+    assert [len(part) for part in chosen] == expected
+    assert chosen[1:] == parts[1 : len(chosen)]
+
+
+def test_a_mean_is_over_samples_and_calls_are_of_a_generation():
+    whole = flops.Flops(
+        flops=1200, linear_macs=480, attention_macs=120, conv_macs=0, forwards=30, passes=60,
+        text_flops=12, decoder_flops=24, uncounted={},
+    )  # fmt: skip
+    mean = whole.divided(12, 3)
+    assert (mean.flops, mean.linear_macs, mean.passes, mean.text_flops) == (100, 40, 5, 1)
+    assert mean.forwards == 10 and whole.divided(12).forwards == 30
+
+
 def test_what_decides_per_batch_is_known_from_its_traits():
     assert [
         flops.decides_per_batch(Stack.parse(text))

@@ -99,6 +99,7 @@ def method(
     conflicts: Iterable[str] = (),
     reversible: bool = True,
     decides_per_batch: bool = False,
+    cost_by_sample: bool = False,
     paper: str = "",
     role: str = "",
 ) -> Callable[[Cls], Cls]:
@@ -113,7 +114,8 @@ def method(
         )
     traits = declared(
         name, family=family, stage=stage, claims=claims, needs=needs, conflicts=conflicts,
-        reversible=reversible, decides_per_batch=decides_per_batch, paper=paper, role=role,
+        reversible=reversible, decides_per_batch=decides_per_batch,
+        cost_by_sample=cost_by_sample, paper=paper, role=role,
     )  # fmt: skip
 
     def register(cls: Cls) -> Cls:

@@ -65,6 +65,9 @@ class Traits:
     """True: one decision is taken for the whole batch, so that a sample depends on its
     companions."""
     paper: str
+    cost_by_sample: bool = False
+    """True: how much it computes depends on the sample, so that one sample's FLOPs are not the
+    mean's."""
     role: str = ""
     """"control": the un-accelerated model at less compute, which combinations of methods are
     compared with at the values of its `dial`; "fixed-schedule": that of the method that its

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ditbench.method.stack import Stack
@@ -14,6 +15,10 @@ SAME_EVERY_CALL = frozenset(
 )
 """Claims of methods that may leave every transformer call of a generation alike; whether they do is
 looked at (`repeated_calls`)."""
+
+COUNTED = 64
+"""Samples, at most, that the FLOPs of a stack are averaged over whose work depends on what it
+samples: counting takes as long as sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +45,27 @@ class Flops:
     """Product-like operations without a formula, by name: how often they ran. Prefixed with the
     part when not the transformer's."""
 
-    def divided(self, by: int) -> Flops:
-        """What one of `by` samples costs on average, of a generation of that many."""
-        return replace(
-            self,
-            **{
-                f.name: getattr(self, f.name) // by
-                for f in fields(self)
-                if f.name not in ("forwards", "uncounted")
-            },
-        )
+    def divided(self, by: int, batches: int = 1) -> Flops:
+        """What one of `by` samples costs on average, and the transformer calls of a generation, of
+        so many `batches` that were generated."""
+        each = {
+            f.name: getattr(self, f.name) // by
+            for f in fields(self)
+            if f.name not in ("forwards", "uncounted")
+        }
+        return replace(self, **each, forwards=self.forwards // batches)
+
+
+def counted_parts(stack: Stack, parts: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+    """The batches that a stack's FLOPs are counted over: one sample where all cost the same, else
+    whole batches, the first ones that hold an eighth of the samples, or `COUNTED`."""
+    if not decides_per_batch(stack) and not any(m.traits.cost_by_sample for m in stack.methods):
+        return [parts[0][:1]]
+    enough = min(COUNTED, sum(map(len, parts)) // 8)
+    chosen: list[Sequence[Any]] = [parts[0]]
+    while sum(map(len, chosen)) < enough:
+        chosen.append(parts[len(chosen)])
+    return chosen
 
 
 def decides_per_batch(stack: Stack) -> bool:

@@ -225,11 +225,13 @@ def _measure(
                 result["memory"] = memory | text.as_dict()
                 if cell.spec.weights != "random":  # their tokenizer is a stand-in
                     result["prompts_cut"] = cut_prompts(pipe, cell.model, sampling, requests)
-                part = parts[0] if flops.decides_per_batch(cell.stack) else parts[0][:1]
+                chosen = flops.counted_parts(cell.stack, parts)
                 alike = flops.alike_every_call(cell.stack)
                 with attached.inspected(), text.every_call():
-                    counted = counting.count_generation(pipe, lambda: sampler(part), alike=alike)
-                result["flops"] = asdict(counted.divided(len(part)))
+                    counted = counting.count_generation(
+                        pipe, lambda: [sampler(part) for part in chosen], alike=alike
+                    )
+                result["flops"] = asdict(counted.divided(sum(map(len, chosen)), len(chosen)))
                 if spec.profile:
                     loop = profile_loop(pipe, lambda: sampler(parts[0]), spec.device)
                     result["operations"] = loop | {"samples": len(parts[0])}
