@@ -32,10 +32,11 @@ def blocks(args: argparse.Namespace) -> int:
     from ditbench.acceleration.caching.selectors import selector_class
     from ditbench.models.table import select
     from ditbench.profiling.probe import probe
+    from ditbench.records.files import check_file
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.plan import missing_device
     from ditbench.runner.progress import plain, progress
-    from ditbench.runner.spec import Spec, check_file, from_table
+    from ditbench.runner.spec import Spec, from_table
 
     models = select(args.models)
     spec = from_table({"device": args.device, "dtype": args.dtype}, Spec())

@@ -159,3 +159,15 @@ def set_aside(path: Path) -> Path:
             path.rename(aside)  # a link itself, a folder with what is in it
             return aside
     raise OSError(f"{path.parent} holds too many damaged files")
+
+
+def check_file(path: Path) -> None:
+    """ValueError when a file could not be written there; makes nothing."""
+    if path.is_dir():
+        raise ValueError(f"--out: {path} is a folder, not a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out: there is no folder {path.parent} to write {path.name} to")
+    if not os.access(path.parent, os.W_OK | os.X_OK) or (
+        path.exists() and not os.access(path, os.W_OK)
+    ):
+        raise ValueError(f"--out: {path} cannot be written (no permission)")

@@ -244,15 +244,3 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"out: {parent} is a file, not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"out: {folder} cannot be written to (no permission for {parent})")
-
-
-def check_file(path: Path) -> None:
-    """ValueError when a file could not be written there; makes nothing."""
-    if path.is_dir():
-        raise ValueError(f"--out: {path} is a folder, not a file")
-    if not path.parent.is_dir():
-        raise ValueError(f"--out: there is no folder {path.parent} to write {path.name} to")
-    if not os.access(path.parent, os.W_OK | os.X_OK) or (
-        path.exists() and not os.access(path, os.W_OK)
-    ):
-        raise ValueError(f"--out: {path} cannot be written (no permission)")
