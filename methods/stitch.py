@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
     from ditbench.models.table import Model
 
-FOUND = "threshold.json"
+FILE = "threshold.json"
 SAMPLES = 16
 """Training requests that a threshold is calibrated on."""
 FURTHEST = 4.0
@@ -146,7 +146,7 @@ class Stitch:
 
         threshold, share = dialled(taken, self.share, 0.0, FURTHEST)
         room.tell({"done": 1, "of": 1})
-        (folder / FOUND).write_text(json.dumps({"threshold": threshold}) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(json.dumps({"threshold": threshold}) + "\n", encoding="utf-8")
         return {"threshold": threshold, "share": round(share, 4), "samples": num}
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
@@ -160,7 +160,7 @@ class Stitch:
         if self.recipe() is not None:
             if at.artifact is None:
                 raise unprepared(self)
-            threshold = json.loads((at.artifact / FOUND).read_text(encoding="utf-8"))["threshold"]
+            threshold = json.loads((at.artifact / FILE).read_text(encoding="utf-8"))["threshold"]
         small = load_transformer(pipeline, find_small(pipeline, self.small))
         at.undo(let_go, small)
         at.runs(small)

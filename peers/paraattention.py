@@ -68,10 +68,10 @@ def _forecasts(contexts: list[Any]) -> list[Any]:
 
 def _tensors(contexts: list[Any]) -> list[Any]:
     """What is kept: residuals, and their differences."""
-    kept = [tensor for context in contexts for tensor in context.buffers.values()]
+    tensors = [tensor for context in contexts for tensor in context.buffers.values()]
     for forecast in _forecasts(contexts):
-        kept += [t for step in forecast.state.values() for t in step if t is not None]
-    return kept
+        tensors += [t for step in forecast.state.values() for t in step if t is not None]
+    return tensors
 
 
 def _forget(contexts: list[Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ditbench.analysis.rows import Record
@@ -12,6 +12,21 @@ from ditbench.records.scores import Scores
 
 ALIKE = ("requests_sha256", "model_sha256", "num_samples")
 """What cells that are set against each other must share, of a record's `run`."""
+
+
+def scored_cells(
+    records: Sequence[Record], scores: Mapping[str, Scores]
+) -> Iterator[tuple[str, Record, list[Record]]]:
+    """(model, its un-accelerated cell, all its cells) of what was measured and scored, for each model
+    whose un-accelerated cell was."""
+    for model in dict.fromkeys(r["model"] for r in records):
+        cells = [
+            r for r in records
+            if r["model"] == model and r["status"] == SHOWN and r["key"] in scores
+        ]  # fmt: skip
+        none = next((r for r in cells if r["stack"] == "none"), None)
+        if none is not None:
+            yield model, none, cells
 
 
 def is_control(method: Mapping[str, Any]) -> bool:

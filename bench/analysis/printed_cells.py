@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from ditbench.analysis.control_cells import scored_cells
 from ditbench.analysis.printed_tables import PrintedRow, PrintedTable, printed_tables
 from ditbench.analysis.rows import Record
 from ditbench.analysis.trainings import without_training
@@ -17,7 +18,6 @@ from ditbench.models.architecture import describe
 from ditbench.models.family import families
 from ditbench.models.sampling import Sampling
 from ditbench.models.table import models
-from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores
 
 NEAR = 1.5
@@ -47,13 +47,8 @@ def candidates(
     a model's family that has such pairs; from the records alone."""
     made = []
     known = _Usual()
-    for model in dict.fromkeys(r["model"] for r in records):
-        cells = [
-            r for r in records
-            if r["model"] == model and r["status"] == SHOWN and r["key"] in scores
-        ]  # fmt: skip
-        none = next((r for r in cells if r["stack"] == "none"), None)
-        if none is None or not (whole := (none.get("flops") or {}).get("flops")):
+    for model, none, cells in scored_cells(records, scores):
+        if not (whole := (none.get("flops") or {}).get("flops")):
             continue
         alone: dict[str, list[tuple[Record, float]]] = {}
         for r in cells:

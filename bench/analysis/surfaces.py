@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditbench.analysis.control_cells import is_control
+from ditbench.analysis.control_cells import is_control, scored_cells
 from ditbench.analysis.primary import by_model
 from ditbench.analysis.rows import Record
 from ditbench.analysis.step_sweep import PERCEPTUAL
 from ditbench.method.registry import find, names
 from ditbench.method.stack import Stack
 from ditbench.metrics.table import Metric, metrics
-from ditbench.records.record import SHOWN
 from ditbench.records.scores import Scores
 from ditbench.statistics import times
 from ditbench.statistics.estimates import Estimate, mean
@@ -75,14 +74,7 @@ def surfaces(records: Sequence[Record], scores: Mapping[str, Scores]) -> list[Su
     """Every surface of a run: at least two numbers of whole steps, and two values of a method's dial
     at two of them or more."""
     made, primary = [], by_model(records, scores)
-    for model in dict.fromkeys(r["model"] for r in records):
-        cells = [
-            r for r in records
-            if r["model"] == model and r["status"] == SHOWN and r["key"] in scores
-        ]  # fmt: skip
-        none = next((r for r in cells if r["stack"] == "none"), None)
-        if none is None:
-            continue
+    for model, none, cells in scored_cells(records, scores):
         whole: dict[str, dict[int, Record]] = {}
         partly: dict[tuple[str, str, str], list[tuple[int, float, Record]]] = {}
         for r in cells:

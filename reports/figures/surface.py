@@ -114,11 +114,11 @@ def _over_cost(axis: Axes, surface: Surface, metric: str, cost: str) -> None:
 def _apart(values: Sequence[float], extent: Sequence[float]) -> list[float]:
     """The values whose numbers have room on a logarithmic axis over `extent`, the greatest first."""
     room = CLOSEST * float(np.log(max(extent) / min(extent)))
-    kept: list[float] = []
+    ticks: list[float] = []
     for value in sorted(values, reverse=True):
-        if not kept or np.log(kept[-1] / value) >= room:
-            kept.append(value)
-    return kept[::-1]
+        if not ticks or np.log(ticks[-1] / value) >= room:
+            ticks.append(value)
+    return ticks[::-1]
 
 
 def _points(

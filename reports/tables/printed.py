@@ -153,19 +153,19 @@ def _disagreement(of: TableOrder, pair: Pair) -> dict[str, str]:
 def reasons(of: TableOrder, pair: Pair) -> list[str]:
     """What a disagreement may be owed to, the least interesting first."""
     t, ours = of.table, of.ours
-    found = [] if pair.settled(COUNTERPART) else ["noise here"]
-    found += ["harnesses differ as much"] if of.within_baselines(pair) else []
-    found += ["another metric"] if pair.agrees(FIDELITY) else []
+    possible = [] if pair.settled(COUNTERPART) else ["noise here"]
+    possible += ["harnesses differ as much"] if of.within_baselines(pair) else []
+    possible += ["another metric"] if pair.agrees(FIDELITY) else []
     settings = (
         ("steps", t.steps, ours.steps), ("guidance", t.guidance, ours.guidance),
         ("tokens", t.tokens, ours.tokens),
     )  # fmt: skip
     for name, a, b in settings:
         if a is None or b is None or a != b:
-            found.append(f"{name} {text(a) if a else 'not stated'} / {text(b)}")
+            possible.append(f"{name} {text(a) if a else 'not stated'} / {text(b)}")
     if t.compute == "time":
-        found.append("time for FLOPs")
-    return found
+        possible.append("time for FLOPs")
+    return possible
 
 
 def printed_frame(section: Section) -> pd.DataFrame:
