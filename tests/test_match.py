@@ -1,11 +1,13 @@
 """Methods at matched compute: dials are turned until FLOPs agree."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from ditbench.acceleration.caching.passes import reuse_residual
+from ditbench.cli.commands import main
 from ditbench.method import METHODS, Stage, find, knob, method
 from ditbench.method.dial import dialled, is_whole
 from ditbench.method.stack import Stack
@@ -104,6 +106,23 @@ def test_savings_are_those_of_real_generations():
     fora, sparse = rows("fora", "diffsparse(allocator='uniform')")
     assert abs(fora["saved"] - 0.5) <= 0.03 and fora["stack"].startswith("fora(interval=")
     assert sparse["saved"] == pytest.approx(0.5, abs=0.03) and not fora["note"] + sparse["note"]
+
+
+def test_stacks_are_matched_at_the_steps_that_are_asked_for(capsys):
+    command = [
+        "match",
+        "--saved=0.5",
+        "--models=dit-tiny",
+        "--methods=fewer_steps",
+        "--json",
+        "--steps",
+    ]
+    assert main([*command, "pixart-tiny=3,dit-tiny=4"]) == 0
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row["saved"] == 0.5 and round(4 * Stack.parse(row["stack"]).methods[0].share) == 2
+    assert main([*command, "dit-tiny=1"]) == 3  # a step cannot be halved
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row["saved"] == 0 and "0.5 is out of reach" in row["note"]
 
 
 def test_what_cannot_be_turned_or_is_not_prepared_is_said():

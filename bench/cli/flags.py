@@ -116,7 +116,7 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     dtypes = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; {', '.join(DTYPE_NAMES)} too"
     add("--dtype", f"of weights and activations: {dtypes}", "DTYPE", spec.dtype)
     add("--weights", "bundled, hub, random, or a local folder", "WEIGHTS", spec.weights)
-    _workload_flags(command)
+    workload_flags(command)
     memory_flags(command)
     command.add_argument(
         "--prompts",
@@ -197,7 +197,7 @@ def prepare_flags(prepare: argparse.ArgumentParser) -> None:
         "datasets/manifest.toml (default: the bundled training captions); a run names it as "
         "--training-prompts",
     )
-    _workload_flags(prepare)
+    workload_flags(prepare)
     prepare.add_argument(
         "--out",
         type=Path,
@@ -208,7 +208,7 @@ def prepare_flags(prepare: argparse.ArgumentParser) -> None:
     _own_flags(prepare)
 
 
-def _workload_flags(command: argparse.ArgumentParser) -> None:
+def workload_flags(command: argparse.ArgumentParser) -> None:
     """What models are asked for in place of what their rows say."""
     for name, about in (
         ("steps", "sampler steps: 28, or flux-1-dev=28, or 20,flux-1-dev=28"),

@@ -16,6 +16,7 @@ from ditbench.cli.flags import (
     reference_flag,
     run_flags,
     sharing_flags,
+    workload_flags,
 )
 from ditbench.cli.usage import Parser, decimal_number, whole_number
 
@@ -152,6 +153,7 @@ def parsers(
         help="names or groups (tiny, small, full), comma separated",
     )
     match.add_argument("--weights", default="bundled", help="bundled, hub, or a local folder")
+    workload_flags(match)
     plugin_flag(match)
 
     stack = command(

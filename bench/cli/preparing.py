@@ -51,7 +51,7 @@ def prepare(args: argparse.Namespace) -> int:
     from ditbench.method.stack import Stack
     from ditbench.models.own import register_own, with_lora
     from ditbench.models.table import select
-    from ditbench.models.workload import WORKLOAD, with_workload
+    from ditbench.models.workload import with_workload
     from ditbench.reports.figures.training_curve import CARD, write_card
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.plan import missing_device
@@ -60,8 +60,7 @@ def prepare(args: argparse.Namespace) -> int:
 
     load_plugins(args.plugin)
     stack = Stack.parse(args.method)
-    workload = {name: value for name in WORKLOAD if (value := getattr(args, name)) is not None}
-    settings = from_table({"device": args.device, "dtype": args.dtype} | workload, Spec())
+    settings = from_table({"device": args.device, "dtype": args.dtype} | _workload(args), Spec())
     for text in args.model:
         register_own(text)
     named = args.models or ",".join([text.partition("=")[0] for text in args.model] or ["tiny"])
@@ -98,6 +97,13 @@ def prepare(args: argparse.Namespace) -> int:
     return OK
 
 
+def _workload(args: argparse.Namespace) -> dict[str, str]:
+    """What models are asked for in place of their own steps, guidance and sizes."""
+    from ditbench.models.workload import WORKLOAD
+
+    return {name: value for name in WORKLOAD if (value := getattr(args, name)) is not None}
+
+
 def convert(args: argparse.Namespace) -> int:
     """Weights as safetensors."""
     from ditbench.models.converting import convert as convert_folder
@@ -116,14 +122,18 @@ def match(args: argparse.Namespace) -> int:
     from ditbench.method.plugins import load_plugins
     from ditbench.method.stack import Stack, split_stacks
     from ditbench.models.table import select
+    from ditbench.models.workload import with_workload
     from ditbench.profiling.matched import match as match_model
     from ditbench.profiling.matched import match_steps
     from ditbench.reports.terminal.table import show_rows
+    from ditbench.runner.spec import Spec, from_table
 
     load_plugins(args.plugin)
     if args.saved is not None and not 0 < args.saved < 1:
         raise ValueError(f"--saved: {args.saved} is not between 0 and 1")
-    models, stacks = select(args.models), [Stack.parse(text) for text in split_stacks(args.methods)]
+    requested = from_table(_workload(args), Spec()).requested()
+    models = [with_workload(model, requested) for model in select(args.models)]
+    stacks = [Stack.parse(text) for text in split_stacks(args.methods)]
     rows = []
     for model in models:
         if args.saved is None:

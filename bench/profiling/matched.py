@@ -35,7 +35,8 @@ def match(
     and in `note` why not, if not, or that the share is out of reach; a method that breaks down is
     such a row.
 
-    The dial is that of the stack's last method that has one. Raises ValueError for a model without
+    A model is sampled as its row says (`workload.with_workload` for other steps or sizes). The dial
+    is that of the stack's last method that has one. Raises ValueError for a model without
     training requests.
     """
     from ditbench.models.loading import load
