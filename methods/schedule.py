@@ -92,7 +92,7 @@ class FixedSchedule:
     """Which search: every number has requests and noise of its own, so that several show how far
     searches differ."""
     off: ClassVar[dict[str, object]] = {"computed": 1.0}
-    dial: ClassVar[tuple[str, float, float]] = ("computed", 0.05, 1)
+    dial: ClassVar[tuple[str, float, float]] = ("computed", 0.05, 1.0)
 
     def __post_init__(self) -> None:
         refuse_unknown(self.steps, (SEARCHED,))

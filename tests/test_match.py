@@ -125,6 +125,14 @@ def test_stacks_are_matched_at_the_steps_that_are_asked_for(capsys):
     assert row["saved"] == 0 and "0.5 is out of reach" in row["note"]
 
 
+def test_the_end_of_a_dial_of_shares_is_all_steps_and_not_one():
+    def saves(computed):
+        return 1 - (computed if isinstance(computed, float) else computed / 20)
+
+    row = turned("schedule", 0.5, saves)
+    assert row["note"] == "" and abs(row["saved"] - 0.5) < 0.01
+
+
 def test_what_cannot_be_turned_or_is_not_prepared_is_said():
     found = rows("int8", "firstblock", "diffsparse(learned_at=0.123)")
     assert found[0]["note"] == "nothing in int8 has a dial"
