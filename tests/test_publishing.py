@@ -422,6 +422,32 @@ def test_stacks_at_a_budget_are_set_against_one_of_them(tmp_path):
         against_table(section, "int8", "fora")
 
 
+def test_trainings_of_a_recipe_are_one_row_of_the_matched_table(tmp_path):
+    stacks = [
+        "none", "diffsparse(keep=0.46)", "diffsparse(keep=0.46, training=1)",
+        "replay(of='teacache(threshold=0.2)')", "fora(interval=1.7)", "fora(interval=2.4)",
+    ]  # fmt: skip
+    run = write_run(tmp_path / "run", stacks=[(stack, "ok") for stack in stacks], n=N)
+
+    def half(record):
+        saved = {"none": 0, "fora(interval=1.7)": 0.52}.get(record["stack"], 0.54)
+        record["flops"]["flops"] = 4e10 * (1 - saved)
+
+    edit(run, half)
+    (section,) = read_sections([run])
+    table = matched_table(section, "0.54", "diffsparse").splitlines()
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1] for line in table[2:]}
+    assert sorted(cells) == ["diffsparse", "fora", "replay"]  # of='teacache' is the default
+    rows = {row["stack"]: row["quality"] for row in section.models["dit-tiny"]}
+
+    def value(stack, metric="perceptual.shapes_v1"):
+        return rows[stack][metric]["value"]["value"]
+
+    mean = (value(stacks[1]) + value(stacks[2])) / 2
+    assert cells["diffsparse"].startswith(f"{mean:.3f}; ")
+    assert cells["fora"].startswith(f"{value(stacks[5]):.3f}")  # the nearer to the budget
+
+
 def test_the_noise_floor_has_a_line_for_each_model_and_metric(tmp_path):
     stacks = (("none", "ok"), ("rerun", "ok"), ("rerun(attention='math')", "ok"),
               ("rerun(seed=1)", "ok"), ("diffsparse", "ok"))  # fmt: skip

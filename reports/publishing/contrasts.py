@@ -3,11 +3,15 @@ No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
+from math import inf
+from statistics import fmean
 
 from ditbench.analysis.primary import primary_of
 from ditbench.analysis.quality import statistic_delta
+from ditbench.analysis.trainings import over_trainings, without_training
 from ditbench.extractors.references import ReferenceSets
 from ditbench.method.stack import Stack
 from ditbench.metrics.set_statistics import Sets, sets_of
@@ -77,40 +81,72 @@ def matched_table(section: Section, budget: str, against: str) -> str:
     to the un-accelerated sample, change of the Fréchet distance.
 
     A mark says that the stack named `against` is better (▼) or worse (▲) than this by the 95 %
-    interval of the paired difference. Names are without the knob that sets the budget. ValueError
+    interval of the paired difference. Names are without the knobs that set the budget. Trainings of
+    one recipe are one row: their mean, with the spread between them in the interval. ValueError
     when `against` is not there.
     """
     contrasts, cells = Contrasts.of(section), {}
     for model, rows in section.models.items():
-        near = {_without_dial(row["stack"]): row for row in rows if _saves(row, float(budget))}
+        near = _near(rows, float(budget))
         if against not in near:
             raise ValueError(f"{model} has no {against} that saves {budget}")
-        for name, row in near.items():
-            cells[name, model] = _cell(row, near[against], contrasts)
+        for name, trainings in near.items():
+            cells[name, model] = _cell(trainings, near[against], contrasts)
     return grid("method", sorted(name for name, _ in cells), cells)
 
 
-def _saves(row: ReportRow, budget: float) -> bool:
+def _near(rows: Sequence[ReportRow], budget: float) -> dict[str, list[ReportRow]]:
+    """By name, the trainings of the stack that saves about the budget, and of several of one name
+    of the one that saves nearest to it."""
+    by_stack: dict[str, list[ReportRow]] = {}
+    for row in rows:
+        if _off(row, budget) <= NEAR:
+            by_stack.setdefault(without_training(row["stack"]), []).append(row)
+    near: dict[str, list[ReportRow]] = {}
+    for stack, trainings in by_stack.items():
+        name = _without_dial(stack)
+        if name not in near or _off(trainings[0], budget) < _off(near[name][0], budget):
+            near[name] = trainings
+    return near
+
+
+def _off(row: ReportRow, budget: float) -> float:
+    """How far the fraction of FLOPs that a row saves is from the budget; infinite for a row without
+    results."""
     if row["status"] != SHOWN or not row["speedup_flops"]:
-        return False
-    return abs(1 - 1 / row["speedup_flops"] - budget) <= NEAR
+        return inf
+    return float(abs(1 - 1 / row["speedup_flops"] - budget))
 
 
 def _without_dial(stack: str) -> str:
-    """A stack with the knobs that set how much is computed at their defaults."""
+    """A stack with the knobs that set how much is computed at their defaults, also of a method that
+    another one replays."""
     methods = []
     for m in Stack.parse(stack).methods:
         usual = {field.name: field.default for field in fields(m)}
         dial = m.dial[0] if m.dial else ""
-        methods.append(replace(m, **{dial: usual[dial]}) if dial else m)
+        plain = {dial: usual[dial]} if dial else {}
+        if isinstance(of := getattr(m, "of", None), str):
+            plain["of"] = _without_dial(of)
+        methods.append(replace(m, **plain))
     return str(Stack.of(*methods))
 
 
-def _cell(row: ReportRow, against: ReportRow, contrasts: Contrasts) -> str:
-    distance = primary_of([row]).distance
-    perceptual = fixed(_value(row, PERCEPTUAL)) + _mark(contrasts, PERCEPTUAL, against, row)
-    change = fixed(_change(row, distance.name), 0, signed=True)
-    return f"{perceptual}; {change}{_mark(contrasts, distance.name, against, row)}"
+def _cell(
+    trainings: Sequence[ReportRow], against: Sequence[ReportRow], contrasts: Contrasts
+) -> str:
+    distance = primary_of(trainings).distance
+    perceptual = fixed(_mean(_value(row, PERCEPTUAL) for row in trainings))
+    change = fixed(_mean(_change(row, distance.name) for row in trainings), 0, signed=True)
+    marks = [_mark(contrasts, name, against, trainings) for name in (PERCEPTUAL, distance.name)]
+    return f"{perceptual}{marks[0]}; {change}{marks[1]}"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """None where one of them is."""
+    numbers = list(values)
+    known = [number for number in numbers if number is not None]
+    return fmean(known) if known and len(known) == len(numbers) else None
 
 
 def _value(row: ReportRow, metric: str) -> float | None:
@@ -123,12 +159,28 @@ def _change(row: ReportRow, metric: str) -> float | None:
     return delta["value"] if delta else None
 
 
-def _mark(contrasts: Contrasts, metric: str, against: ReportRow, row: ReportRow) -> str:
-    """Of metrics that are better when lower."""
-    if row["key"] == against["key"]:
+def _mark(
+    contrasts: Contrasts, metric: str, against: Sequence[ReportRow], trainings: Sequence[ReportRow]
+) -> str:
+    """Of metrics that are better when lower. Trainings are paired in their order; a stack with one
+    is set against each of the other's."""
+    if against[0]["key"] == trainings[0]["key"]:
         return ""
-    change = contrasts.difference(metrics()[metric], against, row)
-    if change is None or change.low is None or change.high is None:
+    pairs = zip_longest(against, trainings)
+    each = [
+        contrasts.difference(metrics()[metric], mine or against[0], theirs or trainings[0])
+        for mine, theirs in pairs
+    ]
+    changes = [change for change in each if change is not None]
+    if len(changes) < len(each):
+        return ""
+    change = changes[0]
+    if len(changes) > 1:
+        try:
+            change = over_trainings(changes).recipe
+        except ValueError:
+            return ""
+    if change.low is None or change.high is None:
         return ""
     return f" {BETTER}" if change.high < 0 else f" {WORSE}" if change.low > 0 else ""
 
