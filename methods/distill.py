@@ -162,7 +162,7 @@ class Distill:
             return None if _nowhere(pipeline) else unfit(checkpoint(self.checkpoint), pipeline)
         if not self.student:
             return None
-        from ditbench.acceleration.distillation.students import unfit as other
+        from ditbench.acceleration.distillation.student_files import unfit as other
 
         return other(Path(self.student), pipeline.transformer, self._steps)
 
@@ -180,7 +180,7 @@ class Distill:
         """Put weights and sampler in place. Without weights anywhere (counting on the meta device)
         only the steps are few."""
         from ditbench.acceleration.distillation.checkpoints import put_in_place as put_checkpoint
-        from ditbench.acceleration.distillation.students import put_in_place
+        from ditbench.acceleration.distillation.student_files import put_in_place
 
         folder = Path(self.student) if self.student else at.artifact
         if _nowhere(pipeline) and folder is None:

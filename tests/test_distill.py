@@ -35,7 +35,8 @@ from ditbench.acceleration.distillation.objectives import (
 )
 from ditbench.acceleration.distillation.recordings import Denoiser, record, rows
 from ditbench.acceleration.distillation.scheduler import FewStepScheduler
-from ditbench.acceleration.distillation.students import Recipe, fingerprint, prepare_student
+from ditbench.acceleration.distillation.student_files import fingerprint
+from ditbench.acceleration.distillation.students import Recipe, prepare_student
 from ditbench.method.prepare import Workroom
 from ditbench.method.stack import Stack
 from ditbench.models.calls import take_rows

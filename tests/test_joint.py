@@ -13,6 +13,7 @@ from ditbench.acceleration.caching.schedule import Schedule
 from ditbench.acceleration.distillation import students
 from ditbench.acceleration.distillation.joint_finetuning import JointRecipe, finish_jointly
 from ditbench.acceleration.distillation.scheduler import FewStepScheduler
+from ditbench.acceleration.distillation.student_files import student_notes
 from ditbench.acceleration.distillation.students import Recipe, prepare_student
 from ditbench.method.stack import Stack
 from ditbench.models.sampling import sampling_of
@@ -37,7 +38,7 @@ def student_of(kind, folder):
     transformer.load_state_dict(students.load_file(folder / students.WEIGHTS))
     return SimpleNamespace(
         room=room, transformer=transformer, folder=folder,
-        sampler=students._notes(folder)["sampler"],
+        sampler=student_notes(folder)["sampler"],
     )  # fmt: skip
 
 

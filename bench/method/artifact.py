@@ -201,9 +201,11 @@ def trained_for(record: Mapping[str, Any]) -> dict[str, Artifact]:
     return rows
 
 
-def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN) -> Artifact:
+def create(
+    need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN, earlier: float = 0.0
+) -> Artifact:
     """Make an artefact: `make(folder)` writes its files and returns notes. A killed or failed
-    making leaves nothing that `find` finds."""
+    making leaves nothing that `find` finds; `earlier` are the seconds of those it goes on from."""
     folder = root / need.folder
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -217,7 +219,7 @@ def create(need: Need, make: Callable[[Path], dict[str, Any]], root: Path = OWN)
         files = {p.name: file_sha256(p) for p in sorted(partial.iterdir())}
         need_fields = {k: v for k, v in asdict(need).items() if k != "hopeless"}
         manifest = need_fields | {
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(earlier + time.monotonic() - started, 1),
             "files": files,
             "notes": notes,
         }

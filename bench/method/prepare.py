@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.method.artifact import OWN, create, find, quoted
+from ditbench.method.half_done import half_done
 from ditbench.method.needs import below_of, needs_of, resolve, training_of
 from ditbench.method.preparing import PLAINLY, Preparing
 from ditbench.method.stack import Stack
@@ -51,6 +52,8 @@ class Workroom:
     """File or set that full-size text models are asked for; "": the captions that come along."""
     tell: Tell
     """Hears of progress: rows with at least `done` and `of`; `note`, a line to be shown."""
+    half_done: Path | None = None
+    """Folder for what a killed preparation is to go on from; None: nothing is kept."""
 
     @property
     def device(self) -> Any:
@@ -174,13 +177,20 @@ def prepare(
                 }
                 above = partial(_prepared_for, model, below, weights, plugins, root, preparing)
                 pipe = load(model, weights=weights, device=preparing.device, dtype=preparing.dtype)
-                room = Workroom(
-                    pipe=pipe, model=model, below=below, sampling=below.adapt(sampling_of(model)),
-                    tell=tell(need), prepared_for=above,
-                    training=training_of(method), prepared=prepared, prompts=preparing.prompts,
-                )  # fmt: skip
-                made_with = {"device": preparing.device, "dtype": preparing.dtype}
-                artifact, made = create(need, _maker(method, room, made_with), root), True
+                made_with: dict[str, Any] = {
+                    "device": preparing.device, "dtype": preparing.dtype
+                }  # fmt: skip
+                with half_done(root / need.folder) as own:
+                    room = Workroom(
+                        pipe=pipe, model=model, below=below,
+                        sampling=below.adapt(sampling_of(model)),
+                        tell=own.listening(tell(need)), prepared_for=above, half_done=own.folder,
+                        training=training_of(method), prepared=prepared, prompts=preparing.prompts,
+                    )  # fmt: skip
+                    if own.commands:
+                        made_with |= {"interrupted": own.commands}
+                    maker = _maker(method, room, made_with)
+                    artifact, made = create(need, maker, root, own.earlier), True
             rows.append({
                 "model": model.name, "method": need.method, "below": need.below,
                 "steps": need.steps, "made": made,
@@ -200,7 +210,7 @@ def _prepared_for(
 
 
 def _maker(
-    method: Any, room: Workroom, made_with: dict[str, str]
+    method: Any, room: Workroom, made_with: dict[str, Any]
 ) -> Callable[[Path], dict[str, Any]]:
     def make(folder: Path) -> dict[str, Any]:
         with quiet():

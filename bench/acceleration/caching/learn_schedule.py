@@ -29,6 +29,7 @@ from ditbench.acceleration.caching.knapsack import Costs, Weights
 from ditbench.acceleration.caching.learning_at_size import demands, distance_for, settings_for
 from ditbench.acceleration.caching.schedule import LEVELS, Schedule
 from ditbench.acceleration.caching.soft_cache import Student, studio
+from ditbench.method.half_done import NO_JOURNAL, Journal
 from ditbench.method.stack import Stack
 
 if TYPE_CHECKING:
@@ -95,28 +96,24 @@ class Learned:
 
 
 def learn(
-    pipe: Any,
-    draw: Callable[[int, int], dict[str, Any]],
-    distance: Callable[[Tensor, Tensor], Tensor],
-    steps: int,
-    recipe: Recipe,
-    below: Stack | None = None,
-    prepared: Mapping[str, Path] | None = None,
+    pipe: Any, draw: Callable[[int, int], dict[str, Any]],
+    distance: Callable[[Tensor, Tensor], Tensor], steps: int, recipe: Recipe,
+    below: Stack | None = None, prepared: Mapping[str, Path] | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda row: None,
-    decoded: bool = True,
-    grid: tuple[int, int, int] | None = None,
-) -> Learned:
+    decoded: bool = True, grid: tuple[int, int, int] | None = None,
+    journal: Journal = NO_JOURNAL,
+) -> Learned:  # fmt: skip
     """Learn or measure a schedule for `steps` steps of `pipe` under the stack `below`, with what
     that was `prepared` with.
 
     `draw(seed, n)` gives the call arguments of n training requests, `distance(a, b)` [n] of two
     batches of pixels, or of latents where samples are not `decoded`. `tell` hears of every
-    iteration. Raises ValueError for a budget that cannot
-    be met.
+    iteration, `journal` has those of a command that was stopped. Raises ValueError for a budget
+    that cannot be met.
     """
     settings = recipe.selector, recipe.checkpointed, prepared, decoded, grid
     with studio(pipe, below or Stack(), *settings) as (student, paint):
-        trial = _Trial(paint, draw, distance, steps, recipe, pipe.transformer.device)
+        trial = _Trial(paint, draw, distance, steps, recipe, pipe.transformer.device, journal)
         names, layers = tuple(s.name for s in student.at.sublayers), len(student.at.sublayers)
         weights = weights_of(student.at, by_macs=recipe.by_macs)
         found = Learned(
@@ -140,6 +137,11 @@ def learn(
 
         def slope(chosen: Levels, iteration: int) -> tuple[float, Costs]:
             """Loss on fresh requests, and [R,S] how it would change were a row's level another."""
+            both = journal(lambda: slope_now(chosen, iteration), (iteration, chosen.tobytes()))
+            return float(both[0]), both[1:].reshape(-1, len(LEVELS))
+
+        def slope_now(chosen: Levels, iteration: int) -> Costs:
+            """[1+RS]: the loss before the rest."""
             arguments = draw(recipe.seed + iteration, recipe.batch)
             with torch.no_grad():
                 teacher = paint(None, arguments, steps)
@@ -149,7 +151,7 @@ def learn(
                 loss = distance(teacher, paint(levels, again, steps)).mean()
                 g = torch.autograd.grad(loss, levels)[0].cpu()
             change = (g - g.gather(2, torch.from_numpy(chosen)[..., None])).flatten(0, 1)
-            return loss.item(), change.double().numpy()
+            return np.append(loss.item(), change.double().numpy())
 
         def note(
             stage: int,
@@ -193,16 +195,21 @@ class _Trial:
     """How far a schedule's samples of the held-out requests are from the un-accelerated ones."""
 
     def __init__(
-        self, paint: Any, draw: Any, distance: Any, steps: int, recipe: Recipe, device: Any
-    ) -> None:
+        self, paint: Any, draw: Any, distance: Any, steps: int, recipe: Recipe, device: Any,
+        journal: Journal,
+    ) -> None:  # fmt: skip
+        self.journal = journal
         self.paint, self.draw, self.distance, self.steps = paint, draw, distance, steps
         self.num, self.device = max(recipe.trial_batch, recipe.batch), device
         self.seeds = [recipe.seed + 100_000 + i for i in range(recipe.trials)]
         with torch.no_grad():
             self.plain = [self._samples(None, seed) for seed in self.seeds]
 
-    @torch.no_grad()
     def __call__(self, chosen: Levels) -> float:
+        return float(self.journal(lambda: self._far(chosen), chosen.tobytes()))
+
+    @torch.no_grad()
+    def _far(self, chosen: Levels) -> float:
         levels = one_hot_levels(chosen, self.device)
         pairs = zip(self.plain, self.seeds, strict=True)
         parts = [self.distance(plain, self._samples(levels, seed)) for plain, seed in pairs]
@@ -268,12 +275,9 @@ def one_hot_levels(chosen: Levels, device: Any) -> Tensor:
 
 
 def _sensitivity(
-    student: Student,
-    trial: _Trial,
-    layers: int,
-    recipe: Recipe,
+    student: Student, trial: _Trial, layers: int, recipe: Recipe,
     tell: Callable[[dict[str, Any]], None],
-) -> Costs:
+) -> Costs:  # fmt: skip
     """[R,S]: how far the samples move when one row alone has a level, all others being dense. What
     comes before the row's step is not computed again."""
     steps, cost = trial.steps, np.zeros((trial.steps, layers, len(LEVELS)))
@@ -328,7 +332,7 @@ def prepare_schedule(
 
     found = learn(
         room.pipe, room.draw, distance, room.calls, recipe, room.below, room.prepared, tell,
-        distance.decoded, room.grid,
+        distance.decoded, room.grid, Journal(room.half_done),
     )  # fmt: skip
     save_file({"cost": found.cost.astype(np.float32)}, folder / "cost.safetensors")
     found.schedule.write(folder / "schedule.json")

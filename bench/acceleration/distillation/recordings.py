@@ -13,14 +13,17 @@ import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ditbench.acceleration.distillation.noise_process import Process, wide
 from ditbench.models.calls import each_tensor
 from ditbench.models.family import families, family_of
+from ditbench.records.files import replacing
 
 if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
@@ -114,22 +117,38 @@ def _shared() -> set[str]:
 
 
 @torch.no_grad()
-def record(room: Workroom, num: int, seed: int, steps: int | None = None) -> Recorded:
+def record(
+    room: Workroom, num: int, seed: int, steps: int | None = None, folder: Path | None = None
+) -> Recorded:
     """Let the pipeline sample `num` training requests in `steps` steps, and keep every state.
     They are sampled as many at once as `Workroom.at_once` says, `CHUNK` at most; what is left over
-    is not recorded."""
-    pipe, kept, asked, guided = room.pipe, [], [], []
+    is not recorded. What an earlier command recorded in `folder` is not sampled again."""
+    kept: list[Tensor] = []
+    asked: list[Conditioning] = []
+    guided: list[tuple[Conditioning, ...]] = []
+    pipe = room.pipe
     process, chunk = Process.of(pipe.scheduler), min(num, room.at_once(CHUNK))
     levels = timesteps = torch.empty(0)
     more = {} if steps is None else {"steps": steps}
     for part in range(num // chunk):
-        with _watching(pipe, chunk) as (seen, _):
-            _sample(pipe, room.draw(seed + part, chunk, **more))
-        levels, timesteps = _grid(pipe.scheduler, process)
-        states = [
-            process.state(y.cpu().float(), s) for y, s in zip(seen, levels.float(), strict=True)
-        ]
-        kept.append(torch.stack(states, 1).half())
+        file = folder / f"{part:05d}.safetensors" if folder else None
+        if file and file.exists():
+            stored = load_file(file)
+        else:
+            with _watching(pipe, chunk) as (seen, _):
+                _sample(pipe, room.draw(seed + part, chunk, **more))
+            levels, timesteps = _grid(pipe.scheduler, process)
+            states = [
+                process.state(y.cpu().float(), s) for y, s in zip(seen, levels.float(), strict=True)
+            ]
+            stored = {"states": torch.stack(states, 1).half()}
+            stored |= {"levels": levels, "timesteps": timesteps}
+            if file:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(file) as partial:
+                    save_file(stored, partial)
+        kept.append(stored["states"])
+        levels, timesteps = stored["levels"], stored["timesteps"]
         asked.append(_calls(pipe, room.draw(seed + part, chunk, guidance=1.0, **more))[0])
         guided.append(_passes(pipe, _calls(pipe, room.draw(seed + part, chunk, **more))))
         room.tell({"done": part + 1, "of": num // chunk})

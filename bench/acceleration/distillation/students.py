@@ -1,12 +1,11 @@
 """Training a student of few steps from its teacher's recorded sampling (see `recordings` and
-`objectives`), and putting it in place."""
+`objectives`)."""
 
 from __future__ import annotations
 
 import copy
 import csv
 import functools
-import hashlib
 import json
 import math
 import shutil
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ditbench.acceleration.distillation.distribution_matching import RATIO, FakeScore
-from ditbench.acceleration.distillation.interval_embedding import NAME, Intervals
+from ditbench.acceleration.distillation.interval_embedding import Intervals
 from ditbench.acceleration.distillation.joint_finetuning import JointRecipe, finish_jointly
 from ditbench.acceleration.distillation.low_rank import low_rank_copy, state_of
 from ditbench.acceleration.distillation.noise_process import Process
@@ -33,16 +32,20 @@ from ditbench.acceleration.distillation.objectives import (
 from ditbench.acceleration.distillation.pixel_finetuning import finish
 from ditbench.acceleration.distillation.recordings import Denoiser, record
 from ditbench.acceleration.distillation.scheduler import FewStepScheduler, Way
+from ditbench.acceleration.distillation.student_files import (
+    NOTES,
+    WEIGHTS,
+    fingerprint,
+    student_notes,
+)
 from ditbench.acceleration.distillation.training_loop import fit
 from ditbench.method.artifact import MANIFEST
-from ditbench.models.lora import matched, updated
 from ditbench.models.requests import takes_prompts
 from ditbench.records.files import read_json
 from ditbench.shapes.judge import load_judge
 from ditbench.shapes.perceptual import Perceptual
 
 if TYPE_CHECKING:
-    from ditbench.method.attachment import Attachment
     from ditbench.method.prepare import Workroom
 
 WAYS: dict[str, Way] = {
@@ -50,7 +53,6 @@ WAYS: dict[str, Way] = {
     "meanflow": "flow", "dmd2": "consistency",
 }  # fmt: skip
 """How a recipe's student is sampled."""
-WEIGHTS, NOTES = "student.safetensors", "student.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,17 +129,21 @@ def prepare_student(
     room.pipe.transformer.eval().requires_grad_(False)
     if recipe.objective != "trajectory" or not room.model.world:
         recipe = replace(recipe, finish=0)
-    work = folder / "work"
+    work = room.half_done or folder / "work"
     logs: list[tuple[Path, str, int]] = []
     notes = {name: value for name, value in asdict(recipe).items() if value is not None}
     if start is None:
         student, sampler = _dense(room, recipe, work, logs)
     else:
-        student, sampler = copy.deepcopy(room.pipe.transformer).float(), _notes(start)["sampler"]
+        student, sampler = (
+            copy.deepcopy(room.pipe.transformer).float(),
+            student_notes(start)["sampler"],
+        )
         student.load_state_dict(load_file(start / WEIGHTS))
         notes |= {"start": start.name, "start_seconds": _seconds(start)}
     if recipe.joint is not None:
         joint = JointRecipe(keep=recipe.joint)
+        shutil.rmtree(work / "joint", ignore_errors=True)  # so does the table of costs
         notes |= finish_jointly(
             room, student, FewStepScheduler(**sampler), _distance(room), work / "joint", joint,
             teacher_steps=_teacher_steps(room, recipe)[0], out=folder,
@@ -157,7 +163,8 @@ def prepare_student(
         for at, what, earlier in logs:
             _, *rows = csv.reader((at / "loss.csv").open(newline="", encoding="utf-8"))
             writer.writerows([int(step) + earlier, *rest, what] for step, *rest in rows)
-    shutil.rmtree(work)
+    if not room.half_done:
+        shutil.rmtree(work)
     return notes
 
 
@@ -189,7 +196,7 @@ def _dense(
     what their losses are of, and the iterations before them."""
     teacher, process, before = room.pipe.transformer, Process.of(room.pipe.scheduler), 0
     steps, stages = _teacher_steps(room, recipe)
-    recorded = record(room, recipe.recordings, recipe.seed, steps)
+    recorded = record(room, recipe.recordings, recipe.seed, steps, work / "recorded")
     if recipe.rank:
         student = low_rank_copy(teacher, recipe.rank, recipe.seed)
         if room.model.group == "full":
@@ -206,6 +213,7 @@ def _dense(
         )
         fake = None
         if stage.objective is dmd2:
+            shutil.rmtree(work / str(number), ignore_errors=True)  # the fake score begins anew
             with torch.enable_grad():
                 fake = FakeScore(teacher, process, stage.rate)
         lesson = Lesson(
@@ -274,77 +282,3 @@ def _stages(recipe: Recipe, halvings: int) -> list[_Stage]:
         )
         for stage in range(halvings)
     ]  # fmt: skip
-
-
-def put_in_place(folder: Path, pipeline: Any, at: Attachment) -> None:
-    """The student's weights and sampler, until detached. Away from the CPU the teacher's weights
-    wait in host memory."""
-    transformer, sampler, weights = (
-        pipeline.transformer,
-        _notes(folder)["sampler"],
-        load_file(folder / WEIGHTS),
-    )
-    if any(name.startswith(NAME) for name in weights):
-        _add_intervals(transformer, sampler["levels"], at)
-    if any(name.endswith(".lora_A.weight") for name in weights):
-        for weight, up, down in matched(weights, transformer, f"the student in {folder}"):
-            at.replace(weight, updated(weight, up, down, 1.0))
-            at.count("weights")
-        at.patch(pipeline, "scheduler", FewStepScheduler(**sampler))
-        return
-    own = dict(transformer.named_parameters()) | dict(transformer.named_buffers())
-    for name, value in weights.items():
-        if (target := own.get(name)) is None or target.shape != value.shape:
-            here = f"shape {tuple(target.shape)} here" if target is not None else "no place here"
-            raise ValueError(
-                f"the student in {folder} does not fit: {name} has shape {tuple(value.shape)}, and "
-                f"{here}"
-            )
-        at.replace(target, value)
-        at.count("weights")
-    at.patch(pipeline, "scheduler", FewStepScheduler(**sampler))
-
-
-def _add_intervals(transformer: Any, levels: list[float], at: Attachment) -> None:
-    """MeanFlow's second time, told at every step how far it goes."""
-    intervals = Intervals(transformer).to(transformer.device, transformer.dtype)
-    at.undo(intervals.remove, transformer)
-
-    def tell(*_: Any) -> None:
-        i = at.now.step
-        intervals.length = torch.tensor([levels[i] - levels[i + 1]])
-
-    at.undo(transformer.register_forward_pre_hook(tell).remove)
-
-
-def fingerprint(transformer: Any) -> str:
-    """sha256 of every parameter's name, shape and first sixteen values: tells one checkpoint from
-    another, in any number format."""
-    digest = hashlib.sha256()
-    for name, value in transformer.named_parameters():
-        few = value.detach().flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16)
-        digest.update(f"{name} {tuple(value.shape)} ".encode() + few.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def unfit(folder: Path, transformer: Any, steps: int) -> str | None:
-    """Why the student in a folder cannot take the transformer's place for so many steps, in one
-    sentence; None when it can."""
-    try:
-        notes = _notes(folder)
-    except ValueError as error:
-        return str(error)
-    if (taken := len(notes["sampler"]["timesteps"])) != steps:
-        return f"the student in {folder} takes {taken} steps, not {steps}"
-    if notes["teacher"] != fingerprint(transformer):
-        return f"the student in {folder} was distilled from other weights than this model's"
-    return None
-
-
-def _notes(folder: Path) -> dict[str, Any]:
-    try:
-        notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
-        notes["teacher"], notes["sampler"]["timesteps"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"there is no student in {folder}: {NOTES} {error}") from None
-    return dict(notes)

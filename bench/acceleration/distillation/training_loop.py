@@ -35,24 +35,25 @@ def fit(
 
     `loss_of(step)` draws its own batch and returns a scalar. Every `every` steps a row goes to
     `folder/loss.csv` and all state to `folder/state.safetensors`, from which a killed training goes
-    on (the optimiser's moments start afresh). `tell` hears of them.
+    on to the same weights where `loss_of` depends on its step alone. `tell` hears of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     averaged = {name: p.detach().clone() for name, p in params.items()}
     log, state = folder / "loss.csv", folder / "state.safetensors"
     first, spent, smooth = 0, 0.0, math.nan
-    if state.exists():
-        first, spent = _resume(model, averaged, state)
-    else:
-        log.write_text("step,loss,seconds\n", encoding="utf-8")
     optimiser = torch.optim.AdamW(
         params.values(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay
     )
+    if state.exists():
+        first, spent, smooth = _resume(model, averaged, params, optimiser, state)
+        _cut(log, first)
+    else:
+        log.write_text("step,loss,seconds\n", encoding="utf-8")
     started = time.monotonic() - spent
     for step in range(first, steps):
         remaining = (steps - step) / (0.35 * steps)  # the last 35 % of the steps cool down
-        rate = lr * min(1.0, (step - first + 1) / warm_up, remaining)
+        rate = lr * min(1.0, (step + 1) / warm_up, remaining)
         for group in optimiser.param_groups:
             group["lr"] = rate
         loss = loss_of(step)
@@ -69,7 +70,8 @@ def fit(
             spent = time.monotonic() - started
             with log.open("a", newline="", encoding="utf-8") as f:
                 csv.writer(f).writerow([step + 1, f"{smooth:.6f}", f"{spent:.0f}"])
-            _save(model, averaged, state, step + 1, spent)
+            notes = {"step": step + 1, "spent": spent, "smooth": smooth}
+            _save(model, averaged, params, optimiser, state, notes)
             tell({"done": step + 1, "of": steps, "loss": smooth, "seconds": round(spent)})
     with torch.no_grad():
         for name, p in params.items():
@@ -78,27 +80,44 @@ def fit(
 
 
 def _save(
-    model: nn.Module, averaged: dict[str, Tensor], path: Path, step: int, spent: float
-) -> None:
+    model: nn.Module, averaged: dict[str, Tensor], params: dict[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer, path: Path, notes: dict[str, float],
+) -> None:  # fmt: skip
     fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
-    tensors = {
-        f"now.{k}": v.detach().contiguous().clone()
-        for k, v in model.state_dict().items()
-        if k not in fixed
-    }
-    tensors |= {f"average.{k}": v.contiguous().clone() for k, v in averaged.items()}
+    tensors = {f"now.{k}": v for k, v in model.state_dict().items() if k not in fixed}
+    tensors |= {f"average.{k}": v for k, v in averaged.items()}
+    for name, p in params.items():
+        tensors |= {f"{k}.{name}": v for k, v in optimiser.state[p].items()}
+    own = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
     with replacing(path) as partial:
-        save_file(tensors, partial, {"step": str(step), "spent": str(spent)})
+        save_file(own, partial, {name: repr(value) for name, value in notes.items()})
 
 
-def _resume(model: nn.Module, averaged: dict[str, Tensor], path: Path) -> tuple[int, float]:
+def _resume(
+    model: nn.Module, averaged: dict[str, Tensor], params: dict[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer, path: Path,
+) -> tuple[int, float, float]:  # fmt: skip
+    """Put the state of a stopped training in place; steps done, seconds spent, smoothed loss."""
     from safetensors import safe_open
 
     tensors = load_file(path)
     fixed = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     trained = {k[4:]: v for k, v in tensors.items() if k.startswith("now.")}
     model.load_state_dict({**fixed, **trained})
-    averaged.update({k[8:]: v for k, v in tensors.items() if k.startswith("average.")})
+    for name, value in averaged.items():
+        value.copy_(tensors[f"average.{name}"])
+    for name, p in params.items():
+        for k in ("step", "exp_avg", "exp_avg_sq"):
+            if (moment := tensors.get(f"{k}.{name}")) is not None:
+                optimiser.state[p][k] = moment if k == "step" else moment.to(p)
     with safe_open(path, "pt") as f:  # type: ignore[no-untyped-call]
         notes = f.metadata()
-    return int(notes["step"]), float(notes["spent"])
+    return int(notes["step"]), float(notes["spent"]), float(notes["smooth"])
+
+
+def _cut(log: Path, step: int) -> None:
+    """Leave the rows of a log up to a step: the row of a later one was written, and its state was
+    not."""
+    first, *rows = log.read_text(encoding="utf-8").splitlines()
+    done = [row for row in rows if int(row.partition(",")[0]) <= step]
+    log.write_text("\n".join([first, *done]) + "\n", encoding="utf-8")
