@@ -269,7 +269,11 @@ def test_full_size_models_are_prepared_for_and_run_with_what_was_made(
 def test_nothing_that_is_prepared_mixes_devices(row, few_iterations, monkeypatch, tmp_path):
     """On the simulated device, where a tensor of another raises; no gradient can be had there, and
     zeros stand for it."""
-    monkeypatch.setattr(torch.autograd, "grad", lambda loss, levels: (torch.zeros_like(levels),))
+    monkeypatch.setattr(
+        torch.autograd,
+        "grad",
+        lambda loss, of: [torch.zeros_like(x) for x in (of if isinstance(of, list) else [of])],
+    )
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
     for module in (training_loop, students, static_fp8):  # there are no values to be written
         monkeypatch.setattr(module, "save_file", lambda tensors, path, *more: path.touch())
@@ -280,7 +284,7 @@ def test_nothing_that_is_prepared_mixes_devices(row, few_iterations, monkeypatch
             sampling=sampling_of(row), tell=lambda row: None,
         )  # fmt: skip
         assert room.device.type == "gpu"
-        for text in ("diffsparse(keep=0.8)", "l2c", "magcache", "distill(steps=1, rank=2)",
+        for text in ("diffsparse(keep=0.8)", "sparsecast(keep=0.8)", "l2c", "magcache", "distill(steps=1, rank=2)",
                      "fp8(scales='step')"):  # fmt: skip
             name = text.partition("(")[0]
             if any(other.startswith(name) for other in methods_of(row)) or name == "fp8":

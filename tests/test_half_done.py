@@ -212,3 +212,27 @@ def test_seconds_are_those_of_all_commands(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     with half_done(tmp_path / "key") as own:
         assert (own.earlier, own.commands) == (0, 0)
+
+
+def test_forecasts_go_on_from_the_iteration_that_was_stopped(narrow_room, tmp_path):
+    from ditbench.acceleration.caching.forecast_recipe import Recipe
+    from ditbench.acceleration.caching.learn_forecast import prepare_forecast
+
+    recipe = Recipe(keep=0.6, together=2, alone=3, batch=1, trial_batch=1, trials=1)
+
+    def made(name, half=None, tell=lambda row: None):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        notes = prepare_forecast(folder, replace(narrow_room, half_done=half, tell=tell), recipe)
+        return notes, (folder / "forecast.safetensors").read_bytes()
+
+    def tell(row):
+        if (row.get("stage"), row.get("iteration")) == (2, 1):
+            raise Stopped
+
+    half = tmp_path / "half"
+    with pytest.raises(Stopped):
+        made("stopped", half, tell)
+    before = len(list((half / "journal").iterdir()))
+    assert made("parts", half) == made("whole")
+    assert len(list((half / "journal").iterdir())) > before > 3

@@ -11,7 +11,8 @@ T steps, L sub-layers, P guidance passes, O order, G groups of channels.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ from ditbench.acceleration.caching.whole_rows import (
     soft_mask,
     spent_by,
 )
+from ditbench.method.half_done import NO_JOURNAL, Journal
 
 if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
@@ -74,7 +76,9 @@ class Learning:
         steps: int,
         recipe: Recipe,
         tell: Callable[[dict[str, Any]], None],
+        journal: Journal = NO_JOURNAL,
     ) -> None:
+        self.journal = journal
         self.paint, self.draw, self.distance = paint, draw, distance
         self.steps, self.recipe, self.tell = steps, recipe, tell
         self.log: list[dict[str, Any]] = []
@@ -98,6 +102,26 @@ class Learning:
             error = (teacher - samples).square().mean()
             return torch.log(far + 1e-3) + torch.log(error + 1e-6), float(far.detach())
 
+    def slopes(
+        self, seed: int, controls: Controls, inputs: Sequence[Tensor]
+    ) -> tuple[float, list[Tensor]]:
+        """The distance on the requests of a seed, and the gradients of the loss by `inputs`, of
+        which `controls` are made."""
+
+        def compute() -> NDArray[np.float64]:
+            loss, far = self.loss(seed, controls)
+            if loss.requires_grad:
+                gradients = torch.autograd.grad(loss, list(inputs))
+            else:  # of so few steps that nothing is skipped after two computed ones
+                gradients = tuple(torch.zeros_like(x) for x in inputs)
+            return np.concatenate([[far], *(g.cpu().double().numpy().ravel() for g in gradients)])
+
+        far, *flat = self.journal(compute, (seed, _digest(*inputs)))
+        parts = np.split(np.array(flat), np.cumsum([x.numel() for x in inputs])[:-1])
+        made = [torch.from_numpy(part) for part in parts]
+        pairs = zip(made, inputs, strict=True)
+        return float(far), [part.reshape(x.shape).to(x) for part, x in pairs]
+
     @torch.no_grad()
     def look_at_plain(self) -> None:
         """Sample the held-out requests without acceleration, before any trial: a generation also
@@ -107,9 +131,16 @@ class Learning:
             self.paint(None, self.draw(seed, num), self.steps) for seed in self.trial_seeds
         ]
 
-    @torch.no_grad()
     def trial(self, controls: Controls) -> float:
         """Mean distance on the held-out requests."""
+        return float(
+            self.journal(
+                lambda: self._far(controls), _digest(controls.shares, controls.coefficients)
+            )
+        )
+
+    @torch.no_grad()
+    def _far(self, controls: Controls) -> float:
         num = max(self.recipe.trial_batch, self.recipe.batch)
         parts = [
             self.distance(plain, self.paint(controls, self.draw(seed, num), self.steps))
@@ -167,6 +198,14 @@ def learn(
     return learned
 
 
+def _digest(*tensors: Tensor) -> str:
+    """Of their values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _shares(shares: NDArray[Any], device: Any) -> Tensor:
     return torch.from_numpy(np.asarray(shares, np.float32)).to(device)
 
@@ -190,11 +229,12 @@ def _together(
             shares = round_to_budget(scores, weights, recipe.keep).astype(float)
         leaf = _shares(shares, device).requires_grad_(True)
         coefficients = table() if moves_coefficients else table.start
-        loss, far = learning.loss(recipe.seed + i % recipe.draws, Controls(leaf, coefficients))
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        assert leaf.grad is not None
-        push = -leaf.grad[1:].cpu().double().numpy()
+        moved = list(table.parameters()) if moves_coefficients else []
+        seed = recipe.seed + i % recipe.draws
+        far, (slope, *slopes) = learning.slopes(seed, Controls(leaf, coefficients), [leaf, *moved])
+        for parameter, of in zip(moved, slopes, strict=True):
+            parameter.grad = of
+        push = -slope[1:].cpu().double().numpy()
         push = push / (np.sqrt((push**2).mean()) + 1e-30)
         velocity[1:] = recipe.momentum * velocity[1:] + (1 - recipe.momentum) * push
         scores = scores + recipe.rate * left * velocity
@@ -233,9 +273,10 @@ def _alone(
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate_coefficients * max(0.05, 1 - i / recipe.alone)
         held_out = look() if i % 10 == 0 else None
-        loss, far = learning.loss(recipe.seed + i % recipe.draws, Controls(shares, table()))
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        parameters, seed = list(table.parameters()), recipe.seed + i % recipe.draws
+        far, slopes = learning.slopes(seed, Controls(shares, table()), parameters)
+        for parameter, of in zip(parameters, slopes, strict=True):
+            parameter.grad = of
         torch.nn.utils.clip_grad_norm_(table.parameters(), 1.0)
         optimiser.step()
         learning.note(2, i, far, held_out)
@@ -267,7 +308,8 @@ def prepare_forecast(
     with studio_of(
         student, room.pipe, room.below, room.prepared, distance.decoded, room.grid
     ) as paint:
-        learning = Learning(paint, room.draw, distance, room.calls, recipe, tell)
+        journal = Journal(room.half_done)
+        learning = Learning(paint, room.draw, distance, room.calls, recipe, tell, journal)
         learning.look_at_plain()
         weights = weights_of(student.at)[:, DENSE]
         learned = learn(learning, weights, grams, mask, len(grams), room.device)

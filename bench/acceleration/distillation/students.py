@@ -196,7 +196,8 @@ def _dense(
     what their losses are of, and the iterations before them."""
     teacher, process, before = room.pipe.transformer, Process.of(room.pipe.scheduler), 0
     steps, stages = _teacher_steps(room, recipe)
-    recorded = record(room, recipe.recordings, recipe.seed, steps, work / "recorded")
+    parts = work / "recorded" if room.half_done else None
+    recorded = record(room, recipe.recordings, recipe.seed, steps, parts)
     if recipe.rank:
         student = low_rank_copy(teacher, recipe.rank, recipe.seed)
         if room.model.group == "full":
