@@ -110,10 +110,9 @@ class Learning:
 
         def compute() -> NDArray[np.float64]:
             loss, far = self.loss(seed, controls)
-            if loss.requires_grad:
-                gradients = torch.autograd.grad(loss, list(inputs))
-            else:  # of so few steps that nothing is skipped after two computed ones
-                gradients = tuple(torch.zeros_like(x) for x in inputs)
+            # of so few steps that nothing is skipped after two computed ones
+            none = tuple(torch.zeros_like(x) for x in inputs)
+            gradients = torch.autograd.grad(loss, list(inputs)) if loss.requires_grad else none
             return np.concatenate([[far], *(g.cpu().double().numpy().ravel() for g in gradients)])
 
         far, *flat = self.journal(compute, (seed, _digest(*inputs)))
