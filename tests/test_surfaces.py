@@ -147,10 +147,22 @@ def test_the_distance_of_the_model_to_itself_is_zero(cells):
     assert points[2, 0.75].gain["flops", DISTANCE].value == pytest.approx(mixture - 0.8)
 
 
-def test_the_report_has_a_table_a_figure_and_a_fold_for_it(tmp_path):
+def test_times_that_are_not_reliable_are_held_equal_nowhere(cells):
+    records, scores = cells
+    for r in records:
+        r["timing"] = r["timing"][:1]  # one round
+    (surface,) = surfaces(records, scores)
+    assert all(set(p.cost) == {"flops"} for p in surface.points)
+    assert {cost for p in surface.points for cost, _ in p.gain} == {"flops"}
+
+
+@pytest.mark.parametrize("rounds", [3, 1])
+def test_the_report_has_a_table_a_figure_and_a_fold_for_it(tmp_path, rounds):
     stacks = [("none", "ok"), ("fewer_steps(steps=4)", "ok"), ("fewer_steps(steps=8)", "ok")]
     stacks += [(f"fewer_steps(steps={k})+fora(interval={v})", "ok") for k in (4, 8) for v in (2, 4)]
-    run = write_run(tmp_path / "run", models=("dit-tiny", "flux-tiny"), stacks=stacks)
+    run = write_run(
+        tmp_path / "run", models=("dit-tiny", "flux-tiny"), stacks=stacks, rounds=rounds
+    )
 
     def planned(r):
         r["sampling"]["steps"] = 20

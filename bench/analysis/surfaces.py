@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditbench.analysis.control_cells import is_control, scored_cells
+from ditbench.analysis.controls import reliable
 from ditbench.analysis.primary import by_model
 from ditbench.analysis.rows import Record
 from ditbench.analysis.step_sweep import PERCEPTUAL
@@ -179,12 +180,12 @@ def _points(
 
 
 def _costs(none: Record, cell: Record) -> dict[str, float]:
-    """Shares of the un-accelerated model's FLOPs and seconds, where they are known."""
+    """Shares of the un-accelerated model's FLOPs, and of its seconds where times are reliable."""
     costs = {}
     mine, theirs = cell["flops"].get("flops"), none["flops"].get("flops")
     if mine and theirs:
         costs["flops"] = float(mine) / float(theirs)
-    speed = times.speedup(none["timing"], cell["timing"])
+    speed = times.speedup(none["timing"], cell["timing"]) if reliable([none, cell]) else None
     if speed is not None and speed.estimate.value > 0:
         costs["time"] = 1 / speed.estimate.value
     return costs

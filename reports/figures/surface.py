@@ -88,6 +88,13 @@ def _over_cost(axis: Axes, surface: Surface, metric: str, cost: str) -> None:
     """Quality over one cost: the line of whole steps, and one for each number of steps."""
     shown = [p for p in surface.points if cost in p.cost and metric in p.quality]
     whole = [p for p in shown if p.dial is None]
+    axis.set_ylabel(metrics()[metric].label)
+    if len(whole) < 2:
+        words = "no reliable times" if cost == "time" else "FLOPs were not counted"
+        axis.text(0.5, 0.5, words, ha="center", va="center", transform=axis.transAxes, color=QUIET)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        return
     ends = sorted((p.cost[cost], p.quality[metric].value) for p in whole)
     shares = np.linspace(ends[0][0], ends[-1][0], 200)  # curved, for the axis is logarithmic
     mixtures = np.interp(shares, *np.array(ends).T)
@@ -108,7 +115,6 @@ def _over_cost(axis: Axes, surface: Surface, metric: str, cost: str) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xticks(_apart([p.cost[cost] for p in whole], [p.cost[cost] for p in shown]))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.2g}"))
-    axis.set_ylabel(metrics()[metric].label)
 
 
 def _apart(values: Sequence[float], extent: Sequence[float]) -> list[float]:
