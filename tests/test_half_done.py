@@ -192,6 +192,7 @@ def test_what_is_half_done_waits_for_the_same_command_and_is_gone_afterwards(pat
     row = ready()
     assert row["steps_before"] == 2 and row["interrupted"] == 2
     assert [path.name for path in (artifact.OWN / patient).iterdir()] == [row["folder"][-12:]]
+    assert all({"done", "of"} <= row.keys() for row in heard)
     notes = [row["note"] for row in heard if "note" in row]
     assert f"goes on from {folder}; remove that folder to begin anew" in notes
 

@@ -48,7 +48,8 @@ class HalfDone:
             tell(row)
 
         if self.commands:
-            tell({"note": f"goes on from {self.folder}; remove that folder to begin anew"})
+            note = f"goes on from {self.folder}; remove that folder to begin anew"
+            tell({"done": 0, "of": 1, "note": note})
         return hear
 
 
