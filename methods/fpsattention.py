@@ -1,17 +1,22 @@
 """FPSAttention: eight-bit attention over windows of tiles, coarse and sparse at first, fine and dense
-in the middle (Liu et al. 2025, arXiv:2506.04648), without its training and without its kernel."""
+in the middle (Liu et al. 2025, arXiv:2506.04648), without its kernel."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ditbench.acceleration.attention import ON_ATTENTION
 from ditbench.method import Attachment, Stage, knob, method
+from ditbench.method.prepare import unprepared
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ditbench.acceleration.attention.sparse_attention import Call
+    from ditbench.method.prepare import Workroom
+    from ditbench.models.table import Model
 
 Phase = tuple[float, float]
 """Length of a tile, of the base tile's; window of each axis, as a share of it: 2 is all."""
@@ -34,6 +39,11 @@ class FpsAttention:
     half as long in the middle, where attention is dense, and as given late. Which steps are early and
     late, and the windows, are our choice: the authors print neither (they search them once, and train
     with them). The text is a tile that always attends and is attended to.
+
+    With `trained` the model's weights are those that were finetuned under the very attention, by the
+    flow's loss on samples of its world (`prepare` first). The authors' controls are
+    `sparse=False`, `quantised=False`, neither knob, and `trained=True`; with both off and
+    `trained=True` it is the same finetuning of the model without any of it.
     """
 
     quantised: bool = True
@@ -51,11 +61,19 @@ class FpsAttention:
     """Window of early steps, as a share of each axis; 2 and more is all."""
     late_window: float = knob(0.75, low=0)
     """Window of late steps, as a share of each axis; 2 and more is all."""
+    trained: bool = False
+    """Take the weights that were finetuned under it (`prepare` first)."""
+    training: int = knob(0, low=0, high=15)
+    """Which finetuning of this recipe: every number has samples and noise of its own."""
     off: ClassVar[dict[str, object]] = {"quantised": False, "sparse": False}
+    tuned: ClassVar[str] = "alone"
+    """Weights are finetuned on the plain model, whatever else a stack has."""
 
     def __post_init__(self) -> None:
         if self.tile is not None and min(self.tile) < 1:
             raise ValueError(f"fpsattention: a tile of {self.tile} tokens has none in it")
+        if self.training and not self.trained:
+            raise ValueError("fpsattention: nothing is trained, so that training has no meaning")
 
     def relies_on(self, family: str) -> dict[str, str]:
         """That keys are a sub-layer's own tokens."""
@@ -69,8 +87,60 @@ class FpsAttention:
             return 1.0, self.late_window
         return 0.5, 2.0
 
+    def recipe(self) -> dict[str, Any] | None:
+        """What the finetuned weights depend on; None where the model's own are used."""
+        if not self.trained:
+            return None
+        names = "quantised", "sparse", "tile", "early", "late", "early_window", "late_window"
+        return {"version": 1} | {name: getattr(self, name) for name in names}
+
+    def unpreparable_for(self, model: Model) -> str | None:
+        """Samples to train on are there of worlds alone; and a guidance that was distilled would be
+        unlearned."""
+        if not model.world:
+            return (
+                f"weights are finetuned on samples, and there are none for {model.name} (FPSAttention "
+                "is trained on filtered videos for a week)"
+            )
+        if model.family == "flux":
+            return "the flow's loss has no guidance in it, and that of FLUX is distilled into its weights"
+        return None
+
+    def lacks(self, beside: Sequence[Any]) -> str | None:
+        """Finetuned weights want the model's own weights in their places."""
+        taken = {"weights", "linear-precision"}
+        for other in beside if self.trained else ():
+            if taken & other.traits.claims:
+                return (
+                    "its finetuned weights take the places of the model's own, which are others under "
+                    f"{other.name}"
+                )
+        return None
+
+    def prepare(self, folder: Path, room: Workroom) -> dict[str, Any]:
+        """Finetune the weights; returns notes for the manifest."""
+        from ditbench.acceleration.distillation.flow_finetuning import FlowRecipe, Place, finetune
+
+        def install(at: Attachment, place: Place) -> None:
+            self._install(at, lambda: (place.step, place.steps))
+
+        def phase(step: int) -> Phase:
+            return self.phase(step, room.calls)
+
+        return finetune(room, install, phase, folder, FlowRecipe())
+
     def attach(self, pipeline: Any, at: Attachment) -> None:
-        """Replace every attention of image tokens."""
+        """Put finetuned weights in place, and replace every attention of image tokens."""
+        if self.trained:
+            from ditbench.acceleration.distillation.flow_finetuning import put_weights
+
+            if at.artifact is None:
+                raise unprepared(self)
+            put_weights(at.artifact, pipeline, at)
+        self._install(at, lambda: (at.now.step, at.now.num_steps))
+
+    def _install(self, at: Attachment, place: Callable[[], tuple[int, int]]) -> None:
+        """Replace attention by that of the step and number of steps that `place()` says."""
         from ditbench.acceleration.attention.rounding import by_channel, by_tile
         from ditbench.acceleration.attention.sparse_attention import SparseAttention
         from ditbench.acceleration.attention.tiles import Tiles, near, tile_for
@@ -79,7 +149,7 @@ class FpsAttention:
             return
 
         def attend(call: Call) -> Tensor | None:
-            length, share = self.phase(at.now.step, at.now.num_steps)
+            length, share = self.phase(*place())
             base = self.tile or tile_for(at.now.grid, 3)
             frames, rows, columns = (max(1, int(n * length)) for n in base)
             tiles = Tiles(at.now.grid, (frames, rows, columns))

@@ -152,8 +152,8 @@ def record(
         asked.append(_calls(pipe, room.draw(seed + part, chunk, guidance=1.0, **more))[0])
         guided.append(_passes(pipe, _calls(pipe, room.draw(seed + part, chunk, **more))))
         room.tell({"done": part + 1, "of": num // chunk})
-    together = tuple(_joined([g[i] for g in guided]) for i in range(len(guided[0])))
-    return Recorded(torch.cat(kept), levels.float(), timesteps.float(), _joined(asked), together)
+    together = tuple(joined([g[i] for g in guided]) for i in range(len(guided[0])))
+    return Recorded(torch.cat(kept), levels.float(), timesteps.float(), joined(asked), together)
 
 
 def _sample(pipe: Any, told: dict[str, Any]) -> None:
@@ -220,6 +220,19 @@ def _calls(pipe: Any, told: dict[str, Any]) -> list[Conditioning]:
     return [{k: _on_cpu(v) for k, v in call.items() if k not in drop} for call in calls]
 
 
+def guided_of(pipe: Any, arguments: dict[str, Any]) -> tuple[Conditioning, ...]:
+    """How a pipeline call with these arguments asks the transformer: with the text first, then
+    without; only the first where guidance is embedded."""
+    return _passes(pipe, _calls(pipe, arguments))
+
+
+def levels_of(room: Workroom) -> Tensor:
+    """[T+1] levels of the states of a sampling, from nearly 1 to 0."""
+    with _watching(room.pipe, 0, stop=True), suppress(_Enough):
+        room.pipe(**room.draw(0, 1))
+    return _grid(room.pipe.scheduler, Process.of(room.pipe.scheduler))[0].float()
+
+
 def _passes(pipe: Any, calls: list[Conditioning]) -> tuple[Conditioning, ...]:
     """The guidance passes: with the text first, then without."""
     family = family_of(pipe.transformer)
@@ -234,7 +247,7 @@ def _length(asked: Conditioning) -> int:
     return next(len(v) for k, v in asked.items() if isinstance(v, Tensor) and k not in shared)
 
 
-def _joined(parts: list[Conditioning]) -> Conditioning:
+def joined(parts: list[Conditioning]) -> Conditioning:
     """The conditionings of several chunks as one."""
     first, shared = parts[0], _shared()
     return {
