@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ditbench.acceleration.attention import ON_ATTENTION
 from ditbench.method import Attachment, Stage, knob, method
@@ -30,8 +30,8 @@ Phase = tuple[float, float]
     paper="arXiv:2506.04648",
 )
 class FpsAttention:
-    """Quality of attention in E4M3 over windows of tiles; its time says nothing, for numbers are
-    rounded and computed as before.
+    """Attention in E4M3 over windows of tiles; without its kernel quality alone, for numbers are
+    rounded and computed as before, and times say nothing.
 
     Queries and keys are rounded with a scale for each tile, values for each channel, weights by the
     fixed scale of 448 before they are divided by their sum; products and output keep the model's
@@ -61,6 +61,10 @@ class FpsAttention:
     """Window of early steps, as a share of each axis; 2 and more is all."""
     late_window: float = knob(0.75, low=0)
     """Window of late steps, as a share of each axis; 2 and more is all."""
+    kernel: Literal["auto", "dense", "triton"] = "auto"
+    """What computes it. `triton`: a kernel of eight-bit products that leaves out blocks of 64 x 64
+    tokens (compute capability 8.9 and newer, package triton); `dense`: numbers are rounded, and all
+    products computed in the model's format; `auto`: the kernel where it runs."""
     trained: bool = False
     """Take the weights that were finetuned under it (`prepare` first)."""
     training: int = knob(0, low=0, high=15)
@@ -86,6 +90,15 @@ class FpsAttention:
         if step >= num_steps - int(self.late * num_steps):
             return 1.0, self.late_window
         return 0.5, 2.0
+
+    def check(self, pipeline: Any) -> str | None:
+        """A kernel that is asked for has to run."""
+        from ditbench.acceleration.attention.operator import no_triton
+
+        if self.kernel != "triton" or not self.quantised:
+            return None
+        reason = no_triton(pipeline.transformer.device)
+        return reason and f"kernel='triton' cannot run: {reason}"
 
     def recipe(self) -> dict[str, Any] | None:
         """What the finetuned weights depend on; None where the model's own are used."""
@@ -141,6 +154,9 @@ class FpsAttention:
 
     def _install(self, at: Attachment, place: Callable[[], tuple[int, int]]) -> None:
         """Replace attention by that of the step and number of steps that `place()` says."""
+        import torch
+
+        from ditbench.acceleration.attention.operator import no_triton
         from ditbench.acceleration.attention.rounding import by_channel, by_tile
         from ditbench.acceleration.attention.sparse_attention import SparseAttention
         from ditbench.acceleration.attention.tiles import Tiles, near, tile_for
@@ -164,6 +180,13 @@ class FpsAttention:
             if mask is None:
                 mask = layout.everything()
             at.count("attentions_rounded")
+            fused = self.kernel == "triton" or (
+                self.kernel == "auto" and no_triton(call.q.device) is None
+            )
+            if fused and not torch.is_grad_enabled():
+                at.notes["kernel"] = "triton"
+                return call.attend(layout, mask, rounded=True, kernel="triton")
+            at.notes["kernel"] = "dense"
             return call.attend(
                 layout,
                 mask,

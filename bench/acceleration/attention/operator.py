@@ -5,13 +5,16 @@ have the same mask. The tiles of text are tiles as any other.
 
 Kernels: `dense` is torch's attention under a mask by token, the reference, which computes every
 product; `flex` is torch's flex_attention, compiled, which leaves out blocks of 128 x 128 tokens in
-which nothing is kept. Both count as the products of the pairs of tokens that the mask keeps; a block
-of `flex` that holds some of them computes the others too, and its time has them.
+which nothing is kept; `triton` is eight-bit attention alone (`fp8_kernel`), in blocks of 64 x 64. All
+count as the products of the pairs of tokens that the mask keeps; a block that holds some of them
+computes the others too, and its time has them.
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -46,8 +49,9 @@ def block_attention(
     for the query's; `query_tiles` [b,K] and `key_tiles` [M] int64 are the tiles of tokens.
 
     `pairs`: pairs of a query and a key that one head of one sample keeps, where they are known
-    without a look at the mask. `rounded`: weights in E4M3 by the fixed scale of 448. A query needs a
-    key at least. With gradients it is made of torch's own operations, and counts as those do.
+    without a look at the mask. `rounded`: weights in E4M3 by the fixed scale of 448; under `triton`
+    queries and keys by tile and values by channel too. A query needs a key at least. With gradients
+    it is made of torch's own operations, and counts as those do.
     """
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         return _dense(q, k, v, mask, query_tiles, key_tiles, rounded)
@@ -62,6 +66,10 @@ def _block_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, query_tiles: Tensor, key_tiles: Tensor,
     pairs: int, kernel: str, rounded: bool,
 ) -> Tensor:  # fmt: skip
+    if kernel == "triton":
+        from ditbench.acceleration.attention.fp8_kernel import fp8_attention
+
+        return fp8_attention(q, k, v, mask, query_tiles, key_tiles)
     if kernel == "flex" and not rounded:
         return _flex(q, k, v, mask, query_tiles, key_tiles)
     return _dense(q, k, v, mask, query_tiles, key_tiles, rounded).contiguous()
@@ -88,6 +96,20 @@ def flops_of(
     kept = (mask * sizes).sum(-1).expand(batch, heads, -1)  # [B,H,T] keys of a query in that tile
     total = kept.gather(2, query_tiles.expand(batch, -1)[:, None].expand(-1, heads, -1)).sum()
     return 4 * width * int(total)
+
+
+def no_triton(device: torch.device) -> str | None:
+    """Why the kernel `triton` cannot run on a device, in words; None where it can."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device.type != "cuda":
+        return f"it wants a GPU of NVIDIA and not {device.type}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < (8, 9):
+        return f"E4M3 products want compute capability 8.9, and this GPU has {major}.{minor}"
+    return None
 
 
 def by_token(mask: Tensor, query_tiles: Tensor, key_tiles: Tensor) -> Tensor:

@@ -120,15 +120,18 @@ class Call:
         self._owner.note_whole()
         return F.scaled_dot_product_attention(self.q, self.k, self.v)
 
-    def attend(self, layout: Layout, mask: Mask, *, rounded: bool = False, **other: Any) -> Tensor:
-        """[B,H,K,d] under the mask; `rounded`: weights in E4M3; `other`: other q, k, v, or tiles of
-        queries."""
+    def attend(
+        self, layout: Layout, mask: Mask, *, rounded: bool = False, kernel: str = "", **other: Any
+    ) -> Tensor:
+        """[B,H,K,d] under the mask; `rounded`: weights in E4M3; `kernel`: in place of the method's own;
+        `other`: other q, k, v, or tiles of queries."""
         q, k, v = (other.get(name, getattr(self, name)) for name in "qkv")
         asking = other.get("queries")
         whole = asking is None and self.rows is None
         asking = self.queries(layout) if asking is None else asking
         pairs = mask.pairs if whole else BY_VALUES
-        kernel = "flex" if self._owner.flex_on(q) and len(asking) == 1 else "dense"
+        flex = self._owner.flex_on(q) and len(asking) == 1
+        kernel = kernel or ("flex" if flex else "dense")
         arguments = q, k, v, mask.kept, asking, layout.of_tokens
         self._owner.note(arguments, pairs, self.q.shape[2])
         return block_attention(*arguments, pairs=pairs, kernel=kernel, rounded=rounded)
