@@ -252,9 +252,13 @@ def test_weights_are_the_multiply_accumulates_of_the_anatomy():
 
 def test_what_a_sublayer_shows_is_looked_at_until_it_runs_again():
     keep = np.array([[1, 1], [0, 0.5], [0, 0], [1, 0], [0, 0], [0.25, 0], [1, 1]])
-    assert looked_at(keep, [0, 0])[:, 0].tolist() == [True, True, False, True, True, True, False]
-    assert looked_at(keep, [0, 1])[:, 0].tolist() == [False, False, False, True, True, True, False]
-    assert looked_at(keep, [0, 1])[:, 1].tolist() == [True, True, False, False, False, False, False]
+    # a ranking comes before the run whose rows it chooses, and looks at what ran last
+    yes, no = True, False
+    assert looked_at(keep, [0, 0])[:, 0].tolist() == [yes, yes, no, yes, yes, no, no]
+    assert looked_at(keep, [0, 1])[:, 0].tolist() == [no, no, no, yes, yes, no, no]
+    assert looked_at(keep, [0, 1])[:, 1].tolist() == [yes, no, no, no, no, no, no]
+    half = np.array([[1, 1, 1], [0.5, 0.5, 0.5]])
+    assert looked_at(half, [0, 0, 0]).tolist() == [[yes, yes, yes], [yes, yes, no]]
 
 
 @pytest.mark.parametrize("selector", ["attention", "change"])

@@ -189,7 +189,7 @@ def test_tokens_are_ranked_in_float32_whatever_the_dtype_of_the_model(selector, 
             cache.reuse(part, x)
         cached = cache.kept[cache.selector.key(part)].view(1, 1024, 64)
         score = cache.selector.score(part, x, cached)
-        assert score.dtype == torch.float32 == cache._ages((0, 0), x).dtype
+        assert score.dtype == torch.float32 == cache._times((0, 0), x).dtype
         scores.append((score + 3 * cache.reuse_weight).unique().numel())
         orders.append(set(cache.order(part, x)[0, :512].tolist()))
     whole, half = scores
@@ -621,3 +621,23 @@ def test_a_fresh_token_of_a_single_block_takes_its_attention_of_the_last_full_st
         2,
     )
     assert len(halves) == 2 and sorted(fresh[0, :, 0].tolist()) == [11, 11, 21, 21]
+
+
+def test_rows_are_written_into_what_the_cache_alone_holds_and_into_nothing_else():
+    cache, part = cache_of("norm", soft=1.0)
+    x = torch.tensor([[[4.0], [3.0], [2.0], [1.0]]])
+    with torch.no_grad():
+        first = cache.compute(part, part.run(x), x)
+        assert cache.refresh(part, part.run(2 * x), 2 * x, 1) is first
+        before = cache.state()
+        values = [first.clone(), before[2][0, 0].clone()]
+        second = cache.refresh(part, part.run(3 * x), 3 * x, 2)
+        assert second is not first
+        assert cache.refresh(part, part.run(4 * x), 4 * x, 1) is second
+        assert torch.equal(first, values[0]) and torch.equal(before[2][0, 0], values[1])
+        cache.restore(before)
+        assert cache.refresh(part, part.run(5 * x), 5 * x, 1) is not first
+        assert torch.equal(first, values[0])
+    whole = cache.compute(part, part.run(x), x)  # with gradients, which need what was there
+    again = cache.refresh(part, part.run(2 * x), 2 * x, 1)
+    assert cache.refresh(part, part.run(2 * x), 2 * x, 1) is not again is not whole

@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ditbench.models.pending import ADD, ALIKE, CAST, MUL, Pending, real
+from ditbench.models.fused_rows import normalised, taken
+from ditbench.models.pending import ADD, CAST, MUL, Pending, real
 from ditbench.models.regions import running_computer
 
 Run = Callable[..., Any]
@@ -136,24 +137,17 @@ class SingleRun:
 def take(x: Tensor, rows: Tensor) -> Tensor:
     """The chosen rows: [B,N,D], [B,K] -> [B,K,D]. Of a norm and a modulation that are pending they
     alone are worked out: these go row by row."""
-    if _normalised(x) and (chosen := _some_rows(x, rows, x.shape[1])) is not None:
+    if (fused := taken(x, rows)) is not None:
+        return fused
+    if normalised(x) and (chosen := _some_rows(x, rows, x.shape[1])) is not None:
         some: Tensor = real(chosen)
         return some
     return _gathered(real(x), rows)
 
 
-def _normalised(given: Any) -> bool:
-    """Whether it is made of a norm by arithmetic; a stream, which is needed whole, is not."""
-    if not isinstance(given, Pending) or not given.waits:
-        return False
-    if given.kind in (ADD, MUL, CAST):
-        return any(map(_normalised, given.args))
-    return given.kind == ALIKE
-
-
 def _some_rows(given: Any, rows: Tensor, n: int) -> Any:
     """None where an operand has neither a row for each of `n` tokens nor one for all."""
-    if not _normalised(given):
+    if not normalised(given):
         if not isinstance(given, (Pending, Tensor)):
             return given
         if given.ndim != 3 or given.shape[1] not in (1, n):
@@ -172,6 +166,14 @@ def _some_rows(given: Any, rows: Tensor, n: int) -> Any:
     return given.operation(*args, *real(rest))
 
 
+def every(x: Any) -> Tensor:
+    """All rows [B,N,D], for keys and values of a sub-layer whose queries are some of them."""
+    if (fused := taken(x, None)) is not None:
+        x.settle(fused)
+    whole: Tensor = real(x)
+    return whole
+
+
 def _gathered(x: Tensor, rows: Tensor) -> Tensor:
     if x.device.type == "cpu":  # whole rows are copied, where gather goes by elements
         first = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1])[:, None]
@@ -180,9 +182,11 @@ def _gathered(x: Tensor, rows: Tensor) -> Tensor:
     return x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def put(x: Tensor, rows: Tensor, value: Tensor) -> Tensor:
-    """A copy of `x` [B,N,D] whose `rows` [B,K] are `value` [B,K,D]."""
-    return x.scatter(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]), value)
+def put(x: Tensor, rows: Tensor, value: Tensor, *, in_place: bool = False) -> Tensor:
+    """A copy of `x` [B,N,D] whose `rows` [B,K] are `value` [B,K,D]; `in_place`: `x` itself, of which
+    no more than those is written."""
+    at = rows.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+    return x.scatter_(1, at, value) if in_place else x.scatter(1, at, value)
 
 
 def tokenwise(
@@ -205,7 +209,7 @@ def self_attention(
     path."""
     if context is not None:
         refuse_mask(kwargs.get("attention_mask"))
-    hidden = real(hidden)  # every row of it is a key
+    hidden = every(hidden)
     kwargs["encoder_hidden_states"] = hidden if context is None else context.tokens
     return forward(hidden if rows is None else take(hidden, rows), **kwargs)
 

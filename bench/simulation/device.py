@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import sdpa_flop_count
 
+from ditbench.models.fused_rows import ROWS_READ
 from ditbench.profiling.flop_counter import formulas
 from ditbench.simulation import operations
 from ditbench.simulation.costs import Kernel
@@ -51,7 +52,7 @@ _NO_KERNEL = frozenset(
         aten.detach, aten.lift_fresh, aten._unsafe_view, aten.set_, aten.resize_, aten.alias,
     }
 )  # fmt: skip
-_ROWS_READ = frozenset({aten.embedding, aten.index_select, aten.index, aten.gather})
+_ROWS_READ = ROWS_READ | {aten.embedding, aten.index_select, aten.index, aten.gather}
 """Operations that read of their first argument only what they give."""
 _DEVICE_OF = torch.ops.prim.device.default
 _COPIES = frozenset({aten._to_copy, aten.copy_})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter as Tally
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from ditbench.acceleration.caching.level_times import LevelProbe, block_calls, lists_of
 from ditbench.method.stack import Stack
 from ditbench.models.family import grid_of
+from ditbench.models.fused_rows import computed_by
 from ditbench.models.requests import call_arguments, make_requests
 from ditbench.models.sampling import sampling_of
 from ditbench.models.table import Model, models
@@ -33,7 +34,8 @@ FULL_SIZE = ("dit-xl-2-256", "pixart-alpha-256", "flux-1-dev", "wan-2.1-1.3b", "
 
 @dataclass(frozen=True, kw_only=True)
 class LevelKernels:
-    """Kernels by name that one sub-layer adds to a block that is reused otherwise."""
+    """Kernels by name that one sub-layer adds to a block that is reused otherwise: below 0 those that
+    others take the place of, as a kernel with gate and sum in it does."""
 
     where: str
     """The list of blocks it is in, such as `transformer_blocks`."""
@@ -52,11 +54,11 @@ class LevelKernels:
 
 def level_kernels(
     device: Device, model: Model, changes: Mapping[str, Any], *,
-    selector: str = "attention", dtype: str = "bfloat16",
+    selector: str = "attention", noted: bool = False, dtype: str = "bfloat16",
 ) -> Iterator[LevelKernels]:  # fmt: skip
     """Of the sub-layers of the first block of each list, inside `simulated(device)`; `changes` as of
-    `Stand`. What a ranking looks at was noted when everything was computed, and is noted when some
-    rows are."""
+    `Stand`. Some rows are computed right after all were, of which a ranking's signals were noted;
+    `noted`: those of the rows are noted too, for a ranking that comes later."""
     with quiet():
         stand = Stand(device, model, dtype, dict(changes))
     pipe, sampling = stand.pipe, sampling_of(model)
@@ -69,16 +71,19 @@ def level_kernels(
             attached.grid = grid_of(pipe, sampling)
             attached.start(2, BATCH)
             at = attached.attachments[probe.name]
-            pipe.transformer(*call[0], **call[1])
-            state = probe.cache.state()
+            pipe.transformer(*call[0], **call[1])  # which tells how many tokens there are
 
             def count(block: Any, where: str, index: int, level: float) -> Tally[str]:
-                attached.passes.calls = attached.now.branch = 0
-                probe.cache.restore(state)
-                probe.cache.notes = lambda _: level < 1
-                probe.level = lambda _, i: level if i == index else 0.0
+                def run(under: Callable[[int, int], float]) -> None:
+                    attached.passes.calls = attached.now.branch = 0
+                    probe.level = under
+                    block(*given[where][0], **given[where][1])
+
+                probe.cache.notes = lambda _: True
+                run(lambda *_: 1.0)
+                probe.cache.notes = lambda _: noted and level < 1
                 before = device.work.copy()
-                block(*given[where][0], **given[where][1])
+                run(lambda _, i: level if i == index else 0.0)
                 kernels: Tally[str] = Tally()
                 for kernel, number in device.work.minus(before).kernels.items():
                     kernels[kernel.name] += number
@@ -95,8 +100,14 @@ def level_kernels(
                     )
                     yield LevelKernels(
                         where=where, kind=sublayer.kind, reused=reused,
-                        dense=dense - reused, partial=partial - reused,
+                        dense=_above(dense, reused), partial=_above(partial, reused),
                     )  # fmt: skip
+
+
+def _above(kernels: Tally[str], reused: Tally[str]) -> Tally[str]:
+    """What runs besides; below 0 what does not run any more."""
+    kernels.subtract(reused)
+    return kernels
 
 
 class _Called(Exception):
@@ -133,8 +144,11 @@ def few_blocks(name: str) -> dict[str, int]:
     }
 
 
-def _words(kernels: Tally[str]) -> str:
-    return ", ".join(f"{n} {name}" if n > 1 else name for name, n in sorted(kernels.items()))
+def _words(more: Tally[str], less: Tally[str]) -> str:
+    """How much more there is of what."""
+    kernels = Tally(more)
+    kernels.subtract(less)
+    return ", ".join(f"{n:+d} {name}" for name, n in sorted(kernels.items()) if n)
 
 
 def main() -> None:
@@ -142,17 +156,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=FULL_SIZE, metavar="MODEL")
     parser.add_argument("--selector", default="attention")
+    parser.add_argument("--noted", action="store_true", help="a ranking looks at the rows later")
+    parser.add_argument("--kernel", choices=("torch", "triton"), default="torch")
     asked = parser.parse_args()
-    print("| model | sub-layer | dense | half | added | launched besides the dense one's |")  # noqa: T201
+    print("| model | sub-layer | dense | half | added | more and less than the dense one's |")  # noqa: T201
     print("|---|---|---:|---:|---:|---|")  # noqa: T201
     for name in asked.models:
-        with simulated() as device:
+        with simulated() as device, computed_by(asked.kernel):
             for row in level_kernels(
-                device, models()[name], few_blocks(name), selector=asked.selector
+                device, models()[name], few_blocks(name), selector=asked.selector, noted=asked.noted
             ):
                 print(  # noqa: T201
                     f"| {name} | {row.where}, {row.kind} | {row.dense.total()} | "
-                    f"{row.partial.total()} | {row.added:+d} | {_words(row.partial - row.dense)} |"
+                    f"{row.partial.total()} | {row.added:+d} | {_words(row.partial, row.dense)} |"
                 )
 
 

@@ -138,17 +138,18 @@ def nearest(steps: int, to: int) -> NDArray[np.int64]:
 
 def looked_at(keep: NDArray[np.float64], blocks: Sequence[int]) -> NDArray[np.bool_]:
     """[T,L]: whether anything ranks tokens by what is noted of a sub-layer when it runs at a step:
-    some sub-layer of its block computes a part of its tokens, then or later, before this one runs
-    again.
+    some sub-layer of its block computes a part of its tokens after that, before this one runs again
+    or as it does, for tokens are ranked before any of them is computed.
 
     `keep` [T,L] are the shares; `blocks` [L] says which block a sub-layer is of.
     """
-    partial = (keep > 0) & (keep < 1)
+    partial, ran = (keep > 0) & (keep < 1), keep > 0
     same = np.asarray(blocks)[:, None] == np.asarray(blocks)[None]
-    # [T,L]: some sub-layer of the block ranks at this step
-    ranks: NDArray[np.bool_] = (partial[:, None, :] & same).any(2)
-    ranking, until = np.zeros_like(ranks), np.zeros(ranks.shape[1], bool)
+    # those of the block that run after it; the others, itself among them, rank before it has run
+    after = same & (np.arange(len(same))[:, None] < np.arange(len(same))[None])
+    later, sooner = ((partial[:, None, :] & part).any(2) for part in (after, same & ~after))
+    ranking, until = np.zeros_like(partial), np.zeros(partial.shape[1], bool)
     for t in reversed(range(len(keep))):
-        ranking[t] = ranks[t] | until
-        until = ranks[t] | (until & (keep[t] == 0))
+        ranking[t] = later[t] | until
+        until = sooner[t] | (~ran[t] & ranking[t])
     return ranking

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ditbench.acceleration.caching import fused_ranking
 from ditbench.acceleration.caching.attention_map import (
     Watch,
     entropy_of,
     queries_at,
     received_by,
 )
+from ditbench.acceleration.caching.fused_ranking import by_kernel
 from ditbench.acceleration.caching.token_settings import SELECTORS
 from ditbench.models.token_rows import put, take
 from ditbench.suggest import suggest
@@ -44,6 +46,8 @@ class Selector:
         self.now, self.rules = now, rules
         self.stores: tuple[dict[Any, Any], ...] = ()
         """What it remembers: emptied before every generation, counted in the memory ledger."""
+        self.own: set[Any] = set()
+        """Keys of what nobody else holds, so that it may be written into."""
 
     def attach(self, at: Attachment) -> None:
         """Hook in what it has to see besides."""
@@ -69,17 +73,29 @@ class Selector:
         a token keeps unless it is chosen."""
         raise NotImplementedError
 
+    def parts(self, sublayer: Sublayer, n: int) -> list[tuple[Tensor, float]] | None:
+        """Signals [B,N] whose sum is the score, once what stands beside them is added, the mean of
+        guidance passes that share a ranking is taken, and they are of unit length; None: `score` works
+        it out."""
+        return None
+
     def key(self, sublayer: Sublayer) -> Key:
         """Where what is remembered of a sub-layer is kept."""
         return sublayer.index, self.now.branch
 
     def over_passes(self, score: Tensor) -> Tensor:
-        """[B,N]: the mean of the guidance passes for all of them where the family's rules have one
-        ranking for both."""
+        """The mean [S,N] of the guidance passes of [B,N] where the family's rules have one ranking
+        for both; else as it is."""
         if not self.rules.shared or self.now.passes == 1:
             return score
         mean: Tensor = score.unflatten(0, (self.now.passes, -1)).mean(0)
-        return mean.repeat(self.now.passes, 1)
+        return mean
+
+    def for_passes(self, score: Tensor) -> Tensor:
+        """[B,N] of what `over_passes` gave, the same for all of them."""
+        if not self.rules.shared or self.now.passes == 1:
+            return score
+        return score.repeat(self.now.passes, 1)
 
 
 class Attention(Selector):
@@ -120,13 +136,23 @@ class Attention(Selector):
                     f"{sublayer.name} attends to {seen} tokens in place of {whole}, so which tokens are "
                     "attended to is not known: choose another selector"
                 )
-            self.signals[at] = received_by(q, k, mask)
+            by = fused_ranking.received if by_kernel(q, k, mask, signal) else received_by
+            self.signals[at] = by(q, k, mask)
         else:
-            entropy = entropy_of(q, k, mask)
-            self.signals[at] = (
-                entropy if rows is None else self.signals[at].scatter(1, rows, entropy)
-            )
+            self._note_entropy(at, rows, q, k, mask)
         return out
+
+    def _note_entropy(
+        self, at: tuple[str, int, int], rows: Tensor | None, q: Tensor, k: Tensor, mask: Any
+    ) -> None:
+        fused = by_kernel(q, k, mask, "entropy")
+        if fused and rows is not None and at in self.own:
+            fused_ranking.entropy_into(self.signals[at], rows, q, k, mask)
+            return
+        entropy = (fused_ranking.entropy if fused else entropy_of)(q, k, mask)
+        self.signals[at] = entropy if rows is None else self.signals[at].scatter(1, rows, entropy)
+        if not torch.is_grad_enabled():
+            self.own.add(at)
 
     def forget_scores(self) -> None:
         """Scores that sub-layers share are worked out again."""
@@ -140,28 +166,44 @@ class Attention(Selector):
             self.scores[key] = self._sum(sublayer, n)
         return self.scores[key]
 
+    def parts(self, sublayer: Sublayer, n: int) -> list[tuple[Tensor, float]] | None:
+        """The block's signals."""
+        return [
+            (signal, 0.0 if name == "received" else 1 + self._together)
+            for name, signal in self._seen(sublayer, n)
+        ]
+
     def _sum(self, sublayer: Sublayer, n: int) -> Tensor:
-        parts = []
-        for name in self.rules.signals:
-            signal = self.signals.get((name, sublayer.block, self.now.branch))
-            if signal is not None:
-                parts.append(F.normalize(self._whole(name, _own_rows(sublayer, signal, n)), dim=1))
-        if not parts:
+        parts = [F.normalize(self._whole(*seen), dim=1) for seen in self._seen(sublayer, n)]
+        return self.for_passes(sum(parts[1:], parts[0]))
+
+    def _seen(self, sublayer: Sublayer, n: int) -> list[tuple[str, Tensor]]:
+        found = [
+            (name, _own_rows(sublayer, signal, n))
+            for name in self.rules.signals
+            if (signal := self.signals.get((name, sublayer.block, self.now.branch))) is not None
+        ]
+        if not found:
             raise ValueError(
                 f"the attention of block {sublayer.block} was not seen, for it is no call of "
                 "scaled_dot_product_attention: "
                 "choose another selector"
             )
-        return torch.stack(parts).sum(0)
+        return found
 
     def _whole(self, name: str, signal: Tensor) -> Tensor:
-        """Over guidance passes. The authors' map of a pair has both prompts' tokens, half of the
-        weight on either: the entropy of the mean of P maps that do not overlap is their mean
-        entropy and log P. They add one to it."""
+        """Over guidance passes. The authors add one to an entropy."""
         mean = self.over_passes(signal)
         if name == "received":
             return mean
-        return 1 + mean + (math.log(self.now.passes) if self.rules.shared else 0.0)
+        return 1 + mean + self._together if self._together else 1 + mean
+
+    @property
+    def _together(self) -> float:
+        """What entropies gain by guidance passes: the authors' map of a pair has both prompts' tokens,
+        half of the weight on either, and the entropy of the mean of P maps that do not overlap is their
+        mean entropy and log P."""
+        return math.log(self.now.passes) if self.rules.shared else 0.0
 
 
 class Change(Selector):
@@ -186,7 +228,7 @@ class Change(Selector):
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Squared distance."""
         moved = (hidden.float() - self.inputs[self.key(sublayer)].float()).square().sum(-1)
-        return F.normalize(self.over_passes(moved), dim=1)
+        return self.for_passes(F.normalize(self.over_passes(moved), dim=1))
 
 
 class Residual(Selector):

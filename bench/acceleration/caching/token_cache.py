@@ -6,6 +6,7 @@ B batch, N rows of a stream, K chosen rows, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ditbench.acceleration.caching import fused_ranking
 from ditbench.acceleration.caching.budget import kept_rows
 from ditbench.acceleration.caching.selectors import Key, selector_class
+from ditbench.models.fused_rows import PutRows, kernel_of
+from ditbench.models.pending import Pending
 from ditbench.models.token_rows import SingleRun, put, take
 
 if TYPE_CHECKING:
@@ -54,16 +58,21 @@ class TokenCache:
         ranking will look at it."""
         self.attend = attend
         self.kept: dict[Key, Output] = {}
-        self._age: dict[Key, Tensor] = {}
-        """Steps since a token was computed, [B,N] float32 whatever the model's dtype, when some were
-        last; absent where all were."""
-        self._waited: dict[Key, int] = {}
-        """Steps since then, the same for all tokens."""
+        self._clock: dict[Key, int] = {}
+        """Steps since all tokens were computed."""
+        self._computed: dict[Key, Tensor] = {}
+        """When a token was computed last, by that clock: [B,N] float32 whatever the model's dtype;
+        absent where all tokens were at its beginning."""
         self._mixed: dict[Key, Tensor] = {}
+        self._own: set[Key] = set()
+        """Sub-layers whose tensors nobody else holds, so that rows are written into them."""
+        self._unwritten: dict[Key, PutRows] = {}
+        """Rows that a block has been given to write."""
+        at.on_start(self._unwritten.clear)
         self._stores: tuple[dict[Any, Any], ...] = (
             self.kept,
-            self._age,
-            self._waited,
+            self._clock,
+            self._computed,
             self._mixed,
             *self.selector.stores,
         )
@@ -83,15 +92,18 @@ class TokenCache:
             out = run()
             self.selector.forget(sublayer)
         self.kept[key] = out
-        self._age.pop(key, None)
-        self._waited[key] = 0
+        self._unwritten.pop(key, None)
+        self._computed.pop(key, None)
+        self._clock[key] = 0
+        self._owned(key)
         self._count(sublayer, len(hidden) * hidden.shape[1], 0)
         return out
 
     def reuse(self, sublayer: Sublayer, hidden: Tensor) -> Output:
         """What is kept, as it is."""
         key = self.selector.key(sublayer)
-        self._waited[key] += 1
+        self._write(key)
+        self._clock[key] += 1
         self._count(sublayer, 0, len(hidden) * hidden.shape[1])
         return self.kept[key]
 
@@ -102,16 +114,15 @@ class TokenCache:
             return self.reuse(sublayer, hidden)
         if num >= n and (self.attend or sublayer.kind != "single"):
             return self.compute(sublayer, run, hidden)
-        rows, run = self.order(sublayer, hidden)[:, :num], self._attending(sublayer, run)
-        new, cached = self.selector.run(sublayer, run, rows, every=False), self.kept[key]
-        out = (
-            (put(cached[0], rows, new[0]), new[1])
-            if isinstance(cached, tuple)
-            else put(cached, rows, new)
-        )
-        self.kept[key] = out
-        self.selector.computed(sublayer, hidden, rows)
-        self._aged(key, self._ages(key, hidden, 1).scatter(1, rows, 0.0))
+        order, run = self.order(sublayer, hidden), self._attending(sublayer, run)
+        rows = order[:, :num]
+        if self.notes(sublayer):
+            new = self.selector.run(sublayer, run, rows, every=False)
+            self.selector.computed(sublayer, hidden, rows)
+        else:
+            new = run(rows)
+            self.selector.forget(sublayer)
+        out = self._updated(key, order, new, fused=isinstance(hidden, Pending))
         self._count(sublayer, len(hidden) * num, len(hidden) * (n - num))
         return out
 
@@ -146,22 +157,34 @@ class TokenCache:
         self.kept[key] = out
         if num:
             self.selector.computed(sublayer, seen, rows)
-        self._aged(key, self._ages(key, hidden, 1).masked_fill(place < num, 0.0))
+        self._clock[key] += 1
+        self._computed[key] = self._times(key, hidden).masked_fill(
+            place < num, float(self._clock[key])
+        )
         return out
 
     def by_sample(self) -> None:
-        """Hold nothing that is one for all samples, so that `state` can be divided by them: ages as
-        tensors, and no scores of blocks."""
+        """Hold nothing that is one for all samples, so that `state` can be divided by them: clocks
+        that begin now, and no scores of blocks."""
         for key, out in self.kept.items():
-            self._aged(key, self._ages(key, out[0] if isinstance(out, tuple) else out))
+            self._write(key)
+            times = self._times(key, out[0] if isinstance(out, tuple) else out)
+            self._computed[key], self._clock[key] = times - self._clock[key], 0
         self.selector.forget_scores()
 
     def state(self) -> tuple[dict[Any, Any], ...]:
         """Everything it holds, for a later `restore`."""
+        for key in [*self._unwritten]:
+            self._write(key)
+        self._own.clear()
+        self.selector.own.clear()
         return tuple(dict(store) for store in self._stores)
 
     def restore(self, state: tuple[dict[Any, Any], ...]) -> None:
         """Hold what `state` gave, and nothing else."""
+        self._unwritten.clear()
+        self._own.clear()
+        self.selector.own.clear()
         for store, before in zip(self._stores, state, strict=True):
             store.clear()
             store.update(before)
@@ -170,32 +193,88 @@ class TokenCache:
         """Tokens [B,N] int64 from the one to recompute first to the last; of equal ones the first
         in the picture comes first."""
         key = self.selector.key(sublayer)
+        self._write(key)
+        score = self._fused_score(sublayer, key, hidden.shape[1]) if _by_kernel(hidden) else None
+        if score is None:
+            score = self._score(sublayer, key, hidden)
+        return score.argsort(dim=1, descending=True, stable=True)
+
+    def _score(self, sublayer: Sublayer, key: Key, hidden: Tensor) -> Tensor:
+        """[B,N] float32, higher first."""
         cached = self.kept[key]
         score = self.selector.score(
             sublayer, hidden, (cached[0] if isinstance(cached, tuple) else cached).detach()
         )
-        score = score.float()
-        if key in self._age:
-            score = score + self.reuse_weight * self._ages(key, hidden)
-        elif waited := self._waited[key]:
+        score, waited = score.float(), self._clock[key]
+        if key in self._computed:
+            score = score + self.reuse_weight * (waited - self._computed[key])
+        elif waited:
             score = score + float(np.float32(self.reuse_weight) * np.float32(waited))
-        if sublayer.stream != "text" and self.rules.bonus:
-            self.at.notes["windows"] = _windows(self.at.now.grid, self.rules.window)
-            score = _with_bonus(score, self.at.now.grid, self.rules.window, self.rules.bonus)
-        return score.argsort(dim=1, descending=True, stable=True)
+        if window := self._window(sublayer):
+            score = _with_bonus(score, self.at.now.grid, window, self.rules.bonus)
+        return score
 
-    def _ages(self, key: Key, hidden: Tensor, more: int = 0) -> Tensor:
-        """Steps since a token was computed, and `more`: [B,N] float32."""
-        waited = self._waited[key] + more
-        if key in self._age:
-            return self._age[key] + waited if waited else self._age[key]
-        age: Tensor = torch.full(
-            tuple(hidden.shape[:2]), float(waited), dtype=torch.float32, device=hidden.device
-        )
-        return age
+    def _fused_score(self, sublayer: Sublayer, key: Key, n: int) -> Tensor | None:
+        """The same by one kernel; None where the selector has no signals for it."""
+        if (parts := self.selector.parts(sublayer, n)) is None:
+            return None
+        grid, window = self.at.now.grid, self._window(sublayer)
+        return fused_ranking.scores(
+            *zip(*parts, strict=True), self.at.now.passes if self.rules.shared else 1,
+            self._computed.get(key), float(self._clock[key]), self.reuse_weight, grid,
+            window if n >= math.prod(grid) and _windows(grid, window) else 0, self.rules.bonus,
+        )  # fmt: skip
 
-    def _aged(self, key: Key, age: Tensor) -> None:
-        self._age[key], self._waited[key] = age, 0
+    def _window(self, sublayer: Sublayer) -> int:
+        """Side of the windows whose best token gets a bonus; 0 for none."""
+        if sublayer.stream == "text" or not self.rules.bonus:
+            return 0
+        self.at.notes["windows"] = _windows(self.at.now.grid, self.rules.window)
+        return self.rules.window
+
+    def _times(self, key: Key, hidden: Tensor) -> Tensor:
+        """When tokens were computed last, [B,N] float32."""
+        if key in self._computed:
+            return self._computed[key]
+        return torch.zeros(tuple(hidden.shape[:2]), dtype=torch.float32, device=hidden.device)
+
+    def _updated(self, key: Key, order: Tensor, new: Output, *, fused: bool) -> Output:
+        """The output with `new` in the rows order[:, :K], which is kept; `fused`: the block runs on
+        pending tensors, and may be given one that is written when the block adds it."""
+        before = self.kept[key]
+        kept, some = (before[0], new[0]) if isinstance(before, tuple) else (before, new)
+        self._clock[key] += 1
+        now, first = float(self._clock[key]), key not in self._computed
+        fused = fused and _by_kernel(kept)
+        self.at.notes["rows"] = "triton" if fused else "torch"
+        if fused and first:
+            times = kept.new_empty(kept.shape[:2], dtype=torch.float32)
+        else:
+            times = self._times(key, kept)
+        if key not in self._own or torch.is_grad_enabled():
+            kept, times = kept.clone(), times if first else times.clone()
+            self._owned(key)
+        out: Any = kept
+        if fused:
+            out = self._unwritten[key] = PutRows(kept, times, order, some, now, first)
+        else:
+            rows = order[:, : some.shape[1]]
+            put(kept, rows, some, in_place=True)
+            times.scatter_(1, rows, now)
+        self.kept[key] = (kept, new[1]) if isinstance(before, tuple) else kept
+        self._computed[key] = times
+        return (out, new[1]) if isinstance(before, tuple) else out
+
+    def _write(self, key: Key) -> None:
+        """What a block was given to write, and has not added, is written."""
+        if (unwritten := self._unwritten.pop(key, None)) is not None:
+            unwritten.write()
+
+    def _owned(self, key: Key) -> None:
+        """What was made now is nobody else's: a block has used it before the next step. Gradients
+        want every value as it was."""
+        if not torch.is_grad_enabled():
+            self._own.add(key)
 
     def _attending(self, sublayer: Sublayer, run: Run) -> Run:
         """`run`, whose attention is kept and used again where that is wanted."""
@@ -215,6 +294,10 @@ class TokenCache:
         self.at.computes(sublayer, recomputed / (recomputed + reused))
         self.at.count(f"{sublayer.kind}_tokens_recomputed", recomputed, idle=True)
         self.at.count(f"{sublayer.kind}_tokens_reused", reused)
+
+
+def _by_kernel(hidden: Tensor) -> bool:
+    return kernel_of(hidden.device) == "triton"
 
 
 def _windows(grid: tuple[int, int, int], window: int) -> int:

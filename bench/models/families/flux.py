@@ -32,11 +32,10 @@ def joint_attention(
     computed whole."""
     import torch
 
-    from ditbench.models.pending import real
-    from ditbench.models.token_rows import places_of, take
+    from ditbench.models.token_rows import every, places_of, take
 
     attn: Any = module
-    hidden = real(hidden)
+    hidden = every(hidden)
     text, t = encoder_hidden_states, encoder_hidden_states.shape[1]
     asking = hidden if rows is None else take(hidden, rows)
     own = hidden if context is None else context.tokens
@@ -66,10 +65,9 @@ def single_attention(
     attn: Any, rows: Tensor | None, hidden: Tensor, context: Context | None = None, **kwargs: Any
 ) -> Tensor:
     """Attention of a single block for some rows of text and image: [B,K,D]."""
-    from ditbench.models.pending import real
-    from ditbench.models.token_rows import places_of, take
+    from ditbench.models.token_rows import every, places_of, take
 
-    hidden = real(hidden)
+    hidden = every(hidden)
     asking = hidden if rows is None else take(hidden, rows)
     own = hidden if context is None else context.tokens
     q, k, v = _qkv(attn, ("to_q", "norm_q"), ("to_k", "norm_k"), "to_v", asking, own)
@@ -121,7 +119,7 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
 
     from ditbench.models.pending import real
     from ditbench.models.regions import compute, own_forward, run_forward
-    from ditbench.models.token_rows import ROUTED, Selection, SingleRun, computing, take
+    from ditbench.models.token_rows import ROUTED, Selection, SingleRun, computing, every, take
 
     block: Any = single
     own = tuple(
@@ -157,7 +155,9 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
             with computing(now):
                 if now.context is not None:
                     return single_attention(block.attn, now.rows, hidden, now.context, **named)
-                return compute(block, single_attention, block.attn, now.rows, real(hidden), **named)
+                return compute(
+                    block, single_attention, block.attn, now.rows, every(hidden), **named
+                )
 
         def output(mixed: Tensor, rows: Tensor | None) -> Tensor:
             if half:

@@ -38,12 +38,11 @@ def joint_attention(
     import torch
     from torch.nn import functional as F
 
-    from ditbench.models.pending import real
-    from ditbench.models.token_rows import refuse_mask, take
+    from ditbench.models.token_rows import every, refuse_mask, take
 
     refuse_mask(None, **more)
     attn: Any = module
-    hidden = real(hidden)
+    hidden = every(hidden)
 
     def heads(name: str, norm: str, x: Tensor) -> Tensor:
         out: Tensor = getattr(attn, name)(x).unflatten(2, (attn.heads, -1)).transpose(1, 2)

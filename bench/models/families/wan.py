@@ -25,12 +25,19 @@ def self_attention(
     context: Context | None = None,
 ) -> Tensor:
     """Rows [B,K] of self-attention over hidden [B,N,D], or over a context: [B,K,D]."""
-    from ditbench.models.pending import real
-    from ditbench.models.token_rows import at_rows, attend, places_of, refuse_mask, rotate, take
+    from ditbench.models.token_rows import (
+        at_rows,
+        attend,
+        every,
+        places_of,
+        refuse_mask,
+        rotate,
+        take,
+    )
 
     attn: Any = module
     refuse_mask(mask)
-    hidden = real(hidden)
+    hidden = every(hidden)
     asking = hidden if rows is None else take(hidden, rows)
     own = hidden if context is None else context.tokens
     q = attn.norm_q(attn.to_q(asking)).unflatten(2, (attn.heads, -1))  # [B,K,H,d]
