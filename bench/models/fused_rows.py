@@ -209,7 +209,7 @@ def _layer_norm(node: Any, dtype: torch.dtype) -> Any:
 
 def _by_sample(given: Any) -> bool:
     """[B or 1,1,D], in memory row by row."""
-    return given.ndim == 3 and given.shape[1] == 1 and real(given).stride(-1) == 1
+    return bool(given.ndim == 3 and given.shape[1] == 1 and real(given).stride(-1) == 1)
 
 
 class PutRows(Pending):
@@ -279,7 +279,8 @@ class PutRows(Pending):
             or not isinstance(gate, (Pending, Tensor))
         ):
             return Pending(None, MUL, operator.mul, (self, gate))
-        return PutRows(*self.args, gate=gate, put=self._put)
+        kept, times, order, new, now, first = self.args
+        return PutRows(kept, times, order, new, now, first, gate, self._put)
 
     __rmul__ = __mul__
 

@@ -6,12 +6,15 @@ B batch, H heads, K queries, M keys, d width of a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from ditbench.models.sublayers import Sublayer
 
 MAP = 1 << 26
 """Numbers of an attention map, all heads and samples, above which it is made in pieces: of FLUX at
@@ -92,3 +95,11 @@ def additive(mask: Tensor, like: Tensor) -> Tensor:
         if mask.dtype == torch.bool
         else mask
     )
+
+
+def own_rows(sublayer: Sublayer, signal: Tensor, n: int) -> Tensor:
+    """The part [B,N] of a signal over text and image that belongs to this sub-layer's stream."""
+    if signal.shape[1] == n:
+        return signal
+    at_start = (sublayer.stream == "text") == sublayer.text_first
+    return signal[:, :n] if at_start else signal[:, signal.shape[1] - n :]

@@ -66,8 +66,9 @@ def scores(
 def _call(looked_at: Tensor, name: str, *given: Any) -> Tensor:
     if seen_by_others(looked_at):
         out: Tensor = getattr(torch.ops.ditbench, name)(*given)
-        return out
-    return _kernel(name, *given)
+    else:
+        out = _kernel(name, *given)
+    return out
 
 
 def _kernel(name: str, *given: Any) -> Any:
@@ -79,7 +80,8 @@ def _kernel(name: str, *given: Any) -> Any:
 
 @torch.library.custom_op("ditbench::attention_sums", mutates_args=())
 def _sums(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    return _kernel("sums", q, k, mask)
+    out: Tensor = _kernel("sums", q, k, mask)
+    return out
 
 
 @_sums.register_fake
@@ -89,7 +91,8 @@ def _sums_shape(q: Tensor, *_: Any) -> Tensor:
 
 @torch.library.custom_op("ditbench::attention_received", mutates_args=())
 def _received(q: Tensor, k: Tensor, mask: Tensor | None, sums: Tensor) -> Tensor:
-    return _kernel("received", q, k, mask, sums)
+    out: Tensor = _kernel("received", q, k, mask, sums)
+    return out
 
 
 @_received.register_fake
@@ -99,7 +102,8 @@ def _received_shape(q: Tensor, k: Tensor, *_: Any) -> Tensor:
 
 @torch.library.custom_op("ditbench::attention_entropy", mutates_args=())
 def _entropy(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    return _kernel("entropy", q, k, mask)
+    out: Tensor = _kernel("entropy", q, k, mask)
+    return out
 
 
 @_entropy.register_fake
@@ -122,7 +126,10 @@ def _scores(
     signals: Sequence[Tensor], raised: Sequence[float], passes: int, times: Tensor | None,
     clock: float, weight: float, grid: Sequence[int], window: int, bonus: float,
 ) -> Tensor:  # fmt: skip
-    return _kernel("scores", signals, raised, passes, times, clock, weight, grid, window, bonus)
+    out: Tensor = _kernel(
+        "scores", signals, raised, passes, times, clock, weight, grid, window, bonus
+    )
+    return out
 
 
 @_scores.register_fake

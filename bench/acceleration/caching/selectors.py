@@ -21,6 +21,7 @@ from ditbench.acceleration.caching import fused_ranking
 from ditbench.acceleration.caching.attention_map import (
     Watch,
     entropy_of,
+    own_rows,
     queries_at,
     received_by,
 )
@@ -179,7 +180,7 @@ class Attention(Selector):
 
     def _seen(self, sublayer: Sublayer, n: int) -> list[tuple[str, Tensor]]:
         found = [
-            (name, _own_rows(sublayer, signal, n))
+            (name, own_rows(sublayer, signal, n))
             for name in self.rules.signals
             if (signal := self.signals.get((name, sublayer.block, self.now.branch))) is not None
         ]
@@ -343,11 +344,3 @@ def selector_class(name: str) -> type[Selector]:
     module, _, cls = SELECTORS[name].partition(":")
     selector_type: type[Selector] = getattr(import_module(module), cls)
     return selector_type
-
-
-def _own_rows(sublayer: Sublayer, signal: Tensor, n: int) -> Tensor:
-    """The part [B,N] of a signal over text and image that belongs to this sub-layer's stream."""
-    if signal.shape[1] == n:
-        return signal
-    at_start = (sublayer.stream == "text") == sublayer.text_first
-    return signal[:, :n] if at_start else signal[:, signal.shape[1] - n :]

@@ -220,7 +220,8 @@ class TokenCache:
             return None
         grid, window = self.at.now.grid, self._window(sublayer)
         return fused_ranking.scores(
-            *zip(*parts, strict=True), self.at.now.passes if self.rules.shared else 1,
+            [signal for signal, _ in parts], [raised for _, raised in parts],
+            self.at.now.passes if self.rules.shared else 1,
             self._computed.get(key), float(self._clock[key]), self.reuse_weight, grid,
             window if n >= math.prod(grid) and _windows(grid, window) else 0, self.rules.bonus,
         )  # fmt: skip
@@ -232,11 +233,13 @@ class TokenCache:
         self.at.notes["windows"] = _windows(self.at.now.grid, self.rules.window)
         return self.rules.window
 
-    def _times(self, key: Key, hidden: Tensor) -> Tensor:
-        """When tokens were computed last, [B,N] float32."""
+    def _times(self, key: Key, hidden: Tensor, *, written: bool = False) -> Tensor:
+        """When tokens were computed last, [B,N] float32; `written`: no values where all are about to
+        be."""
         if key in self._computed:
             return self._computed[key]
-        return torch.zeros(tuple(hidden.shape[:2]), dtype=torch.float32, device=hidden.device)
+        make = torch.empty if written else torch.zeros
+        return make(tuple(hidden.shape[:2]), dtype=torch.float32, device=hidden.device)
 
     def _updated(self, key: Key, order: Tensor, new: Output, *, fused: bool) -> Output:
         """The output with `new` in the rows order[:, :K], which is kept; `fused`: the block runs on
@@ -247,10 +250,7 @@ class TokenCache:
         now, first = float(self._clock[key]), key not in self._computed
         fused = fused and _by_kernel(kept)
         self.at.notes["rows"] = "triton" if fused else "torch"
-        if fused and first:
-            times = kept.new_empty(kept.shape[:2], dtype=torch.float32)
-        else:
-            times = self._times(key, kept)
+        times = self._times(key, kept, written=fused)
         if key not in self._own or torch.is_grad_enabled():
             kept, times = kept.clone(), times if first else times.clone()
             self._owned(key)

@@ -1,0 +1,244 @@
+"""Kernels of sub-layers that compute some rows: against torch's operations in Triton's interpreter, and
+what a simulated GPU launches with them."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from narrow import NAMES, narrow
+from torch.nn import functional as F
+from torch.utils.flop_counter import sdpa_flop_count
+
+from ditbench.acceleration.caching import attention_map, fused_ranking
+from ditbench.acceleration.caching.token_cache import _with_bonus
+from ditbench.method.stack import Stack
+from ditbench.models import fused_rows
+from ditbench.models.pending import Pending
+from ditbench.profiling.flop_counter import Counter
+from ditbench.simulation.device import NAME, simulated
+from ditbench.testing import tiny
+from ditbench.testing.level_kernels import level_kernels
+
+MOST_ADDED = 4
+"""Kernels above those of a dense sub-layer."""
+
+
+def orders(batch, n):
+    return torch.stack([torch.randperm(n) for _ in range(batch)])
+
+
+def at(rows, width):
+    return rows[..., None].expand(-1, -1, width)
+
+
+def rows_are_taken_and_put(dtype, error):
+    batch, n, width, count = 2, 9, 24, 4
+    across = torch.randn(batch, width, n).mT.to(dtype)  # as patch embedders lay it
+    order = orders(batch, n)
+    scale, shift = torch.randn(batch, 1, width), torch.randn(1, 1, width)
+    weight, bias = torch.randn(width), torch.randn(width)
+    for rows in (order[:, :count], None):
+        for affine in ((None, None), (weight, bias)):
+            for by_sample in ((scale, shift), (None, None)):
+                out = fused_rows.modulated(across, rows, *affine, 1e-6, *by_sample)
+                want = F.layer_norm(across.float(), (width,), *affine, 1e-6)
+                if by_sample[0] is not None:
+                    want = want * (1 + scale) + shift
+                want = want if rows is None else want.gather(1, at(rows, width))
+                assert out.dtype == dtype and (out - want).abs().max() <= error * want.abs().max()
+    for gate in (None, torch.randn(batch, 1, width).to(dtype)):
+        for first in (True, False):
+            kept, new = (
+                torch.randn(batch, n, width).to(dtype),
+                torch.randn(batch, count, width).to(dtype),
+            )
+            times = torch.full((batch, n), float("nan") if first else 1.0)
+            rows = order[:, :count]
+            whole = kept.scatter(1, at(rows, width), new)
+            given = (kept, times, order, new, 3.0, first, gate, across)
+            out = fused_rows.put_and_added(*given)
+            want = across.float() + (1 if gate is None else gate.float()) * whole.float()
+            assert torch.equal(kept, whole) and (out - want).abs().max() <= error * want.abs().max()
+            assert torch.equal(times, torch.full_like(times, 1.0 - first).scatter(1, rows, 3.0))
+
+
+def attention_is_watched():
+    for heads, count, keys, width in ((2, 70, 70, 16), (3, 20, 130, 8)):
+        q, k = torch.randn(2, heads, count, width), torch.randn(2, heads, keys, width)
+        by_key = torch.where(torch.rand(2, 1, 1, keys) < 0.3, -1e4, 0.0)
+        for mask in (None, by_key, by_key.expand(-1, heads, -1, -1)):
+            given = (q, k, mask)
+            for ours, reference in (
+                (fused_ranking.received, attention_map.received_by),
+                (fused_ranking.entropy, attention_map.entropy_of),
+            ):
+                torch.testing.assert_close(ours(*given), reference(*given), rtol=1e-4, atol=1e-6)
+            signal, rows = torch.randn(2, 2 * count), orders(2, 2 * count)[:, :count]
+            want = signal.scatter(1, rows, attention_map.entropy_of(*given))
+            fused_ranking.entropy_into(signal, rows, *given)
+            torch.testing.assert_close(signal, want, rtol=1e-4, atol=1e-6)
+
+
+def tokens_are_scored():
+    for grid, text, window in (((2, 4, 6), 5, 2), ((1, 9, 6), 0, 3), ((1, 40, 40), 0, 0)):
+        n = text + grid[0] * grid[1] * grid[2]
+        for passes, raised in ((1, (0.0,)), (2, (0.0, 1.7))):
+            wide = torch.rand(4, n + 3)
+            signals = [wide[:, 3:], torch.rand(4, n)][: len(raised)]
+            for times in (None, torch.randint(5, (4, n)).float()):
+                parts = [s.unflatten(0, (passes, -1)).mean(0) for s in signals]
+                want = sum(F.normalize(p + r, dim=1) for p, r in zip(parts, raised, strict=True))
+                want = want.repeat(passes, 1) + 0.1 * (5 - (0 if times is None else times))
+                if window:
+                    want = _with_bonus(want, grid, window, 0.4)
+                given = (signals, raised, passes, times, 5.0, 0.1, grid, window, 0.4)
+                torch.testing.assert_close(fused_ranking.scores(*given), want)
+
+
+def samples_are_nearly_the_same(kind):
+    """And those of the un-accelerated model are further off."""
+    subject = tiny(kind, steps=3)
+    made = {"none": subject.generate(subject.sampling, [0, 1])}
+    for kernel in ("torch", "triton"):
+        stack = Stack.parse("diffsparse(allocator='uniform', keep=0.7)")
+        with stack.attached(subject.pipeline) as attached, fused_rows.computed_by(kernel):
+            attached.start(3, 2)
+            made[kernel] = subject.generate(subject.sampling, [0, 1])
+            assert attached.notes()["diffsparse.rows"] == kernel
+    off = (made["triton"] - made["torch"]).abs().mean()
+    assert 0 < off <= 1e-2 * (made["none"] - made["torch"]).abs().mean(), kind
+
+
+def interpreted():
+    """What the child process does."""
+    torch.manual_seed(0)
+    with torch.no_grad(), fused_rows.computed_by("triton"):
+        rows_are_taken_and_put(torch.float32, 1e-5)
+        # the interpreter of Triton 3.9 cuts a number off where a GPU rounds it to bfloat16
+        rows_are_taken_and_put(torch.bfloat16, 2**-7)
+        attention_is_watched()
+        tokens_are_scored()
+    for kind in ("dit", "pixart", "flux", "wan", "sd3"):
+        samples_are_nearly_the_same(kind)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_the_kernels_are_their_arithmetic_in_tritons_interpreter():
+    child = "import sys; sys.path.insert(0, 'tests'); import test_fused_rows as t; t.interpreted()"
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", child]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("noted", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_some_rows_launch_at_most_four_kernels_more_than_all(name, noted):
+    model, changes = narrow(name)
+    with simulated() as device, fused_rows.computed_by("triton"):
+        rows = list(level_kernels(device, model, changes, noted=noted))
+    assert {row.kind: row.added for row in rows if row.added > MOST_ADDED} == {}
+    for row in rows:
+        assert row.partial["ditbench.rows_put_and_added"] == 1, row.kind
+        # cross-attention of PixArt has no norm of its own, and rows of the stream are taken
+        normed = row.partial["ditbench.rows_modulated"]
+        assert normed == (0 if (model.family, row.kind) == ("pixart", "cross") else 1), row.kind
+
+
+def test_all_rows_and_none_are_computed_as_without_kernels():
+    """On any device: levels of all and of none have no rows to take or to put."""
+    model, changes = narrow("dit-xl-2-256")
+    counted = []
+    for kernel in ("torch", "triton"):
+        with simulated() as device, fused_rows.computed_by(kernel):
+            counted.append([(r.dense, r.reused) for r in level_kernels(device, model, changes)])
+    assert counted[0] == counted[1]
+
+
+def test_kernels_are_for_cuda_without_gradients():
+    with torch.no_grad():
+        assert fused_rows.kernel_of(torch.device("cpu")) == "torch"
+        there = find_spec("triton") is not None
+        assert fused_rows.kernel_of(torch.device("cuda")) == ("triton" if there else "torch")
+        with fused_rows.computed_by("torch"):
+            assert fused_rows.kernel_of(torch.device("cuda")) == "torch"
+    with fused_rows.computed_by("triton"):
+        assert fused_rows.kernel_of(torch.device("cpu")) == "torch"
+
+
+def test_bytes_and_flops_of_the_kernels_are_seen():
+    batch, n, count, width = 2, 64, 16, 32
+    with simulated() as device, torch.no_grad():
+        x = torch.empty(batch, n, width, dtype=torch.bfloat16, device=NAME)
+        rows = torch.empty(batch, count, dtype=torch.int64, device=NAME)
+        device.work.kernels.clear()
+        fused_rows.modulated(x, rows)
+        (kernel,) = device.work.kernels
+        # the chosen rows are read and written, and their numbers are read
+        assert kernel.moved == 2 * 2 * batch * count * width + 8 * batch * count
+        assert (kernel.name, kernel.flops) == ("ditbench.rows_modulated", 0)
+        q = torch.empty(batch, 4, count, width, device=NAME)
+        k = torch.empty(batch, 4, n, width, device=NAME)
+        device.work.kernels.clear()
+        fused_ranking.received(q, k, None)
+        fused_ranking.entropy(q, k, None)
+        product = sdpa_flop_count(q.shape, k.shape, k.shape) // 2
+        assert [kernel.flops for kernel in device.work.kernels.elements()] == [product] * 3
+    counter, shape = Counter(), torch.zeros(1, device="meta")
+    with counter.counting(), torch.no_grad():
+        fused_ranking.received(*(shape.expand(s) for s in (q.shape, k.shape)), None)
+    assert sum(counter.flops.values()) == 2 * product and not counter.uncounted
+
+
+def pending_rows(gate):
+    """A `PutRows` on its way through what a block does, and its parts."""
+    torch.manual_seed(0)
+    kept, new, stream = torch.randn(2, 6, 8), torch.randn(2, 3, 8), torch.randn(2, 6, 8)
+    times, order = torch.zeros(2, 6), orders(2, 6)
+    put = fused_rows.PutRows(kept, times, order, new, 2.0, True)
+    whole = kept.scatter(1, at(order[:, :3], 8), new)
+    gated = put if gate is None else gate * put
+    return SimpleNamespace(put=put, kept=kept, times=times, stream=stream, whole=whole, gated=gated)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_what_is_no_sum_with_a_stream_is_worked_out_by_torch(gated):
+    gate = torch.randn(2, 1, 8) if gated else None
+    given = pending_rows(gate)
+    want = given.whole if gate is None else gate * given.whole
+    assert torch.equal(given.gated.sum(), want.sum())  # an operation nobody fuses
+    assert torch.equal(given.kept, given.whole)
+    assert (given.times == 2).sum() == 6 and (given.times == 0).sum() == 6
+    # what has been written is not written again
+    given.kept.zero_()
+    given.put.write()
+    assert not given.kept.any()
+
+
+def test_the_sum_with_a_stream_is_one_call_and_keeps_its_type(monkeypatch):
+    calls = []
+
+    def kernel(kept, times, order, new, now, first, gate, stream):
+        calls.append(gate is not None)
+        kept.scatter_(1, at(order[:, : new.shape[1]], kept.shape[-1]), new)
+        return stream + (kept if gate is None else gate * kept)
+
+    monkeypatch.setattr(fused_rows, "put_and_added", kernel)
+    gate = torch.randn(2, 1, 8)
+    given = pending_rows(gate)
+    summed = Pending(given.stream) + given.gated
+    assert summed.waits and summed.shape == (2, 6, 8) and summed.dtype == torch.float32
+    assert torch.equal(summed.value, given.stream + gate * given.whole) and calls == [True]
+    # a gate for each token is no gate by sample
+    given = pending_rows(torch.randn(2, 6, 8))
+    assert (given.gated + given.stream).value.shape == (2, 6, 8) and calls == [True]
+    given = pending_rows(None)
+    assert torch.equal((given.stream + given.gated).value, given.stream + given.whole)
+    assert calls == [True, False]
