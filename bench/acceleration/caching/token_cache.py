@@ -121,7 +121,6 @@ class TokenCache:
             self.selector.computed(sublayer, hidden, rows)
         else:
             new = run(rows)
-            self.selector.forget(sublayer)
         out = self._updated(key, order, new, fused=isinstance(hidden, Pending))
         self._count(sublayer, len(hidden) * num, len(hidden) * (n - num))
         return out
