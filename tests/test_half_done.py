@@ -215,11 +215,12 @@ def test_seconds_are_those_of_all_commands(tmp_path, monkeypatch):
         assert (own.earlier, own.commands) == (0, 0)
 
 
-def test_forecasts_go_on_from_the_iteration_that_was_stopped(narrow_room, tmp_path):
+@pytest.mark.parametrize("begin", ["squares", "best"])
+def test_forecasts_go_on_from_the_iteration_that_was_stopped(begin, narrow_room, tmp_path):
     from ditbench.acceleration.caching.forecast_recipe import Recipe
     from ditbench.acceleration.caching.learn_forecast import prepare_forecast
 
-    recipe = Recipe(keep=0.6, together=2, alone=3, batch=1, trial_batch=1, trials=1)
+    recipe = Recipe(keep=0.6, begin=begin, together=2, alone=3, batch=1, trial_batch=1, trials=1)
 
     def made(name, half=None, tell=lambda row: None):
         folder = tmp_path / name
