@@ -213,6 +213,9 @@ def test_seconds_are_those_of_all_commands(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     with half_done(tmp_path / "key") as own:
         assert (own.earlier, own.commands) == (0, 0)
+    with pytest.raises(Stopped), half_done(tmp_path / "key"):
+        raise Stopped
+    assert not list(tmp_path.iterdir())  # nothing was kept
 
 
 @pytest.mark.parametrize("begin", ["squares", "best"])
