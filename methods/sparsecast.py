@@ -44,6 +44,10 @@ class Sparsecast:
     """Highest divided difference of the forecast. Each costs as much memory as the cache itself."""
     groups: int = knob(1, low=1, high=64)
     """Groups of channels with coefficients of their own; their number has to divide the width."""
+    begin: Literal["squares", "best"] = "squares"
+    """What learning starts from. `squares`: the steps that leave least to be forecast, and half of the
+    coefficients, by least squares on one dense generation; `best`: whichever of these, reuse and
+    extrapolation at these steps and at even ones is nearest on held-out training requests."""
     schedule: str = ""
     """File of a schedule (of DiffSparse's, say), rounded to all or nothing: what learning starts
     from, or with learns='coefficients' what is run."""
@@ -65,6 +69,11 @@ class Sparsecast:
             raise ValueError(
                 "sparsecast: learns='schedule' leaves the coefficients as they are; choose "
                 "coefficients='local', 'zero' or 'one'"
+            )
+        if self.begin == "best" and (self.learns != "both" or self.schedule):
+            raise ValueError(
+                "sparsecast: begin='best' chooses schedule and coefficients; it wants learns='both' "
+                "and no file of a schedule"
             )
         if self.recipe() is None and self.keep != 1 and (self.training or self.learned_at):
             name = "training" if self.training else "learned_at"
@@ -96,6 +105,8 @@ class Sparsecast:
         }
         if self.groups != 1:
             recipe["groups"] = self.groups
+        if self.begin != "squares":
+            recipe["begin"] = self.begin
         if self.schedule:
             recipe["schedule"] = _content(self.schedule)
         return recipe
@@ -145,6 +156,7 @@ class Sparsecast:
             keep=self._learned_at,
             order=self.order,
             groups=self.groups,
+            begin=self.begin,
         )
         return prepare_forecast(folder, room, recipe, self.schedule)
 

@@ -504,7 +504,7 @@ def test_rows_of_a_conditioning_are_those_that_take_rows_gives_the_transformer()
     assert mine.keys() == asked.keys() and mine["img_ids"] is ids
     for name, value in mine.items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
-    both = recordings._joined([rows(asked, torch.tensor([i])) for i in range(4)])
+    both = recordings.joined([rows(asked, torch.tensor([i])) for i in range(4)])
     for name, value in both.items():
         torch.testing.assert_close(value, asked[name], rtol=0, atol=0)
 

@@ -213,13 +213,17 @@ def test_seconds_are_those_of_all_commands(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     with half_done(tmp_path / "key") as own:
         assert (own.earlier, own.commands) == (0, 0)
+    with pytest.raises(Stopped), half_done(tmp_path / "key"):
+        raise Stopped
+    assert not list(tmp_path.iterdir())  # nothing was kept
 
 
-def test_forecasts_go_on_from_the_iteration_that_was_stopped(narrow_room, tmp_path):
+@pytest.mark.parametrize("begin", ["squares", "best"])
+def test_forecasts_go_on_from_the_iteration_that_was_stopped(begin, narrow_room, tmp_path):
     from ditbench.acceleration.caching.forecast_recipe import Recipe
     from ditbench.acceleration.caching.learn_forecast import prepare_forecast
 
-    recipe = Recipe(keep=0.6, together=2, alone=3, batch=1, trial_batch=1, trials=1)
+    recipe = Recipe(keep=0.6, begin=begin, together=2, alone=3, batch=1, trial_batch=1, trials=1)
 
     def made(name, half=None, tell=lambda row: None):
         folder = tmp_path / name

@@ -191,3 +191,30 @@ def test_knobs_that_contradict_each_other_are_one_sentence(knobs, message):
     with pytest.raises(ValueError, match=message) as error:
         Stack.parse(f"sparsecast({knobs})")
     assert "\n" not in str(error.value)
+
+
+def test_learning_may_begin_with_the_best_of_six_and_is_never_behind_it(tmp_path, monkeypatch):
+    from test_distill import room_of
+
+    from ditbench.acceleration.caching.forecast_recipe import Recipe
+    from ditbench.acceleration.caching.learn_forecast import Learning, prepare_forecast
+
+    seen, trial = [], Learning.trial
+
+    def noted(learning, controls):
+        seen.append(trial(learning, controls))
+        return seen[-1]
+
+    monkeypatch.setattr(Learning, "trial", noted)
+    room = room_of("flux", steps=4)
+    few = {"keep": 0.6, "batch": 1, "trial_batch": 1, "trials": 1}
+    for moved in ({"together": 0, "alone": 0}, {"together": 2, "alone": 2, "rate": 5.0}):
+        seen.clear()
+        notes = prepare_forecast(tmp_path, room, Recipe(begin="best", **few, **moved))
+        assert len(set(seen[:6])) > 3 and notes["held_out"] <= min(seen[:6])
+    seen.clear()
+    plain = prepare_forecast(tmp_path, room, Recipe(**few, together=0, alone=0))
+    assert plain["held_out"] >= notes["held_out"]
+    with pytest.raises(ValueError, match="begin='best' chooses schedule and coefficients"):
+        Stack.parse("sparsecast(begin='best', learns='coefficients')")
+    assert "begin" not in Stack.parse("sparsecast").methods[0].recipe()

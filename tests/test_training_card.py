@@ -12,6 +12,7 @@ from ditbench.method.artifact import BUNDLED, Artifact, trained_for
 from ditbench.method.needs import needs_of
 from ditbench.method.stack import Stack
 from ditbench.models.table import models, select
+from ditbench.models.workload import with_workload
 from ditbench.reports.figures.training_curve import copy_training, draw_training, write_card
 from ditbench.reports.sections.section import read_sections
 
@@ -95,7 +96,9 @@ def test_the_stacks_that_users_type_first_have_what_they_need_in_the_repository(
 def test_every_shipped_folder_is_named_after_what_is_needed_today():
     for path in BUNDLED.glob("*/*/manifest.json"):
         told = json.loads(path.read_text())
-        topmost = needs_of(models()[told["model"]], Stack.parse(told["stack"]), "bundled")[-1]
+        flags = dict(zip(told["flags"][::2], told["flags"][1::2], strict=True))
+        model = with_workload(models()[told["model"]], {"steps": flags.get("--steps", "")})
+        topmost = needs_of(model, Stack.parse(told["stack"]), "bundled")[-1]
         # a student below has a folder of its own
         assert topmost.key == path.parent.name, told["stack"]
 
@@ -113,7 +116,9 @@ def test_a_record_leads_to_the_very_files_its_cell_was_prepared_with_and_to_no_o
 def test_the_page_shows_what_its_rows_were_trained_with_once_and_nothing_of_other_weights(tmp_path):
     manifests = {p: json.loads(p.read_text()) for p in BUNDLED.glob("diffsparse/*/manifest.json")}
     (shipped,) = [
-        p for p, m in manifests.items() if (m["model"], m["stack"]) == ("pixart-tiny", "diffsparse")
+        p
+        for p, m in manifests.items()
+        if (m["model"], m["stack"], m["steps"]) == ("pixart-tiny", "diffsparse", 20)
     ]
     stacks = (("none", "ok"), ("diffsparse", "ok"), ("int8+diffsparse", "ok"), ("noop", "ok"))
     run = write_run(tmp_path / "run", models=("pixart-tiny",), stacks=stacks, n=9)

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,17 +58,19 @@ def half_done(artifact: Path) -> Iterator[HalfDone]:
     """The preparation of an artefact's folder. ValueError, from `writing_to`, where another command
     is at it; what is half done stays where the block is left by an exception."""
     folder = artifact.with_name(f".{artifact.name}.half")
-    with writing_to(folder):
-        own = HalfDone(folder)
-        try:
-            spent = read_json(folder / SPENT)
-            own.earlier, own.commands = float(spent["seconds"]), int(spent["commands"])
-        except (OSError, ValueError, KeyError, TypeError):
-            clear(folder)  # the first command was stopped before it had anything
-        yield own
-        clear(folder)
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    try:
+        with writing_to(folder):
+            own = HalfDone(folder)
+            try:
+                spent = read_json(folder / SPENT)
+                own.earlier, own.commands = float(spent["seconds"]), int(spent["commands"])
+            except (OSError, ValueError, KeyError, TypeError):
+                clear(folder)  # the first command was stopped before it had anything
+            yield own
+            clear(folder)
+    finally:
+        with suppress(OSError):  # there is something to go on from
+            folder.rmdir()
 
 
 def clear(folder: Path) -> None:

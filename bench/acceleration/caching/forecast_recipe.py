@@ -5,7 +5,7 @@ T steps, L sub-layers, P guidance passes, O order, G groups of channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from ditbench.acceleration.caching.local_forecast import (
     local_coefficients,
     local_errors,
 )
-from ditbench.acceleration.caching.whole_rows import Mask, Scores
+from ditbench.acceleration.caching.whole_rows import Mask, Scores, evenly, round_to_budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,9 @@ class Recipe:
     momentum: float = 0.9
     rate_coefficients: float = 0.03
     """Of Adam."""
+    begin: Literal["squares", "best"] = "squares"
+    """Whether learning starts from the local least squares, or from the best of `beginnings` on
+    held-out requests."""
     start: float = 0.5
     """Share of the least-squares coefficients that learning starts from."""
     batch: int = 2
@@ -91,6 +94,23 @@ def start_scores(
     errors = np.sqrt(local_errors(grams, mask, min(recipe.order, 1)))
     scores: Scores = recipe.head_start * mask + 0.1 * errors / (errors.std() + 1e-12)
     return scores
+
+
+def beginnings(
+    recipe: Recipe, grams: Grams, weights: NDArray[np.int64], passes: int, device: Any
+) -> list[tuple[Scores, Tensor]]:
+    """Scores [T,L] and coefficients [T,L,P,O,G] that learning may start from: at the steps of least
+    local error, and at even ones, the share `start` of the local coefficients, reuse, and the whole
+    extrapolation."""
+    even = evenly(grams.shape[-1], weights, recipe.keep)
+    made = []
+    for given in (None, even):
+        scores = start_scores(grams, weights, recipe, given)
+        mask = round_to_budget(scores, weights, recipe.keep)
+        for coefficients in ("learned", "zero", "one"):
+            like = replace(recipe, coefficients=coefficients)
+            made.append((scores, start_table(like, grams, mask, passes, device)))
+    return made
 
 
 def start_table(recipe: Recipe, grams: Grams, mask: Mask, passes: int, device: Any) -> Tensor:

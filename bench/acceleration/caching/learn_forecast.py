@@ -26,7 +26,12 @@ from torch import Tensor
 from ditbench.acceleration.caching.budget import DENSE, weights_of
 from ditbench.acceleration.caching.forecast_plan import FILE
 from ditbench.acceleration.caching.forecast_plan import MADE_BY as PREPARE
-from ditbench.acceleration.caching.forecast_recipe import Recipe, start_scores, start_table
+from ditbench.acceleration.caching.forecast_recipe import (
+    Recipe,
+    beginnings,
+    start_scores,
+    start_table,
+)
 from ditbench.acceleration.caching.forecast_student import Controls, ForecastStudent, SharedTable
 from ditbench.acceleration.caching.learning_at_size import demands, distance_for, settings_for
 from ditbench.acceleration.caching.local_forecast import (
@@ -50,6 +55,10 @@ from ditbench.method.half_done import NO_JOURNAL, Journal
 
 if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
+
+
+BETAS = (0.8, 0.95)
+"""Of Adam."""
 
 
 @dataclass
@@ -173,21 +182,36 @@ def learn(
     if fixed and mask is None:
         mask = evenly(steps, weights, recipe.keep)
     first = mask if fixed and mask is not None else round_to_budget(scores, weights, recipe.keep)
-    start = start_table(recipe, grams, first, passes, device)
+    start, begun = start_table(recipe, grams, first, passes, device), float("inf")
+    if recipe.begin == "best":
+
+        def far(of: tuple[Scores, Tensor]) -> float:
+            rounded = round_to_budget(of[0], weights, recipe.keep)
+            return learning.trial(Controls(_shares(rounded, device), of[1]))
+
+        tried = beginnings(recipe, grams, weights, passes, device)
+        distances = [far(of) for of in tried]
+        scores, start = tried[int(np.argmin(distances))]
+        first, begun = round_to_budget(scores, weights, recipe.keep), min(distances)
     table = SharedTable(start)
-    optimiser = torch.optim.Adam(table.parameters(), lr=recipe.rate_coefficients, betas=(0.8, 0.95))
+    optimiser = torch.optim.Adam(table.parameters(), lr=recipe.rate_coefficients, betas=BETAS)
     if not fixed:
         initial_scores, initial_mask = scores, first
         scores = _together(learning, scores, weights, table, optimiser, device)
         first = round_to_budget(scores, weights, recipe.keep)
         coefficients = (table() if recipe.learns == "both" else start).detach()
-        far, far_before = (
+        now, before = (
             learning.trial(Controls(_shares(mask, device), coefficients))
             for mask in (first, initial_mask)
         )
-        learning.note(1, recipe.together, None, far)
-        if far_before < far:  # what it started from is better on held-out requests
+        learning.note(1, recipe.together, None, now)
+        if before < now:  # what it started from is better on held-out requests
             scores, first = initial_scores, initial_mask
+        if begun < min(now, before):  # and so are its coefficients
+            scores, first, table = initial_scores, initial_mask, SharedTable(start)
+            optimiser = torch.optim.Adam(
+                table.parameters(), lr=recipe.rate_coefficients, betas=BETAS
+            )
     if recipe.learns == "schedule":
         start = start_table(recipe, grams, first, passes, device)
         held_out = learning.trial(Controls(_shares(first, device), start))
@@ -249,13 +273,9 @@ def _together(
 
 
 def _alone(
-    learning: Learning,
-    scores: Scores,
-    mask: Mask,
-    table: SharedTable,
-    optimiser: torch.optim.Optimizer,
-    device: Any,
-) -> Learned:
+    learning: Learning, scores: Scores, mask: Mask, table: SharedTable,
+    optimiser: torch.optim.Optimizer, device: Any,
+) -> Learned:  # fmt: skip
     """Move the coefficients on a schedule that stays; the best of all looks at the held-out requests
     is taken."""
     recipe, shares = learning.recipe, _shares(mask, device)

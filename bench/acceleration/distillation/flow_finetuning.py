@@ -102,8 +102,8 @@ def finetune(
     levels = levels_of(room)
     place = Place(0, len(levels) - 1)
     phases = [phase(step) for step in range(place.steps)]
-    clean, asked = _examples(room, recipe.examples, SEED)
-    held, held_asked = _examples(room, recipe.held_out, HELD_OUT)
+    clean, conditioning = _examples(room, recipe.examples, SEED)
+    held_out, held_out_conditioning = _examples(room, recipe.held_out, HELD_OUT)
     denoise = Denoiser(transformer, process)
 
     def step_of(s: Tensor) -> Tensor:
@@ -129,22 +129,24 @@ def finetune(
         which = torch.randint(len(clean), (len(s),), generator=g)
         noise = torch.randn(len(s), *clean.shape[1:], generator=g)
         left_out = torch.rand(len(s), generator=g) < recipe.dropped
-        return error(clean[which], s, noise, _chosen(asked, which, left_out)).mean()
+        return error(clean[which], s, noise, _chosen(conditioning, which, left_out)).mean()
 
     @torch.no_grad()
     def look() -> float:
-        """Mean loss on held-out samples, at the middle of every phase's states in turn."""
+        """Mean loss on held-out samples, each under the phase that its level lies in."""
         g, total = torch.Generator().manual_seed(7), 0.0
-        s = torch.sigmoid(torch.randn(len(held), generator=g) + recipe.shift)
-        noise = torch.randn(held.shape, generator=g)
+        s = torch.sigmoid(torch.randn(len(held_out), generator=g) + recipe.shift)
+        noise = torch.randn(held_out.shape, generator=g)
         steps = step_of(s)
         for one in dict.fromkeys(phases):
             which = torch.tensor([i for i, k in enumerate(steps.tolist()) if phases[k] == one])
             for part in which.split(CHUNK) if len(which) else ():
                 place.step = int(steps[part[0]])
-                conditioning = _chosen(held_asked, part, torch.zeros(len(part), dtype=torch.bool))
-                total += float(error(held[part], s[part], noise[part], conditioning).sum())
-        return total / len(held)
+                conditioning = _chosen(
+                    held_out_conditioning, part, torch.zeros(len(part), dtype=torch.bool)
+                )
+                total += float(error(held_out[part], s[part], noise[part], conditioning).sum())
+        return total / len(held_out)
 
     notes: dict[str, Any] = asdict(recipe)
     with room.attached(_During(lambda at, place: None, place)) as attached:
