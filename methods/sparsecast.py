@@ -44,10 +44,11 @@ class Sparsecast:
     """Highest divided difference of the forecast. Each costs as much memory as the cache itself."""
     groups: int = knob(1, low=1, high=64)
     """Groups of channels with coefficients of their own; their number has to divide the width."""
-    begin: Literal["squares", "best"] = "squares"
+    begin: Literal["squares", "best"] | None = None
     """What learning starts from. `squares`: the steps that leave least to be forecast, and half of the
     coefficients, by least squares on one dense generation; `best`: whichever of these, reuse and
-    extrapolation at these steps and at even ones is nearest on held-out training requests."""
+    extrapolation at these steps and at even ones is nearest on held-out training requests; None:
+    `best` where schedule and coefficients are both learned without a file, else `squares`."""
     schedule: str = ""
     """File of a schedule (of DiffSparse's, say), rounded to all or nothing: what learning starts
     from, or with learns='coefficients' what is run."""
@@ -88,6 +89,10 @@ class Sparsecast:
         return frozenset({"linear-precision"})
 
     @property
+    def _begin(self) -> Literal["squares", "best"]:
+        return self.begin or ("best" if self.learns == "both" and not self.schedule else "squares")
+
+    @property
     def _learned_at(self) -> float:
         return self.learned_at or self.keep
 
@@ -105,8 +110,8 @@ class Sparsecast:
         }
         if self.groups != 1:
             recipe["groups"] = self.groups
-        if self.begin != "squares":
-            recipe["begin"] = self.begin
+        if self._begin != "squares":
+            recipe["begin"] = self._begin
         if self.schedule:
             recipe["schedule"] = _content(self.schedule)
         return recipe
@@ -156,7 +161,7 @@ class Sparsecast:
             keep=self._learned_at,
             order=self.order,
             groups=self.groups,
-            begin=self.begin,
+            begin=self._begin,
         )
         return prepare_forecast(folder, room, recipe, self.schedule)
 
