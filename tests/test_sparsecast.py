@@ -217,4 +217,8 @@ def test_learning_may_begin_with_the_best_of_six_and_is_never_behind_it(tmp_path
     assert plain["held_out"] >= notes["held_out"]
     with pytest.raises(ValueError, match="begin='best' chooses schedule and coefficients"):
         Stack.parse("sparsecast(begin='best', learns='coefficients')")
-    assert "begin" not in Stack.parse("sparsecast").methods[0].recipe()
+    by_default = Stack.parse("sparsecast").methods[0].recipe()
+    assert by_default == Stack.parse("sparsecast(begin='best')").methods[0].recipe()
+    assert by_default["begin"] == "best"
+    for knobs in ("learns='coefficients'", "begin='squares'"):
+        assert "begin" not in Stack.parse(f"sparsecast({knobs})").methods[0].recipe()

@@ -104,14 +104,14 @@ def test_every_spelling_of_a_stack_is_one_key(text, canonical):
         ("fora(interval=0)", "fora: interval must be at least 1, not 0"),
         ("delta_dit(interval=2.0)", "delta_dit: interval must be int, not 2.0"),
         ("delta_dit(interval=True)", "delta_dit: interval must be int, not True"),
-        ("fora(interval=True)", "fora: interval must be int | float, not True"),
-        ("fora(interval='2')", "fora: interval must be int | float, not '2'"),
+        ("fora(interval=True)", "fora: interval must be int or float, not True"),
+        ("fora(interval='2')", "fora: interval must be int or float, not '2'"),
         ("fora(interval=2, interval=3)", "each knob of fora is given once"),
         ("fora(**{'interval': 2})", "each knob of fora is given once, by name"),
         ("fewer_steps(share=1e999)", "fewer_steps: share must be float, not inf"),
         ("fewer_steps(share=0)", "fewer_steps: share must be above 0 and at most 1, not 0.0"),
         ("fewer_steps(steps=2, share=0.25)", "fewer_steps takes steps or share, not both"),
-        ("fewer_steps(steps='x')", "fewer_steps: steps must be int | None, not 'x'"),
+        ("fewer_steps(steps='x')", "fewer_steps: steps must be int or None, not 'x'"),
         ("firstblock(threshold=-1)", "firstblock: threshold must be at least 0"),
         ("fora+fora", "fora appears 2 times, but a method is used once"),
         ("fora+int8+fora(interval=2)", "fora appears 2 times"),
@@ -252,7 +252,7 @@ def test_knobs_are_described_with_type_range_and_text():
     interval = next(knob for knob in knobs(find("fora")) if knob.name == "interval")
     assert (interval.name, interval.kind, interval.default, interval.span) == (
         "interval",
-        "int | float",
+        "int or float",
         3,
         "at least 1",
     )
@@ -260,7 +260,7 @@ def test_knobs_are_described_with_type_range_and_text():
         interval.doc
         == "Steps from one computation to the next, on average: 2.5 computes steps 0, 3, 5, 8...; 1 changes nothing."
     )
-    assert [k.kind for k in knobs(find("fewer_steps"))] == ["int | None", "float"]
+    assert [k.kind for k in knobs(find("fewer_steps"))] == ["int or None", "float"]
     assert all(
         k.doc for name in ("fora", "fewer_steps", "firstblock", "int8") for k in knobs(find(name))
     )

@@ -146,7 +146,7 @@ def _kind_text(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(repr(choice) for choice in get_args(kind))
     if get_origin(kind) in (Union, types.UnionType):
-        return " | ".join(_kind_text(k) for k in get_args(kind))
+        return " or ".join(_kind_text(k) for k in get_args(kind))
     if kind is type(None):
         return "None"
     return (
