@@ -162,7 +162,7 @@ class Sparsecast:
             order=self.order,
             groups=self.groups,
             begin=self._begin,
-        )
+        ).for_steps(room.calls)
         return prepare_forecast(folder, room, recipe, self.schedule)
 
     def attach(self, pipeline: Any, at: Attachment) -> None:

@@ -134,3 +134,11 @@ def test_learning_keeps_the_budget_and_the_best_on_held_out_requests(learns):
     assert stages == expected[learns]
     if learns == "schedule":
         assert (learned.coefficients == 1).all()
+
+
+def test_fewer_steps_take_more_iterations_for_the_same_work():
+    few, usual = Recipe().for_steps(5), Recipe()
+    for name in ("together", "alone", "draws", "trials"):
+        assert getattr(few, name) == 4 * getattr(usual, name)
+    assert usual.for_steps(20) == usual.for_steps(50) == usual  # nothing is taken from longer ones
+    assert few.batch == usual.batch and few.stage1 + few.stage2 == 4 * (usual.stage1 + usual.stage2)

@@ -23,6 +23,10 @@ from ditbench.acceleration.caching.local_forecast import (
 from ditbench.acceleration.caching.whole_rows import Mask, Scores, evenly, round_to_budget
 
 
+STEPS = 20
+"""Sampler steps that a recipe's numbers of iterations are for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How schedule and coefficients are come by. All of it is ours."""
@@ -64,6 +68,16 @@ class Recipe:
     trial_batch: int = 16
     seed: int = 0
     checkpointed: bool = True
+
+    def for_steps(self, steps: int) -> Recipe:
+        """Of fewer steps than `STEPS` more iterations, held-out batches and draws, as many as take as
+        long: so few steps that are far apart have more to learn from each other."""
+        more = max(1.0, STEPS / steps)
+        scaled = {
+            name: round(getattr(self, name) * more)
+            for name in ("together", "alone", "draws", "trials")
+        }
+        return replace(self, **scaled)
 
     @property
     def stage1(self) -> int:
