@@ -22,7 +22,6 @@ from ditbench.acceleration.caching.local_forecast import (
 )
 from ditbench.acceleration.caching.whole_rows import Mask, Scores, evenly, round_to_budget
 
-
 STEPS = 20
 """Sampler steps that a recipe's numbers of iterations are for."""
 
