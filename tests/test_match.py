@@ -9,7 +9,7 @@ import pytest
 from ditbench.acceleration.caching.passes import reuse_residual
 from ditbench.cli.commands import main
 from ditbench.method import METHODS, Stage, find, knob, method
-from ditbench.method.dial import dialled, is_whole
+from ditbench.method.dial import dialled, ends_taken, is_whole
 from ditbench.method.stack import Stack
 from ditbench.models.table import models
 from ditbench.profiling import computed_steps as counting_steps
@@ -100,6 +100,35 @@ def test_the_dial_of_an_integer_knob_is_turned_over_integers(saved):
 )
 def test_an_integer_knob_is_known_by_its_type(hint, whole):
     assert is_whole(type("Cls", (), {"__annotations__": {"x": hint}}), "x") == whole
+
+
+def taking(low, high):
+    def saves(value):
+        if not low <= value <= high:
+            raise ValueError(f"{value} is refused")
+        return float(value)
+
+    return saves
+
+
+def test_an_end_that_is_refused_is_moved_to_what_is_taken():
+    assert ends_taken(taking(0, 1), 0.1, 1) == (0.1, 1)
+    low, high = ends_taken(taking(0.25, 1), 0.1, 1)
+    assert 0.25 <= low < 0.252 and high == 1
+    low, high = ends_taken(taking(0, 0.6), 0.1, 1)
+    assert low == 0.1 and 0.598 < high <= 0.6
+    assert ends_taken(taking(3, 10), 1, 10, whole=True) == (3, 10)
+    assert ends_taken(taking(1, 9), 1, 10, whole=True) == (1, 9)
+    assert ends_taken(taking(5, 6), 1, 10, whole=True) == (5, 6)
+    with pytest.raises(ValueError, match="1 is refused"):  # what is left is the end that is off
+        ends_taken(taking(10, 10), 1, 10, whole=True)
+
+
+def test_a_single_step_that_a_sampler_refuses_does_not_end_the_search(capsys):
+    wanted = "match --saved=0.5 --models=pixart-tiny --methods=fewer_steps --steps=6 --json"
+    assert main(wanted.split()) == 0
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row["saved"] == 0.5 and round(6 * Stack.parse(row["stack"]).methods[0].share) == 3
 
 
 def test_savings_are_those_of_real_generations():

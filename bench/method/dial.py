@@ -57,6 +57,40 @@ def dialled(
     return best, tried[best]
 
 
+def ends_taken(
+    saves: Callable[[float], float], low: float, high: float, whole: bool = False
+) -> tuple[float, float]:
+    """The ends of a dial that `saves` takes: one that it refuses with ValueError, as a single step
+    is refused by some samplers, is moved towards the other. Its ValueError where it takes no more
+    than an end, which is off."""
+
+    def moved(end: float, other: float) -> float:
+        """`end`, or the value nearest to it that is taken, by halving."""
+        try:
+            saves(end)
+        except ValueError as error:
+            refusal = error
+        else:
+            return end
+        refused, taken = end, other
+        for _ in range(TURNS):
+            middle = (refused + taken) // 2 if whole else (refused + taken) / 2
+            if middle in (refused, taken):
+                break
+            try:
+                saves(middle)
+            except ValueError:
+                refused = middle
+            else:
+                taken = middle
+        if taken == other:
+            raise refusal
+        return taken
+
+    low = moved(low, high)
+    return low, moved(high, low)
+
+
 def out_of_reach(
     saves: Callable[[float], float], saved: float, low: float, high: float, close: float = CLOSE
 ) -> tuple[float, str] | None:

@@ -116,7 +116,7 @@ def _turned_to(
 ) -> tuple[Stack | None, float, str]:
     """The stack whose dial saves nearest to a share, that share, and why it is not within reach;
     None and why where there is none."""
-    from ditbench.method.dial import dialled, is_whole, out_of_reach, turned
+    from ditbench.method.dial import dialled, ends_taken, is_whole, out_of_reach, turned
 
     if reason := stack.refusal(pipe):
         return None, 0.0, reason
@@ -133,7 +133,9 @@ def _turned_to(
         return float(saves(at(value)))
 
     try:
-        best, reached = dialled(share, saved, low, high, is_whole(type(with_dial), knob), close)
+        whole = is_whole(type(with_dial), knob)
+        low, high = ends_taken(share, low, high, whole)
+        best, reached = dialled(share, saved, low, high, whole, close)
         beyond = out_of_reach(share, saved, low, high, close)
     except ValueError as error:
         return None, 0.0, str(error)
