@@ -46,9 +46,10 @@ class Sparsecast:
     """Groups of channels with coefficients of their own; their number has to divide the width."""
     begin: Literal["squares", "best"] | None = None
     """What learning starts from. `squares`: the steps that leave least to be forecast, and half of the
-    coefficients, by least squares on one dense generation; `best`: whichever of these, reuse and
-    extrapolation at these steps and at even ones is nearest on held-out training requests; None:
-    `best` where schedule and coefficients are both learned without a file, else `squares`."""
+    coefficients, by least squares on one dense generation; `best`: in one training these, in another
+    whichever of these, reuse and extrapolation at these steps and at even ones is nearest on held-out
+    training requests, on which the better training is chosen; None: `best` where schedule and
+    coefficients are both learned without a file, else `squares`."""
     schedule: str = ""
     """File of a schedule (of DiffSparse's, say), rounded to all or nothing: what learning starts
     from, or with learns='coefficients' what is run."""

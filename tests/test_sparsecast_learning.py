@@ -142,3 +142,25 @@ def test_fewer_steps_take_more_iterations_for_the_same_work():
         assert getattr(few, name) == 4 * getattr(usual, name)
     assert usual.for_steps(20) == usual.for_steps(50) == usual  # nothing is taken from longer ones
     assert few.batch == usual.batch and few.stage1 + few.stage2 == 4 * (usual.stage1 + usual.stage2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_better_of_two_trainings_on_held_out_requests_is_taken(seed):
+    tried, drawn = tiny("flux", steps=STEPS), np.random.default_rng(seed)
+    layers = len(sublayers(tried.pipeline.transformer))
+    outputs = drawn.normal(size=(1, layers, STEPS, 40)).cumsum(2)
+    grams, learned, starts = outputs @ outputs.swapaxes(2, 3), {}, {}
+    few = {"keep": 0.6, "together": 1, "alone": 2, "batch": 1, "trial_batch": 2}
+    with studio_of(ForecastStudent(1, False), tried.pipeline, Stack()) as paint:
+        for begin in ("squares", "best"):
+            heard, recipe = [], Recipe(begin=begin, **few)
+            learning = Learning(paint, drawer(tried, "flux"), squared, STEPS, recipe, heard.append)
+            learning.look_at_plain()
+            learned[begin] = learn(learning, np.full(layers, 100), grams, None, 1, "cpu")
+            starts[begin] = [row for row in heard if (row["stage"], row["iteration"]) == (1, 0)]
+    assert learned["best"].held_out <= learned["squares"].held_out
+    assert len(starts["squares"]) == 1 and starts["best"][0] == starts["squares"][0]
+    assert len(starts["best"]) in (1, 2) and learned["best"].start
+    if learned["best"].held_out == learned["squares"].held_out:
+        assert np.array_equal(learned["best"].coefficients, learned["squares"].coefficients)
+    assert [row["iteration"] for row in learned["best"].log if row["stage"] == 2] == [0, 1, 2]

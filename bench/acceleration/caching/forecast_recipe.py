@@ -55,8 +55,8 @@ class Recipe:
     rate_coefficients: float = 0.03
     """Of Adam."""
     begin: Literal["squares", "best"] = "squares"
-    """Whether learning starts from the local least squares, or from the best of `beginnings` on
-    held-out requests."""
+    """What learning starts from: the local least squares; or these and, in a second training, the
+    nearest of `beginnings` on held-out requests, on which the better of the two is chosen."""
     start: float = 0.5
     """Share of the least-squares coefficients that learning starts from."""
     batch: int = 2
@@ -109,20 +109,25 @@ def start_scores(
     return scores
 
 
+MEANINGS = {"learned": "least-squares forecasts", "zero": "reuse", "one": "extrapolation"}
+"""What the coefficients that learning starts from are, in words."""
+
+
 def beginnings(
     recipe: Recipe, grams: Grams, weights: NDArray[np.int64], passes: int, device: Any
-) -> list[tuple[Scores, Tensor]]:
-    """Scores [T,L] and coefficients [T,L,P,O,G] that learning may start from: at the steps of least
-    local error, and at even ones, the share `start` of the local coefficients, reuse, and the whole
-    extrapolation."""
+) -> list[tuple[str, Scores, Tensor]]:
+    """Name, scores [T,L] and coefficients [T,L,P,O,G] of what learning may start from: at the steps of
+    least local error, and at even ones, the share `start` of the local coefficients, reuse, and the
+    whole extrapolation. The first is what `begin="squares"` starts from."""
     even = evenly(grams.shape[-1], weights, recipe.keep)
     made = []
-    for given in (None, even):
+    for steps, given in (("least-squares steps", None), ("even steps", even)):
         scores = start_scores(grams, weights, recipe, given)
         mask = round_to_budget(scores, weights, recipe.keep)
         for coefficients in ("learned", "zero", "one"):
             like = replace(recipe, coefficients=coefficients)
-            made.append((scores, start_table(like, grams, mask, passes, device)))
+            table = start_table(like, grams, mask, passes, device)
+            made.append((f"{steps}, {MEANINGS[coefficients]}", scores, table))
     return made
 
 

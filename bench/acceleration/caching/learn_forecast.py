@@ -11,8 +11,6 @@ T steps, L sub-layers, P guidance passes, O order, G groups of channels.
 from __future__ import annotations
 
 import csv
-import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +22,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from ditbench.acceleration.caching.budget import DENSE, weights_of
+from ditbench.acceleration.caching.forecast_loss import Learning
 from ditbench.acceleration.caching.forecast_plan import FILE
 from ditbench.acceleration.caching.forecast_plan import MADE_BY as PREPARE
 from ditbench.acceleration.caching.forecast_recipe import (
@@ -51,7 +50,7 @@ from ditbench.acceleration.caching.whole_rows import (
     soft_mask,
     spent_by,
 )
-from ditbench.method.half_done import NO_JOURNAL, Journal
+from ditbench.method.half_done import Journal
 
 if TYPE_CHECKING:
     from ditbench.method.prepare import Workroom
@@ -72,95 +71,8 @@ class Learned:
     """[T,L,P,O,G]: the best on held-out requests."""
     held_out: float = float("inf")
     log: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Learning:
-    """One training: what is sampled, compared and moved."""
-
-    def __init__(
-        self,
-        paint: Any,
-        draw: Callable[[int, int], dict[str, Any]],
-        distance: Callable[[Tensor, Tensor], Tensor],
-        steps: int,
-        recipe: Recipe,
-        tell: Callable[[dict[str, Any]], None],
-        journal: Journal = NO_JOURNAL,
-    ) -> None:
-        self.journal = journal
-        self.paint, self.draw, self.distance = paint, draw, distance
-        self.steps, self.recipe, self.tell = steps, recipe, tell
-        self.log: list[dict[str, Any]] = []
-        self.trial_seeds = [recipe.seed + 100_000 + i for i in range(recipe.trials)]
-        self.plain: list[Tensor] = []
-        self.teachers: dict[int, Tensor] = {}
-        """Samples without acceleration, by seed: both stages draw the same requests."""
-
-    def loss(self, seed: int, controls: Controls) -> tuple[Tensor, float]:
-        """On the requests of a seed: the logarithms of the distance and of the squared error, so that both
-        count by their ratios; and the distance."""
-        if seed not in self.teachers:
-            with torch.no_grad():
-                arguments = self.draw(seed, self.recipe.batch)
-                self.teachers[seed] = self.paint(None, arguments, self.steps)
-        teacher = self.teachers[seed]
-        with torch.enable_grad():
-            arguments = self.draw(seed, self.recipe.batch)  # generators are spent
-            samples = self.paint(controls, arguments, self.steps)
-            far = self.distance(teacher, samples).mean()
-            error = (teacher - samples).square().mean()
-            return torch.log(far + 1e-3) + torch.log(error + 1e-6), float(far.detach())
-
-    def slopes(
-        self, seed: int, controls: Controls, inputs: Sequence[Tensor]
-    ) -> tuple[float, list[Tensor]]:
-        """The distance on the requests of a seed, and the gradients of the loss by `inputs`, of
-        which `controls` are made."""
-
-        def compute() -> NDArray[np.float64]:
-            loss, far = self.loss(seed, controls)
-            # of so few steps that nothing is skipped after two computed ones
-            none = tuple(torch.zeros_like(x) for x in inputs)
-            gradients = torch.autograd.grad(loss, list(inputs)) if loss.requires_grad else none
-            return np.concatenate([[far], *(g.cpu().double().numpy().ravel() for g in gradients)])
-
-        far, *flat = self.journal(compute, (seed, _digest(*inputs)))
-        parts = np.split(np.array(flat), np.cumsum([x.numel() for x in inputs])[:-1])
-        made = [torch.from_numpy(part) for part in parts]
-        pairs = zip(made, inputs, strict=True)
-        return float(far), [part.reshape(x.shape).to(x) for part, x in pairs]
-
-    @torch.no_grad()
-    def look_at_plain(self) -> None:
-        """Sample the held-out requests without acceleration, before any trial: a generation also
-        says what sizes there are."""
-        num = max(self.recipe.trial_batch, self.recipe.batch)
-        self.plain = [
-            self.paint(None, self.draw(seed, num), self.steps) for seed in self.trial_seeds
-        ]
-
-    def trial(self, controls: Controls) -> float:
-        """Mean distance on the held-out requests."""
-        return float(
-            self.journal(
-                lambda: self._far(controls), _digest(controls.shares, controls.coefficients)
-            )
-        )
-
-    @torch.no_grad()
-    def _far(self, controls: Controls) -> float:
-        num = max(self.recipe.trial_batch, self.recipe.batch)
-        parts = [
-            self.distance(plain, self.paint(controls, self.draw(seed, num), self.steps))
-            for plain, seed in zip(self.plain, self.trial_seeds, strict=True)
-        ]
-        return float(torch.cat(parts).mean())
-
-    def note(self, stage: int, iteration: int, loss: float | None, held_out: float | None) -> None:
-        """A line of the log."""
-        row = {"stage": stage, "iteration": iteration, "loss": loss, "held_out": held_out}
-        self.log.append(row)
-        self.tell(row)
+    start: str = ""
+    """Which of the beginnings it was learned from."""
 
 
 def learn(
@@ -176,57 +88,77 @@ def learn(
 
     Raises ValueError for a budget that cannot be met.
     """
-    recipe, steps = learning.recipe, learning.steps
+    recipe = learning.recipe
     scores = start_scores(grams, weights, recipe, mask)
     fixed = recipe.learns == "coefficients"
     if fixed and mask is None:
-        mask = evenly(steps, weights, recipe.keep)
+        mask = evenly(learning.steps, weights, recipe.keep)
     first = mask if fixed and mask is not None else round_to_budget(scores, weights, recipe.keep)
-    start, begun = start_table(recipe, grams, first, passes, device), float("inf")
+    starts = [_Start(scores, first, start_table(recipe, grams, first, passes, device))]
     if recipe.begin == "best":
+        tried = [
+            _Start(scores, round_to_budget(scores, weights, recipe.keep), table, name)
+            for name, scores, table in beginnings(recipe, grams, weights, passes, device)
+        ]
+        for of in tried:
+            of.held_out = learning.trial(Controls(_shares(of.mask, device), of.coefficients))
+        nearest = min(tried, key=lambda of: of.held_out)
+        starts = tried[:1] if nearest is tried[0] else [tried[0], nearest]
+    return min(
+        (_learn_from(start, learning, weights, grams, passes, device) for start in starts),
+        key=lambda learned: learned.held_out,
+    )
 
-        def far(of: tuple[Scores, Tensor]) -> float:
-            rounded = round_to_budget(of[0], weights, recipe.keep)
-            return learning.trial(Controls(_shares(rounded, device), of[1]))
 
-        tried = beginnings(recipe, grams, weights, passes, device)
-        distances = [far(of) for of in tried]
-        scores, start = tried[int(np.argmin(distances))]
-        first, begun = round_to_budget(scores, weights, recipe.keep), min(distances)
-    table = SharedTable(start)
-    optimiser = torch.optim.Adam(table.parameters(), lr=recipe.rate_coefficients, betas=BETAS)
-    if not fixed:
-        initial_scores, initial_mask = scores, first
+@dataclass
+class _Start:
+    """What a training starts from."""
+
+    scores: Scores
+    mask: Mask
+    coefficients: Tensor
+    """[T,L,P,O,G]."""
+    name: str = ""
+    held_out: float = float("inf")
+    """Mean distance on held-out requests, where it was looked at."""
+
+
+def _learn_from(
+    start: _Start, learning: Learning, weights: NDArray[np.int64], grams: Grams, passes: int,
+    device: Any,
+) -> Learned:  # fmt: skip
+    """One training; where it leads to nothing better on held-out requests, its start."""
+    recipe, scores, mask = learning.recipe, start.scores, start.mask
+    learning.log = []
+
+    def fresh() -> tuple[SharedTable, torch.optim.Optimizer]:
+        table = SharedTable(start.coefficients)
+        rate = recipe.rate_coefficients
+        return table, torch.optim.Adam(table.parameters(), lr=rate, betas=BETAS)
+
+    table, optimiser = fresh()
+    if recipe.learns != "coefficients":
         scores = _together(learning, scores, weights, table, optimiser, device)
-        first = round_to_budget(scores, weights, recipe.keep)
-        coefficients = (table() if recipe.learns == "both" else start).detach()
+        mask = round_to_budget(scores, weights, recipe.keep)
+        coefficients = (table() if recipe.learns == "both" else start.coefficients).detach()
         now, before = (
-            learning.trial(Controls(_shares(mask, device), coefficients))
-            for mask in (first, initial_mask)
+            learning.trial(Controls(_shares(of, device), coefficients)) for of in (mask, start.mask)
         )
         learning.note(1, recipe.together, None, now)
         if before < now:  # what it started from is better on held-out requests
-            scores, first = initial_scores, initial_mask
-        if begun < min(now, before):  # and so are its coefficients
-            scores, first, table = initial_scores, initial_mask, SharedTable(start)
-            optimiser = torch.optim.Adam(
-                table.parameters(), lr=recipe.rate_coefficients, betas=BETAS
-            )
+            scores, mask = start.scores, start.mask
+        if start.held_out < min(now, before):  # and so are its coefficients
+            scores, mask = start.scores, start.mask
+            table, optimiser = fresh()
     if recipe.learns == "schedule":
-        start = start_table(recipe, grams, first, passes, device)
-        held_out = learning.trial(Controls(_shares(first, device), start))
+        under = start_table(recipe, grams, mask, passes, device)
+        held_out = learning.trial(Controls(_shares(mask, device), under))
         learning.note(2, 0, None, held_out)
-        return Learned(scores, first, start.cpu().numpy(), held_out, learning.log)
-    learned = _alone(learning, scores, first, table, optimiser, device)
+        learned = Learned(scores, mask, under.cpu().numpy(), held_out, learning.log)
+    else:
+        learned = _alone(learning, scores, mask, table, optimiser, device)
+    learned.start = start.name
     return learned
-
-
-def _digest(*tensors: Tensor) -> str:
-    """Of their values."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _shares(shares: NDArray[Any], device: Any) -> Tensor:
@@ -317,7 +249,7 @@ def prepare_forecast(
     mask = None
     if start:
         mask = mask_of_schedule(Schedule.read(Path(start)).fitted(names, room.calls, PREPARE))
-    of = recipe.stage1 + recipe.stage2 + 2
+    of = (recipe.stage1 + recipe.stage2 + 2) * (2 if recipe.begin == "best" else 1)
     done = iter(range(1, of + 1))
 
     def tell(row: dict[str, Any]) -> None:
@@ -333,7 +265,9 @@ def prepare_forecast(
         weights = weights_of(student.at)[:, DENSE]
         learned = learn(learning, weights, grams, mask, len(grams), room.device)
     spent = round(spent_by(learned.mask, weights), 4)
-    notes = {"keep": recipe.keep, "held_out": learned.held_out, "spent": spent}
+    notes: dict[str, Any] = {"keep": recipe.keep, "held_out": learned.held_out, "spent": spent}
+    if learned.start:
+        notes["start"] = learned.start
     schedule_of_mask(names, learned.mask, notes).write(folder / "schedule.json")
     local = local_coefficients(grams, learned.mask, recipe.order, learned.coefficients.shape[2])
     tables: dict[str, NDArray[Any]] = {
