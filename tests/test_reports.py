@@ -448,7 +448,16 @@ def test_what_is_too_wide_for_any_column_stands_below_the_table(capsys, monkeypa
     address = "https://example.org/a/rather/long/address/of/something"
     terminal.print_rows([{"method": "a", "paper": address, "about": "words " * 9}])
     out = capsys.readouterr().out
-    assert f"a: paper {address}" in " ".join(out.split()) and "about" in out
+    assert f"a: paper: {address}" in " ".join(out.split()) and "about" in out
+
+
+def test_a_single_row_keeps_its_stack_beside_its_model(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    row = {"model": "dit-tiny", "stack": "distill+alternate_blocks", "reason": "words " * 9}
+    terminal.print_rows([row | {name: "0.123 [0.001, 0.999]" for name in "abcd"}])
+    head, _, below = capsys.readouterr().out.partition("reason: words")
+    assert below and head.split()[:2] == ["model", "stack"]
+    assert " ".join(head.split()).endswith("dit-tiny distill+alternate_blocks:")
 
 
 def test_grids_show_the_same_requests_in_every_row_and_three_frames_of_a_video(
