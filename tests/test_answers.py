@@ -103,6 +103,27 @@ def test_limits_of_memory_and_time_are_told_with_their_figures(run):
     assert "fd.shapes_v1" in rows["int8"]["reason"]
 
 
+def test_a_speed_up_is_asked_for_by_its_whole_interval(run):
+    (section,) = read_sections([run])
+    speed = next(r for r in section.rows if r["stack"] == "int8")["speedup_call"]
+    between = (speed["low"] + speed["value"]) / 2
+    rows, _ = advice(run, min_speedup=between, **ANY)
+    assert rows["int8"]["qualifies"] == "no"
+    assert rows["int8"]["reason"].endswith(f"it may be below {between:.2f}x")
+    rows, _ = advice(run, min_speedup=speed["low"], **ANY)
+    assert rows["int8"]["qualifies"] == "yes"
+
+
+def test_recommend_speaks_of_the_models_that_are_asked_for(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", models=("dit-tiny", "pixart-tiny"), n=64)
+    assert main(["recommend", str(folder), "--models", "pixart-tiny", "--json"]) == OK
+    out = capsys.readouterr().out.strip()
+    assert {row["model"] for row in json.loads(out.splitlines()[-1])} == {"pixart-tiny"}
+    assert "dit-tiny" not in out
+    assert main(["recommend", str(folder), "--models", "pixart"]) == USAGE
+    assert "no model 'pixart' in run; did you mean pixart-tiny" in capsys.readouterr().err
+
+
 def test_a_stack_that_is_not_shown_to_be_faster_does_not_qualify(tmp_path):
     folder = write_run(tmp_path / "run", n=16)
     timing = json.loads(

@@ -21,7 +21,7 @@ from ditbench.analysis.interaction import (
     shorter_students,
     together,
 )
-from ditbench.analysis.interaction_table import describe, needed
+from ditbench.analysis.interaction_table import LEGEND, describe, needed
 from ditbench.analysis.step_sweep import PERCEPTUAL, over_steps
 from ditbench.method import values
 from ditbench.method.stack import Stack
@@ -551,7 +551,7 @@ def test_stack_runs_the_factorial_and_prints_its_rule(tmp_path):
         row["gamma_flops"] == pytest.approx(1, abs=0.01)
         and "equal-time control" in " ".join(done.stdout.split()).lower()
     )
-    assert row["gamma_clock"]["value"] > 0
+    assert row["gamma_clock"]["value"] > 0 and LEGEND in " ".join(done.stdout.split())
     table = answer_table(SimpleNamespace(stacking=[row])).splitlines()
     assert table[0] == "| combination | dit-tiny |" and table[2].startswith(
         f"| int8+fora | **{row['verdict']}** "
@@ -586,6 +586,18 @@ def test_the_answers_table_has_a_row_per_combination_and_reading():
         == "| distill+diffsparse, frozen | **stacks** -0.004 [-0.010, +0.002]; gamma 0.90 (FLOPs), - (time) | - |"
     )
     assert second == first.replace(", frozen", "").replace(" - |", " distill is skipped |")
+
+
+@pytest.mark.parametrize(("basis", "shown"), [("time", "0.44 [0.10, 263.91]"), ("FLOPs", "(0.44)")])
+def test_the_answers_table_has_times_that_are_not_to_be_trusted_in_brackets(basis, shown):
+    row = {
+        "model": "dit-tiny", "stack": "int8+fora", "reading": "tuned", "verdict": "stacks",
+        "alignment": {"value": -0.004, "low": -0.01, "high": 0.002, "n": 64, "se": 0.003},
+        "gamma_flops": 1.0, "basis": basis,
+        "gamma_clock": {"value": 0.44, "low": 0.1, "high": 263.91, "n": 2, "se": 1.0},
+    }  # fmt: skip
+    table = answer_table(SimpleNamespace(stacking=[row])).splitlines()
+    assert table[2].endswith(f"gamma 1.00 (FLOPs), {shown} (time) |")
 
 
 def test_the_table_of_verdicts_has_one_word_a_cell_and_prefers_what_was_prepared_in_the_stack():

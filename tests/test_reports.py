@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from report_runs import ENVIRONMENT, REASONS, SCHEDULE, STACKS, WORLDS, key_of, write_run
 
@@ -447,7 +448,16 @@ def test_what_is_too_wide_for_any_column_stands_below_the_table(capsys, monkeypa
     address = "https://example.org/a/rather/long/address/of/something"
     terminal.print_rows([{"method": "a", "paper": address, "about": "words " * 9}])
     out = capsys.readouterr().out
-    assert f"a: paper {address}" in " ".join(out.split()) and "about" in out
+    assert f"a: paper: {address}" in " ".join(out.split()) and "about" in out
+
+
+def test_a_single_row_keeps_its_stack_beside_its_model(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    row = {"model": "dit-tiny", "stack": "distill+alternate_blocks", "reason": "words " * 9}
+    terminal.print_rows([row | {name: "0.123 [0.001, 0.999]" for name in "abcd"}])
+    head, _, below = capsys.readouterr().out.partition("reason: words")
+    assert below and head.split()[:2] == ["model", "stack"]
+    assert " ".join(head.split()).endswith("dit-tiny distill+alternate_blocks:")
 
 
 def test_grids_show_the_same_requests_in_every_row_and_three_frames_of_a_video(
@@ -587,6 +597,21 @@ def test_a_panel_of_a_heat_map_has_its_own_steps_where_the_one_below_counts_othe
     ]
 
 
+def test_a_long_kind_of_sub_layer_lies_beside_what_the_rows_of_a_heat_map_are(
+    tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(heatmaps, "finish", lambda figure, *rest: seen.append(figure) or [])
+    long = {"sublayers": ["0.context_mlp", "0.joint"], "keep": [[1.0, 0.5], [0.0, 1.0]]}
+    with style.in_style({"axes.grid": False}):
+        heatmaps._draw("flux-tiny", [("a", long)], "", tmp_path)
+    (figure,) = seen
+    (label,) = [text for text in figure.texts if text.get_text().startswith("sub-layer")]
+    kinds = [text for text in figure.axes[0].texts if text.get_text() in ("context_mlp", "joint")]
+    edge = label.get_window_extent().x1
+    assert len(kinds) == 2 and all(edge < kind.get_window_extent().x0 for kind in kinds)
+
+
 def test_kinds_of_stacks_differ_in_marker_and_not_in_colour_alone():
     looks = [style.BASELINE, style.COMBINATION, style.OTHER, *style.FAMILIES.values()]
     assert len({kind.marker for kind in looks}) == len({kind.label for kind in looks}) == len(looks)
@@ -707,6 +732,33 @@ def test_times_far_apart_have_a_logarithmic_axis_that_begins_near_the_fastest(
     ((scale, (left, right)),) = seen
     fastest, slowest = (section.rows[i]["timing"]["call_s"]["value"] for i in (1, 0))
     assert scale == "log" and fastest / 3 < left < fastest and slowest < right < 3 * slowest
+
+
+@pytest.mark.parametrize("slowest", [1.5, 40.0])
+def test_intervals_of_times_that_say_nothing_leave_the_axis_to_the_values(slowest):
+    seconds = [
+        {"value": value, "low": value / 1000, "high": value * 1000} for value in (1.0, slowest)
+    ]
+    axis = Figure().add_subplot()
+    figures.scale_time([axis], [{"timing": {"call_s": call}} for call in (*seconds, None)])
+    left, right = axis.get_xlim()
+    assert 1 / 3 < left < 1 and slowest < right < 3 * slowest
+    narrow = [{"value": call["value"], "low": 0.99, "high": 1.01 * slowest} for call in seconds]
+    figures.scale_time([axis], [{"timing": {"call_s": call}} for call in narrow])
+    inner, outer = axis.get_xlim()
+    assert left < inner < 0.99 and 1.01 * slowest < outer < right
+
+
+@pytest.mark.parametrize(("n", "drawn"), [(9, False), (96, True)])
+def test_the_small_print_speaks_of_frechet_distance_only_beside_a_panel_of_it(
+    tmp_path, monkeypatch, n, drawn
+):
+    told, plate = [], figures.plate
+    monkeypatch.setattr(figures, "plate", lambda *a, **k: told.append(a[4]) or plate(*a, **k))
+    (section,) = sections.read_sections([write_run(tmp_path / "run", n=n, stacks=STACKS[:3])])
+    figures.draw_figures(section, tmp_path / "plots")
+    assert told and all(("without bias in n" in words) == drawn for words in told)
+    assert all(("No panel of Fréchet distance" in words) != drawn for words in told)
 
 
 def test_the_parts_of_the_peak_add_up_to_it(tmp_path):

@@ -17,6 +17,7 @@ from ditbench.records.record import read_run
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.scores import read_scores
 from ditbench.reports.publishing import archive, private, sharing
+from ditbench.reports.publishing.documents import rewritten
 from ditbench.reports.publishing.merging import merge_runs
 from ditbench.reports.publishing.private import private_strings
 from ditbench.reports.publishing.records import publish
@@ -265,9 +266,16 @@ def test_tables_follow_from_the_records_or_are_named(published, tmp_path):
 
 
 def test_a_readme_and_files_of_a_published_run_are_checked(published, tmp_path):
-    copy = shutil.copytree(published, tmp_path / "run")
+    copy = shutil.copytree(published, tmp_path / "theirs")
     (copy / "README.md").write_text("<!-- table: run run -->\n\nmade up\n<!-- end of table -->\n")
     assert differences(copy) == ["README.md has a table that does not follow from the records"]
+    marker = f"run {published.name}"
+    text = f"<!-- table: {marker} -->\n\n<!-- end of table -->\n"
+    (copy / "README.md").write_text(rewritten(text, published.parent))
+    assert differences(copy) == []  # though its folder has another name
+    shutil.rmtree(copy / "tables")  # nothing says any more what the run was called
+    (sentence,) = differences(copy)
+    assert sentence.startswith(f"README.md: table {marker!r}: ")
     (copy / "scores.zip").write_bytes(b"")
     assert any("scores.zip" in sentence for sentence in differences(copy))
 

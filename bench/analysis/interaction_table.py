@@ -14,6 +14,12 @@ COLUMNS = (
     "over_control", "student_control", "over_student_control", "samples_needed", "controls_left_out",
 )  # fmt: skip
 """Of the rows of `interactions`, those that a table shows."""
+LEGEND = (
+    "gamma: the speed-up of the stack divided by the product of its methods', by FLOPs and by "
+    "measured time (clock); alignment, frechet: its change minus the sum of its methods' changes; "
+    "tuned: prepared in the stack, frozen: alone; [95 % intervals]."
+)
+"""What the columns hold."""
 
 
 def describe(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

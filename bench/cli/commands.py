@@ -119,7 +119,7 @@ def _stack(args: argparse.Namespace) -> int:
         rules,
         shorter_students,
     )
-    from ditbench.analysis.interaction_table import describe, document
+    from ditbench.analysis.interaction_table import LEGEND, describe, document
     from ditbench.analysis.surfaces import grid
     from ditbench.method.plugins import load_plugins
     from ditbench.method.stack import Stack
@@ -160,7 +160,7 @@ def _stack(args: argparse.Namespace) -> int:
         for name in dict.fromkeys(record["model"] for record in records)
     }
     rows = interactions(records, read_scores(folder, records), parts_of)
-    _show(describe(rows), False, " ".join(rules(rows)))
+    _show(describe(rows), False, " ".join([LEGEND, *rules(rows)]))
     if args.json:
         print(json_text(document(rows)))
     return code

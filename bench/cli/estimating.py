@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 HIDDEN = ("note", "seconds", "peaks", "copies_by_line", "syncs_by_line")
 CAPTION = (
     "simulated, not measured. GB are 10^9 bytes that tensors ask for (weights, kept outputs and "
-    "ranking as they are at the sampler loop's peak). step_ms and call_s: the least time at "
+    "ranking as they are at the sampler loop's peak); peak_in: the stage of the call with the "
+    "largest peak. step_ms and call_s: the least time at "
     "published peaks; kernels and copies from the host: a step's, and the sampler loop's. hours: of "
     "the calls of a run of one cell; max_batch: the largest that nine tenths of the memory have room for"
 )

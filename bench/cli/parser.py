@@ -217,9 +217,18 @@ def parsers(
     )
     recommend.add_argument("run", type=Path, metavar="RUN")
     recommend.add_argument(
+        "--models", action=Joined, metavar="NAMES", help="of the run's models these alone"
+    )
+    recommend.add_argument(
         "--max-memory-gb", type=decimal_number, metavar="GB", help="peak memory, in 10^9 bytes"
     )
     recommend.add_argument("--max-seconds", type=decimal_number, metavar="S", help="per sample")
+    recommend.add_argument(
+        "--min-speedup",
+        type=decimal_number,
+        metavar="X",
+        help="of the call against none: the whole interval, e.g. 2",
+    )
     recommend.add_argument(
         "--min-alignment",
         type=decimal_number,

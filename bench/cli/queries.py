@@ -23,9 +23,11 @@ def recommend(args: argparse.Namespace) -> int:
     from ditbench.reports.terminal.table import show_rows
 
     load_plugins(args.plugin)
-    names = ("max_memory_gb", "max_seconds", "min_alignment", "max_frechet")
+    names = ("max_memory_gb", "max_seconds", "min_speedup", "min_alignment", "max_frechet")
     (section,) = _sections([args.run])
-    rows, sentences = recommend(section, Limits(**{name: getattr(args, name) for name in names}))
+    limits = Limits(**{name: getattr(args, name) for name in names})
+    models = [name for part in (args.models or "").split(",") if (name := part.strip())]
+    rows, sentences = recommend(section, limits, models)
     if not sentences:
         sentences = [f"{args.run} has no finished cell that could be recommended"]
     show_rows(rows, args.json, "\n".join(sentences))

@@ -151,14 +151,19 @@ def _words(more: Tally[str], less: Tally[str]) -> str:
     return ", ".join(f"{n:+d} {name}" for name, n in sorted(kernels.items()) if n)
 
 
-def main() -> None:
-    """Print the table."""
+def flags() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=FULL_SIZE, metavar="MODEL")
     parser.add_argument("--selector", default="attention")
     parser.add_argument("--noted", action="store_true", help="a ranking looks at the rows later")
     parser.add_argument("--kernel", choices=("torch", "triton"), default="torch")
-    asked = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Print the table."""
+    asked = flags().parse_args()
     print("| model | sub-layer | dense | half | added | more and less than the dense one's |")  # noqa: T201
     print("|---|---|---:|---:|---:|---|")  # noqa: T201
     for name in asked.models:

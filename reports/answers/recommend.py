@@ -23,17 +23,20 @@ from ditbench.reports.sections.format import (
 )
 from ditbench.reports.sections.rows import ReportRow, doubts, status
 from ditbench.reports.sections.section import Section
+from ditbench.suggest import suggest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a stack must keep to. Quality limits hold for the whole 95 % interval of the change, not
-    for its middle."""
+    """What a stack must keep to. Limits of quality and of the speed-up hold for the whole 95 %
+    interval, not for its middle."""
 
     max_memory_gb: float | None = None
     """Of peak memory, in 10^9 bytes."""
     max_seconds: float | None = None
     """Per sample, the median call."""
+    min_speedup: float | None = None
+    """Of the measured call, over that of `none`."""
     min_alignment: float | None = None
     """Primary score minus that of `none`: alignment, or on a full-size model ImageReward or the CLIP
     score."""
@@ -46,16 +49,24 @@ YES, NO, SUSPECT = "yes", "no", "suspect"
 not to be trusted."""
 
 
-def recommend(section: Section, limits: Limits) -> tuple[list[dict[str, Any]], list[str]]:
+def recommend(
+    section: Section, limits: Limits, models: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], list[str]]:
     """A row for every accelerated stack of a run, the fastest that qualifies first, and a sentence
-    for each model.
+    for each model: of `models`, or of all. ValueError for a model that the run does not have.
 
     A stack qualifies when it keeps to the limits, its measured call is faster than that of `none`
     by a 95 % interval, and no primary metric without a limit has the verdict `worse`. Times that
     are suspect neither qualify nor disqualify it: its row says `suspect`, and what to do.
     """
+    for name in models:
+        if name not in section.models:
+            near = suggest(name, section.models)
+            raise ValueError(f"no model {name!r} in {section.name}; {near}")
     lines, sentences = [], []
     for model, rows in section.models.items():
+        if models and model not in models:
+            continue
         judged = [(row, *_judged(row, limits)) for row in rows if not row["baseline"]]
         judged.sort(key=lambda one: ((YES, SUSPECT, NO).index(one[1]), -_factor(one[0])))
         lines += [_line(model, *one) for one in judged]
@@ -69,7 +80,7 @@ def _judged(row: ReportRow, limits: Limits) -> tuple[str, str]:
     reason = _obstacle(row, limits)
     reason = reason or (_seconds_obstacle(row, limits) if timed else "")
     reason = reason or _quality_obstacle(row, limits)
-    reason = reason or (_speed_obstacle(row) if timed else "")
+    reason = reason or (_speed_obstacle(row, limits) if timed else "")
     if reason or timed:
         return (NO, reason) if reason else (YES, "")
     return SUSPECT, "; ".join(doubts(row))
@@ -122,13 +133,16 @@ def _seconds_obstacle(row: Row, limits: Limits) -> str:
     return f"time per sample ({words}) is above {number(limits.max_seconds)} s"
 
 
-def _speed_obstacle(row: Row) -> str:
+def _speed_obstacle(row: Row, limits: Limits) -> str:
     """The same by its speed-up."""
     speed = row["speedup_call"]
     if speed is None:
         return "no measured speed-up"
     if speed["low"] is None or speed["low"] <= 1:
         return f"not shown to be faster than none: {times(speed['value'])} {interval(speed, 2)}".rstrip()
+    if limits.min_speedup is not None and speed["low"] < limits.min_speedup:
+        words = f"{times(speed['value'])} {interval(speed, 2)}"
+        return f"speed-up {words}: it may be below {times(limits.min_speedup)}"
     return ""
 
 

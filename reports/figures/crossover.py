@@ -128,7 +128,7 @@ def _curves(
         better = ", ".join(name_of[row["key"]] for row in rows if row in ahead)
         words += f"Better than that by {metric}, as measured: {better or 'nothing'}. "
         notable += [row for row in ahead if row not in notable]
-    words += f"{left_out}Bars: 95 % intervals."
+    words += f"{left_out}Bars: 95 % intervals, cut off at the edge."
     drawn = plate(
         section, model, rows, len(panels), words, notable, "the line and what is better than it",
         inches=2.4,
@@ -137,7 +137,7 @@ def _curves(
     for axis, metric in zip(drawn.axes, panels, strict=True):
         drawn.mark(axis, [_point(row, metric) for row in rows])
         axis.set_ylabel(_label(metric))
-        axis.margins(x=0.08, y=0.14)
+        axis.margins(y=0.14)
         _shade(axis, *_line(curve, metric), lower=_lower(rows, metric))
         better = "lower is better" if _lower(rows, metric) else "higher is better"
         axis.set_title(better, loc="right", fontsize=8.5, fontweight="normal", color=QUIET, pad=3)

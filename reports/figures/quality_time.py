@@ -25,12 +25,13 @@ Line = NDArray[Any]
 """Positions [k, 2] in a panel's units."""
 
 SMALL_PRINT = (
-    "Bars: 95 % intervals. Fréchet distance: that of none and the difference to it, which is "
-    "without bias in n. Dashed: none. Line: the "
-    "frontier; in the grey behind it something is both faster and better, as measured (how sure "
-    "that is: the tables). Seconds: those of "
-    "none over the paired speed-up."
+    "Bars: 95 % intervals, cut off at the edge. Dashed: none. Line: the frontier; in the grey behind "
+    "it something is both faster and better, as measured (how sure that is: the tables). Seconds: "
+    "those of none over the paired speed-up."
 )
+CUT = 1.5
+"""How many times beyond the least and the largest value intervals of times are drawn: of one or two
+rounds they can reach into the thousands."""
 
 
 def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
@@ -41,8 +42,15 @@ def draw_figures(section: Section, folder: Path) -> dict[str, list[Path]]:
             names = primary_of(rows).names
             panels = [m for m in names if any(placed(row, m) for row in rows) and compared(rows, m)]
             if panels:
-                left_out = " ".join(_left_out(rows, m) for m in names if not compared(rows, m))
-                files[model] = _figure(section, model, panels, folder, left_out)
+                words = [SMALL_PRINT]
+                distance = primary_of(rows).distance
+                if distance.name in panels:
+                    words.append(
+                        f"{distance.label}: that of none and the difference to it, which is without "
+                        "bias in n."
+                    )
+                words += [_left_out(rows, m) for m in names if not compared(rows, m)]
+                files[model] = _figure(section, model, panels, folder, " ".join(words))
     return files
 
 
@@ -54,7 +62,7 @@ def _left_out(rows: Sequence[Row], metric: str) -> str:
 
 
 def _figure(
-    section: Section, model: str, panels: Sequence[str], folder: Path, left_out: str
+    section: Section, model: str, panels: Sequence[str], folder: Path, words: str
 ) -> list[Path]:
     rows = [row for row in section.models[model] if any(placed(row, metric) for metric in panels)]
     notable = [
@@ -67,7 +75,7 @@ def _figure(
         model,
         rows,
         len(panels),
-        f"{SMALL_PRINT} {left_out}".strip(),
+        words,
         notable,
         "none and what is on a frontier",
     )
@@ -101,7 +109,7 @@ def _panel(axis: Axes, drawn: Plate, rows: Sequence[Row], metric: str) -> Line:
                 height, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.5, zorder=1
             )
     axis.set_ylabel(name)
-    axis.margins(x=0.08, y=0.16)
+    axis.margins(y=0.16)
     axis.set_title(better, loc="right", fontsize=8.5, fontweight="normal", color=QUIET, pad=3)
     return _shade(axis, rows, metric, better)
 
@@ -150,10 +158,20 @@ def reach(estimate: Mapping[str, Any] | None) -> tuple[float, float]:
 
 
 def scale_time(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
-    """Make the panels' axis of seconds logarithmic where they differ much; before anything is
-    drawn, for limits depend on it."""
-    if far_apart(rows):
+    """Make the panels' axis of seconds logarithmic where they differ much, and end it where the
+    intervals do, or `CUT` times beyond the values; before anything is drawn, for limits depend on
+    it."""
+    if logarithmic := far_apart(rows):
         axes[-1].set_xscale("log")
+    calls = [call for row in rows if (call := row["timing"]["call_s"])]
+    values = [call["value"] for call in calls]
+    below, above = zip(*map(reach, calls), strict=True)
+    start = max(np.subtract(values, below).min(), min(values) / CUT)
+    end = min(np.add(values, above).max(), max(values) * CUT)
+    if logarithmic:
+        axes[-1].set_xlim(start / (end / start) ** 0.08, end * (end / start) ** 0.08)
+    else:
+        axes[-1].set_xlim(max(0.0, start - 0.08 * (end - start)), end + 0.08 * (end - start))
 
 
 def far_apart(rows: Sequence[Row]) -> bool:
@@ -174,5 +192,4 @@ def time_axis(axes: Sequence[Axes]) -> None:
         last.xaxis.set_major_formatter(lambda s, _: f"{s:g}" if s >= 1e-3 else number(s))
         last.set_xlabel("seconds per sample, whole call (log scale)")
     else:
-        last.set_xlim(left=max(0.0, last.get_xlim()[0]))
         last.set_xlabel("seconds per sample, whole call")

@@ -171,9 +171,10 @@ def plate(
     foot = small_print(section.caption(model), words)
     if any(row["suspect"] for row in rows):
         bound = share(rows[0]["drift_bound"])
-        foot.append(
-            f"Hollow: suspect, none was timed in one round, its slowest took over {bound} longer than "
-            "its fastest, or a GPU was slowed down or shared."
+        foot += textwrap.wrap(
+            "Hollow: suspect times: none was timed in one round, or its slowest round took over "
+            f"{bound} longer than its fastest, or a GPU was slowed down or shared.",
+            LETTERS,
         )
     away = [
         f"{row['stack']} ({row['status']})"

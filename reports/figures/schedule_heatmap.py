@@ -24,6 +24,8 @@ from ditbench.reports.sections.section import Section, file_name
 
 WIDE, MOST = 3, 12
 """Panels side by side, and panels at most: the first in table order."""
+KIND_LETTER = 0.06
+"""Inches of a letter in a kind's name beside a panel."""
 
 
 def draw_heatmaps(section: Section, folder: Path) -> dict[str, list[Path]]:
@@ -87,11 +89,12 @@ def paint(axis: Any, schedule: dict[str, Any], left: bool = True, below: bool = 
 
 def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, folder: Path) -> list[Path]:
     wide, high = min(WIDE, len(shown)), -(-len(shown) // WIDE)
-    width, height = 1.7 + 3.0 * wide, 0.85 + 2.6 * high
+    width, height = 2.0 + 3.0 * wide, 0.85 + 2.6 * high
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
+    kinds = {name.partition(".")[2] for _, schedule in shown for name in schedule["sublayers"]}
     edges = {
-        "left": 0.85 / width,
+        "left": (0.5 + KIND_LETTER * max(map(len, kinds))) / width,
         "right": 1 - 0.95 / width,
         "bottom": 0.45 / height,
         "top": 1 - 0.75 / height,
@@ -128,7 +131,7 @@ def _draw(model: str, shown: list[tuple[str, dict[str, Any]]], of: str, folder: 
         color=QUIET, rotation="vertical", va="center",
     )  # fmt: skip
     title = f"{model}: share of tokens computed, by step and sub-layer{of}"
-    figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=11, fontweight="bold", x=0.1 / width, ha="left")
     return finish(figure, folder, f"{file_name(model)}-schedules")
 
 

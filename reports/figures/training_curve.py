@@ -20,7 +20,7 @@ from ditbench.records.files import replacing, write_text
 from ditbench.records.reading import read_content, read_json
 from ditbench.records.record import SHOWN
 from ditbench.reports.figures.frame import finish
-from ditbench.reports.figures.schedule_heatmap import paint
+from ditbench.reports.figures.schedule_heatmap import KIND_LETTER, paint
 from ditbench.reports.figures.style import FAMILIES, INK, QUIET, in_style
 from ditbench.reports.sections.section import Section, file_name
 
@@ -97,8 +97,11 @@ def draw_training(folder: Path) -> list[Path]:
             panels[-1].yaxis.set_visible(True)
             panels[-1].set_yticks([])
             label = "sub-layer, by kind and depth"
-            # beside the names of the kinds
-            panels[-1].set_ylabel(label, fontsize=7.5, color=QUIET, labelpad=26)
+            # beside the names of the kinds: points
+            pad = 6 + 72 * KIND_LETTER * max(
+                len(name.partition(".")[2]) for name in schedule.sublayers
+            )
+            panels[-1].set_ylabel(label, fontsize=7.5, color=QUIET, labelpad=pad)
             panels[-1].set_title("share of tokens computed (dark: reused)", fontsize=8, loc="left")
         below = "" if manifest["below"] == "none" else f" under {manifest['below']}"
         title = f"{manifest['method']} for {manifest['model']}, {manifest['steps']} steps{below}: {manifest['seconds']:.0f} s"

@@ -37,8 +37,9 @@ def documents(checkout: Path) -> list[Path]:
     return [checkout / "README.md", *below]
 
 
-def rewritten(text: str, published: Path) -> str:
-    """A document with each generated table made again.
+def rewritten(text: str, published: Path, renamed: Mapping[str, Path] | None = None) -> str:
+    """A document with each generated table made again, from the runs in `published`, but for those
+    that `renamed` has elsewhere.
 
     A table stands between the lines `<!-- table: KIND RUN [ARGUMENT ...] -->` and
     `<!-- end of table -->`; those of `SIMULATED` name a model in place of a run. Raises ValueError
@@ -49,10 +50,10 @@ def rewritten(text: str, published: Path) -> str:
     ends = text.splitlines().count(END)
     if not starts == ends == len(BLOCK.findall(text)):
         raise ValueError(f"{starts} tables begin and {ends} end")
-    return BLOCK.sub(lambda block: _block(block[1], published), text)
+    return BLOCK.sub(lambda block: _block(block[1], published, renamed or {}), text)
 
 
-def _block(marker: str, published: Path) -> str:
+def _block(marker: str, published: Path, renamed: Mapping[str, Path]) -> str:
     kind, _, rest = marker.partition(" ")
     run, *arguments = rest.split()
     if kind in SIMULATED:
@@ -60,7 +61,11 @@ def _block(marker: str, published: Path) -> str:
     if kind not in TABLES:
         kinds = ", ".join([*TABLES, *SIMULATED])
         raise ValueError(f"{kind!r} is no kind of table; there are {kinds}")
-    return f"{START}{marker} -->\n\n{TABLES[kind](section_of(published / run), *arguments)}\n{END}"
+    try:
+        section = section_of(renamed.get(run, published / run))
+    except ValueError as error:
+        raise ValueError(f"table {marker!r}: {error}") from error
+    return f"{START}{marker} -->\n\n{TABLES[kind](section, *arguments)}\n{END}"
 
 
 def rewrite(checkout: Path) -> list[Path]:

@@ -26,7 +26,8 @@ def verdict_table(section: Section) -> str:
 
 def answer_table(section: Section) -> str:
     """The same with all combinations, and beside each verdict the alignment interaction, and gamma
-    by FLOPs and by measured time."""
+    by FLOPs and by measured time; in brackets and without its interval where the times are
+    unreliable and FLOPs decided."""
     return _table(document(section.stacking), _answer)
 
 
@@ -49,7 +50,9 @@ def _methods(row: Row) -> str:
 def _answer(row: Row) -> str:
     if "alignment" not in row:  # the reason is on the page
         return str(row["verdict"]).partition(":")[0]
-    gamma = (
-        f"gamma {fixed(row.get('gamma_flops'), 2)} (FLOPs), {spoken(row['gamma_clock'], 2)} (time)"
-    )
+    clock = row["gamma_clock"]
+    measured = spoken(clock, 2)
+    if clock and row["basis"] == "FLOPs":
+        measured = f"({fixed(clock['value'], 2)})"
+    gamma = f"gamma {fixed(row.get('gamma_flops'), 2)} (FLOPs), {measured} (time)"
     return f"**{row['verdict']}** {spoken(row['alignment'], 3, signed=True)}; {gamma}"

@@ -48,7 +48,8 @@ def differences(folder: Path) -> list[str]:
     if readme.is_file():
         text = readme.read_text(encoding="utf-8")
         try:
-            made = rewritten(text, folder.resolve().parent)
+            own = {name: folder} if (name := _stated_name(folder)) else {}
+            made = rewritten(text, folder.resolve().parent, own)
         except (KeyError, TypeError, ValueError) as error:
             wrong.append(f"README.md: {error}")
         else:

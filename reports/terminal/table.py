@@ -30,6 +30,8 @@ NAME = 36
 """Characters a piece of a name has at most before it is broken anywhere."""
 NAME_BREAK = r"(?<=[\w)]\+)|(?<= )|(?=\()"
 HEAD_BREAK = r"(?<=[_ ])"
+STACK = "stack"
+"""Head of the column that names a row beside its model."""
 SEPARATOR = "  "
 """What lies between two columns."""
 
@@ -138,15 +140,18 @@ def _widths(columns: Sequence[_Column], width: int) -> list[int]:
 
 
 def _names(columns: Sequence[_Column]) -> Sequence[_Column]:
-    """The columns that name a row: the first, and the second where the first names several."""
-    return columns[: 1 if len(set(columns[0].cells)) == len(columns[0].cells) else 2]
+    """The columns that name a row: the first, and the second where that is the stack or the first
+    names several."""
+    unique = len(set(columns[0].cells)) == len(columns[0].cells)
+    stacks = len(columns) > 1 and columns[1].head == STACK
+    return columns[: 1 if unique and not stacks else 2]
 
 
 def _below(names: Sequence[_Column], outside: Sequence[_Column]) -> list[str]:
     """A line for each row with what it has in the columns `outside` the table."""
     lines = []
     for i in range(len(names[0].cells)):
-        facts = [f"{c.head} {c.cells[i]}" for c in outside if c.cells[i] not in ("", DASH)]
+        facts = [f"{c.head}: {c.cells[i]}" for c in outside if c.cells[i] not in ("", DASH)]
         if facts:
             lines.append(f"{' '.join(c.cells[i] for c in names)}: {'; '.join(facts)}")
     return lines
