@@ -30,8 +30,8 @@ _CHOSEN: list[str] = []
 
 @contextmanager
 def computed_by(kernel: str) -> Iterator[None]:
-    """Inside, rows are computed by `triton` or `torch` whatever the device: for tests, and for a
-    simulated GPU."""
+    """Inside, rows are computed by `torch`, as the setting `row_kernels` has it, or by `triton`,
+    whatever the device: for tests, and for a simulated GPU. `auto`: by what the device has."""
     _CHOSEN.append(kernel)
     try:
         yield
@@ -44,7 +44,7 @@ def kernel_of(device: torch.device) -> str:
     and where somebody computes the regions of the block that runs (`regions.Computer`)."""
     if torch.is_grad_enabled() or running_computer() is not None:
         return "torch"
-    if _CHOSEN:
+    if _CHOSEN and _CHOSEN[-1] != "auto":
         return _CHOSEN[-1]
     return "triton" if device.type == "cuda" and _triton_is_there() else "torch"
 
