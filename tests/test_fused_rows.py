@@ -172,7 +172,9 @@ def test_kernels_are_for_cuda_without_gradients():
         with fused_rows.computed_by("torch"):
             assert fused_rows.kernel_of(torch.device("cuda")) == "torch"
             with fused_rows.computed_by("auto"):
-                assert fused_rows.kernel_of(torch.device("cuda")) == ("triton" if there else "torch")
+                assert fused_rows.kernel_of(torch.device("cuda")) == (
+                    "triton" if there else "torch"
+                )
     with fused_rows.computed_by("triton"):
         assert fused_rows.kernel_of(torch.device("cpu")) == "torch"
 
