@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from command import command
 from narrow import NAMES, narrow
 from torch.nn import functional as F
 from torch.utils.flop_counter import sdpa_flop_count
@@ -20,6 +21,7 @@ from ditbench.method.stack import Stack
 from ditbench.models import fused_rows
 from ditbench.models.pending import Pending
 from ditbench.profiling.flop_counter import Counter
+from ditbench.records.record import read_run
 from ditbench.simulation.device import NAME, simulated
 from ditbench.testing import tiny
 from ditbench.testing.level_kernels import level_kernels
@@ -169,8 +171,60 @@ def test_kernels_are_for_cuda_without_gradients():
         assert fused_rows.kernel_of(torch.device("cuda")) == ("triton" if there else "torch")
         with fused_rows.computed_by("torch"):
             assert fused_rows.kernel_of(torch.device("cuda")) == "torch"
+            with fused_rows.computed_by("auto"):
+                assert fused_rows.kernel_of(torch.device("cuda")) == (
+                    "triton" if there else "torch"
+                )
     with fused_rows.computed_by("triton"):
         assert fused_rows.kernel_of(torch.device("cpu")) == "torch"
+
+
+WATCHER = """
+from pathlib import Path
+import torch
+from ditbench.method import Stage, method
+from ditbench.models import fused_rows
+
+fused_rows._triton_is_there = lambda: True
+
+@method("watcher", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="none")
+class Watcher:
+    def attach(self, pipeline, at):
+        def forward(*args, **kwargs):
+            at.count("calls")
+            with open(Path(__file__).with_name("kernels.txt"), "a") as file:
+                print(fused_rows.kernel_of(torch.device("cuda")), file=file)
+            return run(*args, **kwargs)
+        run = at.patch(pipeline.transformer, "forward", forward)
+"""
+
+
+@pytest.mark.parametrize("asked", ["auto", "torch"])
+def test_a_run_says_what_computes_rows_and_every_process_of_it_goes_by_that(tmp_path, asked):
+    plugin = tmp_path / "watcher.py"
+    plugin.write_text(WATCHER, encoding="utf-8")
+    out = tmp_path / "run"
+    done = command(
+        "run", "--plugin", plugin, "--methods", "watcher", "--models", "dit-tiny", "--steps", 2,
+        "--num-samples", 4, "--batch-size", 2, "--shard", 2, "--rounds", 2, "--threads", 1,
+        "--row-kernels", asked, "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (record,) = [r for r in read_run(out).records if r["stack"] == "watcher"]
+    assert record["run"]["row_kernels"] == asked and record["samples"] == 4
+    kernels = plugin.with_name("kernels.txt").read_text().split()
+    # the timed shard, its rounds and its count; the other shard, in a process of its own
+    assert len(kernels) >= 2 * (1 + 2 + 1)
+    assert {*kernels} == {"triton" if asked == "auto" else "torch"}
+    if asked == "torch":
+        assert "row kernels torch" in done.stdout
+
+
+def test_another_kernel_than_there_is_is_refused():
+    for words in (["run", "--models", "dit-tiny"], ["blocks", "--models", "dit-tiny"]):
+        done = command(*words, "--row-kernels", "cuda")
+        assert done.returncode == 2
+        assert "--row-kernels: 'cuda' is none of auto, torch" in done.stderr
 
 
 def test_bytes_and_flops_of_the_kernels_are_seen():

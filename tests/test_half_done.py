@@ -14,6 +14,7 @@ from ditbench.acceleration.distillation.students import Recipe, prepare_student
 from ditbench.acceleration.distillation.training_loop import fit
 from ditbench.method import METHODS, Stage, artifact, method, prepare
 from ditbench.method.half_done import Journal, half_done
+from ditbench.method.needs import needs_of
 from ditbench.method.stack import Stack
 from ditbench.models.table import models
 from ditbench.records.lock import writing_to
@@ -195,6 +196,65 @@ def test_what_is_half_done_waits_for_the_same_command_and_is_gone_afterwards(pat
     assert all({"done", "of"} <= row.keys() for row in heard)
     notes = [row["note"] for row in heard if "note" in row]
     assert f"goes on from {folder}; remove that folder to begin anew" in notes
+
+
+def test_what_another_command_made_meanwhile_is_not_made_again(patient, monkeypatch):
+    models_, stack, made = [models()["dit-tiny"]], Stack.parse(patient), []
+    find, looked = prepare.find, []
+
+    def found(need, root):
+        """The first look is before the other command has ended."""
+        looked.append(need)
+        return None if len(looked) == 1 else find(need, root)
+
+    monkeypatch.setattr(prepare, "create", lambda *given: made.append(given))
+    need = needs_of(models_[0], stack, "bundled")[-1]
+    other = artifact.create(need, lambda folder: {})
+    monkeypatch.setattr(prepare, "find", found)
+    row = prepare.prepare(models_, stack, "bundled", lambda need: lambda row: None)[0]
+    assert (row["made"], row["folder"]) == (False, str(other.folder)) and not made
+    assert [path.name for path in other.folder.parent.iterdir()] == [need.key]
+
+
+def test_nothing_goes_on_with_another_device_or_dtype_and_nothing_is_lost(tmp_path):
+    with pytest.raises(Stopped), half_done(tmp_path / "key", "cuda in bfloat16") as own:
+        own.listening(lambda row: None)({"done": 0, "of": 2})
+        (own.folder / "state").write_text("kept")
+        raise Stopped
+    sentence = "this preparation by cuda in bfloat16, and this command asks for cpu in float32"
+    with pytest.raises(ValueError, match=sentence), half_done(tmp_path / "key", "cpu in float32"):
+        raise AssertionError("it began")
+    with half_done(tmp_path / "key", "cuda in bfloat16") as own:
+        assert own.commands == 1 and (own.folder / "state").read_text() == "kept"
+
+
+def test_what_a_killed_command_was_about_to_write_is_removed(tmp_path):
+    for name in (".key.7.partial", ".other.7.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("part")
+    with half_done(tmp_path / "key"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".other.7.partial"]
+
+
+@pytest.mark.parametrize(
+    ("stack", "sentence"),
+    [
+        ("stitch(decide='confidence',small='pixart-tiny')", "dit-tiny: stitch: "),
+        (
+            "distill+fpsattention(trained=True)",
+            "fpsattention: its finetuned weights take the places",
+        ),
+        ("teacache(saved=0.3)+diffsparse", "both claim block-schedule"),
+    ],
+)
+def test_what_could_not_be_run_is_not_prepared(stack, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        prepare.prepare(
+            [models()["dit-tiny"]], Stack.parse(stack), "bundled",
+            lambda need: lambda row: None, tmp_path,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
 
 
 def test_seconds_are_those_of_all_commands(tmp_path, monkeypatch):

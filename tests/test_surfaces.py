@@ -195,7 +195,10 @@ def test_the_report_has_a_table_a_figure_and_a_fold_for_it(tmp_path, rounds):
         (["fewer_steps", "fora"], ["steps=2", "keep=2"], "'keep' is neither steps nor interval"),
         (["fewer_steps", "fora"], ["steps=2", "interval=two"], "is no list of numbers"),
         (["fewer_steps", "fora"], ["steps=2,4"], "values of interval are missing"),
-        (["fewer_steps", "fora"], ["steps=2,4", "interval=0"], "interval must be at least 1"),
+        (["fewer_steps", "fora"], ["steps=2,4", "interval=0,2"], "interval must be at least 1"),
+        (["fewer_steps", "fora"], ["steps=2", "interval=2,2"], "two values of interval"),
+        (["distill", "fora"], ["steps=2", "interval=2,3"], "two values of steps"),
+        (["fewer_steps", "fora"], ["steps=2", "steps=4", "interval=2,3"], "steps are given twice"),
     ],
 )
 def test_what_makes_no_surface_is_said(parts, settings, words):

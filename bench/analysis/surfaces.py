@@ -249,8 +249,8 @@ def grid(parts: Sequence[Stack], settings: Sequence[str]) -> list[str]:
     """The stacks of a surface: one method at every number of steps, the other at every value of its
     dial, and both together. `settings`: `steps=2,4,8` and `DIAL=V,V,...`.
 
-    ValueError where the two are not a method that takes the steps and one with a dial, or a setting
-    names something else.
+    ValueError where the two are not a method that takes the steps and one with a dial, a setting
+    names something else or is given twice, and for too few values to compare.
     """
     methods = [part.methods[0] for part in parts if len(part.methods) == 1]
     takes = [m.traits.role == "control" or "num-steps" in m.traits.claims for m in methods]
@@ -269,12 +269,18 @@ def grid(parts: Sequence[Stack], settings: Sequence[str]) -> list[str]:
             raise ValueError(
                 f"--surface: {name!r} is neither steps nor {other.dial[0]}, the dial of {other.name}"
             )
+        if name in values:
+            raise ValueError(f"--surface: values of {name} are given twice")
         try:
             values[name] = [ast.literal_eval(word.strip()) for word in listed.split(",")]
         except (ValueError, SyntaxError):
             raise ValueError(f"--surface: {text!r} is no list of numbers, as {name}=2,4") from None
     if missing := [name for name in ("steps", other.dial[0]) if name not in values]:
         raise ValueError(f"--surface: values of {' and '.join(missing)} are missing")
+    # the un-accelerated model is a number of whole steps beside fewer of its own
+    least = {"steps": 1 if taking.traits.role == "control" else 2, other.dial[0]: 2}
+    if few := next((name for name, n in least.items() if len({*values[name]}) < n), ""):
+        raise ValueError(f"--surface: it takes two values of {few} to have one")
     whole = [replace(taking, steps=k) for k in values["steps"]]
     turned = [replace(other, **{other.dial[0]: v}) for v in values[other.dial[0]]]
     both = [Stack.of(a, b) for a in whole for b in turned]

@@ -30,6 +30,7 @@ def blocks(args: argparse.Namespace) -> int:
         times_of,
     )
     from ditbench.acceleration.caching.selectors import selector_class
+    from ditbench.models.fused_rows import computed_by
     from ditbench.models.table import select
     from ditbench.profiling.probe import probe
     from ditbench.records.files import check_file
@@ -39,7 +40,10 @@ def blocks(args: argparse.Namespace) -> int:
     from ditbench.runner.spec import Spec, from_table
 
     models = select(args.models)
-    spec = from_table({"device": args.device, "dtype": args.dtype}, Spec())
+    asked = {"device": args.device, "dtype": args.dtype}
+    if args.row_kernels is not None:
+        asked["row_kernels"] = args.row_kernels
+    spec = from_table(asked, Spec())
     if reason := missing_device(spec.device):
         raise ValueError(reason)
     selector_class(args.selector)
@@ -54,7 +58,7 @@ def blocks(args: argparse.Namespace) -> int:
             raise ValueError(f"--{flag.replace('_', '-')}: {getattr(args, flag)} is less than 1")
     ceilings = probe(spec.device, spec.dtype)
     timed, predicted = [], []
-    with progress() as show:
+    with progress() as show, computed_by(spec.row_kernels):
         tell = plain(show)
         for model in models:
             tell(f"{model.name}: loading", 0, 1)

@@ -118,6 +118,7 @@ def run_flags(command: argparse.ArgumentParser, methods: bool = True) -> None:
     add("--weights", "bundled, hub, random, or a local folder", "WEIGHTS", spec.weights)
     workload_flags(command)
     memory_flags(command)
+    rows_flag(command)
     command.add_argument(
         "--prompts",
         metavar="FILE",
@@ -241,6 +242,16 @@ def memory_flags(command: argparse.ArgumentParser) -> None:
         )
 
 
+def rows_flag(command: argparse.ArgumentParser) -> None:
+    """What computes some rows of a sub-layer."""
+    command.add_argument(
+        "--row-kernels",
+        metavar="|".join(CHOICES["row_kernels"]),
+        help="what computes some rows of a sub-layer: kernels in Triton on CUDA where the package is "
+        f"there, or torch's operations everywhere (default: {DEFAULTS['row_kernels']})",
+    )
+
+
 def _own_flags(command: argparse.ArgumentParser) -> None:
     """Models and updates of one's own."""
     command.add_argument(
@@ -322,6 +333,7 @@ def block_flags(blocks: argparse.ArgumentParser) -> None:
         help="share that the schedules spend, of multiply-accumulates or of time",
     )  # fmt: skip
     blocks.add_argument("--selector", default="attention", help="what ranks tokens")
+    rows_flag(blocks)
     blocks.add_argument(
         "--compile", action="store_true", help="time the dense block by torch.compile too"
     )

@@ -34,6 +34,8 @@ class HalfDone:
     """Seconds that earlier commands spent."""
     commands: int = 0
     """Earlier commands, which were stopped."""
+    by: str = ""
+    """Device and number format."""
 
     def listening(self, tell: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
         """`tell`, which hears of progress, and the time it took so far written down meanwhile."""
@@ -44,7 +46,8 @@ class HalfDone:
             if not written[0] or now - written[0] >= EVERY:
                 written[0] = now
                 seconds = round(self.earlier + now - started, 1)
-                write_json(self.folder / SPENT, {"seconds": seconds, "commands": self.commands + 1})
+                spent = {"seconds": seconds, "commands": self.commands + 1, "by": self.by}
+                write_json(self.folder / SPENT, spent)
             tell(row)
 
         if self.commands:
@@ -54,18 +57,28 @@ class HalfDone:
 
 
 @contextmanager
-def half_done(artifact: Path) -> Iterator[HalfDone]:
-    """The preparation of an artefact's folder. ValueError, from `writing_to`, where another command
-    is at it; what is half done stays where the block is left by an exception."""
+def half_done(artifact: Path, by: str = "") -> Iterator[HalfDone]:
+    """The preparation of an artefact's folder, `by` a device and number format. ValueError, from
+    `writing_to`, where another command is at it, and where it was half done by others; what is half
+    done stays where the block is left by an exception. What killed commands were about to write of
+    the artefact is removed."""
     folder = artifact.with_name(f".{artifact.name}.half")
     try:
         with writing_to(folder):
-            own = HalfDone(folder)
+            for partial in artifact.parent.glob(f".{artifact.name}.*.partial"):
+                shutil.rmtree(partial, ignore_errors=True)
+            own = HalfDone(folder, by=by)
             try:
                 spent = read_json(folder / SPENT)
                 own.earlier, own.commands = float(spent["seconds"]), int(spent["commands"])
             except (OSError, ValueError, KeyError, TypeError):
                 clear(folder)  # the first command was stopped before it had anything
+            else:
+                if (before := str(spent.get("by") or by)) != by:
+                    raise ValueError(
+                        f"{folder} has {own.earlier:.0f} s of this preparation by {before}, and this "
+                        f"command asks for {by}; ask for {before} to go on, or remove that folder"
+                    )
             yield own
             clear(folder)
     finally:

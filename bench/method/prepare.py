@@ -146,7 +146,8 @@ def prepare(
     """Make what is missing, and return a row per method and model. What is there already is left
     alone. `plugins`: files that were loaded for the stack, for the commands in messages.
 
-    Raises ValueError when no method of the stack needs anything, when something cannot be made, for
+    Raises ValueError when no method of the stack needs anything, for a stack that could not be run
+    with the model, when something cannot be made or was half made with another device or dtype, for
     weights and prompts that cannot be found, for prompts that some of the models would not read,
     and for training prompts that are evaluated on.
     """
@@ -162,6 +163,8 @@ def prepare(
         wanted = [m for m in stack.methods if m.recipe() is not None]
         if not wanted:
             raise ValueError(f"nothing in {stack} has to be prepared")
+        if problems := stack.problems(model.family):
+            raise ValueError(problems[0])
         for method in wanted:
             below = below_of(stack, method)
             # Looked up one by one: the key of what is on top holds the content of what is below.
@@ -177,10 +180,14 @@ def prepare(
                 }
                 above = partial(_prepared_for, model, below, weights, plugins, root, preparing)
                 pipe = load(model, weights=weights, device=preparing.device, dtype=preparing.dtype)
+                # a GPU's method may be prepared without one
+                if refusal := stacked.refusal(pipe, ("cuda", "sm")):
+                    raise ValueError(f"{model.name}: {refusal}")
                 made_with: dict[str, Any] = {
                     "device": preparing.device, "dtype": preparing.dtype
                 }  # fmt: skip
-                with half_done(root / need.folder) as own:
+                by = f"{preparing.device.partition(':')[0]} in {preparing.dtype}"
+                with half_done(root / need.folder, by) as own:
                     room = Workroom(
                         pipe=pipe, model=model, below=below,
                         sampling=below.adapt(sampling_of(model)),
@@ -190,7 +197,9 @@ def prepare(
                     if own.commands:
                         made_with |= {"interrupted": own.commands}
                     maker = _maker(method, room, made_with)
-                    artifact, made = create(need, maker, root, own.earlier), True
+                    # another command may have ended since it was looked for
+                    if (artifact := find(need, root)) is None:
+                        artifact, made = create(need, maker, root, own.earlier), True
             rows.append({
                 "model": model.name, "method": need.method, "below": need.below,
                 "steps": need.steps, "made": made,

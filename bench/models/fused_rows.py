@@ -11,7 +11,7 @@ B batch, N rows, K chosen rows, D width.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from importlib.util import find_spec
@@ -30,8 +30,8 @@ _CHOSEN: list[str] = []
 
 @contextmanager
 def computed_by(kernel: str) -> Iterator[None]:
-    """Inside, rows are computed by `triton` or `torch` whatever the device: for tests, and for a
-    simulated GPU."""
+    """Inside, rows are computed by `torch`, as the setting `row_kernels` has it, or by `triton`,
+    whatever the device: for tests, and for a simulated GPU. `auto`: by what the device has."""
     _CHOSEN.append(kernel)
     try:
         yield
@@ -44,7 +44,7 @@ def kernel_of(device: torch.device) -> str:
     and where somebody computes the regions of the block that runs (`regions.Computer`)."""
     if torch.is_grad_enabled() or running_computer() is not None:
         return "torch"
-    if _CHOSEN:
+    if _CHOSEN and _CHOSEN[-1] != "auto":
         return _CHOSEN[-1]
     return "triton" if device.type == "cuda" and _triton_is_there() else "torch"
 
@@ -208,25 +208,26 @@ def _layer_norm(node: Any, dtype: torch.dtype) -> Any:
 
 
 def _by_sample(given: Any) -> bool:
-    """[B or 1,1,D], in memory row by row."""
-    return bool(given.ndim == 3 and given.shape[1] == 1 and real(given).stride(-1) == 1)
+    """Whether it is [B or 1,1,D], in memory row by row."""
+    known = isinstance(given, (Pending, Tensor)) and given.ndim == 3
+    return bool(known and given.shape[1] == 1 and real(given).stride(-1) == 1)
 
 
 class PutRows(Pending):
     """A kept output into which rows are to be written, on its way to its gate and the stream, in a block
     that runs on pending tensors: all of it is one kernel where the block does what blocks do."""
 
-    __slots__ = ("_gate", "_put")
+    __slots__ = ("_gate", "_unwritten")
 
     def __init__(
         self, kept: Tensor, times: Tensor, order: Tensor, new: Tensor, now: float, first: bool,
-        gate: Any = None, put: list[bool] | None = None,
+        gate: Any = None, unwritten: list[Callable[[], object]] | None = None,
     ) -> None:  # fmt: skip
-        """Arguments as of `put_and_added`."""
+        """Arguments as of `put_and_added`; `unwritten`: called when the rows have been written."""
         super().__init__(None, "rows", None, (kept, times, order, new, now, first))
         self._gate = gate
-        self._put = [False] if put is None else put
-        """Whether the rows have been written: shared with the same output before its gate."""
+        self._unwritten = [lambda: None] if unwritten is None else unwritten
+        """Empty once they have been: shared with the same output before its gate."""
 
     @property
     def value(self) -> Tensor:
@@ -251,26 +252,27 @@ class PutRows(Pending):
 
     def write(self) -> None:
         """Write the rows, unless they have been."""
-        if not self._put[0]:
+        if self._unwritten:
             kept, times, order, new, now, first = self.args
             if first:
                 times.zero_()
             rows = order[:, : new.shape[1]]
             kept.scatter_(1, rows.unsqueeze(-1).expand(-1, -1, kept.shape[-1]), new)
             times.scatter_(1, rows, now)
-            self._put[0] = True
+            self._unwritten.pop()()
 
     def added_to(self, stream: Tensor) -> Tensor | None:
         """The stream with it, by the kernel; None where that cannot."""
-        if self._value is not None or self._put[0]:
+        if self._value is not None or not self._unwritten:
             return None
         kept, times, order, new, now, first = self.args
         if new.dtype != kept.dtype or kept.stride(-1) != 1 or new.stride(-1) != 1:
             return None
         if stream.shape != kept.shape or (self._gate is not None and not _by_sample(self._gate)):
             return None
-        self._put[0] = True
-        return put_and_added(kept, times, order, new, now, first, real(self._gate), stream)
+        out = put_and_added(kept, times, order, new, now, first, real(self._gate), stream)
+        self._unwritten.pop()()
+        return out
 
     def __mul__(self, gate: Any) -> Pending:
         if (
@@ -280,7 +282,7 @@ class PutRows(Pending):
         ):
             return Pending(None, MUL, operator.mul, (self, gate))
         kept, times, order, new, now, first = self.args
-        return PutRows(kept, times, order, new, now, first, gate, self._put)
+        return PutRows(kept, times, order, new, now, first, gate, self._unwritten)
 
     __rmul__ = __mul__
 

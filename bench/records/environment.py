@@ -74,6 +74,8 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     }
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
+        if triton := _version("triton"):  # which compiles kernels of ours, and torch.compile's
+            environment["packages"]["triton"] = triton
         environment |= {
             "device": properties.name,
             "device_memory_bytes": properties.total_memory,

@@ -66,9 +66,10 @@ class Done(TypedDict, total=False):
     dtype: str
     weights: str
     prompts: str
-    text_encoding: str  # this and the next two: missing in older records, where they are defaults
+    text_encoding: str  # this and the next three: missing in older records, where they are defaults
     offload: str
     vae: str
+    row_kernels: str
     requests_sha256: str  # of the model's requests; "" where the cell failed before it knew
     model_sha256: str  # of the weights; "" where the cell failed before it knew
 

@@ -100,6 +100,12 @@ class Settings:
     )  # fmt: skip
     """How the decoder decodes: a batch as a whole, a sample at a time (`slicing`), in tiles that are
     blended (`tiling`), or both."""
+    row_kernels: str = _setting(
+        "auto", "samples", "row kernels", in_rows=False, choices=("auto", "torch")
+    )
+    """What computes some rows of a sub-layer (`models.fused_rows`): `auto`: kernels in Triton on CUDA
+    where the package triton is there, whose samples differ in the last bits; `torch`: torch's
+    operations."""
 
     @property
     def process_of_device(self) -> str:

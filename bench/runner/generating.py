@@ -93,6 +93,7 @@ class Maker:
         not what was planned."""
         import torch
 
+        from ditbench.models.fused_rows import computed_by
         from ditbench.models.text_ahead import TextAhead
         from ditbench.models.weights import weights_sha256
         from ditbench.profiling.latency import Sampler
@@ -109,6 +110,7 @@ class Maker:
         self.requests = read_requests(folder.requests(job.model))
         undo.enter_context(quiet())
         undo.enter_context(torch.inference_mode())
+        undo.enter_context(computed_by(spec.row_kernels))
         pipe = loaded.load(cell)
         if refusal := cell.stack.refusal(pipe):
             raise ValueError(refusal)

@@ -133,6 +133,7 @@ def _measure(
     """What a round of a cell measures, on its `first` samples: all, or those of the first shard."""
     import torch
 
+    from ditbench.models.fused_rows import computed_by
     from ditbench.models.text_ahead import TextAhead
     from ditbench.models.weights import weights_sha256
     from ditbench.profiling import counting, flops
@@ -145,7 +146,7 @@ def _measure(
 
     if reason := missing_device(cell.spec.device):
         return {"status": "refused", "reason": reason}
-    with quiet(), torch.inference_mode():
+    with quiet(), torch.inference_mode(), computed_by(cell.spec.row_kernels):
         pipe = loaded.load(cell)
         if refusal := cell.stack.refusal(pipe):
             return {"status": "refused", "reason": refusal}

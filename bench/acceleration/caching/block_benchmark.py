@@ -152,12 +152,18 @@ def _captured(pipe: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
 def times_of(
     subject: Subject, batch: int, repeats: int, selector: str, *, compiled: bool = False
 ) -> Times:
-    """Measured on the device that the pipeline is on."""
+    """Measured on the device that the pipeline is on; what computed rows is noted."""
+    import torch
+
+    from ditbench.models.fused_rows import kernel_of
+
     transformer = subject.pipe.transformer
+    with torch.no_grad():
+        rows = kernel_of(transformer.device)
     about = {
         "model": subject.model.name, "device": str(transformer.device),
         "dtype": str(transformer.dtype).removeprefix("torch."), "batch": batch, "selector": selector,
-        "repeats": repeats,
+        "repeats": repeats, "rows": rows,
     }  # fmt: skip
     return measure(subject.pipe, subject.call, batch, selector, repeats, about, compiled=compiled)
 

@@ -107,9 +107,9 @@ class Attention(Selector):
         super().__init__(now, rules)
         self.signals: dict[tuple[str, int, int], Tensor] = {}
         """(signal, block, guidance pass) -> [B,M] for `received`, [B,N] for `entropy`."""
-        self.scores: dict[tuple[int, int, str, int], Tensor] = {}
-        """(block, guidance pass, stream, N) -> the sum of the signals as they are, for the block's
-        sub-layers."""
+        self.scores: dict[tuple[int, int, str, int, int], Tensor] = {}
+        """(block, guidance pass, stream, N, passes of the batch) -> the sum of the signals as they are,
+        for the block's sub-layers."""
         self.stores = (self.signals, self.scores)
 
     def run(self, sublayer: Sublayer, run: Run, rows: Tensor | None, *, every: bool) -> Any:
@@ -152,7 +152,9 @@ class Attention(Selector):
             return
         entropy = (fused_ranking.entropy if fused else entropy_of)(q, k, mask)
         self.signals[at] = entropy if rows is None else self.signals[at].scatter(1, rows, entropy)
-        if not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            self.own.discard(at)
+        else:
             self.own.add(at)
 
     def forget_scores(self) -> None:
@@ -162,7 +164,7 @@ class Attention(Selector):
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Sum of the block's signals; ValueError where its attention could not be watched."""
         n = hidden.shape[1]
-        key = sublayer.block, self.now.branch, sublayer.stream, n
+        key = sublayer.block, self.now.branch, sublayer.stream, n, self.now.passes
         if key not in self.scores:
             self.scores[key] = self._sum(sublayer, n)
         return self.scores[key]

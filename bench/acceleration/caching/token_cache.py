@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,8 +68,9 @@ class TokenCache:
         self._own: set[Key] = set()
         """Sub-layers whose tensors nobody else holds, so that rows are written into them."""
         self._unwritten: dict[Key, PutRows] = {}
-        """Rows that a block has been given to write."""
+        """Rows that a block has been given to write, and has not: none once all blocks have run."""
         at.on_start(self._unwritten.clear)
+        self._rows_by: set[str] = set()
         self._stores: tuple[dict[Any, Any], ...] = (
             self.kept,
             self._clock,
@@ -154,6 +156,7 @@ class TokenCache:
         else:
             out = cached + keep[..., None] * (new - cached)
         self.kept[key] = out
+        self._owned(key)
         if num:
             self.selector.computed(sublayer, seen, rows)
         self._clock[key] += 1
@@ -248,14 +251,17 @@ class TokenCache:
         self._clock[key] += 1
         now, first = float(self._clock[key]), key not in self._computed
         fused = fused and _by_kernel(kept)
-        self.at.notes["rows"] = "triton" if fused else "torch"
+        self._rows_by.add("triton" if fused else "torch")
+        self.at.notes["rows"] = " and ".join(sorted(self._rows_by))
         times = self._times(key, kept, written=fused)
         if key not in self._own or torch.is_grad_enabled():
             kept, times = kept.clone(), times if first else times.clone()
             self._owned(key)
         out: Any = kept
         if fused:
-            out = self._unwritten[key] = PutRows(kept, times, order, some, now, first)
+            written = partial(self._unwritten.pop, key, None)
+            out = PutRows(kept, times, order, some, now, first, unwritten=[written])
+            self._unwritten[key] = out
         else:
             rows = order[:, : some.shape[1]]
             put(kept, rows, some, in_place=True)
@@ -266,13 +272,15 @@ class TokenCache:
 
     def _write(self, key: Key) -> None:
         """What a block was given to write, and has not added, is written."""
-        if (unwritten := self._unwritten.pop(key, None)) is not None:
+        if (unwritten := self._unwritten.get(key)) is not None:
             unwritten.write()
 
     def _owned(self, key: Key) -> None:
         """What was made now is nobody else's: a block has used it before the next step. Gradients
         want every value as it was."""
-        if not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            self._own.discard(key)
+        else:
             self._own.add(key)
 
     def _attending(self, sublayer: Sublayer, run: Run) -> Run:

@@ -113,7 +113,7 @@ def act_by_tokens(selector: str) -> Act:
             return route
 
         for sublayer in at.sublayers:
-            at.reroute(sublayer, at_sublayer(sublayer))
+            at.reroute_deferred(sublayer, at_sublayer(sublayer))
         acts = PerSample(pipeline, at, decider, around, first_level=0)
         acts.install()
         return acts
