@@ -226,7 +226,8 @@ class PutRows(Pending):
         """Arguments as of `put_and_added`; `unwritten`: called when the rows have been written."""
         super().__init__(None, "rows", None, (kept, times, order, new, now, first))
         self._gate = gate
-        self._unwritten = [lambda: None] if unwritten is None else unwritten
+        nobody: list[Callable[[], object]] = [lambda: None]
+        self._unwritten = nobody if unwritten is None else unwritten
         """Empty once they have been: shared with the same output before its gate."""
 
     @property
@@ -281,8 +282,7 @@ class PutRows(Pending):
             or not isinstance(gate, (Pending, Tensor))
         ):
             return Pending(None, MUL, operator.mul, (self, gate))
-        kept, times, order, new, now, first = self.args
-        return PutRows(kept, times, order, new, now, first, gate, self._unwritten)
+        return PutRows(*self.args, gate=gate, unwritten=self._unwritten)
 
     __rmul__ = __mul__
 
