@@ -271,9 +271,8 @@ class PutRows(Pending):
             return None
         if stream.shape != kept.shape or (self._gate is not None and not _by_sample(self._gate)):
             return None
-        out = put_and_added(kept, times, order, new, now, first, real(self._gate), stream)
         self._unwritten.pop()()
-        return out
+        return put_and_added(kept, times, order, new, now, first, real(self._gate), stream)
 
     def __mul__(self, gate: Any) -> Pending:
         if (
@@ -282,7 +281,8 @@ class PutRows(Pending):
             or not isinstance(gate, (Pending, Tensor))
         ):
             return Pending(None, MUL, operator.mul, (self, gate))
-        return PutRows(*self.args, gate=gate, unwritten=self._unwritten)
+        kept, times, order, new, now, first = self.args
+        return PutRows(kept, times, order, new, now, first, gate, self._unwritten)
 
     __rmul__ = __mul__
 
