@@ -226,7 +226,8 @@ class PutRows(Pending):
         """Arguments as of `put_and_added`; `unwritten`: called when the rows have been written."""
         super().__init__(None, "rows", None, (kept, times, order, new, now, first))
         self._gate = gate
-        self._unwritten = [lambda: None] if unwritten is None else unwritten
+        nobody: list[Callable[[], object]] = [lambda: None]
+        self._unwritten = nobody if unwritten is None else unwritten
         """Empty once they have been: shared with the same output before its gate."""
 
     @property
@@ -270,9 +271,8 @@ class PutRows(Pending):
             return None
         if stream.shape != kept.shape or (self._gate is not None and not _by_sample(self._gate)):
             return None
-        out = put_and_added(kept, times, order, new, now, first, real(self._gate), stream)
         self._unwritten.pop()()
-        return out
+        return put_and_added(kept, times, order, new, now, first, real(self._gate), stream)
 
     def __mul__(self, gate: Any) -> Pending:
         if (
