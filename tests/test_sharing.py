@@ -322,6 +322,24 @@ def test_models_of_two_runs_stand_in_one(tmp_path):
     assert list(both.models) == ["dit-tiny", "wan-tiny"] and not both.damaged
 
 
+def test_models_that_were_asked_for_other_steps_stand_in_one(tmp_path):
+    def asked(name, model, text):
+        wanted = SETTINGS | {"steps": text}
+        return part(tmp_path, name, FEW[:2], models=(model,), settings=wanted)
+
+    one, two = asked("one", "dit-tiny", "6"), asked("two", "wan-tiny", "20,wan-tiny=10")
+    assert merge_runs([one, two], tmp_path / "both") == []
+    steps = read_run(tmp_path / "both").spec["settings"]["steps"]
+    assert steps == "dit-tiny=6,wan-tiny=10"
+    own = asked("own", "pixart-tiny", "")
+    assert merge_runs([tmp_path / "both", own], tmp_path / "three") == []
+    assert read_run(tmp_path / "three").spec["settings"]["steps"] == steps
+    with pytest.raises(ValueError, match="differ in sampler steps"):
+        merge_runs([one, asked("four", "dit-tiny", "")], tmp_path / "no")
+    with pytest.raises(ValueError, match="differ in sampler steps"):  # a model nobody knows
+        merge_runs([one, asked("five", "wan-tiny", "nobody=3")], tmp_path / "no")
+
+
 @pytest.mark.parametrize("what", ["seed", "version", "weights", "samples"])
 def test_runs_of_other_protocols_are_not_merged(tmp_path, what):
     one = part(tmp_path, "one", FEW[:2])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED
 
+from ditbench.models.workload import WORKLOAD, values_of
 from ditbench.records.checks import read_references
 from ditbench.records.environment import MACHINE
 from ditbench.records.published_files import FILES, hashes, members
@@ -28,8 +29,11 @@ def merge_runs(runs: Sequence[Path], out: Path) -> list[str]:
     taken. Of a baseline that several have the times are put together: each cell is compared with
     those that its own command took.
 
-    Raises ValueError, and writes nothing, where settings, margins, versions, machine, references or
-    requests differ, or a baseline's samples or weights do; and where `out` is there already.
+    What models are asked for (steps, sizes) may differ between runs that share no model.
+
+    Raises ValueError, and writes nothing, where other settings, margins, versions, machine,
+    references or requests differ, or a baseline's samples or weights do; and where `out` is there
+    already.
     """
     if len(runs) < 2:
         raise ValueError("merge: at least two runs")
@@ -51,7 +55,7 @@ def merge_runs(runs: Sequence[Path], out: Path) -> list[str]:
         records, home, sentences = _records(read, names)
         content = _files(folders, home, records)
     spec = {
-        **read[0].spec,
+        **_with_workload(read),
         "cells": [*records],
         "labels": {key: f"{r['model']} {r['stack']}" for key, r in records.items()},
         FILES: hashes(content),
@@ -65,11 +69,11 @@ def merge_runs(runs: Sequence[Path], out: Path) -> list[str]:
 
 def _apart(one: Run, other: Run) -> list[str]:
     """What of the protocol differs between two runs, each with both values."""
-    first, second = (run.spec.get("settings") or run.spec.get("spec") or {} for run in (one, other))
+    first, second = (_settings(run) for run in (one, other))
     fields = [
         f"{LABELS[name]} ({first.get(name)}, {second.get(name)})"
         for name in LABELS
-        if first.get(name) != second.get(name)
+        if first.get(name) != second.get(name) and _by_model(name, (one, other)) is None
     ]
     margins = [run.spec.get("spec", {}).get("margins") for run in (one, other)]
     fields += ["margins"] if margins[0] != margins[1] else []
@@ -81,6 +85,40 @@ def _apart(one: Run, other: Run) -> list[str]:
         if all(values) and (values[0] != values[1] or len(values[0]) > 1):
             fields.append(f"{name} ({', '.join(values[0])}; {', '.join(values[1])})")
     return fields + _models(one, other)
+
+
+def _settings(run: Run) -> Mapping[str, Any]:
+    return run.spec.get("settings") or run.spec.get("spec") or {}
+
+
+def _by_model(name: str, runs: Sequence[Run]) -> str | None:
+    """What runs of different models ask each of for, as the text of one run of them all; None where
+    one model is asked for different things, or the setting is none that goes by model."""
+    if name not in WORKLOAD or name == "negative_prompt":
+        return None
+    texts, wanted = [str(_settings(run).get(name) or "") for run in runs], dict[str, str]()
+    if len(set(texts)) == 1:
+        return texts[0]
+    for run, text in zip(runs, texts, strict=True):
+        try:
+            values = values_of(name, text) if text else {}
+        except ValueError:  # a model that this checkout does not know
+            return None
+        for model in {record["model"] for record in run.records}:
+            value = values.get(model, values.get("", ""))
+            if wanted.setdefault(model, value) != value:
+                return None
+    return ",".join(f"{model}={value}" for model, value in sorted(wanted.items()) if value)
+
+
+def _with_workload(runs: Sequence[Run]) -> dict[str, Any]:
+    """The first run's spec, with what all of them ask their models for."""
+    spec = dict(runs[0].spec)
+    asked = {name: text for name in WORKLOAD if (text := _by_model(name, runs)) is not None}
+    for part in ("settings", "spec"):
+        if spec.get(part):
+            spec[part] = spec[part] | asked
+    return spec
 
 
 def _models(one: Run, other: Run) -> list[str]:
