@@ -22,7 +22,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
-from ditbench.models.pending import ADD, ALIKE, CAST, MUL, RECORDED, Pending, real
+from ditbench.models.gated import OutputPending
+from ditbench.models.pending import ADD, ALIKE, CAST, MUL, Pending, real
 from ditbench.models.regions import running_computer
 
 _CHOSEN: list[str] = []
@@ -213,7 +214,7 @@ def _by_sample(given: Any) -> bool:
     return bool(known and given.shape[1] == 1 and real(given).stride(-1) == 1)
 
 
-class PutRows(Pending):
+class PutRows(OutputPending):
     """A kept output into which rows are to be written, on its way to its gate and the stream, in a block
     that runs on pending tensors: all of it is one kernel where the block does what blocks do."""
 
@@ -294,16 +295,6 @@ class PutRows(Pending):
     def float(self) -> Pending:
         """Itself: gate and sum are in float32."""
         return self
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kind = RECORDED.get(function)
-        if kind in (ADD, MUL) and not kwargs and len(args) == 2:
-            one, other = args if isinstance(args[0], PutRows) else (args[1], args[0])
-            return one + other if kind == ADD else one * other
-        return super().__torch_function__(function, types, args, kwargs)
 
 
 class RowsAdded(Pending):

@@ -21,7 +21,24 @@ Keep = Callable[[Tensor], None]
 """f(gate times output [B,N,D])."""
 
 
-class Gated(Pending):
+class OutputPending(Pending):
+    """A sub-layer's output in a block that runs on pending tensors: products and sums with it, those
+    by torch's functions too, are as its own `__mul__` and `__add__` say."""
+
+    __slots__ = ()
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kind = RECORDED.get(function)
+        if kind in (ADD, MUL) and not kwargs and len(args) == 2:
+            one, other = args if isinstance(args[0], cls) else (args[1], args[0])
+            return one + other if kind == ADD else one * other
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+class Gated(OutputPending):
     """A sub-layer's output, in a block that runs on pending tensors (`pending.defer`): the first
     product of it is with its gate, the first sum with the stream."""
 
@@ -56,16 +73,6 @@ class Gated(Pending):
     def type_as(self, other: Any) -> Pending:
         """Itself: it is cast with the stream."""
         return self
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kind = RECORDED.get(function)
-        if kind in (ADD, MUL) and not kwargs and len(args) == 2:
-            one, other = args if isinstance(args[0], Gated) else (args[1], args[0])
-            return one + other if kind == ADD else one * other
-        return super().__torch_function__(function, types, args, kwargs)
 
 
 def keeping(store: MutableMapping[Any, tuple[Tensor, ...]], key: Any, output: Any) -> Any:
