@@ -114,10 +114,10 @@ def _by_model(name: str, runs: Sequence[Run]) -> str | None:
 def _with_workload(runs: Sequence[Run]) -> dict[str, Any]:
     """The first run's spec, with what all of them ask their models for."""
     spec = dict(runs[0].spec)
-    asked = {name: text for name in WORKLOAD if (text := _by_model(name, runs)) is not None}
+    workload = {name: text for name in WORKLOAD if (text := _by_model(name, runs)) is not None}
     for part in ("settings", "spec"):
         if spec.get(part):
-            spec[part] = spec[part] | asked
+            spec[part] = spec[part] | workload
     return spec
 
 
