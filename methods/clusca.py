@@ -3,6 +3,7 @@ al. 2025, arXiv:2509.10312)."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ditbench.acceleration.caching.passes import follows_interval
@@ -129,9 +130,12 @@ class ClusCa:
             at.count("tokens_extrapolated", len(hidden) * hidden.shape[1] - rows.numel(), idle=True)
             return count
 
+        def dense(sublayer: Sublayer) -> bool:
+            return sublayer not in kept or computes()
+
         def route_of(sublayer: Sublayer) -> Route:
             def route(run: Run, hidden: Any) -> Any:
-                if sublayer not in kept or computes():
+                if dense(sublayer):
                     return kept.compute(sublayer, run)
                 count = refresh(sublayer, run, hidden) if sublayer.kind in STREAM else 0
                 out = kept.forecast(sublayer, taylor_terms)
@@ -151,6 +155,6 @@ class ClusCa:
             return out
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(sublayer, route_of(sublayer))
+            at.reroute_deferred(sublayer, route_of(sublayer), partial(dense, sublayer))
         last = max(sublayer.block for sublayer in at.sublayers if sublayer.kind == "mlp")
         at.reroute(at.blocks[last], cluster)

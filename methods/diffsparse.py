@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -251,17 +252,21 @@ class DiffSparse:
 
         cache.notes = lambda sublayer: now(sublayer)[1]
 
+        def dense(sublayer: Sublayer) -> bool:
+            return now(sublayer)[0] == 1 or sublayer not in cache
+
         def at_sublayer(sublayer: Sublayer) -> Route:
             def route(run: Run, hidden: Any) -> Any:
-                share, _ = now(sublayer)
-                if share == 1 or sublayer not in cache:
+                if dense(sublayer):
                     return cache.compute(sublayer, run, hidden)
+                if not (share := now(sublayer)[0]):
+                    return cache.reuse(sublayer)  # not even its shape is asked for
                 return cache.refresh(sublayer, run, hidden, kept_rows(share, hidden.shape[1]))
 
             return route
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(sublayer, at_sublayer(sublayer))
+            at.reroute_deferred(sublayer, at_sublayer(sublayer), partial(dense, sublayer))
 
     def _table(self, pipeline: Any, at: Attachment, family: str) -> Any:
         """Keep ratios [T,L] for this generation's sizes."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -89,10 +89,13 @@ class Duca:
         def phase(block: int) -> int:
             return phases(at.now.num_steps)[at.now.step][by_block and block > 0]
 
+        def dense(sublayer: Sublayer) -> bool:
+            return phase(sublayer.block) == 0 or sublayer not in token_cache
+
         def at_sublayer(sublayer: Sublayer, place: float) -> Route:
             def route(run: Run, hidden: Any) -> Any:
                 now = at.now
-                if phase(sublayer.block) == 0 or sublayer not in token_cache:
+                if dense(sublayer):
                     return token_cache.compute(sublayer, run, hidden)
                 num = rules.rows(
                     ratio, now.step, now.num_steps, place, sublayer.kind, hidden.shape[1]
@@ -115,6 +118,6 @@ class Duca:
             return route
 
         for sublayer, place in zip(at.sublayers, places(at.sublayers), strict=True):
-            at.reroute_deferred(sublayer, at_sublayer(sublayer, place))
+            at.reroute_deferred(sublayer, at_sublayer(sublayer, place), partial(dense, sublayer))
         for block in at.blocks:
             at.reroute(block, at_block(block.index))

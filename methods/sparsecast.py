@@ -3,6 +3,7 @@ learned coefficients. Ours."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -189,16 +190,19 @@ class Sparsecast:
             lambda sublayer: plan().extends(at.now.step, sublayer.index),
         )
 
+        def dense(sublayer: Sublayer) -> bool:
+            return sublayer not in cache or bool(plan().mask[at.now.step, sublayer.index])
+
         def at_sublayer(sublayer: Sublayer) -> Route:
             def route(run: Run, _hidden: Any) -> Any:
-                if sublayer in cache and not plan().mask[at.now.step, sublayer.index]:
-                    return cache.forecast(sublayer)
-                return cache.compute(sublayer, run)
+                if dense(sublayer):
+                    return cache.compute(sublayer, run)
+                return cache.forecast(sublayer)
 
             return route
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(sublayer, at_sublayer(sublayer))
+            at.reroute_deferred(sublayer, at_sublayer(sublayer), partial(dense, sublayer))
 
     def _plan(self, at: Attachment) -> Any:
         """Which sub-layers run, and the coefficients, for this generation's sizes."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ditbench.acceleration.caching.token_settings import without_settings
@@ -133,6 +134,9 @@ class SpeCa:
             passes[at.now.branch].error = float(difference.mean().item())
             at.count("passes_verified")
 
+        def dense(sublayer: Sublayer) -> bool:
+            return verifying["now"] or not progress().drafts or sublayer not in kept
+
         def route_of(sublayer: Sublayer) -> Route:
             def route(run: Run, _hidden: Any) -> Any:
                 if verifying["now"]:
@@ -160,7 +164,7 @@ class SpeCa:
             return draft
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(sublayer, route_of(sublayer))
+            at.reroute_deferred(sublayer, route_of(sublayer), partial(dense, sublayer))
         if rules.whole_block:
             at.reroute(at.blocks[-1], last_block)
 

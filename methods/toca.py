@@ -3,7 +3,7 @@ arXiv:2410.05317)."""
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -101,13 +101,14 @@ class Toca:
         phases = cache(lambda steps: rules.phases(interval, steps))
         by_block = rules.by_block if self.quirk is None else self.quirk
 
+        def dense(sublayer: Sublayer) -> bool:
+            phase = phases(at.now.num_steps)[at.now.step][by_block and sublayer.block > 0]
+            return phase == 0 or sublayer not in token_cache
+
         def at_sublayer(sublayer: Sublayer, place: float) -> Route:
             def route(run: Run, hidden: Any) -> Any:
                 now = at.now
-                if (
-                    phases(now.num_steps)[now.step][by_block and sublayer.block > 0] == 0
-                    or sublayer not in token_cache
-                ):
+                if dense(sublayer):
                     return token_cache.compute(sublayer, run, hidden)
                 num = rules.rows(
                     ratio, now.step, now.num_steps, place, sublayer.kind, hidden.shape[1]
@@ -117,4 +118,4 @@ class Toca:
             return route
 
         for sublayer, place in zip(at.sublayers, places(at.sublayers), strict=True):
-            at.reroute_deferred(sublayer, at_sublayer(sublayer, place))
+            at.reroute_deferred(sublayer, at_sublayer(sublayer, place), partial(dense, sublayer))

@@ -14,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ditbench.method.stack import Stack
 from ditbench.models import sublayers as sublayers_module
 from ditbench.models.blocks import blocks
+from ditbench.models.deferred import defer
 from ditbench.models.loading import load
-from ditbench.models.pending import Pending, defer, real
+from ditbench.models.pending import Pending, real
+from ditbench.models.regions import compute_by
 from ditbench.models.sublayers import sublayers
 from ditbench.models.token_rows import take
 from ditbench.quiet import quiet
@@ -63,11 +65,15 @@ def test_samples_are_the_same_bits_as_without(name, dtype, monkeypatch):
         ):
             continue
         with monkeypatch.context() as patched:
-            patched.setattr(sublayers_module, "defer", lambda *_: False)
+            patched.setattr(sublayers_module, "defer", lambda *_, **__: False)
             before = samples(model, pipe, stack)
         with monkeypatch.context() as patched:
             deferred = []
-            patched.setattr(sublayers_module, "defer", lambda *a, d=deferred: d.append(defer(*a)))
+            patched.setattr(
+                sublayers_module,
+                "defer",
+                lambda *a, d=deferred, **k: d.append(defer(*a, **k)) or d[-1],
+            )
             after = samples(model, pipe, stack)
         assert deferred and all(deferred) and torch.equal(after, before), text
         changed += not torch.equal(after, plain)
@@ -204,6 +210,50 @@ def test_a_block_that_somebody_has_replaced_is_left_alone():
     assert defer(block, ("hidden_states", "temb"), setattr)  # and is not wrapped twice
     out, seen = block(x, temb=2 * x)
     assert torch.equal(out, 2 * x) and seen == "Pending"
+
+
+def test_a_block_whose_routes_all_compute_everything_runs_as_it_is():
+    class Block(nn.Module):
+        def forward(self, hidden_states, temb=None):
+            return type(hidden_states).__name__
+
+    x, dense, names = torch.ones(1, 2, 3), {"a": True, "b": True}, ("hidden_states", "temb")
+    block = Block()
+    assert defer(block, names, setattr, lambda: dense["a"])
+    assert defer(block, names, setattr, lambda: dense["b"])
+    assert block(x) == "Tensor"
+    dense["b"] = False
+    assert block(x) == "Pending"
+    dense["b"] = True
+    undo = compute_by(block, lambda function, *args, **kwargs: function(*args, **kwargs))
+    assert block(x) == "Pending"  # whoever computes its regions gets them
+    undo()
+    assert block(x) == "Tensor"
+    assert defer(block, names, setattr)  # a route that does not know what it will do
+    assert block(x) == "Pending"
+    casting = Block()
+    assert defer(casting, names, setattr, lambda: True, casts=True)
+    assert (casting(x), casting(x.bfloat16())) == ("Tensor", "Pending")
+
+
+@pytest.mark.parametrize("stack", ["fora(interval=2)", "toca", "sparsecast(learns='coefficients')"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_that_computes_everything_notes_nothing(name, stack, monkeypatch):
+    model, pipe = pipeline(name)
+    stack = Stack.parse(stack.replace("')", "',coefficients='one')"))
+    if any(m.check(pipe) for m in stack.methods):
+        pytest.skip("the family has no settings")
+    noted, make = Counter(), Pending.__init__
+    with stack.attached(pipe) as attached:
+
+        def counted(self, *args, **kwargs):
+            noted[attached.now.step] += 1
+            make(self, *args, **kwargs)
+
+        monkeypatch.setattr(Pending, "__init__", counted)
+        attached.start(STEPS, 2)
+        generate(pipe, model, 2)
+    assert not noted[0] and noted.total() > 0
 
 
 @pytest.mark.parametrize("name", NAMES)

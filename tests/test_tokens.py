@@ -186,7 +186,7 @@ def test_tokens_are_ranked_in_float32_whatever_the_dtype_of_the_model(selector, 
         x = hidden.to(kind)
         cache.compute(part, part.run(before.to(kind)), before.to(kind))
         for _ in range(3):
-            cache.reuse(part, x)
+            cache.reuse(part)
         cached = cache.kept[cache.selector.key(part)].view(1, 1024, 64)
         score = cache.selector.score(part, x, cached)
         assert score.dtype == torch.float32 == cache._times((0, 0), x).dtype

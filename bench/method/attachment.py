@@ -111,11 +111,18 @@ class Attachment:
         `route` until detached."""
         part.reroute(route, self.patch)  # type: ignore[arg-type]
 
-    def reroute_deferred(self, sublayer: Sublayer, route: Route) -> bool:
+    def reroute_deferred(
+        self, sublayer: Sublayer, route: Route, dense: Callable[[], bool] | None = None
+    ) -> bool:
         """As `reroute`, where norm and modulation of the sub-layer are not worked out unless it is
         run: `route` is given its input as `pending.Pending`, which becomes a tensor when its values
-        are used. Returns whether they wait: not in a block that somebody else has replaced."""
-        return sublayer.reroute(route, self.patch, deferred=True)
+        are used. Returns whether they wait: not in a block that somebody else has replaced.
+
+        `dense()`, where a method knows it when the block begins: whether the route will compute all
+        of the sub-layer. A block all of whose sub-layers do runs as it is, which saves the host the
+        time to note what waits; the values are the same.
+        """
+        return sublayer.reroute(route, self.patch, deferred=True, dense=dense)
 
     def replace(self, tensor: Any, value: Any) -> None:
         """Give a parameter or buffer other data until detached. What it held waits in host memory,

@@ -132,6 +132,8 @@ class Family:
     deferred: tuple[str, ...] = ("hidden_states", "encoder_hidden_states", "temb", "timestep")
     """Arguments of a block whose norm and modulation wait until a sub-layer is run
     (`pending.Pending`): the streams, and what the modulation is made of. Empty: nothing waits."""
+    casts: bool = False
+    """Whether its blocks cast the streams to float32 and back around norms and gates."""
 
     guidance: Guidance
     time_scale: float = 1.0

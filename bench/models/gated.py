@@ -39,7 +39,7 @@ class OutputPending(Pending):
 
 
 class Gated(OutputPending):
-    """A sub-layer's output, in a block that runs on pending tensors (`pending.defer`): the first
+    """A sub-layer's output, in a block that runs on pending tensors (`deferred.defer`): the first
     product of it is with its gate, the first sum with the stream."""
 
     __slots__ = ("_keep",)

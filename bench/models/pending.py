@@ -10,19 +10,17 @@ Some rows of what is pending: `token_rows.take`.
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
-from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ditbench.models.regions import running, running_computer
+from ditbench.models.regions import running_computer
 
 ADD, MUL, CAST, ALIKE = "add", "multiply", "cast", "alike"
 CHUNK, PART, VIEW, LINEAR, JOIN = "chunk", "part", "view", "linear", "join"
@@ -185,40 +183,6 @@ def real(given: Any) -> Any:
     if isinstance(given, dict):
         return {key: real(item) for key, item in given.items()}
     return given
-
-
-DEFERRED: WeakSet[Any] = WeakSet()
-"""The forwards that hand what is pending to a block."""
-
-
-def defer(block: nn.Module, names: tuple[str, ...], patch: Callable[[Any, str, Any], Any]) -> bool:
-    """Have a block run on pending tensors: its arguments of these names. It returns tensors.
-
-    Returns whether it does: not where somebody else has replaced its forward, who would get them.
-    """
-    if (own := vars(block).get("forward")) is not None:
-        return own in DEFERRED
-    original = block.forward
-    places = [
-        i
-        for i, name in enumerate(list(inspect.signature(type(block).forward).parameters)[1:])
-        if name in names
-    ]
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        waiting = list(args)
-        for i in places:
-            if i < len(waiting) and isinstance(waiting[i], Tensor):
-                waiting[i] = Pending(waiting[i])
-        for name in names:
-            if isinstance(kwargs.get(name), Tensor):
-                kwargs[name] = Pending(kwargs[name])
-        with running(block):
-            return real(original(*waiting, **kwargs))
-
-    DEFERRED.add(forward)
-    patch(block, "forward", forward)
-    return True
 
 
 def _chunks(x: Tensor, chunks: int, dim: int) -> tuple[Tensor, ...]:

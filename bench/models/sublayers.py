@@ -19,9 +19,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ditbench.models.deferred import Dense, defer
 from ditbench.models.family import Family, Grid, Kind
 from ditbench.models.family import family_of as _family_of
-from ditbench.models.pending import defer, real
+from ditbench.models.pending import real
 from ditbench.models.regions import computer_of, own_forward, rows_region, run_forward
 from ditbench.models.token_rows import (
     ROUTED,
@@ -99,6 +100,8 @@ class Sublayer:
     """The block it is a piece of."""
     deferred: tuple[str, ...] = ()
     """Arguments of the block that may be pending (`Family.deferred`)."""
+    casts: bool = False
+    """Whether the block casts in between (`Family.casts`)."""
     reroute_whole: Callable[..., None] | None = None
     """How it is rerouted, where not by its module's `forward` (`Family.reroute`)."""
 
@@ -145,7 +148,9 @@ class Sublayer:
         width = self._linear(kind.rows[0]).out_features
         return Macs(linear=linear, attention=2 * queries * keys * width)
 
-    def reroute(self, route: Route, patch: Patch, *, deferred: bool = False) -> bool:
+    def reroute(
+        self, route: Route, patch: Patch, *, deferred: bool = False, dense: Dense | None = None
+    ) -> bool:
         """Send every call through `route(run, hidden)`, with hidden [B,rows,D] the normalised and
         modulated input.
 
@@ -164,9 +169,14 @@ class Sublayer:
 
         `deferred`: the block runs on pending tensors (`pending.Pending`), and `hidden` may be one:
         norm and modulation are worked out when `run` is called or something else looks at its
-        values, and else never. Returns whether they wait.
+        values, and else never. `dense`: whether the call of the block that begins computes the
+        sub-layer in full; where that is so of all of them, nothing waits. Returns whether they wait.
         """
-        waits = deferred and bool(self.deferred) and defer(self.owner, self.deferred, patch)
+        waits = (
+            deferred
+            and bool(self.deferred)
+            and defer(self.owner, self.deferred, patch, dense, casts=self.casts)
+        )
         if not deferred and self.deferred:
             route = _given_tensors(route)
         if self.reroute_whole is not None:
@@ -242,7 +252,7 @@ def sublayers(transformer: nn.Module) -> list[Sublayer]:
                         run_rows=rows.get(name) or _rows_of(family, name, kind),
                         takes_context=name in family.contexts,
                         reroute_whole=reroutes.get(name),
-                        owner=block, deferred=family.deferred,
+                        owner=block, deferred=family.deferred, casts=family.casts,
                     )
                 )  # fmt: skip
         first += len(modules)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,17 +80,22 @@ class LevelProbe(Trainee):
         rules = DIFFSPARSE[family_of(pipeline.transformer).name]
         cache = self.cache = TokenCache(at, self.selector, rules)
 
+        def dense(sublayer: Sublayer) -> bool:
+            return self.level(at.now.step, sublayer.index) == 1 or sublayer not in cache
+
         def at_sublayer(sublayer: Sublayer) -> Route:
             def route(run: Any, hidden: Any) -> Any:
                 share = self.level(at.now.step, sublayer.index)
-                if share == 1 or sublayer not in cache:
+                if dense(sublayer):
                     return cache.compute(sublayer, run, hidden)
+                if not share:
+                    return cache.reuse(sublayer)
                 return cache.refresh(sublayer, run, hidden, kept_rows(share, hidden.shape[1]))
 
             return route
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(sublayer, at_sublayer(sublayer))
+            at.reroute_deferred(sublayer, at_sublayer(sublayer), partial(dense, sublayer))
 
 
 @dataclass(frozen=True, kw_only=True)

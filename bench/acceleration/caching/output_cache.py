@@ -4,6 +4,7 @@ share."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ def reuse_outputs(
     at.keeps(cached)
     gated: dict[int, bool] = {}
 
+    def dense(sublayer: Sublayer) -> bool:
+        kept = (sublayer.index, at.now.branch) in cached
+        return not kept or not reuses(at.now.step, sublayer)
+
     def route_of(sublayer: Sublayer) -> Route:
         def route(run: Run, _hidden: Any) -> Any:
             key, own_gate = (sublayer.index, at.now.branch), gated[sublayer.index]
-            if key in cached and reuses(at.now.step, sublayer):
+            if not dense(sublayer):
                 at.computes(sublayer, 0.0)
                 at.count("reused")
                 return reused(cached[key]) if own_gate else cached[key]
@@ -51,5 +56,7 @@ def reuse_outputs(
         return route
 
     for sublayer in at.sublayers:
-        deferred = at.reroute_deferred(sublayer, route_of(sublayer))
+        # what is kept with its gate is worked out by the block itself
+        known = None if with_gates else partial(dense, sublayer)
+        deferred = at.reroute_deferred(sublayer, route_of(sublayer), known)
         gated[sublayer.index] = with_gates and deferred

@@ -101,19 +101,21 @@ class TokenCache:
         self._count(sublayer, len(hidden) * hidden.shape[1], 0)
         return out
 
-    def reuse(self, sublayer: Sublayer, hidden: Tensor) -> Output:
+    def reuse(self, sublayer: Sublayer) -> Output:
         """What is kept, as it is."""
         key = self.selector.key(sublayer)
         self._write(key)
         self._clock[key] += 1
-        self._count(sublayer, 0, len(hidden) * hidden.shape[1])
-        return self.kept[key]
+        out = self.kept[key]
+        rows = out[0] if isinstance(out, tuple) else out
+        self._count(sublayer, 0, len(rows) * rows.shape[1])
+        return out
 
     def refresh(self, sublayer: Sublayer, run: Run, hidden: Tensor, num: int) -> Output:
         """What is kept, with the `num` highest ranking tokens of every sample recomputed."""
-        key, n = self.selector.key(sublayer), hidden.shape[1]
         if num <= 0:
-            return self.reuse(sublayer, hidden)
+            return self.reuse(sublayer)
+        key, n = self.selector.key(sublayer), hidden.shape[1]
         if num >= n and (self.attend or sublayer.kind != "single"):
             return self.compute(sublayer, run, hidden)
         order, run = self.order(sublayer, hidden), self._attending(sublayer, run)

@@ -111,6 +111,7 @@ FAMILY = Family(
     ),
     rows=_rows,
     contexts=("self",),
+    casts=True,
     guidance="two calls",
     takes_lora=True,
     hidden_by_keyword=True,

@@ -1,0 +1,75 @@
+"""Blocks that run on pending tensors (`pending.Pending`), so that what comes before a sub-layer that is
+not run is not worked out either."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from ditbench.models.pending import Pending, real
+from ditbench.models.regions import computer_of, running
+
+Dense = Callable[[], bool]
+"""f() -> whether a sub-layer computes everything in the call of its block that begins."""
+
+DEFERRED: WeakSet[Any] = WeakSet()
+"""The forwards that hand what is pending to a block; `routes` of one: what its sub-layers say of the
+call that begins."""
+
+
+def defer(
+    block: nn.Module,
+    names: tuple[str, ...],
+    patch: Callable[[Any, str, Any], Any],
+    dense: Dense | None = None,
+    *,
+    casts: bool = False,
+) -> bool:
+    """Have a block run on pending tensors: its arguments of these names. It returns tensors.
+
+    Called once for each route of a sub-layer. Where all of them say by `dense` that everything is
+    computed, the block runs as it is: nothing would stay pending, and noting it takes the host time.
+    Not where a `Computer` has its regions, nor where the block `casts` another type to float32 and
+    back (`Family.casts`), which is less work on pending tensors.
+
+    Returns whether it does: not where somebody else has replaced its forward, who would get them.
+    """
+    if (own := vars(block).get("forward")) is not None:
+        if own in DEFERRED:
+            own.routes.append(dense)
+        return own in DEFERRED
+    original, routes = block.forward, [dense]
+    places = [
+        i
+        for i, name in enumerate(list(inspect.signature(type(block).forward).parameters)[1:])
+        if name in names
+    ]
+
+    def as_it_is(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        if computer_of(block) is not None or not all(known and known() for known in routes):
+            return False
+        given = (*args, *kwargs.values()) if casts else ()
+        return all(x.dtype == torch.float32 for x in given if isinstance(x, Tensor))
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if as_it_is(args, kwargs):
+            return original(*args, **kwargs)
+        waiting = list(args)
+        for i in places:
+            if i < len(waiting) and isinstance(waiting[i], Tensor):
+                waiting[i] = Pending(waiting[i])
+        for name in names:
+            if isinstance(kwargs.get(name), Tensor):
+                kwargs[name] = Pending(kwargs[name])
+        with running(block):
+            return real(original(*waiting, **kwargs))
+
+    forward.routes = routes  # type: ignore[attr-defined]
+    DEFERRED.add(forward)
+    patch(block, "forward", forward)
+    return True
