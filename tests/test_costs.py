@@ -73,6 +73,7 @@ def test_kernels_are_matched_by_size_and_grow_in_size_or_in_number():
 @pytest.mark.parametrize("text", ["none", "fora", "toca", "fp8"])
 def test_a_batch_that_was_not_simulated_costs_what_its_simulation_says(text):
     """One sample and five, where two and three were seen; FLOPs, bytes, launches and memory."""
+    from ditbench.models.fused_rows import computed_by
     from ditbench.simulation.device import simulated
     from ditbench.simulation.simulate import _capable
 
@@ -81,7 +82,7 @@ def test_a_batch_that_was_not_simulated_costs_what_its_simulation_says(text):
     seen = simulator.costs(stack, sampling)
     assert seen.status == "ok"
     for n in (1, 5):
-        with quiet(), simulated(simulator._device), _capable():
+        with quiet(), simulated(simulator._device), computed_by("triton"), _capable():
             real = simulator._stand.rehearse(stack, sampling, make_requests(DIT, n, 0))
         for name, part in real.stages.items():
             kernels = seen.of(n)[name].kernels(n)
@@ -102,6 +103,7 @@ def test_weights_that_wait_in_host_memory_are_left_out_as_a_simulation_has_it():
     """Arithmetic on one simulation, and a simulation of each way."""
     from narrow import narrow
 
+    from ditbench.models.fused_rows import computed_by
     from ditbench.simulation.device import simulated
     from ditbench.simulation.rehearsal import Stand
 
@@ -109,7 +111,7 @@ def test_weights_that_wait_in_host_memory_are_left_out_as_a_simulation_has_it():
     sampling, stack = replace(sampling_of(model), steps=2), Stack.parse("fora")
     seen = Simulator(model, "bfloat16", changes=changes).costs(stack, sampling)
     for once, offload in ((True, "none"), (True, "text"), (False, "model"), (False, "none")):
-        with simulated() as device, quiet():
+        with simulated() as device, computed_by("triton"), quiet():
             stand = Stand(device, model, "bfloat16", changes, once=once, offload=offload)
             real = stand.rehearse(stack, sampling, make_requests(model, 1, 0))
         peaks = seen.peaks(1, once=once, offload=offload)

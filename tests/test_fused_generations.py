@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ditbench.acceleration.caching import attention_map, fused_ranking
 from ditbench.acceleration.caching.token_cache import _with_bonus
 from ditbench.method.stack import Stack
-from ditbench.models import fused_rows
+from ditbench.models import fused_rows, fused_sums
 from ditbench.models.pending import Pending
 from ditbench.testing import KINDS, tiny
 
@@ -44,6 +44,12 @@ def put_and_added(kept, times, order, new, now, first, gate, stream):
     return stream + (kept if gate is None else gate * kept)
 
 
+def added(stream, outputs, gates):
+    for output, gate in zip(outputs, gates, strict=True):
+        stream = stream + (output if gate is None else gate * output)
+    return stream
+
+
 def scores(signals, raised, passes, times, clock, weight, grid, window, bonus):
     # as selectors have it: one is added to an entropy, and then what passes gain together
     means = (s.unflatten(0, (passes, -1)).mean(0) for s in signals)
@@ -64,6 +70,7 @@ def entropy_into(out, rows, q, k, mask):
 def stand_ins(monkeypatch):
     monkeypatch.setattr(fused_rows, "modulated", modulated)
     monkeypatch.setattr(fused_rows, "put_and_added", put_and_added)
+    monkeypatch.setattr(fused_sums, "added", added)
     monkeypatch.setattr(fused_ranking, "scores", scores)
     monkeypatch.setattr(fused_ranking, "received", attention_map.received_by)
     monkeypatch.setattr(fused_ranking, "entropy", attention_map.entropy_of)
@@ -94,6 +101,31 @@ def test_samples_are_the_same_bits_and_nothing_is_left(stand_ins, kind, stack):
     assert (by_torch, by_kernel) == ({"torch"}, {"triton"})
     assert all(map(torch.equal, plain, fused))
     assert not left
+
+
+SUMS = (
+    "fora(interval=3)", "speca", "fora(interval=2)+int8wo", "taylorseer(interval=2)+lazy_queries",
+    "sparsecast(keep=0.5,learns='coefficients',coefficients='one')",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("stack", SUMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_run_is_added_by_kernels_to_the_same_bits(stand_ins, monkeypatch, kind, stack):
+    subject, parsed, calls = tiny(kind, steps=6), Stack.parse(stack), []
+
+    def counted(stream, outputs, gates):
+        calls.append(len(outputs))
+        return added(stream, outputs, gates)
+
+    monkeypatch.setattr(fused_sums, "added", counted)
+    if any(m.check(subject.pipeline) for m in parsed.methods):
+        pytest.skip("the family has no settings")
+    plain, _, _ = generations(subject, parsed, "torch", ((3, {}), (1, {})))
+    assert not calls
+    fused, _, left = generations(subject, parsed, "triton", ((3, {}), (1, {})))
+    assert all(map(torch.equal, plain, fused)) and not left
+    assert max(calls) > 1 or kind == "flux"  # FLUX's last blocks are one sub-layer each
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@ what a simulated GPU launches with them."""
 import os
 import subprocess
 import sys
+from collections import Counter as Tally
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import sdpa_flop_count
 from ditbench.acceleration.caching import attention_map, fused_ranking
 from ditbench.acceleration.caching.token_cache import _with_bonus
 from ditbench.method.stack import Stack
-from ditbench.models import fused_rows
+from ditbench.models import fused_rows, fused_sums
 from ditbench.models.pending import Pending
 from ditbench.profiling.flop_counter import Counter
 from ditbench.records.record import read_run
@@ -116,6 +117,23 @@ def samples_are_nearly_the_same(kind):
     assert 0 < off <= 1e-2 * (made["none"] - made["torch"]).abs().mean(), kind
 
 
+def sums_with_a_stream(dtype, error):
+    batch, n, width = 2, 9, 24
+    across = torch.randn(batch, width, n).mT.to(dtype)  # as patch embedders lay it
+    for count in (1, 2, 4, 6):
+        wide = [torch.randn(batch, n + 3, width + 1).to(dtype)[:, 3:, :width] for _ in range(count)]
+        gates = [
+            [None, torch.randn(batch, 1, width), torch.randn(1, 1, width)][i % 3]
+            for i in range(count)
+        ]
+        out = fused_sums.added(across, wide, gates)
+        want = across.float()
+        for output, gate in zip(wide, gates, strict=True):
+            want = want + output.float() * (1 if gate is None else gate)
+        assert out.dtype == dtype and out.is_contiguous()
+        assert (out - want).abs().max() <= error * want.abs().max()
+
+
 def interpreted():
     """What the child process does."""
     torch.manual_seed(0)
@@ -123,6 +141,8 @@ def interpreted():
         rows_are_taken_and_put(torch.float32, 1e-5)
         # the interpreter of Triton 3.9 cuts a number off where a GPU rounds it to bfloat16
         rows_are_taken_and_put(torch.bfloat16, 2**-7)
+        sums_with_a_stream(torch.float32, 1e-5)
+        sums_with_a_stream(torch.bfloat16, 2**-7)
         attention_is_watched()
         tokens_are_scored()
     for kind in ("dit", "pixart", "flux", "wan", "sd3"):
@@ -154,14 +174,24 @@ def test_some_rows_launch_at_most_four_kernels_more_than_all(name, noted):
         assert normed == (0 if (model.family, row.kind) == ("pixart", "cross") else 1), row.kind
 
 
-def test_all_rows_and_none_are_computed_as_without_kernels():
-    """On any device: levels of all and of none have no rows to take or to put."""
-    model, changes = narrow("dit-xl-2-256")
-    counted = []
+@pytest.mark.parametrize("name", NAMES)
+def test_all_that_a_block_reuses_is_added_by_one_kernel_for_each_stream(name):
+    model, changes = narrow(name)
+    counted = {}
     for kernel in ("torch", "triton"):
         with simulated() as device, fused_rows.computed_by(kernel):
-            counted.append([(r.dense, r.reused) for r in level_kernels(device, model, changes)])
-    assert counted[0] == counted[1]
+            rows = list(level_kernels(device, model, changes))
+        counted[kernel] = {row.where: Tally(row.reused) for row in rows}
+    for where, by_kernel in counted["triton"].items():
+        by_torch = counted["torch"][where]
+        streams = by_kernel["ditbench.outputs_added"]
+        pair = model.family in ("flux", "sd3") and where == "transformer_blocks"
+        assert streams == (2 if pair else 1)
+        # sums and gates of sub-layers are in it; the gates' own making is left
+        assert by_torch["add"] - by_kernel["add"] >= streams
+        assert by_kernel.total() < by_torch.total()
+        same = {n for n in by_torch if n not in ("add", "mul", "_to_copy")}
+        assert all(by_torch[n] == by_kernel[n] for n in same)
 
 
 def test_kernels_are_for_cuda_without_gradients():
@@ -183,7 +213,7 @@ WATCHER = """
 from pathlib import Path
 import torch
 from ditbench.method import Stage, method
-from ditbench.models import fused_rows
+from ditbench.models import fused_rows, fused_sums
 
 fused_rows._triton_is_there = lambda: True
 
@@ -296,3 +326,98 @@ def test_the_sum_with_a_stream_is_one_call_and_keeps_its_type(monkeypatch):
     given = pending_rows(None)
     assert torch.equal((given.stream + given.gated).value, given.stream + given.whole)
     assert calls == [True, False]
+
+
+def sequential(stream, outputs, gates):
+    """What the kernel does, by torch's operations."""
+    dtype = stream.dtype
+    for output, gate in zip(outputs, gates, strict=True):
+        stream = stream + (output if gate is None else gate * output)
+    return stream.to(dtype)
+
+
+@pytest.fixture
+def sums(monkeypatch):
+    """How many outputs each call adds."""
+    calls = []
+
+    def added(stream, outputs, gates):
+        calls.append(len(outputs))
+        return sequential(stream, outputs, gates)
+
+    monkeypatch.setattr(fused_sums, "added", added)
+    return calls
+
+
+def test_outputs_added_one_after_the_other_are_one_sum(sums):
+    torch.manual_seed(0)
+    stream, one, two, three = (torch.randn(2, 6, 8) for _ in range(4))
+    gates = torch.randn(2, 1, 8), torch.randn(1, 1, 8)
+    with torch.no_grad(), fused_rows.computed_by("triton"):
+        x = Pending(stream) + gates[0] * fused_sums.not_run(one)
+        x = fused_sums.not_run(two) + x  # no gate, and first
+        x = torch.add(x, Pending(gates[1]) * fused_sums.not_run(three))
+        assert x.waits and x.shape == (2, 6, 8) and x.dtype == torch.float32
+        want = ((stream + gates[0] * one) + two) + gates[1] * three
+        assert torch.equal(x.value, want) and sums == [3]
+        # a sum that somebody has looked at is where the next begins
+        y = Pending(stream) + fused_sums.not_run(one)
+        assert torch.equal(y.value, stream + one)
+        z = y + fused_sums.not_run(two)
+        assert torch.equal(z.value, stream + one + two) and sums == [3, 1, 1]
+
+
+def test_what_the_sum_cannot_take_is_worked_out_by_torch(sums):
+    torch.manual_seed(0)
+    stream, output, gate = (torch.randn(2, 6, 8) for _ in range(3))
+    with torch.no_grad(), fused_rows.computed_by("triton"):
+        by_token = Pending(stream) + gate * fused_sums.not_run(output)
+        assert torch.equal(by_token.value, stream + gate * output)
+        broadcast = Pending(stream) + fused_sums.not_run(output[:, :1])
+        assert torch.equal(broadcast.value, stream + output[:, :1])
+        across = torch.randn(2, 8, 6).mT
+        laid = Pending(stream) + fused_sums.not_run(across)
+        assert torch.equal(laid.value, stream + across)
+        number = 2.0 * fused_sums.not_run(output)
+        assert torch.equal(number.value, 2.0 * output)
+        twice = gate[:, :1] * (gate[:, :1] * fused_sums.not_run(output))
+        assert torch.equal(twice.value, gate[:, :1] * (gate[:, :1] * output))
+        assert torch.equal(fused_sums.not_run(output).sum(), output.sum())
+        assert sums == []
+        low, factor = stream.bfloat16(), torch.randn(2, 1, 8)  # as Wan's blocks do, in float32
+        x = (Pending(low).float() + fused_sums.not_run(output.bfloat16()) * factor).type_as(low)
+        x = (x.float() + fused_sums.not_run(output.bfloat16()).float() * factor).type_as(low)
+        assert x.dtype == torch.bfloat16 and x.value.dtype == torch.bfloat16 and sums == [2]
+    assert (
+        fused_sums.not_run(output) is output
+    )  # by torch's operations there is nothing to wait for
+    rows = Pending(stream)
+    with torch.no_grad(), fused_rows.computed_by("triton"):
+        assert fused_sums.not_run((output, rows)) == (output, rows)  # some of it was computed
+
+
+def test_rows_and_outputs_are_added_by_kernels_whichever_comes_first(sums, monkeypatch):
+    calls = []
+
+    def put(kept, times, order, new, now, first, gate, stream):
+        calls.append("rows")
+        kept.scatter_(1, at(order[:, : new.shape[1]], kept.shape[-1]), new)
+        return stream + (kept if gate is None else gate * kept)
+
+    monkeypatch.setattr(fused_rows, "put_and_added", put)
+    gate = torch.randn(2, 1, 8)
+    with torch.no_grad(), fused_rows.computed_by("triton"):
+        for rows_first in (True, False):
+            given, output = pending_rows(gate), torch.randn(2, 6, 8)
+            first, then = given.gated, gate * fused_sums.not_run(output)
+            if not rows_first:
+                first, then = then, first
+            x = (Pending(given.stream) + first) + then
+            want = given.stream + (gate * given.whole if rows_first else gate * output)
+            want = want + (gate * output if rows_first else gate * given.whole)
+            assert torch.equal(x.value, want)
+        # two sub-layers that compute some rows, in one block
+        a, b = pending_rows(gate), pending_rows(gate)
+        x = (Pending(a.stream) + a.gated) + b.gated
+        assert torch.equal(x.value, a.stream + gate * a.whole + gate * b.whole)
+    assert calls == ["rows"] * 4 and sums == [1, 1]

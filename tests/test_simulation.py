@@ -2,6 +2,7 @@
 loop, and what `estimate` makes of it."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,7 @@ from ditbench.simulation.device import NAME, GoesByValues, simulated
 from ditbench.simulation.rehearsal import Stand
 from ditbench.simulation.replay import Replay
 from ditbench.simulation.roofline import seconds
-from ditbench.simulation.simulate import costs_of
+from ditbench.simulation.simulate import Simulator, costs_of
 
 GPU = Gpu(
     title="a GPU", memory=1e9, bandwidth=1e12, flops={"bfloat16": 1e15}, launch=1e-6, source="none"
@@ -251,6 +252,29 @@ def test_what_was_prepared_for_a_tiny_model_makes_no_host_wait_either(model, tex
     )
     assert [(r["status"], r["note"]) for r in rows] == [("ok", "")] * len(texts)
     assert not [line for r in rows for line in r["copies_by_line"] if line.startswith("ditbench")]
+
+
+@pytest.mark.parametrize("row_kernels", ["auto", "torch"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_reused_step_leaves_out_is_left_out_in_simulation(name, row_kernels):
+    model, changes = narrow(name)
+    simulator = Simulator(model, "bfloat16", row_kernels=row_kernels, changes=changes)
+
+    def step(stack):
+        """Kernels of the last of four steps: how often each runs more than in three."""
+        counts = Counter()
+        for steps, sign in ((4, 1), (3, -1)):
+            costs = simulator.costs(stack, replace(sampling_of(model), steps=steps))
+            for kernel, n in costs.single["denoise"].kernels(1).items():
+                counts[kernel.name] += sign * n
+        return counts
+
+    dense, reused = step(Stack()), step(Stack.parse("fora(interval=20)"))
+    assert dense["native_layer_norm"] > 4 and dense["scaled_dot_product_attention"] > 1
+    # the last layer has a norm of its own in each pass of guidance
+    assert reused["native_layer_norm"] <= 2 and not reused["scaled_dot_product_attention"]
+    assert bool(reused["ditbench.outputs_added"]) == (row_kernels == "auto")
+    assert reused.total() < dense.total()
 
 
 def test_memory_grows_by_as_much_for_each_sample():

@@ -54,6 +54,7 @@ def estimate(args: argparse.Namespace) -> int:
             models, stacks, gpu, batch=table.get("batch_size"), dtype=spec.dtype, steps=args.steps,
             samples=spec.num_samples, rounds=spec.rounds,
             text_encoding=spec.text_encoding, offload=spec.offload, vae=spec.vae,
+            row_kernels=spec.row_kernels,
         )  # fmt: skip
         of = len(models) * len(stacks)
         step("simulating", 0, of)

@@ -94,6 +94,7 @@ def forecast(cells: Sequence[Cell], gpu_name: str | None, requested: bool) -> Fo
     conditions = Conditions(
         dtype=spec.dtype if spec.device != "cpu" else "bfloat16",
         text_encoding=spec.text_encoding, offload=spec.offload, vae=spec.vae,
+        row_kernels=spec.row_kernels,
     )  # fmt: skip
     costs, batches, sentences, too_large = {}, [], [], []
     begun = {} if requested else _begun_with(spec)

@@ -14,6 +14,7 @@ from ditbench.cli.flags import (
     plugin_flag,
     prepare_flags,
     reference_flag,
+    rows_flag,
     run_flags,
     sharing_flags,
     workload_flags,
@@ -109,6 +110,7 @@ def parsers(
     ):
         estimate.add_argument(f"--{flag}", type=whole_number, metavar="N", help=about)
     memory_flags(estimate)
+    rows_flag(estimate)
     plugin_flag(estimate)
 
     blocks = command("blocks", "time blocks of full size on a device: dense, in part and reused")

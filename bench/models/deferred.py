@@ -22,6 +22,11 @@ DEFERRED: WeakSet[Any] = WeakSet()
 call that begins."""
 
 
+TRANSPARENT: WeakSet[Any] = WeakSet()
+"""Forwards put in place of a block's own that hand on what they are given, pending or not: those of
+`simulation.replay`."""
+
+
 def defer(
     block: nn.Module,
     names: tuple[str, ...],
@@ -39,10 +44,12 @@ def defer(
 
     Returns whether it does: not where somebody else has replaced its forward, who would get them.
     """
-    if (own := vars(block).get("forward")) is not None:
-        if own in DEFERRED:
-            own.routes.append(dense)
-        return own in DEFERRED
+    own: Any = vars(block).get("forward")
+    if own in DEFERRED:
+        own.routes.append(dense)
+        return True
+    if own is not None and own not in TRANSPARENT:
+        return False
     original, routes = block.forward, [dense]
     places = [
         i

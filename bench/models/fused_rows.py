@@ -140,7 +140,7 @@ def taken(x: Any, rows: Tensor | None) -> Tensor | None:
     if not isinstance(x, Pending) or not x.waits or kernel_of(x.device) != "triton":
         return None
     shift = scale = None
-    node = _uncast(x)
+    node = uncast(x)
     if isinstance(node, Pending) and node.kind == ADD:
         node, shift = _normed_and_other(node)
     if isinstance(node, Pending) and node.kind == MUL:
@@ -149,7 +149,7 @@ def taken(x: Any, rows: Tensor | None) -> Tensor | None:
         if scale is None:
             return None
     norm = _layer_norm(node, x.dtype)
-    if norm is None or not all(_by_sample(t) for t in (scale, shift) if t is not None):
+    if norm is None or not all(by_sample(t) for t in (scale, shift) if t is not None):
         return None
     stream, weight, bias, eps = norm
     if stream.dtype != x.dtype:
@@ -157,7 +157,7 @@ def taken(x: Any, rows: Tensor | None) -> Tensor | None:
     return modulated(stream, rows, weight, bias, eps, real(scale), real(shift))
 
 
-def _uncast(node: Any, dtype: torch.dtype | None = None) -> Any:
+def uncast(node: Any, dtype: torch.dtype | None = None) -> Any:
     """Without casts that are pending; with `dtype` not beyond where it is of that type."""
     while isinstance(node, Pending) and node.waits and node.kind == CAST and node.dtype != dtype:
         node = node.args[0]
@@ -169,7 +169,7 @@ def _normed_and_other(node: Pending) -> tuple[Any, Any]:
     neither is."""
     for normed, other in (node.args, node.args[::-1]):
         if normalised(normed):
-            return _uncast(normed), other
+            return uncast(normed), other
     return None, None
 
 
@@ -205,10 +205,10 @@ def _layer_norm(node: Any, dtype: torch.dtype) -> Any:
     if len(given["normalized_shape"]) != 1:
         return None
     weight, bias = real(given.get("weight")), real(given.get("bias"))
-    return real(_uncast(given["input"], dtype)), weight, bias, float(given.get("eps", 1e-5))
+    return real(uncast(given["input"], dtype)), weight, bias, float(given.get("eps", 1e-5))
 
 
-def _by_sample(given: Any) -> bool:
+def by_sample(given: Any) -> bool:
     """Whether it is [B or 1,1,D], in memory row by row."""
     known = isinstance(given, (Pending, Tensor)) and given.ndim == 3
     return bool(known and given.shape[1] == 1 and real(given).stride(-1) == 1)
@@ -270,7 +270,7 @@ class PutRows(OutputPending):
         kept, times, order, new, now, first = self.args
         if new.dtype != kept.dtype or kept.stride(-1) != 1 or new.stride(-1) != 1:
             return None
-        if stream.shape != kept.shape or (self._gate is not None and not _by_sample(self._gate)):
+        if stream.shape != kept.shape or (self._gate is not None and not by_sample(self._gate)):
             return None
         self._unwritten.pop()()
         return put_and_added(kept, times, order, new, now, first, real(self._gate), stream)
@@ -312,7 +312,7 @@ class RowsAdded(Pending):
         """The sum."""
         if self._value is None:
             stream, rows = self.args
-            bare = real(_uncast(stream, self.dtype))
+            bare = real(uncast(stream, self.dtype))
             out = rows.added_to(bare) if bare.dtype == self.dtype else None
             if out is None:
                 summed: Tensor = real(stream) + rows.value

@@ -26,6 +26,7 @@ class OutputPending(Pending):
     by torch's functions too, are as its own `__mul__` and `__add__` say."""
 
     __slots__ = ()
+    takes_sums = True
 
     @classmethod
     def __torch_function__(

@@ -1,5 +1,5 @@
-"""Two Triton kernels for sub-layers that compute some rows: `fused_rows` says when they are used, and has
-the same arithmetic in torch's operations. They have run in Triton's interpreter, which tests use, and on
+"""Triton kernels for sub-layers that compute some rows (`fused_rows` says when they are used) and for
+those that compute none (`fused_sums`). They have run in Triton's interpreter, which tests use, and on
 no GPU yet.
 
 One program has one row; sums are in float32, and what is written is rounded once.
@@ -52,6 +52,30 @@ def put_and_added(
         GATE=gate is not None, FIRST=first, BLOCK=block, num_warps=8 if block > 2048 else 4,
     )  # fmt: skip
     return out
+
+
+AT_ONCE = 4
+"""Outputs that one kernel adds at most."""
+
+
+def added(stream: Tensor, outputs: list[Tensor], gates: list[Tensor | None]) -> Tensor:
+    """As `fused_sums.added`."""
+    batch, n, width = stream.shape
+    block = triton.next_power_of_2(width)
+    for first in range(0, len(outputs), AT_ONCE):
+        some, own = outputs[first : first + AT_ONCE], gates[first : first + AT_ONCE]
+        out = torch.empty_like(stream, memory_format=torch.contiguous_format)
+        terms: list[Any] = []
+        for i in range(AT_ONCE):
+            output, gate = (some[i], own[i]) if i < len(some) else (out, None)
+            terms += [output, out if gate is None else gate, *output.stride()[:2], _step(gate)]
+        gated = [gate is not None for gate in own] + [False] * (AT_ONCE - len(own))
+        _added[(batch * n,)](
+            stream, out, *terms, n, width, *stream.stride(), len(some), *gated,
+            BLOCK=block, num_warps=8 if block > 2048 else 4,
+        )  # fmt: skip
+        stream = out
+    return stream
 
 
 def _step(by_sample: Tensor | None) -> int:
@@ -119,3 +143,41 @@ def _put_and_added(
     stream_at = STREAM + batch * stream_batch + row * stream_row + dims * stream_step
     out = tl.load(stream_at, mask=there, other=0.0).to(tl.float32) + added
     tl.store(OUT + (batch * n + row) * width + dims, out.to(OUT.dtype.element_ty), mask=there)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _term(
+    total: Any, K: Any, G: Any, k_batch: Any, k_row: Any, g_batch: Any, batch: Any, row: Any, dims: Any,
+    there: Any, GATE: tl.constexpr,
+) -> Any:  # fmt: skip
+    value = tl.load(K + batch * k_batch + row * k_row + dims, mask=there, other=0.0).to(tl.float32)
+    if GATE:
+        value = value * tl.load(G + batch * g_batch + dims, mask=there, other=0.0).to(tl.float32)
+    return total + value
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _added(
+    STREAM: Any, OUT: Any,
+    K0: Any, G0: Any, k0_batch: Any, k0_row: Any, g0_batch: Any,
+    K1: Any, G1: Any, k1_batch: Any, k1_row: Any, g1_batch: Any,
+    K2: Any, G2: Any, k2_batch: Any, k2_row: Any, g2_batch: Any,
+    K3: Any, G3: Any, k3_batch: Any, k3_row: Any, g3_batch: Any,
+    n: Any, width: Any, stream_batch: Any, stream_row: Any, stream_step: Any,
+    COUNT: tl.constexpr, GATE0: tl.constexpr, GATE1: tl.constexpr, GATE2: tl.constexpr,
+    GATE3: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    at = tl.program_id(0).to(tl.int64)
+    batch, row = at // n, at % n
+    dims = tl.arange(0, BLOCK)
+    there = dims < width
+    stream_at = STREAM + batch * stream_batch + row * stream_row + dims * stream_step
+    total = tl.load(stream_at, mask=there, other=0.0).to(tl.float32)
+    total = _term(total, K0, G0, k0_batch, k0_row, g0_batch, batch, row, dims, there, GATE0)
+    if COUNT > 1:
+        total = _term(total, K1, G1, k1_batch, k1_row, g1_batch, batch, row, dims, there, GATE1)
+    if COUNT > 2:
+        total = _term(total, K2, G2, k2_batch, k2_row, g2_batch, batch, row, dims, there, GATE2)
+    if COUNT > 3:
+        total = _term(total, K3, G3, k3_batch, k3_row, g3_batch, batch, row, dims, there, GATE3)
+    tl.store(OUT + at * width + dims, total.to(OUT.dtype.element_ty), mask=there)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ditbench.models.deferred import Dense, defer
 from ditbench.models.family import Family, Grid, Kind
 from ditbench.models.family import family_of as _family_of
-from ditbench.models.pending import real
+from ditbench.models.fused_sums import not_run
+from ditbench.models.pending import Pending, real
 from ditbench.models.regions import computer_of, own_forward, rows_region, run_forward
 from ditbench.models.token_rows import (
     ROUTED,
@@ -185,12 +186,18 @@ class Sublayer:
         original = self.module.forward
         inner = ROUTED.get(original)
 
-        def routed(selection: Selection, hidden: Tensor, rest: Any, kwargs: Any) -> Any:
+        def routed(
+            selection: Selection, hidden: Tensor, rest: Any, kwargs: Any, outermost: bool = False
+        ) -> Any:
+            ran = False
+
             def run(
                 rows: Tensor | None = None,
                 context: Tensor | None = None,
                 places: Tensor | None = None,
             ) -> Any:
+                nonlocal ran
+                ran = True
                 if context is not None and not self.takes_context:
                     raise ValueError(f"{self.name} cannot attend to other tokens than its own")
                 now = selection.narrowed(hidden, rows, context, places)
@@ -202,12 +209,14 @@ class Sublayer:
                 with computing(now):
                     return self._some_rows(original, now, hidden, others, named)
 
-            return route(run, hidden)
+            output = route(run, hidden)
+            own = outermost and not ran and isinstance(hidden, Pending)  # else another route's
+            return not_run(output) if own else output
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             # blocks call their modules either way
             hidden, *rest = args or (kwargs.pop("hidden_states"),)
-            return routed(Selection(), hidden, rest, kwargs)
+            return routed(Selection(), hidden, rest, kwargs, outermost=True)
 
         patch(self.module, "forward", forward)
         ROUTED[forward] = routed

@@ -39,7 +39,10 @@ class Source:
         self.model, self.conditions = model, conditions
         # what a tiny model is simulated with was prepared for it, and may change
         self.shelf = Shelf(model) if not model.is_bundled and not changes else None
-        self._simulator = Simulator(model, conditions.dtype, vae=conditions.vae, changes=changes)
+        self._simulator = Simulator(
+            model, conditions.dtype, vae=conditions.vae, row_kernels=conditions.row_kernels,
+            changes=changes,
+        )  # fmt: skip
 
     def costs(self, stack: Stack, sampling: Sampling, seconds: float = math.inf) -> Costs | None:
         """Of a generation under a stack; None where it was not simulated before and that would take
@@ -52,7 +55,8 @@ class Source:
                 adapted = stack.adapt(sampling)
             except ValueError as error:
                 return Costs(status="refused", note=str(error))
-            key = self.shelf.key(stack, adapted, self.conditions.dtype, self.conditions.vae)
+            now = self.conditions
+            key = self.shelf.key(stack, adapted, now.dtype, now.vae, now.row_kernels)
             if before := self.shelf.get(key):
                 return before
         if seconds <= 0:
@@ -89,19 +93,22 @@ def estimate(
     text_encoding: str = "auto",
     offload: str = "none",
     vae: str = "whole",
+    row_kernels: str = "auto",
 ) -> Iterator[dict[str, Any]]:
     """A row (`forecast.row`) for every model and stack, in that order.
 
     `batch` None: the one that `run` would choose. `steps` None: the model's own. `samples` and
     `rounds` are those of the run whose `hours` are told; a video counts as four in `samples` and
-    `batch`. `changes` overrides sizes of the architecture; `text_encoding`, `offload` and `vae` are
-    as in `records.settings`, and ValueError says that `sequential` offloading is not simulated. A
+    `batch`. `changes` overrides sizes of the architecture; `text_encoding`, `offload`, `vae` and
+    `row_kernels` are as in `records.settings`, and ValueError says that `sequential` offloading is not simulated. A
     stack that cannot be simulated is a row with the status `refused`, one that breaks down `failed`,
     with the reason as `note` and without numbers.
     """
     if offload == "sequential":
         raise ValueError("--offload: sequential is not simulated; none, text and model are")
-    conditions = Conditions(dtype=dtype, text_encoding=text_encoding, offload=offload, vae=vae)
+    conditions = Conditions(
+        dtype=dtype, text_encoding=text_encoding, offload=offload, vae=vae, row_kernels=row_kernels
+    )
     for model in models:
         sampling, number = sampling_of(model), count_for(model, samples)
         if steps is not None:

@@ -35,6 +35,7 @@ class Conditions:
     text_encoding: str = "auto"
     offload: str = "none"
     vae: str = "whole"
+    row_kernels: str = "auto"
     """As in `records.settings`."""
 
     def placement(self, model: Model) -> dict[str, Any]:

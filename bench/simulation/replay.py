@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+from ditbench.models.deferred import TRANSPARENT
+from ditbench.models.pending import Pending
 from ditbench.profiling.repeated_calls import PLAIN, from_library, shapes_of
 from ditbench.simulation.device import NAME, Device, Work, on_device
 from ditbench.simulation.ledger import ACTIVATIONS
@@ -64,6 +66,8 @@ class Replay:
 
     def _replaying(self, module: nn.Module, name: str, forward: Any) -> Any:
         def replaying(*args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(leaf, Pending) for leaf in tree_leaves((args, kwargs))):
+                return forward(*args, **kwargs)  # which may never be worked out
             kind = self._kind(module, name, args, kwargs)
             if kind is None or (call := self._calls.get(kind, ...)) is None:
                 return forward(*args, **kwargs)
@@ -78,6 +82,7 @@ class Replay:
             )
             return out
 
+        TRANSPARENT.add(replaying)
         return replaying
 
     def _noted(self, work: Work, above: int, args: Any, kwargs: Any, out: Any) -> _Call | None:

@@ -21,7 +21,7 @@ from ditbench.records.files import replacing, user_cache
 from ditbench.simulation.costs import Costs, from_document, to_document
 
 HERE = Path(__file__).with_name("simulated")
-FORMAT = 1
+FORMAT = 2
 """Of the files, and of what is simulated: rows of another number are not read."""
 SIMULATED = ("ok", "at most")
 """States of a row with numbers."""
@@ -36,7 +36,9 @@ class Shelf:
         self.sizes = _digest({"parts": describe(model), "family": model.family})
         self._rows: dict[str, Costs] | None = None
 
-    def key(self, stack: Stack, adapted: Sampling, dtype: str, vae: str) -> str:
+    def key(
+        self, stack: Stack, adapted: Sampling, dtype: str, vae: str, row_kernels: str = "auto"
+    ) -> str:
         """What a row is for; `adapted` is the sampling as the stack has it."""
         guided = "guided" if adapted.guidance > 1 else "unguided"
         size = f"{adapted.height}x{adapted.width}x{adapted.frames}"
@@ -47,7 +49,8 @@ class Shelf:
             size,
             f"{adapted.text_tokens} tokens",
         ]
-        return " | ".join([*words, self.model.scheduler or "own scheduler", dtype, vae])
+        rows = [] if row_kernels == "auto" else [f"rows by {row_kernels}"]
+        return " | ".join([*words, self.model.scheduler or "own scheduler", dtype, vae, *rows])
 
     def get(self, key: str) -> Costs | None:
         """The row of a key; None where there is none."""

@@ -33,10 +33,13 @@ class Simulator:
     """Simulates stacks of one model; the pipeline is built when it is first wanted."""
 
     def __init__(
-        self, model: Model, dtype: str, *, vae: str = "whole", changes: dict[str, Any] | None = None
-    ) -> None:
-        """`vae` as in `records.settings`; `changes` overrides sizes of the architecture."""
+        self, model: Model, dtype: str, *, vae: str = "whole", row_kernels: str = "auto",
+        changes: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """`vae` and `row_kernels` as in `records.settings`, on a GPU beside the package triton;
+        `changes` overrides sizes of the architecture."""
         self.model, self.dtype, self.vae, self.changes = model, dtype, vae, changes
+        self.rows = "triton" if row_kernels == "auto" else row_kernels
         self._device: Device | None = None
         self._stand: Stand | None = None
 
@@ -48,12 +51,13 @@ class Simulator:
 
         deadline = time.monotonic() + seconds
         with quiet():
+            from ditbench.models.fused_rows import computed_by
             from ditbench.simulation.device import Device, OutOfTime, simulated
             from ditbench.simulation.rehearsal import Stand
 
             self._device = self._device or Device()
             self._device.deadline = deadline
-            with simulated(self._device), _capable():
+            with simulated(self._device), computed_by(self.rows), _capable():
                 try:
                     self._stand = self._stand or Stand(
                         self._device, self.model, self.dtype, self.changes, vae=self.vae

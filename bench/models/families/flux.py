@@ -117,7 +117,8 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
     """
     import torch
 
-    from ditbench.models.pending import real
+    from ditbench.models.fused_sums import not_run
+    from ditbench.models.pending import Pending, real
     from ditbench.models.regions import compute, own_forward, run_forward
     from ditbench.models.token_rows import ROUTED, Selection, SingleRun, computing, every, take
 
@@ -140,12 +141,23 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
             raise ValueError(
                 "a single block is one sub-layer: no other method can reuse the attention inside it"
             )
-        return routed(Selection(), deferred.pop("hidden"), deferred.pop("kwargs"))
+        return routed(Selection(), deferred.pop("hidden"), deferred.pop("kwargs"), outermost=True)
 
-    def routed(selection: Selection, hidden: Tensor, kwargs: Any, half: bool = False) -> Any:
-        """The route, asked for its attention alone where `half`; hidden [B,T+N,D]."""
+    def routed(
+        selection: Selection,
+        hidden: Tensor,
+        kwargs: Any,
+        half: bool = False,
+        outermost: bool = False,
+    ) -> Any:
+        """The route, asked for its attention alone where `half`; hidden [B,T+N,D]. `outermost`: what
+        it returns goes to the block, not to another route."""
+
+        ran = False
 
         def attention(*further: Any) -> Any:
+            nonlocal ran
+            ran = True
             now = selection.narrowed(hidden, *further)
             if inner is not None:
                 return inner(now, hidden, kwargs, True)
@@ -160,6 +172,8 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
                 )
 
         def output(mixed: Tensor, rows: Tensor | None) -> Tensor:
+            nonlocal ran
+            ran = True
             if half:
                 return mixed
             rows = selection.rows if rows is None else rows
@@ -171,9 +185,13 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
             return result
 
         def both(*further: Any) -> Any:
+            nonlocal ran
+            ran = True
             return inner(selection.narrowed(hidden, *further), hidden, kwargs, half)
 
-        return route(SingleRun(attention, output, both if inner else None), hidden)
+        made = route(SingleRun(attention, output, both if inner else None), hidden)
+        own = outermost and not ran and isinstance(hidden, Pending)
+        return not_run(made) if own else made
 
     patch(block.proj_mlp, "forward", defer_mlp)
     patch(block.act_mlp, "forward", lambda hidden: hidden)

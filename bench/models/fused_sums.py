@@ -1,0 +1,161 @@
+"""Outputs of sub-layers that are not run, on their way to gates and stream: all that a block reuses or
+forecasts one after the other is added to the stream by one kernel.
+
+The kernel (`row_kernels.added`) is used where those of `fused_rows` are, and rounds once, where the
+block's code rounds after every operation.
+
+B batch, N rows, D width.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditbench.models.fused_rows import by_sample, kernel_of, seen_by_others, uncast
+from ditbench.models.gated import OutputPending
+from ditbench.models.pending import MUL, Pending, real
+
+
+def added(stream: Tensor, outputs: Sequence[Tensor], gates: Sequence[Tensor | None]) -> Tensor:
+    """The stream [B,N,D] with each of the outputs [B,N,D] times its gate [B or 1,1,D], where it has
+    one, in the type of the stream."""
+    run: Any = torch.ops.ditbench.outputs_added
+    if not seen_by_others(stream):
+        from ditbench.models.row_kernels import added as run
+    out: Tensor = run(stream, [*outputs], [*gates])
+    return out
+
+
+@torch.library.custom_op("ditbench::outputs_added", mutates_args=())
+def _added(stream: Tensor, outputs: list[Tensor], gates: list[Tensor | None]) -> Tensor:
+    from ditbench.models.row_kernels import added
+
+    return added(stream, outputs, gates)
+
+
+@_added.register_fake
+def _shape(stream: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(stream, memory_format=torch.contiguous_format)
+
+
+def not_run(output: Any) -> Any:
+    """The output of a sub-layer that was not run, tensor or tuple, in a block that runs on pending
+    tensors: for the kernel, where that is used."""
+    parts = output if isinstance(output, tuple) else (output,)
+    if not all(isinstance(part, Tensor) for part in parts):
+        return output
+    if kernel_of(parts[0].device) != "triton":
+        return output
+    waiting = tuple(map(Unadded, parts))
+    return waiting if isinstance(output, tuple) else waiting[0]
+
+
+class Unadded(OutputPending):
+    """An output, times its gate where that has come, that is to be added to a stream."""
+
+    __slots__ = ("gate", "output")
+
+    def __init__(self, output: Tensor, gate: Any = None) -> None:
+        super().__init__(None, "output", None, (output,))
+        self.output, self.gate = output, gate
+        if gate is None:
+            self._value = output
+
+    @property
+    def value(self) -> Tensor:
+        """The product."""
+        if self._value is None:
+            self.settle(real(self.gate) * self.output)
+        value: Tensor = self._value  # type: ignore[assignment]
+        return value
+
+    @property
+    def shape(self) -> Any:
+        """Of the output."""
+        return self.output.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the output."""
+        return self.output.dtype
+
+    def fits(self, shape: Any) -> bool:
+        """Whether the kernel can add it to a stream of that shape."""
+        alike = tuple(self.output.shape) == tuple(shape) and self.output.ndim == 3
+        return alike and self.output.stride(-1) == 1 and (self.gate is None or by_sample(self.gate))
+
+    def __mul__(self, gate: Any) -> Pending:
+        if self.gate is not None or not isinstance(gate, (Pending, Tensor)):
+            return Pending(None, MUL, operator.mul, (self.value, gate))
+        return Unadded(self.output, gate)
+
+    __rmul__ = __mul__
+
+    def __add__(self, stream: Any) -> Pending:
+        return Added(self, stream)
+
+    __radd__ = __add__
+
+    def float(self) -> Pending:
+        """Itself: gate and sum are in float32."""
+        return self
+
+
+class Added(Pending):
+    """The sum of a stream and of such an output; of a stream that is such a sum itself, one sum."""
+
+    __slots__ = ("_target",)
+
+    def __init__(self, output: Unadded, stream: Any, target: torch.dtype | None = None) -> None:
+        """`target`: the type it is cast to; None: as arithmetic has it."""
+        super().__init__(None, "outputs", None, (stream, output))
+        self._target = target
+
+    @property
+    def value(self) -> Tensor:
+        """The sum."""
+        if self._value is None:
+            self.settle(self._by_kernel())
+        value: Tensor = self._value  # type: ignore[assignment]
+        return value
+
+    def _by_kernel(self) -> Tensor:
+        outputs: list[Unadded] = []
+        node: Any = self
+        while isinstance(node, Added) and node.waits and node.dtype == self.dtype:
+            stream, output = node.args
+            if not output.fits(stream.shape):
+                break
+            outputs.append(output)
+            node = uncast(stream, self.dtype)
+        if outputs and node.dtype == self.dtype:
+            outputs.reverse()  # as the block adds them
+            gates = [None if o.gate is None else real(o.gate) for o in outputs]
+            return added(real(node), [o.output for o in outputs], gates)
+        stream, output = self.args
+        summed: Tensor = real(stream) + output.value
+        return summed if self._target is None else summed.to(self._target)
+
+    @property
+    def shape(self) -> Any:
+        """Of the stream, which an output of another shape would be broadcast to."""
+        return self._value.shape if self._value is not None else self.args[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it is cast to, or that of the stream."""
+        if self._value is not None:
+            return self._value.dtype
+        known: torch.dtype = self._target or self.args[0].dtype
+        return known
+
+    def type_as(self, other: Any) -> Pending:
+        """In another's type."""
+        if self._value is not None or self._target is not None:
+            return super().type_as(other)
+        return Added(self.args[1], self.args[0], other.dtype)
