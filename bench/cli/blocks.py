@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from ditbench.cli.parser import OK
 
@@ -16,12 +17,15 @@ PREDICTED = (
     "seconds of the transformer's calls for {batch} samples, by the times above; flops_ratio of the "
     "sub-layers; partial: share of rows computed in part"
 )
+LONG = 60
+"""Seconds from which on it is said beforehand how long the blocks take."""
 
 
 def blocks(args: argparse.Namespace) -> int:
     """Print the times of blocks, and what schedules would take by them."""
     from ditbench.acceleration.caching.block_benchmark import (
         block_rows,
+        least_seconds,
         run_schedules,
         schedule_rows,
         schedules_of,
@@ -63,6 +67,8 @@ def blocks(args: argparse.Namespace) -> int:
         for model in models:
             tell(f"{model.name}: loading", 0, 1)
             subject = subject_of(model, spec.device, spec.dtype, args.batch_size)
+            if rate := ceilings["flops"]:
+                warn_if_long(model.name, least_seconds(subject, args.repeats, rate), spec.device)
             tell(f"{model.name}: blocks", 0, 1)
             times = times_of(
                 subject, args.batch_size, args.repeats, args.selector, compiled=args.compile
@@ -87,6 +93,19 @@ def blocks(args: argparse.Namespace) -> int:
     foot = "\n".join(filter(None, [PREDICTED.format(**device), summary_line(predicted)]))
     show_rows([*timed, *predicted] if args.json else predicted, args.json, foot)
     return OK
+
+
+def warn_if_long(name: str, seconds: float, device: str) -> None:
+    """Say on stderr how long the blocks of a model take, where that is more than `LONG` seconds."""
+    if seconds < LONG:
+        return
+    minutes = max(1, round(seconds / 60))
+    other = ", --device cuda times a GPU" if device == "cpu" else ""
+    print(
+        f"ditbench: {name}: its blocks take at least {minutes} min on {device}, by the product just "
+        f"timed; --repeats 1 takes fewer calls{other}",
+        file=sys.stderr,
+    )
 
 
 def _rate(value: float | None, unit: str) -> str:

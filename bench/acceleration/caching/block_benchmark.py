@@ -24,6 +24,7 @@ from ditbench.acceleration.caching.schedule import LEVELS
 from ditbench.acceleration.caching.transfer import sources, transferred
 from ditbench.acceleration.caching.whole_rows import evenly
 from ditbench.method.stack import Stack
+from ditbench.models.calls import batch_of
 from ditbench.models.family import family_named
 from ditbench.models.sampling import Sampling, sampling_of
 
@@ -147,6 +148,18 @@ def _captured(pipe: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
     finally:
         hook.remove()
     return given[0]
+
+
+def least_seconds(subject: Subject, repeats: int, rate: float) -> float:
+    """The time that the products of `times_of` take at `rate` FLOPs a second: the first block of each
+    list whole, plain and dense, and its sub-layers at every level, in `repeats` calls, one that
+    warms up and one that is counted."""
+    numbers = [name.partition(".")[0] for name in subject.names]
+    first = {where: n for n, where in reversed(list(zip(numbers, subject.lists, strict=True)))}
+    own = [n == first[where] for n, where in zip(numbers, subject.lists, strict=True)]
+    macs = subject.weights[own]
+    once = 2 * batch_of(*subject.call) * int(2 * macs[:, DENSE].sum() + macs[:, 1:].sum())
+    return (repeats + 2) * once / rate
 
 
 def times_of(
