@@ -147,7 +147,8 @@ def test_the_least_time_is_that_of_the_products_that_are_counted(subject, times)
     (block,) = times.blocks
     once = sum(block.whole[how].flops for how in ("plain", "dense"))
     once += sum(work.flops for work in block.levels.values())
-    assert benchmark.least_seconds(subject, 3, 10.0) == pytest.approx((3 + 2) * once / 10, rel=1e-9)
+    assert subject.model == PIXART  # as `times`: two samples
+    assert benchmark.least_seconds(PIXART, 2, 3, 10.0) == pytest.approx((3 + 2) * once / 10)
 
 
 def test_blocks_that_take_minutes_are_announced(monkeypatch, capsys):
@@ -157,19 +158,18 @@ def test_blocks_that_take_minutes_are_announced(monkeypatch, capsys):
     monkeypatch.setattr("ditbench.models.table.select", lambda _: [model])
 
     def stopped(*_, **__):
-        raise ValueError("stopped before blocks are timed")
+        raise ValueError("stopped before blocks are built")
 
-    monkeypatch.setattr(benchmark, "times_of", stopped)
+    monkeypatch.setattr(benchmark, "subject_of", stopped)
     for rate, announced in ((1e15, False), (1e6, True), (None, False)):
         ceilings = {"flops": rate, "copied": None}
         monkeypatch.setattr("ditbench.profiling.probe.probe", lambda *_, c=ceilings: c)
         assert main(["blocks", "--models", "flux-1-dev"]) == 2
         lines = [x for x in capsys.readouterr().err.splitlines() if "its blocks take" in x]
         assert bool(lines) == announced
-    subject = benchmark.subject_of(model, "cpu", "float32", 1)
     commands.warn_if_long("m", 90, "cuda")
     assert "take at least 2 min on cuda" in capsys.readouterr().err
-    seconds = benchmark.least_seconds(subject, 10, 1e6)
+    seconds = benchmark.least_seconds(model, 1, 10, 1e6)
     commands.warn_if_long("m", seconds, "cpu")
     told = capsys.readouterr().err
     assert f"take at least {max(1, round(seconds / 60))} min on cpu" in told

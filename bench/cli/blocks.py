@@ -61,14 +61,16 @@ def blocks(args: argparse.Namespace) -> int:
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')}: {getattr(args, flag)} is less than 1")
     ceilings = probe(spec.device, spec.dtype)
+    if rate := ceilings["flops"]:
+        for model in models:
+            seconds = least_seconds(model, args.batch_size, args.repeats, rate)
+            warn_if_long(model.name, seconds, spec.device)
     timed, predicted = [], []
     with progress() as show, computed_by(spec.row_kernels):
         tell = plain(show)
         for model in models:
             tell(f"{model.name}: loading", 0, 1)
             subject = subject_of(model, spec.device, spec.dtype, args.batch_size)
-            if rate := ceilings["flops"]:
-                warn_if_long(model.name, least_seconds(subject, args.repeats, rate), spec.device)
             tell(f"{model.name}: blocks", 0, 1)
             times = times_of(
                 subject, args.batch_size, args.repeats, args.selector, compiled=args.compile
