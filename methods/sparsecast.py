@@ -78,11 +78,12 @@ class Sparsecast:
                 "sparsecast: begin='best' chooses schedule and coefficients; it wants learns='both' "
                 "and no file of a schedule"
             )
-        if self.recipe() is None and self.keep != 1 and (self.training or self.learned_at):
-            name = "training" if self.training else "learned_at"
+        usual = {"training": 0, "learned_at": None, "groups": 1}
+        given = [name for name, value in usual.items() if getattr(self, name) != value]
+        if given and self.recipe() is None and self.keep != 1:
             raise ValueError(
                 f"sparsecast: nothing is learned with learns={self.learns!r} and "
-                f"coefficients={self.coefficients!r}, so that {name} has no meaning"
+                f"coefficients={self.coefficients!r}, so that {given[0]} has no meaning"
             )
 
     @property
@@ -138,10 +139,15 @@ class Sparsecast:
         return [Path(self.schedule)] if self.schedule else []
 
     def check(self, pipeline: Any) -> str | None:
-        """A schedule given as a file must be readable and fit."""
+        """Groups must divide the width; a schedule given as a file must be readable and fit."""
         from ditbench.acceleration.caching.schedule import Schedule
         from ditbench.models.sublayers import sublayers
 
+        if self.groups != 1:
+            config = pipeline.transformer.config
+            width = config.num_attention_heads * config.attention_head_dim
+            if width % self.groups:
+                return f"groups={self.groups} does not divide the {width} channels of this model"
         if not self.schedule:
             return None
         try:

@@ -196,6 +196,9 @@ def test_a_run_of_one_stack_is_told_by_its_name(tmp_path, capsys):
 def test_recommend_leaves_with_the_gates_code_when_nothing_qualifies(run, capsys):
     assert main(["recommend", str(run)]) == OK
     assert main(["recommend", str(run), "--max-memory-gb", "0.1", "--json"]) == GATE
+    for flag, value in (("min-speedup", "nan"), ("min-speedup", "-1"), ("max-seconds", "0")):
+        assert main(["recommend", str(run), f"--{flag}={value}"]) == USAGE
+    assert main(["recommend", str(run), "--max-frechet=inf"]) == USAGE
     rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert {row["qualifies"] for row in rows} == {"no"}
 

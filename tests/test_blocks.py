@@ -13,6 +13,7 @@ from ditbench.acceleration.caching.budget import DENSE
 from ditbench.acceleration.caching.level_times import BlockTimes, Times, Work, lists_of
 from ditbench.acceleration.caching.schedule import LEVELS
 from ditbench.acceleration.caching.timing import least_times, work_of
+from ditbench.cli import blocks as commands
 from ditbench.cli.commands import main
 from ditbench.method.stack import Stack
 from ditbench.models.loading import load
@@ -140,6 +141,39 @@ def test_rows_and_predictions_hold_together(subject, times):
     measured_all = [r for r in by_name.values() if r["measured_s"]]
     assert benchmark.summary_line(measured_all).startswith("predicted times are within ")
     assert benchmark.summary_line([by_name["uniform"]]) == ""
+
+
+def test_the_least_time_is_that_of_the_products_that_are_counted(subject, times):
+    (block,) = times.blocks
+    once = sum(block.whole[how].flops for how in ("plain", "dense"))
+    once += sum(work.flops for work in block.levels.values())
+    assert subject.model == PIXART  # as `times`: two samples
+    assert benchmark.least_seconds(PIXART, 2, 3, 10.0) == pytest.approx((3 + 2) * once / 10)
+
+
+def test_blocks_that_take_minutes_are_announced(monkeypatch, capsys):
+    """Full-size blocks on a CPU: said before they are timed, by the rate just measured."""
+    model, changes = narrow("flux-1-dev")
+    model = replace(model, steps=4, changes={**model.changes, **changes})
+    monkeypatch.setattr("ditbench.models.table.select", lambda _: [model])
+
+    def stopped(*_, **__):
+        raise ValueError("stopped before blocks are built")
+
+    monkeypatch.setattr(benchmark, "subject_of", stopped)
+    for rate, announced in ((1e15, False), (1e6, True), (None, False)):
+        ceilings = {"flops": rate, "copied": None}
+        monkeypatch.setattr("ditbench.profiling.probe.probe", lambda *_, c=ceilings: c)
+        assert main(["blocks", "--models", "flux-1-dev"]) == 2
+        lines = [x for x in capsys.readouterr().err.splitlines() if "its blocks take" in x]
+        assert bool(lines) == announced
+    commands.warn_if_long("m", 90, "cuda")
+    assert "take at least 2 min on cuda" in capsys.readouterr().err
+    seconds = benchmark.least_seconds(model, 1, 10, 1e6)
+    commands.warn_if_long("m", seconds, "cpu")
+    told = capsys.readouterr().err
+    assert f"take at least {max(1, round(seconds / 60))} min on cpu" in told
+    assert "--device cuda times a GPU" in told
 
 
 def test_schedules_run_whole_compute_what_they_say(subject):

@@ -9,7 +9,7 @@ import pytest
 from ditbench.acceleration.caching.passes import reuse_residual
 from ditbench.cli.commands import main
 from ditbench.method import METHODS, Stage, find, knob, method
-from ditbench.method.dial import dialled, ends_taken, is_whole
+from ditbench.method.dial import CLOSE, NEAR, as_learned, dialled, ends_taken, is_whole
 from ditbench.method.stack import Stack
 from ditbench.models.table import models
 from ditbench.profiling import computed_steps as counting_steps
@@ -89,7 +89,8 @@ def test_the_dial_of_an_integer_knob_is_turned_over_integers(saved):
     row = turned("whole_test", saved, saves)
     nearest = min(range(1, 11), key=lambda every: abs(saves(every) - saved))
     assert row["saved"] == round(saves(nearest), 4)
-    assert Stack.parse(row["stack"]).methods[0].every == nearest and row["note"] == ""
+    assert Stack.parse(row["stack"]).methods[0].every == nearest
+    assert (row["note"] == "") == (abs(row["saved"] - saved) <= NEAR)
     assert dialled(saves, saved, 1, 10, whole=True)[0] == nearest
     METHODS.pop("whole_test")
 
@@ -160,6 +161,51 @@ def test_the_end_of_a_dial_of_shares_is_all_steps_and_not_one():
 
     row = turned("schedule", 0.5, saves)
     assert row["note"] == "" and abs(row["saved"] - 0.5) < 0.01
+
+
+def test_a_budget_between_two_values_of_a_dial_is_said_to_be_out_of_reach():
+    row = turned("toca", 0.5, lambda ratio: 0.57 if ratio < 0.4 else 0.41)
+    assert row["saved"] == 0.57
+    assert row["note"] == "0.5 is out of reach: no value of the dial comes nearer than 0.570"
+    row = turned("toca", 0.5, lambda ratio: 0.52 if ratio < 0.4 else 0.41)
+    assert (row["saved"], row["note"]) == (0.52, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("diffsparse", 0.46),
+        ("diffsparse(keep=0.5, training=1)", 0.5),
+        ("sparsecast", 0.46),
+        ("sparsecast(learns='coefficients', coefficients='local')", 0.46),
+    ],
+)
+def test_a_dial_that_is_learned_for_each_value_is_turned_over_what_was_learned_at_one(text, at):
+    """Without `learned_at` every value would have to be prepared."""
+    row = turned(text, 0.5, lambda keep: 1 - keep)
+    name = text.partition("(")[0]
+    learned = as_learned(Stack.parse(text).methods[0])
+    assert learned.learned_at == at and learned.keep == at and as_learned(learned) is None
+    assert row["saved"] is None and row["note"].startswith(f"every keep of {name} is learned by")
+    assert f"learned_at={at}" in row["note"]
+    again = turned(str(Stack((learned,))), 0.5, lambda keep: 1 - keep)
+    assert again["note"] == "" and abs(again["saved"] - 0.5) <= CLOSE
+    assert f"learned_at={at}" in again["stack"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "diffsparse(allocator='uniform')",
+        "diffsparse(allocator='local')",
+        "sparsecast(learns='coefficients', coefficients='one')",
+        "fora",
+        "l2c",
+    ],
+)
+def test_other_dials_need_no_learned_value(text):
+    assert as_learned(Stack.parse(text).methods[0]) is None
+    assert turned(text, 0.5, lambda value: value / 20)["saved"] is not None
 
 
 def test_what_cannot_be_turned_or_is_not_prepared_is_said():

@@ -340,6 +340,22 @@ def test_models_that_were_asked_for_other_steps_stand_in_one(tmp_path):
         merge_runs([one, asked("five", "wan-tiny", "nobody=3")], tmp_path / "no")
 
 
+def test_a_model_that_the_first_run_has_not_is_asked_for_the_same_steps_by_all_others(tmp_path):
+    def asked(name, model, steps):
+        wanted = SETTINGS | {"steps": steps}
+        return part(tmp_path, name, FEW[:2], models=(model,), settings=wanted)
+
+    one, two, three = (
+        asked(*words)
+        for words in (("a", "dit-tiny", "6"), ("b", "wan-tiny", "4"), ("c", "wan-tiny", "5"))
+    )
+    with pytest.raises(
+        ValueError, match=r"b and .*c are no one protocol: they differ in sampler steps"
+    ):
+        merge_runs([one, two, three], tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize("what", ["seed", "version", "weights", "samples"])
 def test_runs_of_other_protocols_are_not_merged(tmp_path, what):
     one = part(tmp_path, "one", FEW[:2])

@@ -25,6 +25,7 @@ from ditbench.acceleration.caching.whole_rows import (
     soft_mask,
     spent_by,
 )
+from ditbench.cli.commands import main
 from ditbench.method.attachment import Attachment
 from ditbench.method.generation import Now
 from ditbench.method.stack import Stack
@@ -184,6 +185,7 @@ def test_without_coefficients_it_is_diffsparse_and_with_one_it_is_taylorseer(flu
         ("learns='schedule'", "leaves the coefficients as they are"),
         ("learns='coefficients', coefficients='one', training=1", "training has no meaning"),
         ("learns='coefficients', coefficients='zero', learned_at=0.5", "learned_at has no meaning"),
+        ("learns='coefficients', coefficients='one', groups=2", "groups has no meaning"),
         ("order=3", "order"),
     ],
 )
@@ -222,3 +224,25 @@ def test_learning_may_begin_with_the_best_of_six_and_is_never_behind_it(tmp_path
     assert by_default["begin"] == "best"
     for knobs in ("learns='coefficients'", "begin='squares'"):
         assert "begin" not in Stack.parse(f"sparsecast({knobs})").methods[0].recipe()
+
+
+@pytest.mark.parametrize("family", ["dit", "pixart", "flux", "wan", "sd3"])
+def test_groups_that_do_not_divide_the_width_are_refused_before_anything_is_learned(family):
+    pipe = tiny(family).pipeline
+    width = pipe.transformer.config.num_attention_heads * pipe.transformer.config.attention_head_dim
+    for groups in range(1, 12):
+        refusal = Stack.parse(f"sparsecast(groups={groups})").refusal(pipe)
+        sentence = f"sparsecast: groups={groups} does not divide the {width} channels of this model"
+        assert refusal == (None if width % groups == 0 else sentence)
+
+
+def test_prepare_refuses_groups_that_do_not_divide_the_width(tmp_path, monkeypatch, capsys):
+    def never(*_):
+        raise AssertionError("something is learned")
+
+    monkeypatch.setattr("ditbench.acceleration.caching.learn_forecast.prepare_forecast", never)
+    words = ["prepare", "sparsecast(groups=7)", "--models", "flux-tiny", "--out", str(tmp_path)]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "flux-tiny: sparsecast: groups=7 does not divide the" in told
+    assert not any(tmp_path.rglob("*.json"))

@@ -1,15 +1,23 @@
 """Learning a forecasting schedule: gradients are the loss's, checkpoints change nothing, and what is
 learned is what is run."""
 
+import csv
+
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from test_distill import room_of
 from test_learning import decoded, drawer, squared
 
 from ditbench.acceleration.caching.forecast_recipe import Recipe
-from ditbench.acceleration.caching.forecast_student import Controls, ForecastStudent
-from ditbench.acceleration.caching.learn_forecast import Learning, learn
+from ditbench.acceleration.caching.forecast_student import (
+    HIGHEST,
+    LOWEST,
+    Controls,
+    ForecastStudent,
+)
+from ditbench.acceleration.caching.learn_forecast import Learning, learn, prepare_forecast
 from ditbench.acceleration.caching.soft_cache import studio_of
 from ditbench.acceleration.caching.whole_rows import schedule_of_mask, spent_by
 from ditbench.method.stack import Stack
@@ -134,6 +142,31 @@ def test_learning_keeps_the_budget_and_the_best_on_held_out_requests(learns):
     assert stages == expected[learns]
     if learns == "schedule":
         assert (learned.coefficients == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("steps", "keep", "order"), [(2, 0.5, 1), (2, 0.999, 2), (3, 0.99, 2), (4, 0.46, 0)]
+)
+@pytest.mark.parametrize("begin", ["squares", "best"])
+def test_coefficients_that_nothing_depends_on_stay_as_they_are(steps, keep, order, begin, tmp_path):
+    """Of two steps, where nothing is skipped after two computed ones, and of order 0."""
+    few = {"together": 2, "alone": 2, "batch": 1, "trial_batch": 1}
+    recipe = Recipe(keep=keep, order=order, begin=begin, **few)
+    notes = prepare_forecast(tmp_path, room_of("flux", steps=steps), recipe)
+    assert np.isfinite(notes["held_out"]) and notes["spent"] <= keep + 1e-4
+    tables = load_file(tmp_path / "forecast.safetensors")
+    assert tables["learned"].shape[:1] == (steps,) and tables["learned"].shape[3] == order
+    assert all(np.isfinite(table).all() for table in tables.values())
+    with_gradient = {row["iteration"] for row in rows_of(tmp_path / "log.csv") if row["loss"]}
+    assert with_gradient == {"0", "1"}
+    if steps == 2 and begin == "squares":
+        start = 0.5 * tables["local"]
+        assert np.allclose(tables["learned"], np.clip(start, LOWEST, HIGHEST), atol=1e-6)
+
+
+def rows_of(file):
+    with file.open(encoding="utf-8") as f:
+        return list(csv.DictReader(f))
 
 
 def test_fewer_steps_take_more_iterations_for_the_same_work():

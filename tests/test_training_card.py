@@ -48,12 +48,41 @@ def test_a_card_says_what_it_is_for_and_what_it_cost_and_draws_the_log(tmp_path)
     card = write_card(tmp_path).read_text()
     assert "training.png" in card and (tmp_path / "training.png").stat().st_size > alone
     assert "<!-- sub-layer, by kind and depth -->" in (tmp_path / "training.svg").read_text()
+    assert (
+        "<!-- share of tokens computed (dark: reused) -->"
+        in (tmp_path / "training.svg").read_text()
+    )
+    (tmp_path / "forecast.safetensors").touch()  # what is skipped is forecast
+    write_card(tmp_path)
+    drawn = (tmp_path / "training.svg").read_text()
+    assert "<!-- share of tokens computed (dark: forecast) -->" in drawn
+    assert drawn.count("<!-- next stage -->") == 1  # in the legend, however many there are
     # a measured table has no curve
     (tmp_path / "log.csv").write_text("stage,iteration,loss,held_out\n")
     (tmp_path / "training.png").unlink()
     assert (
         "training.png" in write_card(tmp_path).read_text() and (tmp_path / "training.png").is_file()
     )
+
+
+def test_the_legend_of_a_training_lies_on_no_point(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
+    lines = [f"{1 + (i > 20)},{i},{0.9 - 0.001 * i},{0.8}" for i in range(60)]
+    (tmp_path / "log.csv").write_text("\n".join(["stage,iteration,loss,held_out", *lines]))
+    figures = []
+
+    def kept(figure, folder, stem):
+        figures.append(figure)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ditbench.reports.figures.training_curve.finish", kept)
+        draw_training(tmp_path)
+    (axis,) = figures[0].axes
+    figures[0].canvas.draw()
+    assert axis.get_legend().get_window_extent().y0 >= axis.get_window_extent().y1 - 1
+    texts = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert texts == ["loss", "held out", "next stage"]
 
 
 def test_a_policys_log_is_its_reward_and_its_compute_and_a_grids_is_one_over_the_other(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from ditbench.cli.parser import OK
 
@@ -16,12 +17,15 @@ PREDICTED = (
     "seconds of the transformer's calls for {batch} samples, by the times above; flops_ratio of the "
     "sub-layers; partial: share of rows computed in part"
 )
+LONG = 60
+"""Seconds from which on it is said beforehand how long the blocks take."""
 
 
 def blocks(args: argparse.Namespace) -> int:
     """Print the times of blocks, and what schedules would take by them."""
     from ditbench.acceleration.caching.block_benchmark import (
         block_rows,
+        least_seconds,
         run_schedules,
         schedule_rows,
         schedules_of,
@@ -57,6 +61,10 @@ def blocks(args: argparse.Namespace) -> int:
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')}: {getattr(args, flag)} is less than 1")
     ceilings = probe(spec.device, spec.dtype)
+    if rate := ceilings["flops"]:
+        for model in models:
+            seconds = least_seconds(model, args.batch_size, args.repeats, rate)
+            warn_if_long(model.name, seconds, spec.device)
     timed, predicted = [], []
     with progress() as show, computed_by(spec.row_kernels):
         tell = plain(show)
@@ -87,6 +95,19 @@ def blocks(args: argparse.Namespace) -> int:
     foot = "\n".join(filter(None, [PREDICTED.format(**device), summary_line(predicted)]))
     show_rows([*timed, *predicted] if args.json else predicted, args.json, foot)
     return OK
+
+
+def warn_if_long(name: str, seconds: float, device: str) -> None:
+    """Say on stderr how long the blocks of a model take, where that is more than `LONG` seconds."""
+    if seconds < LONG:
+        return
+    minutes = max(1, round(seconds / 60))
+    other = ", --device cuda times a GPU" if device == "cpu" else ""
+    print(
+        f"ditbench: {name}: its blocks take at least {minutes} min on {device}, by the product just "
+        f"timed; --repeats 1 takes fewer calls{other}",
+        file=sys.stderr,
+    )
 
 
 def _rate(value: float | None, unit: str) -> str:

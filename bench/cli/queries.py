@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,12 @@ def recommend(args: argparse.Namespace) -> int:
     names = ("max_memory_gb", "max_seconds", "min_speedup", "min_alignment", "max_frechet")
     (section,) = _sections([args.run])
     limits = Limits(**{name: getattr(args, name) for name in names})
+    for name in names:
+        value = getattr(args, name)
+        above = name.startswith(("max_mem", "max_sec", "min_sp"))  # the others may be below zero
+        if value is not None and not (math.isfinite(value) and (value > 0 or not above)):
+            wanted = "a number above 0" if above else "a number"
+            raise ValueError(f"--{name.replace('_', '-')}: {value:g} is not {wanted}")
     models = [name for part in (args.models or "").split(",") if (name := part.strip())]
     rows, sentences = recommend(section, limits, models)
     if not sentences:

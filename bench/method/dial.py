@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 CLOSE = 0.005
 """Near enough to stop turning a dial."""
+NEAR = 0.03
+"""How far what a stack saves may be from a budget that it is compared at."""
 TURNS = 10
 
 
@@ -22,11 +25,21 @@ def is_whole(cls: Any, knob: str) -> bool:
 def turned(method: Any, value: float) -> Any:
     """The method with its dial at a value: rounded to three decimals, or to an integer where the
     knob is one. ValueError for a value that the knob does not take."""
-    from dataclasses import replace
-
     name = method.dial[0]
     settled = round(value) if is_whole(type(method), name) else round(value, 3)
     return replace(method, **{name: settled})
+
+
+def as_learned(method: Any) -> Any | None:
+    """The method with its knob `learned_at` at the value that its dial has now, so that the dial can
+    be turned over what was prepared there; None where turning it asks for no other preparation."""
+    name, low, high = method.dial
+    if getattr(method, "learned_at", 0) is not None:  # given, or no such knob
+        return None
+    recipes = [turned(method, value).recipe() for value in (low, (low + high) / 2)]
+    if recipes[0] == recipes[1]:
+        return None
+    return replace(method, learned_at=getattr(method, name))
 
 
 def dialled(

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ditbench.method.artifact import quoted
 from ditbench.method.dial import CLOSE
+from ditbench.method.dial import NEAR as NEAR_SHARE
 from ditbench.method.stack import Stack
 from ditbench.profiling.counting import first_line
 
@@ -36,7 +38,8 @@ def match(
     such a row.
 
     A model is sampled as its row says (`workload.with_workload` for other steps or sizes). The dial
-    is that of the stack's last method that has one. Raises ValueError for a model without
+    is that of the stack's last method that has one; one whose every value would have to be prepared
+    is turned with the knob `learned_at` alone. Raises ValueError for a model without
     training requests.
     """
     from ditbench.models.loading import load
@@ -108,6 +111,8 @@ def _matched(stack: Stack, saved: float, saves: Saves, pipe: Any) -> dict[str, A
     best, reached, note = _turned_to(stack, saved, saves, pipe)
     if best is None:
         return {"stack": str(stack), "saved": None, "note": note}
+    if not note and abs(reached - saved) > NEAR_SHARE:
+        note = f"{saved:g} is out of reach: no value of the dial comes nearer than {reached:.3f}"
     return {"stack": str(best), "saved": round(reached, 4), "note": note}
 
 
@@ -116,7 +121,14 @@ def _turned_to(
 ) -> tuple[Stack | None, float, str]:
     """The stack whose dial saves nearest to a share, that share, and why it is not within reach;
     None and why where there is none."""
-    from ditbench.method.dial import dialled, ends_taken, is_whole, out_of_reach, turned
+    from ditbench.method.dial import (
+        as_learned,
+        dialled,
+        ends_taken,
+        is_whole,
+        out_of_reach,
+        turned,
+    )
 
     if reason := stack.refusal(pipe):
         return None, 0.0, reason
@@ -124,6 +136,16 @@ def _turned_to(
     if with_dial is None:
         return None, 0.0, f"nothing in {stack} has a dial"
     knob, low, high = with_dial.dial
+    if (learned := as_learned(with_dial)) is not None:
+        other = Stack(tuple(learned if m is with_dial else m for m in stack.methods))
+        return (
+            None,
+            0.0,
+            (
+                f"every {knob} of {with_dial.name} is learned by itself; {quoted(str(other))} turns what "
+                f"was learned at {learned.learned_at:g}"
+            ),
+        )
 
     def at(value: float) -> Stack:
         return Stack(tuple(turned(m, value) if m is with_dial else m for m in stack.methods))

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ditbench.acceleration.caching.forecast_plan import FILE as FORECAST
 from ditbench.acceleration.caching.schedule import Schedule
 from ditbench.method.artifact import command_for, trained_for
 from ditbench.records.files import replacing, write_text
@@ -102,7 +103,8 @@ def draw_training(folder: Path) -> list[Path]:
                 len(name.partition(".")[2]) for name in schedule.sublayers
             )
             panels[-1].set_ylabel(label, fontsize=7.5, color=QUIET, labelpad=pad)
-            panels[-1].set_title("share of tokens computed (dark: reused)", fontsize=8, loc="left")
+            dark = "forecast" if (folder / FORECAST).is_file() else "reused"
+            panels[-1].set_title(f"share of tokens computed (dark: {dark})", fontsize=8, loc="left")
         below = "" if manifest["below"] == "none" else f" under {manifest['below']}"
         title = f"{manifest['method']} for {manifest['model']}, {manifest['steps']} steps{below}: {manifest['seconds']:.0f} s"
         figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
@@ -142,7 +144,8 @@ def _named(axis: Any, x: str, y: str) -> None:
 
 
 def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
-    """Every loss as a faint point with its running mean, and what was held out as diamonds."""
+    """Every loss as a faint point with its running mean, what was held out as diamonds, and where one
+    stage of the training ends and the next begins."""
     ink, mark = FAMILIES["cache"].colour, FAMILIES["quantisation"].colour
     x = np.arange(len(rows))
     if rows[0].get("step"):
@@ -177,7 +180,16 @@ def _curve(axis: Any, rows: list[dict[str, str]]) -> None:
             linewidth=0.8,
             label="held out",
         )
+    stages = [row.get("stage", "") for row in rows]
+    ends = [at for at, one, other in zip(x[1:], stages, stages[1:], strict=False) if one != other]
+    for i, at in enumerate(ends):
+        axis.axvline(
+            at, linestyle=":", color=QUIET, linewidth=1, label="next stage" if not i else None
+        )
     if whole:
         axis.set_yscale("log")
     _named(axis, "iteration", f"loss, no unit{' (log scale)' * whole}")
-    axis.legend(fontsize=7.5, labelcolor=INK)
+    # above the axis: inside it would lie on points
+    where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3}
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles, labels, ncols=min(3, len(labels)), fontsize=7.5, labelcolor=INK, **where)

@@ -13,6 +13,7 @@ from ditbench.analysis.primary import primary_of
 from ditbench.analysis.quality import statistic_delta
 from ditbench.analysis.trainings import over_trainings, without_training
 from ditbench.extractors.references import ReferenceSets
+from ditbench.method.dial import NEAR
 from ditbench.method.stack import Stack
 from ditbench.metrics.set_statistics import Sets, sets_of
 from ditbench.metrics.table import Metric, metrics
@@ -26,8 +27,6 @@ from ditbench.statistics import estimates as statistics
 from ditbench.statistics.estimates import Estimate
 
 PERCEPTUAL = "perceptual.shapes_v1"
-NEAR = 0.03
-"""How far the fraction of FLOPs that a stack saves may be from a budget."""
 BETTER, WORSE = "▼", "▲"
 FLOOR = {
     "rerun": "batch in two parts",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED
@@ -46,10 +47,11 @@ def merge_runs(runs: Sequence[Path], out: Path) -> list[str]:
         for name, run in zip(names, read, strict=True):
             if run.damaged:
                 raise ValueError(f"{name}: {run.damaged[0]}")
-        for name, run in zip(names[1:], read[1:], strict=True):
-            if apart := _apart(read[0], run):
+        # every pair: the second and the third may share a model that the first has not
+        for (name, run), (other, later) in combinations(zip(names, read, strict=True), 2):
+            if apart := _apart(run, later):
                 raise ValueError(
-                    f"{names[0]} and {name} are no one protocol: they differ in "
+                    f"{name} and {other} are no one protocol: they differ in "
                     f"{'; '.join(apart)}; {INSTEAD}"
                 )
         records, home, sentences = _records(read, names)

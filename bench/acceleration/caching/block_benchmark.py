@@ -28,6 +28,7 @@ from ditbench.models.family import family_named
 from ditbench.models.sampling import Sampling, sampling_of
 
 if TYPE_CHECKING:
+    from ditbench.models.sublayers import Sublayer
     from ditbench.models.table import Model
 
 BLOCKS = 2
@@ -63,34 +64,59 @@ def subject_of(model: Model, device: str, dtype: str, batch: int) -> Subject:
     each kind, at the width and the number of tokens that it has. ValueError as `load`."""
     import torch
 
-    from ditbench.models.architecture import build, describe
+    from ditbench.models.architecture import build
     from ditbench.models.loading import load
-    from ditbench.models.sublayers import call_sizes, sublayers
+    from ditbench.models.sublayers import call_sizes
     from ditbench.quiet import quiet
 
-    family, sampling = family_named(model.family), sampling_of(model)
-    parts = describe(model)
-    grid = family.grid(model.name, parts, sampling)
-    sizes = dict(family.resize(model.name, parts, sampling))
+    sampling, of = sampling_of(model), _listed(model)
     if whole := model.group == "tiny":
         pipe = load(model, weights="bundled", device=device, dtype=dtype)
     else:
-        layers = [key for key in parts["transformer"] if key in ("num_layers", "num_single_layers")]
-        few = {f"transformer.{key}": min(BLOCKS, parts["transformer"][key]) for key in layers}
+        layers = of.parts["transformer"]
+        counts = [key for key in layers if key in ("num_layers", "num_single_layers")]
+        few = {f"transformer.{key}": min(BLOCKS, layers[key]) for key in counts}
         with quiet():
             pipe = build(
                 model, device=device, dtype=getattr(torch, dtype),
-                parts=("transformer", "vae", "scheduler"), changes=sizes | few,
+                parts=("transformer", "vae", "scheduler"), changes=of.sizes | few,
             )  # fmt: skip
-    with quiet():
-        meta = build(model, device="meta", parts=("transformer",), changes=sizes).transformer
     call = _captured(pipe, _arguments(model, pipe, sampling, batch, device, dtype, whole))
-    _, _, text = call_sizes(pipe.transformer, *call, grid)
-    listed, tokens = sublayers(meta), int(np.prod(grid))
+    _, _, text = call_sizes(pipe.transformer, *call, of.grid)
     return Subject(
         model=model, pipe=pipe, sampling=sampling, call=call, whole=whole,
-        names=tuple(s.name for s in listed), lists=tuple(lists_of(meta, listed)),
-        weights=row_weights(listed, tokens, text),
+        names=tuple(s.name for s in of.sublayers), lists=of.lists,
+        weights=row_weights(of.sublayers, int(np.prod(of.grid)), text),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    """The whole model's sub-layers at its own size, without weights."""
+
+    parts: Mapping[str, Any]
+    """As `describe` has them."""
+    sizes: dict[str, Any]
+    """What of that goes by the size of the samples."""
+    grid: tuple[int, int, int]
+    sublayers: Sequence[Sublayer]
+    lists: tuple[str, ...]
+    """Of blocks, that each sub-layer is in."""
+
+
+def _listed(model: Model) -> _Listed:
+    from ditbench.models.architecture import build, describe
+    from ditbench.models.sublayers import sublayers
+    from ditbench.quiet import quiet
+
+    family, sampling, parts = family_named(model.family), sampling_of(model), describe(model)
+    sizes = dict(family.resize(model.name, parts, sampling))
+    with quiet():
+        meta = build(model, device="meta", parts=("transformer",), changes=sizes).transformer
+    listed = sublayers(meta)
+    return _Listed(
+        parts=parts, sizes=sizes, grid=family.grid(model.name, parts, sampling),
+        sublayers=listed, lists=tuple(lists_of(meta, listed)),
     )  # fmt: skip
 
 
@@ -147,6 +173,21 @@ def _captured(pipe: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
     finally:
         hook.remove()
     return given[0]
+
+
+def least_seconds(model: Model, batch: int, repeats: int, rate: float) -> float:
+    """Seconds that the products of `times_of` take at `rate` FLOPs a second, without building them: a
+    block of each list plain and dense, its sub-layers at every level, `repeats` times and twice."""
+    listed = _listed(model)
+    numbers = [s.block for s in listed.sublayers]
+    first = dict(reversed(list(zip(listed.lists, numbers, strict=True))))
+    own = [n == first[where] for n, where in zip(numbers, listed.lists, strict=True)]
+    sampling = sampling_of(model)
+    macs = row_weights(listed.sublayers, int(np.prod(listed.grid)), sampling.text_tokens)[own]
+    both = family_named(model.family).guidance.startswith("batched") and sampling.guidance > 1
+    rows = batch * (2 if both else 1)
+    once = 2 * rows * int(2 * macs[:, DENSE].sum() + macs[:, 1:].sum())
+    return (repeats + 2) * once / rate
 
 
 def times_of(

@@ -63,10 +63,13 @@ class Learning:
 
         def compute() -> NDArray[np.float64]:
             loss, far = self.loss(seed, controls)
-            # of so few steps that nothing is skipped after two computed ones
-            none = tuple(torch.zeros_like(x) for x in inputs)
-            gradients = torch.autograd.grad(loss, list(inputs)) if loss.requires_grad else none
-            return np.concatenate([[far], *(g.cpu().double().numpy().ravel() for g in gradients)])
+            # coefficients have none where nothing is skipped after two computed steps, or of order 0
+            gradients: list[Tensor | None] = [None] * len(inputs)
+            if loss.requires_grad:
+                gradients = list(torch.autograd.grad(loss, list(inputs), allow_unused=True))
+            pairs = zip(inputs, gradients, strict=True)
+            flat = [torch.zeros_like(x) if g is None else g for x, g in pairs]
+            return np.concatenate([[far], *(g.cpu().double().numpy().ravel() for g in flat)])
 
         far, *flat = self.journal(compute, (seed, _digest(*inputs)))
         parts = np.split(np.array(flat), np.cumsum([x.numel() for x in inputs])[:-1])
