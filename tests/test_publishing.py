@@ -425,19 +425,24 @@ def test_stacks_at_a_budget_are_set_against_one_of_them(tmp_path):
 def test_trainings_of_a_recipe_are_one_row_of_the_matched_table(tmp_path):
     stacks = [
         "none", "diffsparse(keep=0.46)", "diffsparse(keep=0.46, training=1)",
-        "replay(of='teacache(threshold=0.2)')", "fora(interval=1.7)", "fora(interval=2.4)",
+        "replay(of='teacache(threshold=0.2)')", "fora(interval=1.7)", "fora(interval=2.4)", "toca",
+        "l2c",
     ]  # fmt: skip
     run = write_run(tmp_path / "run", stacks=[(stack, "ok") for stack in stacks], n=N)
 
     def half(record):
-        saved = {"none": 0, "fora(interval=1.7)": 0.52}.get(record["stack"], 0.54)
+        saved = {"none": 0, "fora(interval=1.7)": 0.52, "toca": 0.525, "l2c": 0.545}.get(record["stack"], 0.54)
         record["flops"]["flops"] = 4e10 * (1 - saved)
 
     edit(run, half)
     (section,) = read_sections([run])
     table = matched_table(section, "0.54", "diffsparse").splitlines()
     cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1] for line in table[2:]}
-    assert sorted(cells) == ["diffsparse", "fora", "replay"]  # of='teacache' is the default
+    # of='teacache' is the default
+    assert sorted(cells) == ["diffsparse", "fora", "l2c", "replay", "toca"]
+    # what is more than a point from what the table's stack saves says so
+    assert [name for name, cell in cells.items() if "%" in cell] == ["toca"]
+    assert cells["toca"].rstrip(" |").endswith("; 52.5 %")
     rows = {row["stack"]: row["quality"] for row in section.models["dit-tiny"]}
 
     def value(stack, metric="perceptual.shapes_v1"):

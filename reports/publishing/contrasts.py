@@ -27,6 +27,8 @@ from ditbench.statistics import estimates as statistics
 from ditbench.statistics.estimates import Estimate
 
 PERCEPTUAL = "perceptual.shapes_v1"
+ONE_POINT = 0.01
+"""Of the FLOPs: stacks that save as much are taken to save alike."""
 BETTER, WORSE = "▼", "▲"
 FLOOR = {
     "rerun": "batch in two parts",
@@ -80,7 +82,8 @@ def matched_table(section: Section, budget: str, against: str) -> str:
     to the un-accelerated sample, change of the Fréchet distance.
 
     A mark says that the stack named `against` is better (▼) or worse (▲) than this by the 95 %
-    interval of the paired difference. Names are without the knobs that set the budget. Trainings of
+    interval of the paired difference. What a stack saves, per cent, stands where that is more than
+    one point from what `against` does. Names are without the knobs that set the budget. Trainings of
     one recipe are one row: their mean, with the spread between them in the interval. ValueError
     when `against` is not there.
     """
@@ -138,7 +141,15 @@ def _cell(
     perceptual = fixed(_mean(_value(row, PERCEPTUAL) for row in trainings))
     change = fixed(_mean(_change(row, distance.name) for row in trainings), 0, signed=True)
     marks = [_mark(contrasts, name, against, trainings) for name in (PERCEPTUAL, distance.name)]
-    return f"{perceptual}{marks[0]}; {change}{marks[1]}"
+    saved, own = (_mean(map(_saved, rows)) for rows in (trainings, against))
+    off = saved is not None and own is not None and abs(saved - own) > ONE_POINT
+    savings = f"; {100 * saved:.1f} %" if off and saved is not None else ""
+    return f"{perceptual}{marks[0]}; {change}{marks[1]}{savings}"
+
+
+def _saved(row: ReportRow) -> float | None:
+    """Fraction of FLOPs."""
+    return 1 - 1 / row["speedup_flops"] if row["speedup_flops"] else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
