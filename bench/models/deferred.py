@@ -46,11 +46,11 @@ def defer(
     """
     own: Any = vars(block).get("forward")
     if own in DEFERRED:
-        own.routes.append(dense)
+        patch(own, "routes", (*own.routes, dense))  # a route taken back is asked no more
         return True
     if own is not None and own not in TRANSPARENT:
         return False
-    original, routes = block.forward, [dense]
+    original = block.forward
     places = [
         i
         for i, name in enumerate(list(inspect.signature(type(block).forward).parameters)[1:])
@@ -58,12 +58,12 @@ def defer(
     ]
 
     def as_it_is(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        if computer_of(block) is not None or not all(known and known() for known in routes):
+        if computer_of(block) is not None or not all(known and known() for known in forward.routes):
             return False
         given = (*args, *kwargs.values()) if casts else ()
         return all(x.dtype == torch.float32 for x in given if isinstance(x, Tensor))
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def running_on(*args: Any, **kwargs: Any) -> Any:
         if as_it_is(args, kwargs):
             return original(*args, **kwargs)
         waiting = list(args)
@@ -76,7 +76,8 @@ def defer(
         with running(block):
             return real(original(*waiting, **kwargs))
 
-    forward.routes = routes  # type: ignore[attr-defined]
+    forward: Any = running_on
+    forward.routes = (dense,)
     DEFERRED.add(forward)
     patch(block, "forward", forward)
     return True
