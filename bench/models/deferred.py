@@ -22,6 +22,8 @@ DEFERRED: WeakSet[Any] = WeakSet()
 call that begins."""
 
 
+HOOK, INSIDE = "_hf_hook", "_old_forward"
+"""Attributes of a module that accelerate has put a hook round: the hook, and the forward it calls."""
 TRANSPARENT: WeakSet[Any] = WeakSet()
 """Forwards put in place of a block's own that hand on what they are given, pending or not: those of
 `simulation.replay`."""
@@ -43,14 +45,19 @@ def defer(
     back (`Family.casts`), which is less work on pending tensors.
 
     Returns whether it does: not where somebody else has replaced its forward, who would get them.
+    Where accelerate has (sequential offloading, of blocks with parameters of their own), what its
+    hook calls is replaced instead: it hands on tensors.
     """
-    own: Any = vars(block).get("forward")
+    place = INSIDE if {HOOK, INSIDE} <= {*vars(block)} else "forward"
+    own: Any = vars(block).get(place)
     if own in DEFERRED:
         patch(own, "routes", (*own.routes, dense))  # a route taken back is asked no more
         return True
+    if place == INSIDE and getattr(own, "__func__", None) is type(block).forward:
+        own = None
     if own is not None and own not in TRANSPARENT:
         return False
-    original = block.forward
+    original = getattr(block, place)
     places = [
         i
         for i, name in enumerate(list(inspect.signature(type(block).forward).parameters)[1:])
@@ -79,5 +86,5 @@ def defer(
     forward: Any = running_on
     forward.routes = (dense,)
     DEFERRED.add(forward)
-    patch(block, "forward", forward)
+    patch(block, place, forward)
     return True
