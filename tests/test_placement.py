@@ -7,10 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from command import command
 from narrow import NAMES, narrow
 
 from ditbench.method.stack import Stack
+from ditbench.models.blocks import blocks
+from ditbench.models.deferred import DEFERRED
 from ditbench.models.loading import load
 from ditbench.models.placement import decode_in_parts, encodes_once, place, text_encoders
 from ditbench.models.requests import call_arguments, make_requests
@@ -137,6 +140,24 @@ def test_diffusers_own_offloading_of_models_changes_no_sample(name):
     assert hasattr(pipe.transformer, "_hf_hook")
     for once in (False, True):
         assert np.array_equal(sampled(model, pipe, "toca", once=once)[0], usual)
+
+
+@pytest.mark.parametrize("name", ["pixart-alpha-256", "wan-2.1-1.3b", "flux-1-dev"])
+def test_blocks_whose_weights_come_for_each_call_run_on_pending_tensors(name):
+    """Sequential offloading puts a hook round blocks with parameters of their own (PixArt, Wan)."""
+    stack = "fora(interval=2,gates='kept')"
+    usual, _ = sampled(*narrow_pipe(name), stack)
+    model, pipe = narrow_pipe(name)
+    cpu_offload(pipe.transformer, torch.device("cpu"))
+    listed = [block.module for block in blocks(pipe.transformer)]
+    hooked = [block for block in listed if "_hf_hook" in vars(block)]
+    assert bool(hooked) == (model.family != "flux")
+    before = [vars(block)["_old_forward"] for block in hooked]
+    with Stack.parse(stack).attached(pipe):
+        places = [(vars(b).get("forward"), vars(b).get("_old_forward")) for b in listed]
+        assert all(any(f is not None and f in DEFERRED for f in place) for place in places)
+    assert [vars(block)["_old_forward"] for block in hooked] == before
+    assert np.array_equal(sampled(model, pipe, stack)[0], usual)
 
 
 def test_a_pipeline_is_placed_by_diffusers_own_functions():

@@ -431,7 +431,9 @@ def test_trainings_of_a_recipe_are_one_row_of_the_matched_table(tmp_path):
     run = write_run(tmp_path / "run", stacks=[(stack, "ok") for stack in stacks], n=N)
 
     def half(record):
-        saved = {"none": 0, "fora(interval=1.7)": 0.52, "toca": 0.525, "l2c": 0.545}.get(record["stack"], 0.54)
+        saved = {"none": 0, "fora(interval=1.7)": 0.52, "toca": 0.525, "l2c": 0.545}.get(
+            record["stack"], 0.54
+        )
         record["flops"]["flops"] = 4e10 * (1 - saved)
 
     edit(run, half)

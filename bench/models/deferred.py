@@ -22,6 +22,8 @@ DEFERRED: WeakSet[Any] = WeakSet()
 call that begins."""
 
 
+HOOK, INSIDE = "_hf_hook", "_old_forward"
+"""Attributes of a module that accelerate has put a hook round: the hook, and the forward it calls."""
 TRANSPARENT: WeakSet[Any] = WeakSet()
 """Forwards put in place of a block's own that hand on what they are given, pending or not: those of
 `simulation.replay`."""
@@ -43,14 +45,19 @@ def defer(
     back (`Family.casts`), which is less work on pending tensors.
 
     Returns whether it does: not where somebody else has replaced its forward, who would get them.
+    Where accelerate has (sequential offloading, of blocks with parameters of their own), what its
+    hook calls is replaced instead: it hands on tensors.
     """
-    own: Any = vars(block).get("forward")
+    place = INSIDE if {HOOK, INSIDE} <= {*vars(block)} else "forward"
+    own: Any = vars(block).get(place)
     if own in DEFERRED:
-        own.routes.append(dense)
+        patch(own, "routes", (*own.routes, dense))  # a route taken back is asked no more
         return True
+    if place == INSIDE and getattr(own, "__func__", None) is type(block).forward:
+        own = None
     if own is not None and own not in TRANSPARENT:
         return False
-    original, routes = block.forward, [dense]
+    original = getattr(block, place)
     places = [
         i
         for i, name in enumerate(list(inspect.signature(type(block).forward).parameters)[1:])
@@ -58,12 +65,12 @@ def defer(
     ]
 
     def as_it_is(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        if computer_of(block) is not None or not all(known and known() for known in routes):
+        if computer_of(block) is not None or not all(known and known() for known in forward.routes):
             return False
         given = (*args, *kwargs.values()) if casts else ()
         return all(x.dtype == torch.float32 for x in given if isinstance(x, Tensor))
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def running_on(*args: Any, **kwargs: Any) -> Any:
         if as_it_is(args, kwargs):
             return original(*args, **kwargs)
         waiting = list(args)
@@ -76,7 +83,8 @@ def defer(
         with running(block):
             return real(original(*waiting, **kwargs))
 
-    forward.routes = routes  # type: ignore[attr-defined]
+    forward: Any = running_on
+    forward.routes = (dense,)
     DEFERRED.add(forward)
-    patch(block, "forward", forward)
+    patch(block, place, forward)
     return True

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
-from ditbench.models.gated import OutputPending
-from ditbench.models.pending import ADD, ALIKE, CAST, MUL, Pending, real
+from ditbench.models.gated import OutputPending, is_by_sample
+from ditbench.models.pending import ADD, ALIKE, CAST, MUL, Pending, promoted, real
 from ditbench.models.regions import running_computer
 
 _CHOSEN: list[str] = []
@@ -149,9 +149,11 @@ def taken(x: Any, rows: Tensor | None) -> Tensor | None:
         if scale is None:
             return None
     norm = _layer_norm(node, x.dtype)
-    if norm is None or not all(by_sample(t) for t in (scale, shift) if t is not None):
+    if norm is None:
         return None
     stream, weight, bias, eps = norm
+    if not all(by_sample(t, stream.shape) for t in (scale, shift) if t is not None):
+        return None
     if stream.dtype != x.dtype:
         return None
     return modulated(stream, rows, weight, bias, eps, real(scale), real(shift))
@@ -208,10 +210,9 @@ def _layer_norm(node: Any, dtype: torch.dtype) -> Any:
     return real(uncast(given["input"], dtype)), weight, bias, float(given.get("eps", 1e-5))
 
 
-def by_sample(given: Any) -> bool:
-    """Whether it is [B or 1,1,D], in memory row by row."""
-    known = isinstance(given, (Pending, Tensor)) and given.ndim == 3
-    return bool(known and given.shape[1] == 1 and real(given).stride(-1) == 1)
+def by_sample(given: Any, shape: Any) -> bool:
+    """Whether it is [B or 1,1,D] beside a tensor of that shape [B,N,D], in memory row by row."""
+    return is_by_sample(given, shape) and bool(real(given).stride(-1) == 1)
 
 
 class PutRows(OutputPending):
@@ -248,9 +249,10 @@ class PutRows(OutputPending):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the output."""
+        """Of the output, times its gate."""
         known: torch.dtype = (self._value if self._value is not None else self.args[0]).dtype
-        return known
+        waits = self._value is None and self._gate is not None
+        return promoted(known, self._gate.dtype) if waits else known
 
     def write(self) -> None:
         """Write the rows, unless they have been."""
@@ -270,17 +272,16 @@ class PutRows(OutputPending):
         kept, times, order, new, now, first = self.args
         if new.dtype != kept.dtype or kept.stride(-1) != 1 or new.stride(-1) != 1:
             return None
-        if stream.shape != kept.shape or (self._gate is not None and not by_sample(self._gate)):
+        if stream.shape != kept.shape:
+            return None
+        if self._gate is not None and not by_sample(self._gate, kept.shape):
             return None
         self._unwritten.pop()()
         return put_and_added(kept, times, order, new, now, first, real(self._gate), stream)
 
     def __mul__(self, gate: Any) -> Pending:
-        if (
-            self._value is not None
-            or self._gate is not None
-            or not isinstance(gate, (Pending, Tensor))
-        ):
+        fits = self._value is None and self._gate is None
+        if not fits or not is_by_sample(gate, self.shape):
             return Pending(None, MUL, operator.mul, (self, gate))
         kept, times, order, new, now, first = self.args
         return PutRows(kept, times, order, new, now, first, gate, self._unwritten)
@@ -288,6 +289,8 @@ class PutRows(OutputPending):
     __rmul__ = __mul__
 
     def __add__(self, stream: Any) -> Pending:
+        if not self.is_added_to(stream):
+            return Pending(None, ADD, operator.add, (stream, self))
         return RowsAdded(self, stream)
 
     __radd__ = __add__

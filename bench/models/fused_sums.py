@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from ditbench.models.fused_rows import by_sample, kernel_of, seen_by_others, uncast
-from ditbench.models.gated import OutputPending
-from ditbench.models.pending import MUL, Pending, real
+from ditbench.models.gated import OutputPending, is_by_sample
+from ditbench.models.pending import ADD, MUL, Pending, promoted, real
+
+AT_ONCE = 4
+"""Outputs that one kernel adds at most, as `row_kernels` has it."""
 
 
 def added(stream: Tensor, outputs: Sequence[Tensor], gates: Sequence[Tensor | None]) -> Tensor:
@@ -27,7 +30,9 @@ def added(stream: Tensor, outputs: Sequence[Tensor], gates: Sequence[Tensor | No
     run: Any = torch.ops.ditbench.outputs_added
     if not seen_by_others(stream):
         from ditbench.models.row_kernels import added as run
-    out: Tensor = run(stream, [*outputs], [*gates])
+    out = stream
+    for first in range(0, len(outputs), AT_ONCE):
+        out = run(out, [*outputs[first : first + AT_ONCE]], [*gates[first : first + AT_ONCE]])
     return out
 
 
@@ -81,22 +86,27 @@ class Unadded(OutputPending):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the output."""
-        return self.output.dtype
+        """Of the output, times its gate."""
+        own = self.output.dtype
+        return own if self.gate is None else promoted(own, self.gate.dtype)
 
     def fits(self, shape: Any) -> bool:
         """Whether the kernel can add it to a stream of that shape."""
-        alike = tuple(self.output.shape) == tuple(shape) and self.output.ndim == 3
-        return alike and self.output.stride(-1) == 1 and (self.gate is None or by_sample(self.gate))
+        if tuple(self.output.shape) != tuple(shape) or self.output.ndim != 3:
+            return False
+        rows = self.output.stride(-1) == 1
+        return rows and (self.gate is None or by_sample(self.gate, shape))
 
     def __mul__(self, gate: Any) -> Pending:
-        if self.gate is not None or not isinstance(gate, (Pending, Tensor)):
+        if self.gate is not None or not is_by_sample(gate, self.shape):
             return Pending(None, MUL, operator.mul, (self.value, gate))
         return Unadded(self.output, gate)
 
     __rmul__ = __mul__
 
     def __add__(self, stream: Any) -> Pending:
+        if not self.is_added_to(stream):
+            return Pending(None, ADD, operator.add, (stream, self.value))
         return Added(self, stream)
 
     __radd__ = __add__
@@ -143,7 +153,7 @@ class Added(Pending):
 
     @property
     def shape(self) -> Any:
-        """Of the stream, which an output of another shape would be broadcast to."""
+        """Of the stream."""
         return self._value.shape if self._value is not None else self.args[0].shape
 
     @property

@@ -15,10 +15,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ditbench.models.pending import ADD, MUL, RECORDED, Pending, real
+from ditbench.models.pending import ADD, MUL, RECORDED, Pending, promoted, real
 
 Keep = Callable[[Tensor], None]
 """f(gate times output [B,N,D])."""
+
+
+def is_by_sample(given: Any, shape: Any) -> bool:
+    """Whether it is [B or 1,1,D] beside a tensor of that shape, [B,N,D]."""
+    if not isinstance(given, (Pending, Tensor)) or given.ndim != 3 or len(shape) != 3:
+        return False
+    batch, rows, width = given.shape
+    return rows == 1 and batch in (1, shape[0]) and bool(width == shape[2])
 
 
 class OutputPending(Pending):
@@ -27,6 +35,12 @@ class OutputPending(Pending):
 
     __slots__ = ()
     takes_sums = True
+
+    def is_added_to(self, stream: Any) -> bool:
+        """Whether the sum with that has its shape and its type."""
+        if not isinstance(stream, (Pending, Tensor)) or tuple(stream.shape) != tuple(self.shape):
+            return False
+        return self.dtype == stream.dtype or promoted(self.dtype, stream.dtype) == stream.dtype
 
     @classmethod
     def __torch_function__(
@@ -56,7 +70,7 @@ class Gated(OutputPending):
             return self
         product: Tensor = real(gate) * self.value
         self._keep(product)
-        return Gated(product)
+        return Gated(product, self._keep)  # which another number may follow
 
     __rmul__ = __mul__
 

@@ -129,6 +129,9 @@ class Pending:
     def __getitem__(self, at: Any) -> Pending:
         return Pending(None, VIEW, operator.getitem, (self, at))
 
+    def __iter__(self) -> Any:
+        return iter(self.value)
+
     def unsqueeze(self, dim: int) -> Pending:
         """As of a tensor."""
         return Pending(None, VIEW, torch.unsqueeze, (self, dim))
@@ -173,6 +176,21 @@ class Pending:
         if kind == JOIN:
             return Pending(None, JOIN, torch.cat, _joined(*args, **(kwargs or {})))
         return Pending(None, kind, _with(function, kwargs), args)
+
+
+def _by_value(operation: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:
+    def of_values(*operands: Any) -> Any:
+        return operation(*real(operands[::-1] if reflected else operands))
+
+    return of_values
+
+
+# Python looks operators up on the class, where `__getattr__` is not asked
+for _name in ("sub", "truediv", "floordiv", "mod", "pow", "matmul"):
+    setattr(Pending, f"__{_name}__", _by_value(getattr(operator, _name)))
+    setattr(Pending, f"__r{_name}__", _by_value(getattr(operator, _name), reflected=True))
+for _name in ("neg", "abs", "invert", "lt", "le", "gt", "ge", "and_", "or_"):
+    setattr(Pending, f"__{_name.strip('_')}__", _by_value(getattr(operator, _name)))
 
 
 RECORDED: Mapping[Any, str] = {
@@ -250,7 +268,8 @@ def _bare(one: Any, other: Any) -> Any:
 
 
 @cache
-def _promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+def promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """The type of a sum or product of tensors of these, neither a number."""
     with _disable_current_modes():  # no operation of the block's
         return torch.promote_types(one, other)
 
@@ -266,7 +285,7 @@ def _dtype_of(pending: Pending) -> torch.dtype:
         if len({*types}) == 1:
             return types[0]
         if all(x.ndim for x in operands):
-            return _promoted(*types)
+            return promoted(*types)
     if kind in (ALIKE, LINEAR, VIEW, CHUNK):
         known: torch.dtype = args[0].dtype
         return known

@@ -16,6 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+AT_ONCE = 4
+"""Outputs that `_added` has arguments for."""
+
 
 def modulated(
     x: Tensor, rows: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float,
@@ -54,28 +57,21 @@ def put_and_added(
     return out
 
 
-AT_ONCE = 4
-"""Outputs that one kernel adds at most."""
-
-
 def added(stream: Tensor, outputs: list[Tensor], gates: list[Tensor | None]) -> Tensor:
-    """As `fused_sums.added`."""
+    """As `fused_sums.added`, of at most `fused_sums.AT_ONCE` outputs."""
     batch, n, width = stream.shape
     block = triton.next_power_of_2(width)
-    for first in range(0, len(outputs), AT_ONCE):
-        some, own = outputs[first : first + AT_ONCE], gates[first : first + AT_ONCE]
-        out = torch.empty_like(stream, memory_format=torch.contiguous_format)
-        terms: list[Any] = []
-        for i in range(AT_ONCE):
-            output, gate = (some[i], own[i]) if i < len(some) else (out, None)
-            terms += [output, out if gate is None else gate, *output.stride()[:2], _step(gate)]
-        gated = [gate is not None for gate in own] + [False] * (AT_ONCE - len(own))
-        _added[(batch * n,)](
-            stream, out, *terms, n, width, *stream.stride(), len(some), *gated,
-            BLOCK=block, num_warps=8 if block > 2048 else 4,
-        )  # fmt: skip
-        stream = out
-    return stream
+    out = torch.empty_like(stream, memory_format=torch.contiguous_format)
+    terms: list[Any] = []
+    for i in range(AT_ONCE):
+        output, gate = (outputs[i], gates[i]) if i < len(outputs) else (out, None)
+        terms += [output, out if gate is None else gate, *output.stride()[:2], _step(gate)]
+    gated = [gate is not None for gate in gates] + [False] * (AT_ONCE - len(gates))
+    _added[(batch * n,)](
+        stream, out, *terms, n, width, *stream.stride(), len(outputs), *gated,
+        BLOCK=block, num_warps=8 if block > 2048 else 4,
+    )  # fmt: skip
+    return out
 
 
 def _step(by_sample: Tensor | None) -> int:
