@@ -272,7 +272,7 @@ def test_nothing_that_is_prepared_mixes_devices(row, few_iterations, monkeypatch
     monkeypatch.setattr(
         torch.autograd,
         "grad",
-        lambda loss, of: [torch.zeros_like(x) for x in (of if isinstance(of, list) else [of])],
+        lambda loss, of, **_: [torch.zeros_like(x) for x in (of if isinstance(of, list) else [of])],
     )
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
     for module in (training_loop, students, static_fp8):  # there are no values to be written
