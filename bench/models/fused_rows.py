@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
-from ditbench.models.gated import OutputPending, is_by_sample
+from ditbench.models.gated import OutputPending, StreamSum, is_by_sample
 from ditbench.models.pending import ADD, ALIKE, CAST, MUL, Pending, promoted, real
 from ditbench.models.regions import running_computer
 
@@ -300,45 +300,14 @@ class PutRows(OutputPending):
         return self
 
 
-class RowsAdded(Pending):
-    """The sum of a stream and of an output with new rows."""
+class RowsAdded(StreamSum):
+    """The sum of a stream and of an output with new rows, a `PutRows`."""
 
-    __slots__ = ("_target",)
+    __slots__ = ()
 
-    def __init__(self, rows: PutRows, stream: Any, target: torch.dtype | None = None) -> None:
-        """`target`: the type it is cast to; None: as arithmetic has it."""
-        super().__init__(None, "rows", None, (stream, rows))
-        self._target = target
-
-    @property
-    def value(self) -> Tensor:
-        """The sum."""
-        if self._value is None:
-            stream, rows = self.args
-            bare = real(uncast(stream, self.dtype))
-            out = rows.added_to(bare) if bare.dtype == self.dtype else None
-            if out is None:
-                summed: Tensor = real(stream) + rows.value
-                out = summed if self._target is None else summed.to(self._target)
-            self.settle(out)
-        value: Tensor = self._value  # type: ignore[assignment]
-        return value
-
-    @property
-    def shape(self) -> Any:
-        """Of the stream."""
-        return self._value.shape if self._value is not None else self.args[0].shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type it is cast to, or that of the stream."""
-        if self._value is not None:
-            return self._value.dtype
-        known: torch.dtype = self._target or self.args[0].dtype
-        return known
-
-    def type_as(self, other: Any) -> Pending:
-        """In another's type."""
-        if self._value is not None or self._target is not None:
-            return super().type_as(other)
-        return RowsAdded(self.args[1], self.args[0], other.dtype)
+    def by_kernel(self) -> Tensor | None:
+        """The sum, by the kernel of the rows."""
+        stream, rows = self.args
+        bare = real(uncast(stream, self.dtype))
+        added: Tensor | None = rows.added_to(bare) if bare.dtype == self.dtype else None
+        return added

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ditbench.models.fused_rows import by_sample, kernel_of, seen_by_others, uncast
-from ditbench.models.gated import OutputPending, is_by_sample
+from ditbench.models.gated import OutputPending, StreamSum, is_by_sample
 from ditbench.models.pending import ADD, MUL, Pending, promoted, real
 
 AT_ONCE = 4
@@ -116,25 +116,13 @@ class Unadded(OutputPending):
         return self
 
 
-class Added(Pending):
-    """The sum of a stream and of such an output; of a stream that is such a sum itself, one sum."""
+class Added(StreamSum):
+    """The sum of a stream and of an `Unadded`; of a stream that is such a sum itself, one sum."""
 
-    __slots__ = ("_target",)
+    __slots__ = ()
 
-    def __init__(self, output: Unadded, stream: Any, target: torch.dtype | None = None) -> None:
-        """`target`: the type it is cast to; None: as arithmetic has it."""
-        super().__init__(None, "outputs", None, (stream, output))
-        self._target = target
-
-    @property
-    def value(self) -> Tensor:
-        """The sum."""
-        if self._value is None:
-            self.settle(self._by_kernel())
-        value: Tensor = self._value  # type: ignore[assignment]
-        return value
-
-    def _by_kernel(self) -> Tensor:
+    def by_kernel(self) -> Tensor | None:
+        """The sum of all that are added one after the other."""
         outputs: list[Unadded] = []
         node: Any = self
         while isinstance(node, Added) and node.waits and node.dtype == self.dtype:
@@ -143,29 +131,8 @@ class Added(Pending):
                 break
             outputs.append(output)
             node = uncast(stream, self.dtype)
-        if outputs and node.dtype == self.dtype:
-            outputs.reverse()  # as the block adds them
-            gates = [None if o.gate is None else real(o.gate) for o in outputs]
-            return added(real(node), [o.output for o in outputs], gates)
-        stream, output = self.args
-        summed: Tensor = real(stream) + output.value
-        return summed if self._target is None else summed.to(self._target)
-
-    @property
-    def shape(self) -> Any:
-        """Of the stream."""
-        return self._value.shape if self._value is not None else self.args[0].shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type it is cast to, or that of the stream."""
-        if self._value is not None:
-            return self._value.dtype
-        known: torch.dtype = self._target or self.args[0].dtype
-        return known
-
-    def type_as(self, other: Any) -> Pending:
-        """In another's type."""
-        if self._value is not None or self._target is not None:
-            return super().type_as(other)
-        return Added(self.args[1], self.args[0], other.dtype)
+        if not outputs or node.dtype != self.dtype:
+            return None
+        outputs.reverse()  # as the block adds them
+        gates = [None if o.gate is None else real(o.gate) for o in outputs]
+        return added(real(node), [o.output for o in outputs], gates)

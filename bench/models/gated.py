@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ditbench.models.pending import ADD, MUL, RECORDED, Pending, promoted, real
@@ -51,6 +52,55 @@ class OutputPending(Pending):
             one, other = args if isinstance(args[0], cls) else (args[1], args[0])
             return one + other if kind == ADD else one * other
         return super().__torch_function__(function, types, args, kwargs)
+
+
+class StreamSum(Pending):
+    """The sum of a stream and of an output that has a kernel for it."""
+
+    __slots__ = ("_target",)
+
+    def __init__(
+        self, output: OutputPending, stream: Any, target: torch.dtype | None = None
+    ) -> None:
+        """`target`: the type it is cast to; None: as arithmetic has it."""
+        super().__init__(None, "sum with a stream", None, (stream, output))
+        self._target = target
+
+    def by_kernel(self) -> Tensor | None:
+        """The sum; None where the kernel cannot make it, and torch's operations do."""
+        raise NotImplementedError
+
+    @property
+    def value(self) -> Tensor:
+        """The sum."""
+        if self._value is None:
+            out = self.by_kernel()
+            if out is None:
+                stream, output = self.args
+                out = real(stream) + output.value
+                out = out if self._target is None else out.to(self._target)
+            self.settle(out)
+        value: Tensor = self._value  # type: ignore[assignment]
+        return value
+
+    @property
+    def shape(self) -> Any:
+        """Of the stream."""
+        return self._value.shape if self._value is not None else self.args[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it is cast to, or that of the stream."""
+        if self._value is not None:
+            return self._value.dtype
+        known: torch.dtype = self._target or self.args[0].dtype
+        return known
+
+    def type_as(self, other: Any) -> Pending:
+        """In another's type."""
+        if self._value is not None or self._target is not None:
+            return super().type_as(other)
+        return type(self)(self.args[1], self.args[0], other.dtype)
 
 
 class Gated(OutputPending):
