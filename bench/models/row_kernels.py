@@ -81,12 +81,12 @@ def _step(by_sample: Tensor | None) -> int:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _modulated(
-    X: Any, ROWS: Any, W: Any, B: Any, S: Any, T: Any, OUT: Any,
-    count: Any, width: Any, x_batch: Any, x_row: Any, x_step: Any, rows_batch: Any, s_batch: Any, t_batch: Any,
-    eps: Any,
+    X, ROWS, W, B, S, T, OUT,
+    count, width, x_batch, x_row, x_step, rows_batch, s_batch, t_batch,
+    eps,
     GATHER: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr,
     SHIFT: tl.constexpr, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     at = tl.program_id(0).to(tl.int64)
     batch, row = at // count, at % count
     if GATHER:
@@ -111,11 +111,11 @@ def _modulated(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _put_and_added(
-    KEPT: Any, TIMES: Any, ORDER: Any, NEW: Any, G: Any, STREAM: Any, OUT: Any,
-    n: Any, count: Any, width: Any, now: Any, kept_batch: Any, kept_row: Any, order_batch: Any,
-    new_batch: Any, new_row: Any, stream_batch: Any, stream_row: Any, stream_step: Any, g_batch: Any,
+    KEPT, TIMES, ORDER, NEW, G, STREAM, OUT,
+    n, count, width, now, kept_batch, kept_row, order_batch,
+    new_batch, new_row, stream_batch, stream_row, stream_step, g_batch,
     GATE: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """The row that is at one place of the order: the first `count` of them are new."""
     at = tl.program_id(0).to(tl.int64)
     batch, place = at // n, at % n
@@ -143,9 +143,9 @@ def _put_and_added(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _term(
-    total: Any, K: Any, G: Any, k_batch: Any, k_row: Any, g_batch: Any, batch: Any, row: Any, dims: Any,
-    there: Any, GATE: tl.constexpr,
-) -> Any:  # fmt: skip
+    total, K, G, k_batch, k_row, g_batch, batch, row, dims,
+    there, GATE: tl.constexpr,
+):  # fmt: skip
     value = tl.load(K + batch * k_batch + row * k_row + dims, mask=there, other=0.0).to(tl.float32)
     if GATE:
         value = value * tl.load(G + batch * g_batch + dims, mask=there, other=0.0).to(tl.float32)
@@ -154,15 +154,15 @@ def _term(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _added(
-    STREAM: Any, OUT: Any,
-    K0: Any, G0: Any, k0_batch: Any, k0_row: Any, g0_batch: Any,
-    K1: Any, G1: Any, k1_batch: Any, k1_row: Any, g1_batch: Any,
-    K2: Any, G2: Any, k2_batch: Any, k2_row: Any, g2_batch: Any,
-    K3: Any, G3: Any, k3_batch: Any, k3_row: Any, g3_batch: Any,
-    n: Any, width: Any, stream_batch: Any, stream_row: Any, stream_step: Any,
+    STREAM, OUT,
+    K0, G0, k0_batch, k0_row, g0_batch,
+    K1, G1, k1_batch, k1_row, g1_batch,
+    K2, G2, k2_batch, k2_row, g2_batch,
+    K3, G3, k3_batch, k3_row, g3_batch,
+    n, width, stream_batch, stream_row, stream_step,
     COUNT: tl.constexpr, GATE0: tl.constexpr, GATE1: tl.constexpr, GATE2: tl.constexpr,
     GATE3: tl.constexpr, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     at = tl.program_id(0).to(tl.int64)
     batch, row = at // n, at % n
     dims = tl.arange(0, BLOCK)

@@ -9,7 +9,6 @@ B batch, H heads, K queries, M keys, d width of a head, T tiles, b and h: B and 
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 import triton
@@ -90,7 +89,7 @@ def _blocks(mask: Tensor, query_tiles: Tensor, key_tiles: Tensor) -> tuple[Tenso
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _nearest(x: Any) -> Any:
+def _nearest(x):
     """float32 of 0 to 448 rounded to what E4M3 has, ties to even: three bits after the first, and
     multiples of 2^-9 below 2^-6."""
     bits = x.to(tl.int32, bitcast=True)
@@ -101,13 +100,13 @@ def _nearest(x: Any) -> Any:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(
-    Q: Any, K: Any, V: Any, Q_SCALE: Any, K_SCALE: Any, V_SCALE: Any, Q_TILES: Any, K_TILES: Any,
-    MASK: Any, COUNTS: Any, ORDER: Any, OUT: Any,
-    heads: Any, queries: Any, keys: Any, tiles: Any, q_blocks: Any, k_blocks: Any,
-    mask_by_batch: Any, mask_by_head: Any, blocks_by_batch: Any, blocks_by_head: Any,
-    scale: Any, largest: Any, width: Any,
+    Q, K, V, Q_SCALE, K_SCALE, V_SCALE, Q_TILES, K_TILES,
+    MASK, COUNTS, ORDER, OUT,
+    heads, queries, keys, tiles, q_blocks, k_blocks,
+    mask_by_batch, mask_by_head, blocks_by_batch, blocks_by_head,
+    scale, largest, width,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FIRST: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """A block of queries of one head of one sample."""
     m, at = tl.program_id(0), tl.program_id(1)
     b, h = at // heads, at % heads

@@ -203,7 +203,7 @@ def _blocks(mask: Tensor, tiles_q: Tensor, tiles_k: Tensor, keeps: Any) -> Any:
     full_counts, full_order = _ordered(all_of)
     return BlockMask.from_kv_blocks(
         counts, order, full_counts, full_order, BLOCK_SIZE=BLOCK, mask_mod=keeps,
-        seq_lengths=(len(tiles_q), len(tiles_k)),
+        seq_lengths=(len(tiles_q), len(tiles_k)), compute_q_blocks=False,  # which gradients want
     )  # fmt: skip
 
 

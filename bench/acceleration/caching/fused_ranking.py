@@ -17,13 +17,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ditbench.models.fused_rows import kernel_of, seen_by_others
 
-MOST_KEYS = 512
-"""Keys that the kernel of entropies has beside each other; text has 512 tokens at most."""
 
-
-def by_kernel(q: Tensor, k: Tensor, mask: Tensor | None, signal: str) -> bool:
+def by_kernel(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     """Whether the kernels take this attention: masks by key, in float, or none."""
-    if kernel_of(q.device) != "triton" or (signal == "entropy" and k.shape[2] > MOST_KEYS):
+    if kernel_of(q.device) != "triton":
         return False
     if mask is None:
         return True
@@ -33,9 +30,10 @@ def by_kernel(q: Tensor, k: Tensor, mask: Tensor | None, signal: str) -> bool:
 
 def received(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """[B,M] float32: the mean over heads and queries of the weight of each key, q [B,H,K,d] and k
-    [B,H,M,d]; in two kernels, the first of which has the sums of the softmax [B,H,K]."""
+    [B,H,M,d]; in two kernels, the first of which has the sums of the softmax [B,H,K], and the mean
+    over heads: one head after the other they would be too few programs to fill a GPU."""
     total = _call(q, "attention_sums", q, k, mask)
-    return _call(q, "attention_received", q, k, mask, total)
+    return _call(q, "attention_received", q, k, mask, total).mean(1)
 
 
 def entropy(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
@@ -97,7 +95,7 @@ def _received(q: Tensor, k: Tensor, mask: Tensor | None, sums: Tensor) -> Tensor
 
 @_received.register_fake
 def _received_shape(q: Tensor, k: Tensor, *_: Any) -> Tensor:
-    return q.new_empty(len(q), k.shape[2], dtype=torch.float32)
+    return q.new_empty(*q.shape[:2], k.shape[2], dtype=torch.float32)
 
 
 @torch.library.custom_op("ditbench::attention_entropy", mutates_args=())
@@ -143,10 +141,16 @@ def _one_product(q: Any, k: Any, *_: Any, **__: Any) -> int:
     return int(2 * batch * heads * queries * keys * width)
 
 
-for _name in ("attention_sums", "attention_received", "attention_entropy"):
+for _name in ("attention_sums", "attention_received"):
     register_flop_formula(getattr(torch.ops.ditbench, _name), get_raw=True)(_one_product)
 
 
+@register_flop_formula(torch.ops.ditbench.attention_entropy, get_raw=True)  # type: ignore[untyped-decorator]
+def _two_products(q: Any, k: Any, *_: Any, **__: Any) -> int:
+    """The kernel works out scores for the sums of the softmax, and again for the weights."""
+    return 2 * _one_product(q, k)
+
+
 @register_flop_formula(torch.ops.ditbench.attention_entropy_into, get_raw=True)  # type: ignore[untyped-decorator]
-def _its_product(_out: Any, _rows: Any, q: Any, k: Any, *_: Any, **__: Any) -> int:
-    return _one_product(q, k)
+def _its_products(_out: Any, _rows: Any, q: Any, k: Any, *_: Any, **__: Any) -> int:
+    return _two_products(q, k)

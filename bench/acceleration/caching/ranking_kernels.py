@@ -7,7 +7,6 @@ B batch, H heads, K queries, M keys, d width of a head, N tokens, P guidance pas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -15,8 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 QUERIES, KEYS, TOKENS = 64, 64, 1024
-FEW_QUERIES = 16
-"""Where all keys stand beside each other."""
 
 
 def sums(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
@@ -31,11 +28,11 @@ def sums(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def received(q: Tensor, k: Tensor, mask: Tensor | None, sums: Tensor) -> Tensor:
-    """As `fused_ranking.received`."""
+    """Of each head, [B,H,M] float32: the mean over queries, as `fused_ranking.received` has it."""
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
-    out = torch.empty(batch, keys, dtype=torch.float32, device=q.device)
-    _received[(-(-keys // KEYS), batch)](
+    out = torch.empty(batch, heads, keys, dtype=torch.float32, device=q.device)
+    _received[(-(-keys // KEYS), batch * heads)](
         q, k, *_masked(mask, q), sums, out, heads, queries, keys, width, *q.stride(), *k.stride(),
         width**-0.5, MASK=mask is not None, D=_padded(width), BM=QUERIES, BN=KEYS,
     )  # fmt: skip
@@ -52,11 +49,12 @@ def entropy(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 def into(out: Tensor, rows: Tensor | None, q: Tensor, k: Tensor, mask: Tensor | None) -> None:
     """As `fused_ranking.entropy_into`; rows None: all."""
     batch, heads, queries, width = q.shape
-    _entropy[(-(-queries // FEW_QUERIES), batch)](
-        q, k, *_masked(mask, q), out if rows is None else rows, out, out.stride(0),
+    sums = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    _entropy[(-(-queries // QUERIES), batch)](
+        q, k, *_masked(mask, q), out if rows is None else rows, sums, out, out.stride(0),
         0 if rows is None else rows.stride(0), heads, queries, k.shape[2], width, *q.stride(),
         *k.stride(), width**-0.5, SOME=rows is not None, MASK=mask is not None, D=_padded(width),
-        BM=FEW_QUERIES, M=max(16, triton.next_power_of_2(k.shape[2])),
+        BM=QUERIES, BN=KEYS * 2 // q.element_size(),  # float32: for GPUs of 100 kB of shared memory
     )  # fmt: skip
 
 
@@ -95,10 +93,10 @@ def _masked(mask: Tensor | None, q: Tensor) -> tuple[Tensor, int, int]:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _products(
-    Q: Any, K: Any, MASK_AT: Any, rows: Any, cols: Any, queries: Any, keys: Any, width: Any,
-    q_row: Any, q_step: Any, k_row: Any, k_step: Any, scale: Any,
+    Q, K, MASK_AT, rows, cols, queries, keys, width,
+    q_row, q_step, k_row, k_step, scale,
     MASK: tl.constexpr, D: tl.constexpr,
-) -> Any:  # fmt: skip
+):  # fmt: skip
     """Scores of a block of queries and keys; -inf where there is no key."""
     dims = tl.arange(0, D)
     inside = (dims < width)[None]
@@ -113,46 +111,91 @@ def _products(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _sums(
-    Q: Any, K: Any, MASK_AT: Any, mask_batch: Any, mask_head: Any, OUT: Any,
-    heads: Any, queries: Any, keys: Any, width: Any,
-    q_batch: Any, q_head: Any, q_row: Any, q_step: Any,
-    k_batch: Any, k_head: Any, k_row: Any, k_step: Any, scale: Any,
+def _sum_of_row(
+    Q, K, MASK_AT, rows, queries, keys, width, q_row, q_step, k_row, k_step, scale,
     MASK: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-) -> None:  # fmt: skip
-    at = tl.program_id(1).to(tl.int64)
-    b, h = at // heads, at % heads
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+):  # fmt: skip
+    """The logarithm of the sum of the softmax of a block of queries, over all keys."""
     top = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     for first in range(0, keys, BN):
         s = _products(
-            Q + b * q_batch + h * q_head, K + b * k_batch + h * k_head,
-            MASK_AT + b * mask_batch + h * mask_head, rows, first + tl.arange(0, BN),
-            queries, keys, width, q_row, q_step, k_row, k_step, scale, MASK, D,
+            Q, K, MASK_AT, rows, first + tl.arange(0, BN), queries, keys, width,
+            q_row, q_step, k_row, k_step, scale, MASK, D,
         )  # fmt: skip
         higher = tl.maximum(top, tl.max(s, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(top - base) + tl.sum(tl.exp(s - base[:, None]), 1)
         top = higher
-    tl.store(OUT + at * queries + rows, top + tl.log(total), mask=rows < queries)
+    return top + tl.log(total)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sums(
+    Q, K, MASK_AT, mask_batch, mask_head, OUT, heads, queries, keys, width,
+    q_batch, q_head, q_row, q_step, k_batch, k_head, k_row, k_step, scale,
+    MASK: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(1).to(tl.int64)
+    b, h = at // heads, at % heads
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    out = _sum_of_row(
+        Q + b * q_batch + h * q_head, K + b * k_batch + h * k_head,
+        MASK_AT + b * mask_batch + h * mask_head, rows, queries, keys, width,
+        q_row, q_step, k_row, k_step, scale, MASK, D, BM, BN,
+    )  # fmt: skip
+    tl.store(OUT + at * queries + rows, out, mask=rows < queries)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _received(
-    Q: Any, K: Any, MASK_AT: Any, mask_batch: Any, mask_head: Any, SUMS: Any, OUT: Any,
-    heads: Any, queries: Any, keys: Any, width: Any,
-    q_batch: Any, q_head: Any, q_row: Any, q_step: Any,
-    k_batch: Any, k_head: Any, k_row: Any, k_step: Any, scale: Any,
+    Q, K, MASK_AT, mask_batch, mask_head, SUMS, OUT, heads, queries, keys, width,
+    q_batch, q_head, q_row, q_step, k_batch, k_head, k_row, k_step, scale,
     MASK: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-) -> None:  # fmt: skip
-    """A block of keys, over all heads and queries in their order."""
-    b = tl.program_id(1).to(tl.int64)
+):  # fmt: skip
+    """A block of keys of one head, over queries in their order."""
+    at = tl.program_id(1).to(tl.int64)
+    b, h = at // heads, at % heads
     cols = tl.program_id(0) * BN + tl.arange(0, BN)
     total = tl.zeros([BN], tl.float32)
+    for first in range(0, queries, BM):
+        rows = first + tl.arange(0, BM)
+        s = _products(
+            Q + b * q_batch + h * q_head, K + b * k_batch + h * k_head,
+            MASK_AT + b * mask_batch + h * mask_head, rows, cols,
+            queries, keys, width, q_row, q_step, k_row, k_step, scale, MASK, D,
+        )  # fmt: skip
+        whole = tl.load(SUMS + at * queries + rows, mask=rows < queries, other=0.0)
+        p = tl.where((rows < queries)[:, None], tl.exp(s - whole[:, None]), 0.0)
+        total = total + tl.sum(p, 0)
+    tl.store(OUT + at * keys + cols, total / queries, mask=cols < keys)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _entropy(
+    Q, K, MASK_AT, mask_batch, mask_head, ROWS, SUMS, OUT,
+    out_batch, rows_batch, heads, queries, keys, width,
+    q_batch, q_head, q_row, q_step, k_batch, k_head, k_row, k_step, scale,
+    SOME: tl.constexpr, MASK: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """A block of queries, over all heads: the sums of their softmax first, which only this program
+    reads again, then keys block by block, since all of them do not fit beside each other into the
+    shared memory of every GPU."""
+    b = tl.program_id(1).to(tl.int64)
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
     for h in range(heads):
-        for first in range(0, queries, BM):
-            rows = first + tl.arange(0, BM)
+        whole = _sum_of_row(
+            Q + b * q_batch + h * q_head, K + b * k_batch + h * k_head,
+            MASK_AT + b * mask_batch + h * mask_head, rows, queries, keys, width,
+            q_row, q_step, k_row, k_step, scale, MASK, D, BM, BN,
+        )  # fmt: skip
+        tl.store(SUMS + (b * heads + h) * queries + rows, whole, mask=rows < queries)
+    tl.debug_barrier()
+    out = tl.zeros([BM], tl.float32)
+    for first in range(0, keys, BN):
+        cols = first + tl.arange(0, BN)
+        mean = tl.zeros([BM, BN], tl.float32)
+        for h in range(heads):
             s = _products(
                 Q + b * q_batch + h * q_head, K + b * k_batch + h * k_head,
                 MASK_AT + b * mask_batch + h * mask_head, rows, cols,
@@ -160,33 +203,9 @@ def _received(
             )  # fmt: skip
             sums_at = SUMS + (b * heads + h) * queries + rows
             whole = tl.load(sums_at, mask=rows < queries, other=0.0)
-            p = tl.where((rows < queries)[:, None], tl.exp(s - whole[:, None]), 0.0)
-            total = total + tl.sum(p, 0)
-    tl.store(OUT + b * keys + cols, total / (heads * queries), mask=cols < keys)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _entropy(
-    Q: Any, K: Any, MASK_AT: Any, mask_batch: Any, mask_head: Any, ROWS: Any, OUT: Any,
-    out_batch: Any, rows_batch: Any, heads: Any, queries: Any, keys: Any, width: Any,
-    q_batch: Any, q_head: Any, q_row: Any, q_step: Any,
-    k_batch: Any, k_head: Any, k_row: Any, k_step: Any, scale: Any,
-    SOME: tl.constexpr, MASK: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, M: tl.constexpr,
-) -> None:  # fmt: skip
-    """A block of queries, with all keys beside each other."""
-    b = tl.program_id(1).to(tl.int64)
-    rows, cols = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, M)
-    mean = tl.zeros([BM, M], tl.float32)
-    for h in range(heads):
-        s = _products(
-            Q + b * q_batch + h * q_head, K + b * k_batch + h * k_head,
-            MASK_AT + b * mask_batch + h * mask_head, rows, cols,
-            queries, keys, width, q_row, q_step, k_row, k_step, scale, MASK, D,
-        )  # fmt: skip
-        p = tl.exp(s - tl.max(s, 1)[:, None])
-        mean = mean + p / tl.sum(p, 1)[:, None]
-    mean = mean / heads
-    out = -tl.sum(mean * tl.log(tl.maximum(mean, 1e-12)), 1)
+            mean += tl.exp(s - whole[:, None])
+        mean = mean / heads
+        out -= tl.sum(mean * tl.log(tl.maximum(mean, 1e-12)), 1)
     places = rows
     if SOME:
         places = tl.load(ROWS + b * rows_batch + rows, mask=rows < queries, other=0)
@@ -195,9 +214,9 @@ def _entropy(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _signal(
-    SIGNAL: Any, sample: Any, samples: Any, step: Any, tokens: Any, there: Any, raised: Any,
+    SIGNAL, sample, samples, step, tokens, there, raised,
     PASSES: tl.constexpr,
-) -> Any:  # fmt: skip
+):  # fmt: skip
     """The mean of the guidance passes, and what is added to it; 0 where there is no token."""
     total = tl.load(SIGNAL + sample * step + tokens, mask=there, other=0.0)
     for p in tl.static_range(1, PASSES):
@@ -207,10 +226,10 @@ def _signal(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _score(
-    A: Any, B: Any, TIMES_AT: Any, sample: Any, samples: Any, a_step: Any, b_step: Any,
-    a_raised: Any, b_raised: Any, a_norm: Any, b_norm: Any, clock: Any, weight: Any,
-    tokens: Any, there: Any, PASSES: tl.constexpr, TWO: tl.constexpr, TIMES: tl.constexpr,
-) -> Any:  # fmt: skip
+    A, B, TIMES_AT, sample, samples, a_step, b_step,
+    a_raised, b_raised, a_norm, b_norm, clock, weight,
+    tokens, there, PASSES: tl.constexpr, TWO: tl.constexpr, TIMES: tl.constexpr,
+):  # fmt: skip
     out = _signal(A, sample, samples, a_step, tokens, there, a_raised, PASSES) / a_norm
     if TWO:
         out += _signal(B, sample, samples, b_step, tokens, there, b_raised, PASSES) / b_norm
@@ -221,12 +240,12 @@ def _score(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _scores(
-    A: Any, B: Any, TIMES_AT: Any, OUT: Any, n: Any, samples: Any, a_step: Any, b_step: Any,
-    a_raised: Any, b_raised: Any, clock: Any, weight: Any, bonus: Any,
-    height: Any, width: Any, pictured: Any,
+    A, B, TIMES_AT, OUT, n, samples, a_step, b_step,
+    a_raised, b_raised, clock, weight, bonus,
+    height, width, pictured,
     PASSES: tl.constexpr, TWO: tl.constexpr, TIMES: tl.constexpr, BLOCK: tl.constexpr,
     W: tl.constexpr, SQUARE: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """One row of the batch: lengths of the signals, tokens without a window, windows."""
     at = tl.program_id(0).to(tl.int64)
     # of guidance passes that share a ranking, the sample; of one pass, the row itself

@@ -137,7 +137,7 @@ class Attention(Selector):
                     f"{sublayer.name} attends to {seen} tokens in place of {whole}, so which tokens are "
                     "attended to is not known: choose another selector"
                 )
-            by = fused_ranking.received if by_kernel(q, k, mask, signal) else received_by
+            by = fused_ranking.received if by_kernel(q, k, mask) else received_by
             self.signals[at] = by(q, k, mask)
         else:
             self._note_entropy(at, rows, q, k, mask)
@@ -146,7 +146,7 @@ class Attention(Selector):
     def _note_entropy(
         self, at: tuple[str, int, int], rows: Tensor | None, q: Tensor, k: Tensor, mask: Any
     ) -> None:
-        fused = by_kernel(q, k, mask, "entropy")
+        fused = by_kernel(q, k, mask)
         if fused and rows is not None and at in self.own:
             fused_ranking.entropy_into(self.signals[at], rows, q, k, mask)
             return
