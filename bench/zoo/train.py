@@ -27,11 +27,15 @@ from ditbench.zoo import parts
 
 
 def pictures(
-    world: str, n: int, split: str, seed: int, resolution: int | None = None
-) -> tuple[shapes.Scenes, Tensor]:
-    """n fresh scenes and their pictures, 0..1, of so many pixels a side (None: the world's own)."""
+    world: str, n: int, split: str, seed: int, resolution: int | None = None,
+    num_frames: int | None = None,
+) -> tuple[shapes.Scenes, Tensor]:  # fmt: skip
+    """n fresh scenes and their pictures, 0..1, of so many pixels a side and, of a video, so many
+    frames (None: the world's own)."""
     scenes = shapes.draw(world, n, split=split, seed=seed)
-    return scenes, shapes.render(scenes, world, split=split, seed=seed, resolution=resolution)
+    return scenes, shapes.render(
+        scenes, world, split=split, seed=seed, resolution=resolution, num_frames=num_frames
+    )
 
 
 def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
