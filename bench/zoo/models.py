@@ -309,8 +309,8 @@ def save(pipe: Any, folder: Path) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Train the model named on the command line."""
+def flags() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=tuple(WORLD))
     parser.add_argument(
@@ -327,14 +327,21 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
-    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of products"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the transformer")
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Train the model named on the command line."""
+    args = flags().parse_args()
     torch.set_num_threads(args.threads)
     train(
         args.name, args.parts, args.out, args.steps, args.batch, args.lr, args.start, args.text,
-        args.examples, Machine(args.device, args.bf16, args.compile, args.workers),
+        args.examples, Machine(args.device, args.dtype == "bfloat16", args.compile, args.workers),
     )  # fmt: skip
 
 
