@@ -119,7 +119,12 @@ def test_the_readmes_show_every_command():
 def test_every_flag_in_the_documents_is_one_of_a_command():
     # of all commands, of `ruff format`, of `hf download`, and of pip
     known = {"--help", "--check", "--local-dir", "--no-deps"}
-    for sub in (*parsers(COMMANDS)[1].values(), publishing.flags(), level_kernels.flags(), zoo.flags()):
+    for sub in (
+        *parsers(COMMANDS)[1].values(),
+        publishing.flags(),
+        level_kernels.flags(),
+        zoo.flags(),
+    ):
         known |= {flag for action in sub._actions for flag in action.option_strings}
     for path in GUIDES:
         text = re.sub(r"<!--|-->", "", path.read_text())
