@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from ditbench import ZOO
-from ditbench.acceleration.distillation.training_loop import fit
+from ditbench.acceleration.distillation.training_loop import fit, steps_within
 from ditbench.shapes import scenes as shapes
 from ditbench.shapes.judge import agreement, load_judge, spread_over_time
 from ditbench.shapes.second_judge import load_check
@@ -117,6 +117,20 @@ def test_an_optimiser_of_one_kernel_goes_on_from_where_it_was_stopped(tmp_path, 
         trained(tmp_path / "parts", stop=20)
     again = trained(tmp_path / "parts")
     assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_the_steps_that_a_time_has_room_for_change_no_weight():
+    model = torch.nn.Linear(4, 4)
+    before, asked = model.weight.detach().clone(), []
+
+    def loss_of(step):
+        asked.append(step)
+        return model(torch.ones(1, 4)).square().sum()
+
+    assert steps_within(0.0, model, loss_of) == 1
+    assert asked == [*range(20), *range(60)]
+    assert steps_within(1.0, model, loss_of) > 10
+    assert torch.equal(model.weight, before)
 
 
 @pytest.fixture

@@ -115,10 +115,10 @@ def latents(
     else:
         made = []
         together = 16 if device == "cpu" else 64
-        codec.to(device)
         for pixels in rendered(
             world, n, resolution=resolution, num_frames=num_frames, workers=workers
         ):
+            codec.to(device)  # after the processes have been forked, which get no part of it
             for part in pixels.split(together):
                 made.append(codec.encode(part.to(device) * 2 - 1).latent_dist.mean.half().cpu())
         codec.cpu()

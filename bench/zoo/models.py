@@ -19,7 +19,6 @@ import argparse
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,9 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from ditbench.acceleration.distillation.training_loop import fit
+from ditbench.acceleration.distillation.training_loop import fit, steps_within
 from ditbench.zoo.latents import EXAMPLES, latents
+from ditbench.zoo.machine import Machine
 from ditbench.zoo.pipelines import FRAMES, HALF_OF, LARGER, RESOLUTION, WORLD, build
 from ditbench.zoo.train import note
 
@@ -133,46 +133,17 @@ FLOW = (predict_flux, predict_wan)
 """Of models that predict a flow's velocity."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What a training runs on. The draws of a step do not depend on it."""
-
-    device: str = "cpu"
-    bf16: bool = False
-    """Autocast to bfloat16; else float32, on CUDA with TF32 products."""
-    compiled: bool = False
-    """torch.compile of the transformer."""
-    workers: int = 1
-    """Processes that render."""
-
-    def put(self, tensor: Tensor) -> Tensor:
-        """The tensor on the device; a copy to CUDA does not wait for what runs there."""
-        if not self.device.startswith("cuda"):
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)
-
-    def facts(self) -> dict[str, Any]:
-        """What a card says of it beside the processor."""
-        facts: dict[str, Any] = {}
-        if self.device.startswith("cuda"):
-            facts["device"] = torch.cuda.get_device_name(self.device)
-        return facts | {k: True for k in ("bf16", "compiled") if getattr(self, k)}
-
-    def autocast(self) -> torch.autocast:
-        """Context of a forward pass."""
-        return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.bf16)
-
-
 def train(
     name: str, parts_folder: Path, out: Path, steps: int, batch: int, lr: float,
     start: Path | None = None, text: Path | None = None, examples: int | None = None,
-    machine: Machine | None = None,
+    machine: Machine | None = None, seconds: float | None = None,
 ) -> None:  # fmt: skip
     """Train a tiny model and save its pipeline folder (fp16) under `out/name`.
 
     `examples`: pictures it is trained on; None: as many as `EXAMPLES` has. `start`: pipeline folder
     whose weights to go on from. `text`: pipeline folder whose T5 encoder to begin with (FLUX).
-    `machine`: None: the CPU, one process. ValueError for a number of examples that is no multiple
+    `machine`: None: the CPU, one process. `seconds`: how long it may take in place of `steps`,
+    without the guidance distillation of FLUX. ValueError for a number of examples that is no multiple
     of 256.
     """
     machine = machine or Machine()
@@ -238,6 +209,8 @@ def train(
         error = (made.float() - (noise - clean if flow else noise)).square().flatten(1).mean(1)
         return error.mean() if flow else (error * weight[t]).mean()
 
+    if seconds is not None:
+        steps = steps_within(seconds, model, loss_of)
     spent = fit(model, loss_of, steps=steps, lr=lr, folder=folder)
     if predict is predict_flux:
         spent += distil_guidance(model, drawn, empty, folder, steps // 10, lr / 2, machine)
@@ -318,6 +291,7 @@ def flags() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--seconds", type=float, help="as many steps as so long has room for")
     parser.add_argument("--examples", type=int, help="pictures, a multiple of 256")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -342,6 +316,7 @@ def main() -> None:
     train(
         args.name, args.parts, args.out, args.steps, args.batch, args.lr, args.start, args.text,
         args.examples, Machine(args.device, args.dtype == "bfloat16", args.compile, args.workers),
+        args.seconds,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ditbench import ZOO
-from ditbench.acceleration.distillation.training_loop import fit
+from ditbench.acceleration.distillation.training_loop import fit, steps_within
 from ditbench.shapes import scenes as shapes
 from ditbench.shapes.judge import Judge
 from ditbench.zoo import parts
@@ -168,13 +168,13 @@ def small(pixels: Tensor) -> Tensor:
 
 
 def train_codec(
-    video: bool, out: Path, steps: int, *, resolution: int | None = None,
+    video: bool, out: Path, steps: int | None, *, resolution: int | None = None,
     num_frames: int | None = None, start: Path | None = None, batch: int | None = None,
-    lr: float = 2e-3, device: str = "cpu",
+    lr: float = 2e-3, device: str = "cpu", seconds: float = 0.0,
 ) -> None:  # fmt: skip
     """The autoencoder of still pictures (both still worlds) or of video; latents scaled to unit
     spread. Pictures of so many pixels a side and frames (None: the world's own), `start`: folder of
-    an autoencoder whose weights to go on from.
+    an autoencoder whose weights to go on from. `steps`: None: as many as `seconds` have room for.
 
     Three of the four latent channels are held to the picture itself, four times smaller, and the
     fourth is free: latents in which a small transformer learns fast, and whose errors look like
@@ -215,6 +215,7 @@ def train_codec(
         return loss
 
     folder = out / ("video-codec" if video else "codec")
+    steps = steps or steps_within(seconds, codec, loss_of)
     spent = fit(codec, loss_of, steps=steps, lr=lr, folder=folder, average=0.99)
     codec.eval()
     x = seen(worlds[0], 64 if video else 256, "test", 7000)
@@ -259,7 +260,9 @@ def main() -> None:
     """Train the part named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("judge", "video-judge", "codec", "video-codec"))
-    parser.add_argument("--steps", type=int, required=True)
+    long = parser.add_mutually_exclusive_group(required=True)
+    long.add_argument("--steps", type=int)
+    long.add_argument("--seconds", type=float, help="of a codec: as many steps as it has room for")
     parser.add_argument("--out", type=Path, default=ZOO)
     parser.add_argument("--threads", type=int, default=2)
     codec = parser.add_argument_group("codecs only")
@@ -272,12 +275,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if "judge" in args.part:
+        if args.steps is None:
+            parser.error("a judge is trained for --steps")
         train_judge("video" if args.part == "video-judge" else "scene", args.out, args.steps)
     else:
         train_codec(
             args.part == "video-codec", args.out, args.steps, resolution=args.resolution,
             num_frames=args.frames, start=args.start, batch=args.batch, lr=args.lr,
-            device=args.device,
+            device=args.device, seconds=args.seconds or 0.0,
         )  # fmt: skip
 
 

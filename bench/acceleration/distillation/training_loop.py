@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -82,6 +83,20 @@ def fit(
         for name, p in params.items():
             p.copy_(averaged[name])
     return spent
+
+
+def steps_within(seconds: float, model: nn.Module, loss_of: Callable[[int], Tensor]) -> int:
+    """Steps of `fit` that so many seconds have room for on this machine as it is now, one at
+    least, by eighty that change no weight."""
+    spent = 0.0
+    with TemporaryDirectory() as folder:
+        for num in (20, 60):  # the first compile and choose their kernels
+            here = Path(folder) / str(num)
+            spent = fit(
+                model, loss_of, steps=num, lr=0.0, folder=here, weight_decay=0.0,
+                tell=lambda row: None,
+            )  # fmt: skip
+    return max(1, int(60 * seconds / spent))
 
 
 def _save(
