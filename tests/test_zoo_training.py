@@ -3,6 +3,7 @@ training from the command to a pipeline folder."""
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from ditbench import ZOO
 from ditbench.acceleration.distillation.training_loop import fit, steps_within
+from ditbench.metrics.samples import Sampled
 from ditbench.shapes import scenes as shapes
 from ditbench.shapes.judge import agreement, load_judge, spread_over_time
 from ditbench.shapes.second_judge import load_check
@@ -186,3 +188,11 @@ def test_a_larger_model_begins_with_the_weights_of_a_smaller_one(name, begun, sh
     assert plain.shape == shape and plain.isfinite().all()
     difference = (narrow.float() - plain).square().mean() / plain.square().mean()
     assert 0 < difference < 1e-2
+
+
+@pytest.mark.parametrize(("frames", "why"), [(5, ""), (7, "reads 5 frames, not 7"), (9, "")])
+def test_the_second_judge_says_which_numbers_of_frames_it_can_spread(frames, why):
+    samples = SimpleNamespace(num_frames=frames, shape=(2, frames, 96, 96, 3))
+    cell = Sampled("video", "bundled", samples, None, None)
+    assert cell.unchecked.endswith(why) and bool(cell.unchecked) == bool(why)
+    assert cell.unjudged == ""
