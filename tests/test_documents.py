@@ -25,6 +25,7 @@ from ditbench.reports.publishing import __main__ as publishing
 from ditbench.reports.publishing.documents import BLOCK, documents, rewrite, section_of
 from ditbench.reports.publishing.run import run_figure
 from ditbench.testing import level_kernels
+from ditbench.zoo import models as zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + [
@@ -118,7 +119,12 @@ def test_the_readmes_show_every_command():
 def test_every_flag_in_the_documents_is_one_of_a_command():
     # of all commands, of `ruff format`, of `hf download`, and of pip
     known = {"--help", "--check", "--local-dir", "--no-deps"}
-    for sub in (*parsers(COMMANDS)[1].values(), publishing.flags(), level_kernels.flags()):
+    for sub in (
+        *parsers(COMMANDS)[1].values(),
+        publishing.flags(),
+        level_kernels.flags(),
+        zoo.flags(),
+    ):
         known |= {flag for action in sub._actions for flag in action.option_strings}
     for path in GUIDES:
         text = re.sub(r"<!--|-->", "", path.read_text())

@@ -163,6 +163,7 @@ class Sampled:
             return "the second judge reads shapes worlds only, and this model paints none"
         if not self.check_path.is_file():
             return f"the second judge has no weights ({self.check_path.name} is missing)"
+        from ditbench.shapes.scenes import WORLDS
         from ditbench.shapes.second_judge import SIDES
 
         if self.world not in SIDES:
@@ -170,6 +171,9 @@ class Sampled:
         side, (*_, high, wide, _channels) = SIDES[self.world], self.samples.shape
         if high != wide or high % side:
             return f"the second judge reads {side} x {side} pixels, not {high} x {wide}"
+        frames = WORLDS[self.world].num_frames
+        if frames > 1 and (self.samples.num_frames - 1) % (frames - 1):
+            return f"the second judge reads {frames} frames, not {self.samples.num_frames}"
         return self._too_small
 
     @cached_property

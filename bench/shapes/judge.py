@@ -4,10 +4,10 @@ motion) back from pixels.
 Trained on rendered scenes only, by `python -m ditbench.zoo.train judge`. What it reads on a model's
 own samples is the alignment score `align.shapes_v1`; its embedding is the feature space of
 `fd.shapes_v1`. It is no CLIP and no Inception, and never named so. Pictures of more pixels than it
-was trained on are averaged down to its own, so that models of one world are read alike whatever
-their resolution.
+was trained on are averaged down to its own, and of longer videos as many frames are taken, so that
+models of one world are read alike whatever their size.
 
-B batch, C channels, H height, W width, Q = 4 quadrants.
+B batch, C channels, T frames, H height, W width, Q = 4 quadrants.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ditbench import ZOO
 from ditbench.shapes import scenes as shapes
 
 FRAMES = {"class": (0,), "scene": (0,), "video": (0, 2, 4)}
-"""Frames of a sample the judge looks at, by world."""
+"""Frames of a sample of the world's own length that the judge looks at, by world."""
 EMBEDDING = 64
 SIDE = 16
 """Pixels a side that it needs: two of its trunk's, which are eight pixels apart."""
@@ -36,6 +36,7 @@ class Judge(nn.Module):
         super().__init__()
         self.frames = FRAMES[world]
         self.side = shapes.WORLDS[world].resolution
+        self.num_frames = shapes.WORLDS[world].num_frames
         self.moving = len(self.frames) > 1
 
         def layer(inward: int, outward: int, stride: int) -> nn.Module:
@@ -57,12 +58,18 @@ class Judge(nn.Module):
         # training only
         self.read_embedding = nn.Linear(EMBEDDING, 4 * sum(self.quadrant_out) + sum(self.whole_out))
 
+    def taken(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] or [B, 3, T, H, W] in 0..1 -> [B, 3 or 9, H, W] in -1..1: what the trunk
+        looks at."""
+        if self.moving:
+            pixels = spread_over_time(pixels, self.num_frames)[:, :, list(self.frames)]
+            pixels = pixels.flatten(1, 2)
+        return averaged_down(pixels, self.side) * 2 - 1
+
     def pool(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] or [B, 3, T, H, W] in 0..1 -> [B, Q, 192]: mean and maximum over each
         quadrant."""
-        if self.moving:
-            pixels = pixels[:, :, list(self.frames)].flatten(1, 2)  # [B, 9, H, W]
-        seen = self.trunk(averaged_down(pixels, self.side) * 2 - 1)
+        seen = self.trunk(self.taken(pixels))
         half_h, half_w = seen.shape[2] // 2, seen.shape[3] // 2
         boxes = seen.unflatten(3, (2, half_w)).unflatten(2, (2, half_h))  # [B, 96, 2, h, 2, w]
         boxes = boxes.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)  # [B, Q, 96, h*w]
@@ -92,6 +99,14 @@ def averaged_down(pixels: Tensor, side: int) -> Tensor:
     if height != width or height <= side or height % side:
         return pixels
     return F.avg_pool2d(pixels, height // side)
+
+
+def spread_over_time(pixels: Tensor, num: int) -> Tensor:
+    """[B, C, T, H, W] -> [B, C, num, H, W], frames at equal distances from the first to the last
+    one where there are such; anything else as it is."""
+    if pixels.dim() != 5 or num < 2 or pixels.shape[2] <= num or (pixels.shape[2] - 1) % (num - 1):
+        return pixels
+    return pixels[:, :, :: (pixels.shape[2] - 1) // (num - 1)]
 
 
 def seen(quadrant: list[Tensor], whole: list[Tensor]) -> shapes.Scenes:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditbench.shapes.judge import Judge, averaged_down
+from ditbench.shapes.judge import Judge
 
 LAYERS = (1, 3, 4, 6)
 """Layers of the judge's trunk that are compared."""
@@ -38,9 +38,7 @@ class Perceptual:
         ).sum(0)
 
     def _layers(self, pixels: Tensor) -> list[Tensor]:
-        if self.judge.moving:
-            pixels = pixels[:, :, list(self.judge.frames)].flatten(1, 2)
-        seen, layers = averaged_down(pixels, self.judge.side) * 2 - 1, []
+        seen, layers = self.judge.taken(pixels), []
         for i, layer in enumerate(self.judge.trunk):
             seen = layer(seen)
             if i in LAYERS:

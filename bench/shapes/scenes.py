@@ -175,16 +175,26 @@ WORDS = (
 """Every word a caption can hold: the vocabulary of the tiny models' tokenizers."""
 
 
+RENDERED_AT_ONCE = 1 << 20
+"""Pixels whose colours are worked out together, so that a temporary (12 MiB) is taken from the heap:
+those beyond 32 MiB are mapped afresh each time, which costs more than the arithmetic."""
+
+
 def render(
-    scenes: Scenes, world: str, *, split: str, seed: int, resolution: int | None = None
-) -> Tensor:
+    scenes: Scenes, world: str, *, split: str, seed: int,
+    resolution: int | None = None, num_frames: int | None = None,
+) -> Tensor:  # fmt: skip
     """Pictures of scenes: [n, 3, H, W], or [n, 3, T, H, W] for a video world, float32 in 0..1.
 
     The same `split` and `seed` draw the same nuisances (placement, rotation, colour cast, texture
-    phase, light). `resolution`: pixels a side; None: the world's own.
+    phase, light). `resolution`: pixels a side, `num_frames`: of a video, first to last the same
+    way whatever their number; None: the world's own. ValueError for a number of frames that the
+    world does not have.
     """
     w, n, g = WORLDS[world], len(scenes), generator(split, seed, 1)
-    r = resolution or w.resolution
+    r, count = resolution or w.resolution, num_frames or w.num_frames
+    if (count > 1) != (w.num_frames > 1):
+        raise ValueError(f"num_frames: {count} frames are none of the world {world}")
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         return torch.rand(*shape, generator=g) * (high - low) + low
@@ -197,20 +207,36 @@ def render(
         uniform(n, 4, low=-0.012, high=0.012) * r,
     )
     turn, travel = uniform(n, 4, low=-0.1, high=0.1), uniform(n, low=0.18, high=0.22) * r
+    drawn = (cast_bg, cast_fg, phase, angle, period, light, place, radius, turn, travel)
+    at_once = max(1, RENDERED_AT_ONCE // (r * r))
+    if n <= at_once:
+        return _painted(scenes, r, count, *drawn)
+    pictures = torch.empty(n, 3, *([count] if count > 1 else []), r, r)
+    for start in range(0, n, at_once):
+        rows = slice(start, start + at_once)
+        pictures[rows] = _painted(scenes[rows], r, count, *(value[rows] for value in drawn))
+    return pictures
 
+
+def _painted(
+    scenes: Scenes, r: int, num_frames: int,
+    cast_bg: Tensor, cast_fg: Tensor, phase: Tensor, angle: Tensor, period: Tensor, light: Tensor,
+    place: Tensor, radius: Tensor, turn: Tensor, travel: Tensor,
+) -> Tensor:  # fmt: skip
+    """Pictures of scenes, r pixels a side, with what `render` drew of each."""
     axis = torch.arange(r) + 0.5
     y, x = torch.meshgrid(axis, axis, indexing="ij")  # [H, W]
     backdrop = (
         _backdrop(scenes, x / r, y / r, period / r, phase, angle, light) + cast_bg[:, :, None, None]
     )
     frames = []
-    for frame in range(w.num_frames):
+    for frame in range(num_frames):
         picture = backdrop
-        along = frame / max(w.num_frames - 1, 1) - 0.5
+        along = frame / max(num_frames - 1, 1) - 0.5
         shift = (
             DIRECTIONS[scenes.motion.clamp(min=0)] * (travel * along)[:, None]
-            if w.num_frames > 1
-            else torch.zeros(n, 2)
+            if num_frames > 1
+            else torch.zeros(len(scenes), 2)
         )
         for q in range(4):
             centre = (
@@ -230,7 +256,7 @@ def render(
             paint = (COLOUR_RGB[scenes.colour[:, q].clamp(min=0)] + cast_fg[:, q])[:, :, None, None]
             picture = alpha * paint + (1 - alpha) * picture
         frames.append(picture.clamp(0, 1))
-    return torch.stack(frames, 2) if w.num_frames > 1 else frames[0]
+    return torch.stack(frames, 2) if num_frames > 1 else frames[0]
 
 
 def _backdrop(

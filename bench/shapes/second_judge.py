@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ditbench import ZOO
 from ditbench.shapes import scenes as shapes
-from ditbench.shapes.judge import averaged_down, seen
+from ditbench.shapes.judge import averaged_down, seen, spread_over_time
 
 WIDTH, HEADS, DEPTH = 96, 4, 3
 EMBEDDING = 64
@@ -55,14 +55,15 @@ class CheckJudge(nn.Module):
     def __init__(self, world: str) -> None:
         super().__init__()
         self.side = SIDES[world]
-        self.moving = shapes.WORLDS[world].num_frames > 1
+        self.num_frames = shapes.WORLDS[world].num_frames
+        self.moving = self.num_frames > 1
 
         def layer(inward: int, outward: int, size: int) -> nn.Module:
             conv = nn.Conv2d(inward, outward, size, 2, 1, bias=False)
             return nn.Sequential(conv, nn.GroupNorm(8, outward), nn.GELU())
 
         self.stem = nn.Sequential(
-            layer(3 * shapes.WORLDS[world].num_frames, 24, 4),
+            layer(3 * self.num_frames, 24, 4),
             layer(24, 48, 3),
             nn.Conv2d(48, WIDTH, 3, 2, 1),
         )
@@ -83,6 +84,7 @@ class CheckJudge(nn.Module):
     def answers(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] or [B, 3, T, H, W] in 0..1 -> [B, 5, D]: the queries' answers, quadrants
         first."""
+        pixels = spread_over_time(pixels, self.num_frames)
         pixels = averaged_down(pixels.flatten(1, -3), self.side)
         # [B, N, D]
         patches = self.stem(pixels * 2 - 1).float().flatten(2).transpose(1, 2) + self.place

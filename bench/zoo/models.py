@@ -1,5 +1,5 @@
 """Train one of the bundled diffusion transformers: `python -m ditbench.zoo.models
-dit-tiny|dit-mini|pixart-tiny|pixart-small|pixart-medium|flux-tiny|flux-mini|wan-tiny`.
+dit-tiny|dit-mini|pixart-tiny|pixart-small|pixart-medium|flux-tiny|flux-mini|wan-tiny|wan-small`.
 
 The pipelines, transformers, text encoders, autoencoders and schedulers are diffusers' and
 transformers' own classes; only sizes are ours. Text encoders are trained together with their
@@ -27,57 +27,19 @@ from diffusers import (
     DDIMScheduler,
     FluxPipeline,
 )
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ditbench.acceleration.distillation.training_loop import fit
-from ditbench.shapes import scenes as shapes
-from ditbench.zoo.pipelines import HALF_OF, LARGER, RESOLUTION, WORLD, build
-from ditbench.zoo.train import note, pictures
+from ditbench.acceleration.distillation.training_loop import fit, steps_within
+from ditbench.zoo.latents import EXAMPLES, latents
+from ditbench.zoo.machine import Machine
+from ditbench.zoo.pipelines import FRAMES, HALF_OF, LARGER, RESOLUTION, WORLD, build
+from ditbench.zoo.train import note
 
-EXAMPLES = {"class": 16384, "scene": 32768, "video": 8192}
 DROP = 0.1
 """Share of captions or labels dropped in training, for classifier-free guidance."""
 SHIFT = 0.5
 """Mean of the logit of the flow time drawn in training (Esser et al. 2024, section 3.1), for all
 four models: where shapes are decided."""
-
-
-@torch.no_grad()
-def latents(
-    world: str, codec: Any, folder: Path, resolution: int | None, n: int
-) -> tuple[Tensor, list[str], Tensor]:
-    """Normalised latents of the first `n` training pictures, of so many pixels a side, made once per
-    folder, with their captions and class labels; ValueError unless `n` is a multiple of 256."""
-    chunk = 256
-    if n < chunk or n % chunk:
-        raise ValueError(
-            f"examples: pictures are drawn {chunk} at a time, which {n} is no multiple of"
-        )
-    name = f"latents-{world}-{resolution}" if resolution else f"latents-{world}"
-    name += f"-first-{n}" if n != EXAMPLES[world] else ""
-    path = folder / f"{name}.safetensors"
-    tensor = load_file(path)["latents"] if path.exists() else None
-    texts: list[str] = []
-    labels, made = [], []
-    for seed in range(n // chunk):
-        scenes = shapes.draw(world, chunk, split="train", seed=seed)
-        texts += shapes.captions(scenes)
-        labels.append(scenes.labels)
-        if tensor is None:
-            pixels = pictures(world, chunk, "train", seed, resolution)[1] * 2 - 1
-            made += [codec.encode(part).latent_dist.mean.half() for part in pixels.split(16)]
-    if tensor is None:
-        tensor = torch.cat(made).contiguous()
-        save_file({"latents": tensor}, path)
-    tensor = tensor.float()
-    if world == "video":
-        mean, std = (
-            torch.tensor(getattr(codec.config, f"latents_{k}")).view(1, -1, 1, 1, 1)
-            for k in ("mean", "std")
-        )
-        return (tensor - mean) / std, texts, torch.cat(labels)
-    return tensor * codec.config.scaling_factor, texts, torch.cat(labels)
 
 
 class Trained(nn.Module):
@@ -142,8 +104,9 @@ def predict_flux(m: Trained, x: Tensor, t: Tensor, ids: Tensor, guidance: Tensor
     text = m.text_encoder_2(ids)[0]
     out = m.transformer(
         hidden_states=FluxPipeline._pack_latents(x, b, c, h, w),
-        timestep=t / 1000, guidance=torch.ones(b) if guidance is None else guidance,
-        pooled_projections=pooled, encoder_hidden_states=text, txt_ids=torch.zeros(ids.shape[1], 3),
+        timestep=t / 1000, guidance=x.new_ones(b) if guidance is None else guidance,
+        pooled_projections=pooled, encoder_hidden_states=text,
+        txt_ids=x.new_zeros(ids.shape[1], 3),
         img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, x.dtype),
     ).sample  # fmt: skip
     unpacked: Tensor = (
@@ -162,6 +125,7 @@ PREDICT: dict[str, Predict] = {
     "pixart-medium": predict_pixart,
     "flux-tiny": predict_flux,
     "wan-tiny": predict_wan,
+    "wan-small": predict_wan,
     "dit-mini": predict_dit,
     "flux-mini": predict_flux,
 }
@@ -172,12 +136,18 @@ FLOW = (predict_flux, predict_wan)
 def train(
     name: str, parts_folder: Path, out: Path, steps: int, batch: int, lr: float,
     start: Path | None = None, text: Path | None = None, examples: int | None = None,
+    machine: Machine | None = None, seconds: float | None = None,
 ) -> None:  # fmt: skip
     """Train a tiny model and save its pipeline folder (fp16) under `out/name`.
 
     `examples`: pictures it is trained on; None: as many as `EXAMPLES` has. `start`: pipeline folder
     whose weights to go on from. `text`: pipeline folder whose T5 encoder to begin with (FLUX).
+    `machine`: None: the CPU, one process. `seconds`: how long it may take in place of `steps`,
+    without the guidance distillation of FLUX. ValueError for a number of examples that is no multiple
+    of 256.
     """
+    machine = machine or Machine()
+    put = machine.put
     pipe = build(name, parts_folder)
     if start is not None:
         for part, module in pipe.components.items():
@@ -187,11 +157,16 @@ def train(
         _take(pipe.text_encoder_2, text / "text_encoder")
     world, folder = WORLD[name], out / f"train-{name}"
     x0, texts, labels = latents(
-        world, pipe.vae, parts_folder, RESOLUTION.get(name), examples or EXAMPLES[world]
-    )
+        world, pipe.vae, parts_folder, RESOLUTION.get(name), examples or EXAMPLES[world],
+        FRAMES.get(name), machine.device, machine.workers,
+    )  # fmt: skip
     model, predict, flow = Trained(pipe), PREDICT[name], PREDICT[name] in FLOW
     # there is no dropout to turn on, and DiT's label dropout would draw afresh in every block
-    model.eval()
+    model.eval().to(machine.device)
+    if machine.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+    if machine.compiled:
+        model.transformer.compile()
     cond = (
         labels
         if world == "class"
@@ -208,13 +183,15 @@ def train(
     level = 1 / (1 + (alpha / (1 - alpha)).sqrt())
     # an error in the noise, counted as the flow's velocity counts it
     weight = 0.1 * (1 - level).pow(-2).clamp(max=64)
+    x0, cond, empty, alpha, level, weight = map(put, (x0, cond, empty, alpha, level, weight))
 
     def drawn(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Clean latents, noise, timestep, noisy latents, conditioning."""
         g = torch.Generator().manual_seed(step)
-        rows = torch.randint(len(x0), (batch,), generator=g)
-        clean, c, noise = x0[rows], cond[rows], torch.randn(batch, *x0.shape[1:], generator=g)
-        s = torch.sigmoid(torch.randn(batch, generator=g) + SHIFT)
+        rows = put(torch.randint(len(x0), (batch,), generator=g))
+        clean, c = x0[rows], cond[rows]
+        noise = put(torch.randn(batch, *x0.shape[1:], generator=g))
+        s = put(torch.sigmoid(torch.randn(batch, generator=g) + SHIFT))
         if flow:
             wide = s.view(-1, *[1] * (clean.dim() - 1))
             return clean, noise, s * 1000, (1 - wide) * clean + wide * noise, c
@@ -224,25 +201,26 @@ def train(
 
     def loss_of(step: int) -> Tensor:
         clean, noise, t, x, c = drawn(step)
-        drop = torch.rand(batch, generator=torch.Generator().manual_seed(step + 10_000_000)) < DROP
+        g = torch.Generator().manual_seed(step + 10_000_000)
+        drop = put(torch.rand(batch, generator=g) < DROP)
         c = torch.where(drop.view(-1, *[1] * (c.dim() - 1)), empty, c)
-        error = (
-            (predict(model, x, t, c, None) - (noise - clean if flow else noise))
-            .square()
-            .flatten(1)
-            .mean(1)
-        )
+        with machine.autocast():
+            made = predict(model, x, t, c, None)
+        error = (made.float() - (noise - clean if flow else noise)).square().flatten(1).mean(1)
         return error.mean() if flow else (error * weight[t]).mean()
 
+    if seconds is not None:
+        steps = steps_within(seconds, model, loss_of)
     spent = fit(model, loss_of, steps=steps, lr=lr, folder=folder)
     if predict is predict_flux:
-        spent += distil_guidance(model, drawn, empty, folder, steps // 10, lr / 2)
+        spent += distil_guidance(model, drawn, empty, folder, steps // 10, lr / 2, machine)
     save(pipe, out / name)
     note(
         folder,
         model=name,
         world=world,
         **({"resolution": RESOLUTION[name]} if name in RESOLUTION else {}),
+        **({"frames": FRAMES[name]} if name in FRAMES else {}),
         **({HALF_OF: LARGER[name]} if name in LARGER else {}),
         **({"started from": start.name} if start is not None else {}),
         examples=len(x0),
@@ -251,6 +229,7 @@ def train(
         lr=lr,
         seed=0,
         seconds=round(spent),
+        **machine.facts(),
     )
 
 
@@ -261,22 +240,26 @@ def _take(module: nn.Module, folder: Path) -> None:
 
 
 def distil_guidance(
-    model: Trained, examples: Any, empty: Tensor, folder: Path, steps: int, lr: float
-) -> float:
+    model: Trained, examples: Any, empty: Tensor, folder: Path, steps: int, lr: float,
+    machine: Machine,
+) -> float:  # fmt: skip
     """Teach the guidance embedding what classifier-free guidance of that scale gives, as FLUX.1-dev
     was (Meng et al. 2023, eq. 3)."""
     teacher = copy.deepcopy(model).requires_grad_(False)
 
     def loss_of(step: int) -> Tensor:
         _, _, t, x, c = examples(20_000_000 + step)
-        scale = 1 + 4 * torch.rand(len(x), generator=torch.Generator().manual_seed(step))
-        with torch.no_grad():
+        g = torch.Generator().manual_seed(step)
+        scale = machine.put(1 + 4 * torch.rand(len(x), generator=g))
+        with torch.no_grad(), machine.autocast():
             with_text, without = (
                 predict_flux(teacher, x, t, c, None),
                 predict_flux(teacher, x, t, empty.expand_as(c), None),
             )
             target = without + scale.view(-1, 1, 1, 1) * (with_text - without)
-        return nn.functional.mse_loss(predict_flux(model, x, t, c, scale), target)
+        with machine.autocast():
+            made = predict_flux(model, x, t, c, scale)
+        return nn.functional.mse_loss(made.float(), target.float())
 
     return fit(
         model, loss_of, steps=steps, lr=lr, folder=folder.with_name(folder.name + "-guidance")
@@ -287,7 +270,7 @@ def save(pipe: Any, folder: Path) -> None:
     """The pipeline in an ordinary diffusers folder, weights in fp16."""
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
-            part.half()
+            part.cpu().half()
     pipe.save_pretrained(folder)
     for path in (*folder.rglob("config.json"), folder / "model_index.json"):
         # a folder of this machine
@@ -299,8 +282,8 @@ def save(pipe: Any, folder: Path) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Train the model named on the command line."""
+def flags() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=tuple(WORLD))
     parser.add_argument(
@@ -308,6 +291,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--seconds", type=float, help="as many steps as so long has room for")
     parser.add_argument("--examples", type=int, help="pictures, a multiple of 256")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -316,11 +300,23 @@ def main() -> None:
         "--text", type=Path, help="flux-tiny: pipeline folder whose T5 encoder to begin with"
     )
     parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of products"
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile the transformer")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render")
+    return parser
+
+
+def main() -> None:
+    """Train the model named on the command line."""
+    args = flags().parse_args()
     torch.set_num_threads(args.threads)
     train(
         args.name, args.parts, args.out, args.steps, args.batch, args.lr, args.start, args.text,
-        args.examples,
+        args.examples, Machine(args.device, args.dtype == "bfloat16", args.compile, args.workers),
+        args.seconds,
     )  # fmt: skip
 
 

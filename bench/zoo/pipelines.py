@@ -39,11 +39,14 @@ WORLD = {
     "pixart-medium": "scene",
     "flux-tiny": "scene",
     "wan-tiny": "video",
+    "wan-small": "video",
     "dit-mini": "class",
     "flux-mini": "scene",
 }
-RESOLUTION = {"pixart-small": 128, "pixart-medium": 256}
+RESOLUTION = {"pixart-small": 128, "pixart-medium": 256, "wan-small": 96}
 """Pixels a side of the pictures a model is trained on, where they are not the world's own."""
+FRAMES = {"wan-small": 9}
+"""Frames of the videos a model is trained on, where they are not the world's own."""
 SHAPE: dict[str, Any] = dict(num_attention_heads=4, attention_head_dim=32)
 HALF: dict[str, Any] = dict(num_attention_heads=2, attention_head_dim=32)
 """Half the width of the same family's tiny model."""
@@ -58,7 +61,7 @@ def build(name: str, parts_folder: Path) -> Any:
     """The pipeline of a tiny model with a trained codec and everything else freshly initialised."""
     torch.manual_seed(0)
     transformer: Any
-    if name == "wan-tiny":
+    if name.startswith("wan"):
         return WanPipeline(
             tokenizer=parts.tokenizer(),
             text_encoder=parts.t5(multilingual=True),

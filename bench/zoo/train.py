@@ -20,18 +20,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ditbench import ZOO
-from ditbench.acceleration.distillation.training_loop import fit
+from ditbench.acceleration.distillation.training_loop import fit, steps_within
 from ditbench.shapes import scenes as shapes
 from ditbench.shapes.judge import Judge
 from ditbench.zoo import parts
 
 
 def pictures(
-    world: str, n: int, split: str, seed: int, resolution: int | None = None
-) -> tuple[shapes.Scenes, Tensor]:
-    """n fresh scenes and their pictures, 0..1, of so many pixels a side (None: the world's own)."""
+    world: str, n: int, split: str, seed: int, resolution: int | None = None,
+    num_frames: int | None = None,
+) -> tuple[shapes.Scenes, Tensor]:  # fmt: skip
+    """n fresh scenes and their pictures, 0..1, of so many pixels a side and, of a video, so many
+    frames (None: the world's own)."""
     scenes = shapes.draw(world, n, split=split, seed=seed)
-    return scenes, shapes.render(scenes, world, split=split, seed=seed, resolution=resolution)
+    return scenes, shapes.render(
+        scenes, world, split=split, seed=seed, resolution=resolution, num_frames=num_frames
+    )
 
 
 def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -163,9 +167,14 @@ def small(pixels: Tensor) -> Tensor:
     return F.avg_pool3d(strided, (1, 4, 4))
 
 
-def train_codec(video: bool, out: Path, steps: int) -> None:
+def train_codec(
+    video: bool, out: Path, steps: int | None, *, resolution: int | None = None,
+    num_frames: int | None = None, start: Path | None = None, batch: int | None = None,
+    lr: float = 2e-3, device: str = "cpu", seconds: float = 0.0,
+) -> None:  # fmt: skip
     """The autoencoder of still pictures (both still worlds) or of video; latents scaled to unit
-    spread.
+    spread. Pictures of so many pixels a side and frames (None: the world's own), `start`: folder of
+    an autoencoder whose weights to go on from. `steps`: None: as many as `seconds` have room for.
 
     Three of the four latent channels are held to the picture itself, four times smaller, and the
     fourth is free: latents in which a small transformer learns fast, and whose errors look like
@@ -173,16 +182,23 @@ def train_codec(video: bool, out: Path, steps: int) -> None:
     """
     torch.manual_seed(0)
     codec: Any = parts.video_codec() if video else parts.image_codec()
+    if start is not None:
+        codec.load_state_dict(type(codec).from_pretrained(start).float().state_dict())
+    codec.to(device)
     if not video:
         codec.to(memory_format=torch.channels_last)
-    worlds, batch = (("video",), 4) if video else (("scene", "scene", "class"), 8)
+    worlds = ("video",) if video else ("scene", "scene", "class")
+    batch = batch or (4 if video else 8)
+
+    def seen(world: str, n: int, split: str, seed: int) -> Tensor:
+        return pictures(world, n, split, seed, resolution, num_frames)[1].to(device) * 2 - 1
 
     def loss_of(step: int) -> Tensor:
-        x = pictures(worlds[step % len(worlds)], batch, "train", 3_000_000 + step)[1] * 2 - 1
+        x = seen(worlds[step % len(worlds)], batch, "train", 3_000_000 + step)
         posterior = codec.encode(x).latent_dist
         g = torch.Generator().manual_seed(step)
         noise = ROUGHNESS * torch.randn(posterior.mean.shape, generator=g)
-        y = codec.decode(posterior.mean + noise).sample
+        y = codec.decode(posterior.mean + noise.to(device)).sample
         edges = (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean() + (
             y.diff(dim=-2) - x.diff(dim=-2)
         ).abs().mean()
@@ -199,13 +215,18 @@ def train_codec(video: bool, out: Path, steps: int) -> None:
         return loss
 
     folder = out / ("video-codec" if video else "codec")
-    spent = fit(codec, loss_of, steps=steps, lr=2e-3, folder=folder, average=0.99)
+    steps = steps or steps_within(seconds, codec, loss_of)
+    spent = fit(codec, loss_of, steps=steps, lr=lr, folder=folder, average=0.99)
     codec.eval()
-    x = pictures(worlds[0], 64 if video else 256, "test", 7000)[1] * 2 - 1
+    x = seen(worlds[0], 64 if video else 256, "test", 7000)
     with torch.no_grad():
         z = torch.cat([codec.encode(part).latent_dist.mean for part in x.split(16)])
         y = torch.cat([codec.decode(part).sample for part in z.split(16)]).clamp(-1, 1)
-    psnr = -10 * torch.log10(((y - x) / 2).square().flatten(1).mean(1)).mean().item()
+    psnr = _psnr(x, y).item()
+    if video:
+        frames = zip(x.unbind(2), y.unbind(2), strict=True)
+        by_frame = [round(_psnr(a, b).item(), 2) for a, b in frames]
+        print(f"by frame, dB: {by_frame}")
     print(
         f"reconstruction {psnr:.2f} dB, latent std {z.std().item():.3f} mean {z.mean().item():.3f}"
     )
@@ -216,11 +237,13 @@ def train_codec(video: bool, out: Path, steps: int) -> None:
         )
     else:
         codec.register_to_config(scaling_factor=1 / z.std().item(), shift_factor=None)
-    codec.half().save_pretrained(folder / "weights")
+    codec.cpu().half().save_pretrained(folder / "weights")
     note(
         folder,
         part="codec",
         world=worlds[0],
+        **({"resolution": resolution} if resolution else {}),
+        **({"frames": num_frames} if num_frames else {}),
         steps=steps,
         batch=batch,
         seconds=round(spent),
@@ -228,19 +251,39 @@ def train_codec(video: bool, out: Path, steps: int) -> None:
     )
 
 
+def _psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Mean over pictures of the peak signal-to-noise ratio, dB, of values in -1..1."""
+    return -10 * torch.log10(((y - x) / 2).square().flatten(1).mean(1)).mean()
+
+
 def main() -> None:
     """Train the part named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("judge", "video-judge", "codec", "video-codec"))
-    parser.add_argument("--steps", type=int, required=True)
+    long = parser.add_mutually_exclusive_group(required=True)
+    long.add_argument("--steps", type=int)
+    long.add_argument("--seconds", type=float, help="of a codec: as many steps as it has room for")
     parser.add_argument("--out", type=Path, default=ZOO)
     parser.add_argument("--threads", type=int, default=2)
+    codec = parser.add_argument_group("codecs only")
+    codec.add_argument("--resolution", type=int, help="pixels a side")
+    codec.add_argument("--frames", type=int, help="frames of a video")
+    codec.add_argument("--start", type=Path, help="folder of the weights to go on from")
+    codec.add_argument("--batch", type=int)
+    codec.add_argument("--lr", type=float, default=2e-3)
+    codec.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if "judge" in args.part:
+        if args.steps is None:
+            parser.error("a judge is trained for --steps")
         train_judge("video" if args.part == "video-judge" else "scene", args.out, args.steps)
     else:
-        train_codec(args.part == "video-codec", args.out, args.steps)
+        train_codec(
+            args.part == "video-codec", args.out, args.steps, resolution=args.resolution,
+            num_frames=args.frames, start=args.start, batch=args.batch, lr=args.lr,
+            device=args.device, seconds=args.seconds or 0.0,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

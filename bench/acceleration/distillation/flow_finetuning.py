@@ -217,7 +217,7 @@ def _examples(room: Workroom, num: int, seed: int) -> tuple[Tensor, tuple[Condit
         scenes = Scenes.of([r.truth for r in requests if r.truth is not None])
         pixels = render(
             scenes, room.model.world, split="preparation", seed=seed + part,
-            resolution=room.model.height,
+            resolution=room.model.height, num_frames=room.model.frames,
         )  # fmt: skip
         latents.append(_encoded(room.pipe, pixels * 2 - 1))
         asked.append(guided_of(room.pipe, room.draw(seed + part, count)))
