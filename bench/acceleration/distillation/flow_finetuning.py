@@ -227,9 +227,10 @@ def _examples(room: Workroom, num: int, seed: int) -> tuple[Tensor, tuple[Condit
 
 
 def _encoded(pipe: Any, pixels: Tensor) -> Tensor:
-    """Latents as the transformer's states have them, float32."""
+    """Latents as the transformer's states have them, float32, in host memory."""
     vae = pipe.vae
-    encoded = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(8)]).float()
+    parts = (part.to(vae.device, vae.dtype) for part in pixels.split(8))
+    encoded = torch.cat([vae.encode(part).latent_dist.mean.float().cpu() for part in parts])
     if mean := getattr(vae.config, "latents_mean", None):
         shape = (1, -1, *[1] * (encoded.dim() - 2))
         deviation = torch.tensor(vae.config.latents_std).view(shape)
