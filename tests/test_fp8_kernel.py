@@ -57,8 +57,7 @@ def example(heads_of_mask, width, tokens, rows):
 CASES = [(1, 40, 150, 0), (3, 64, 64, 0), (3, 72, 200, 70), (1, 16, 65, 1)]
 
 
-def interpreted():
-    """What the child process does: every case, as text of what is wrong."""
+def kernel_is_its_arithmetic():
     from ditbench.acceleration.attention.fp8_kernel import fp8_attention
 
     for case in CASES:
@@ -79,6 +78,11 @@ def interpreted():
         assert torch.equal(again, out)
         half = fp8_attention(*(x.bfloat16() for x in given[:3]), *given[3:])
         assert half.dtype == torch.bfloat16 and (half - out).norm() <= 0.05 * out.norm(), case
+
+
+def interpreted():
+    """What the child process does: every case, as text of what is wrong."""
+    kernel_is_its_arithmetic()
     subject, samples = tiny("wan", steps=2), []
     for kernel in ("triton", "dense"):
         with Stack.parse(f"fpsattention(kernel={kernel!r})").attached(subject.pipeline) as attached:

@@ -1,0 +1,54 @@
+"""What only a GPU can show: `pytest -m gpu`, on a machine that has one. Everywhere else it is skipped."""
+
+import pytest
+import test_fp8_kernel
+import test_fused_rows
+import torch
+
+from ditbench.cli import main
+from ditbench.models import fused_rows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
+
+
+@pytest.fixture
+def on_gpu():
+    """Tensors are made on the GPU, products are not rounded to 10 bits, and rows have kernels."""
+    torch.manual_seed(0)
+    torch.set_default_device("cuda")
+    with torch.no_grad(), fused_rows.computed_by("triton"):
+        yield
+    torch.set_default_device("cpu")
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)])
+def test_rows_and_sums_are_their_arithmetic(on_gpu, dtype, error):
+    test_fused_rows.rows_are_taken_and_put(dtype, error)
+    test_fused_rows.sums_with_a_stream(dtype, error)
+
+
+def test_rankings_are_their_arithmetic(on_gpu):
+    test_fused_rows.attention_is_watched()
+    test_fused_rows.tokens_are_scored()
+
+
+@pytest.mark.parametrize("kind", ["dit", "pixart", "flux", "wan", "sd3"])
+def test_samples_with_kernels_are_nearly_those_without(kind):
+    test_fused_rows.samples_are_nearly_the_same(kind, "cuda")
+
+
+def test_eight_bit_attention_is_its_arithmetic(on_gpu):
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no products of eight-bit floats")
+    test_fp8_kernel.kernel_is_its_arithmetic()
+
+
+@pytest.mark.parametrize("name", ["dit-tiny", "pixart-tiny", "flux-tiny", "wan-tiny"])
+def test_a_run_in_bfloat16(name, tmp_path):
+    stacks = "fora,toca,diffsparse(allocator='uniform'),int8,tile_window(kernel='flex')"
+    settings = "--device cuda --dtype bfloat16 --num-samples 4 --rounds 1"
+    given = ["--models", name, "--methods", stacks, "--out", str(tmp_path), *settings.split()]
+    assert main(given) == 0
