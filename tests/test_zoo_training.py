@@ -11,11 +11,13 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from ditbench import ZOO
+from ditbench.acceleration.distillation import training_loop
 from ditbench.acceleration.distillation.training_loop import fit, steps_within
 from ditbench.metrics.samples import Sampled
 from ditbench.shapes import scenes as shapes
 from ditbench.shapes.judge import agreement, load_judge, spread_over_time
 from ditbench.shapes.second_judge import load_check
+from ditbench.simulation.device import simulated
 from ditbench.zoo import models
 from ditbench.zoo.latents import SPARE, latents, rendered
 from ditbench.zoo.pipelines import build
@@ -188,6 +190,33 @@ def test_a_larger_model_begins_with_the_weights_of_a_smaller_one(name, begun, sh
     assert plain.shape == shape and plain.isfinite().all()
     difference = (narrow.float() - plain).square().mean() / plain.square().mean()
     assert 0 < difference < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("dit-tiny", (4, 16, 16)), ("pixart-tiny", (4, 16, 16)), ("flux-tiny", (4, 16, 16)),
+     ("wan-small", (8, 3, 24, 24))],
+)  # fmt: skip
+def test_a_training_on_a_device_puts_all_of_a_step_there_and_waits_for_none(
+    name, shape, parts_folder, tmp_path, monkeypatch
+):
+    """On the simulated device, where tensors of the host in one operation with its own raise."""
+    made = torch.randn((8, *shape)), ["a red circle"] * 8, torch.zeros(8, dtype=torch.long)
+    monkeypatch.setattr(models, "latents", lambda *args: made)
+    # autograd has no thread for a device that it began without
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
+    # what has no values cannot be written
+    monkeypatch.setattr(training_loop, "save_file", lambda *args: None)
+    monkeypatch.setattr(models, "save", lambda *args: None)
+    with simulated() as device:
+        models.train(
+            name, parts_folder, tmp_path / "out", 10, 2, 1e-3, machine=models.Machine("gpu")
+        )
+        syncs = dict(device.work.syncs)
+    # the losses of a row, and the state that is saved with it
+    assert {line.rpartition(":")[0] for line in syncs} == {training_loop.__name__}, syncs
+    assert len(syncs) == 2
+    assert sum(device.work.kernels.values()) > 10 * 100
 
 
 @pytest.mark.parametrize(("frames", "why"), [(5, ""), (7, "reads 5 frames, not 7"), (9, "")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class Machine:
             facts["device"] = torch.cuda.get_device_name(self.device)
         return facts | {k: True for k in ("bf16", "compiled") if getattr(self, k)}
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Context of a forward pass."""
-        return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.bf16)
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(self.device.partition(":")[0], torch.bfloat16)
