@@ -57,7 +57,9 @@ def example(heads_of_mask, width, tokens, rows):
 CASES = [(1, 40, 150, 0), (3, 64, 64, 0), (3, 72, 200, 70), (1, 16, 65, 1)]
 
 
-def kernel_is_its_arithmetic():
+def kernel_is_its_arithmetic(whole_sums=True):
+    """`whole_sums`: products of eight-bit numbers are summed in float32, as the interpreter does and
+    the tensor cores of a GPU do not."""
     from ditbench.acceleration.attention.fp8_kernel import fp8_attention
 
     for case in CASES:
@@ -66,7 +68,7 @@ def kernel_is_its_arithmetic():
         expected = sketched(*given)
         # a weight half-way between two numbers goes either way by the last bit of its product
         far = (out - expected).abs() > 1e-5 * expected.abs().mean()
-        assert far.float().mean() <= 0.01, case
+        assert not whole_sums or far.float().mean() <= 0.01, case
         assert (out - expected).norm() <= 2e-3 * expected.norm(), case
         q, k, v, mask, asking, tiles = given
         count = mask.shape[-1]

@@ -103,13 +103,13 @@ def tokens_are_scored():
                 torch.testing.assert_close(fused_ranking.scores(*given), want)
 
 
-def samples_are_nearly_the_same(kind, device="cpu"):
+def samples_are_nearly_the_same(kind, device="cpu", selector="attention"):
     """And those of the un-accelerated model are further off."""
     subject = tiny(kind, steps=3)
     subject.pipeline.to(device)
     made = {"none": subject.generate(subject.sampling, [0, 1])}
     for kernel in ("torch", "triton"):
-        stack = Stack.parse("diffsparse(allocator='uniform', keep=0.7)")
+        stack = Stack.parse(f"diffsparse(allocator='uniform', keep=0.7, selector={selector!r})")
         with stack.attached(subject.pipeline) as attached, fused_rows.computed_by(kernel):
             attached.start(3, 2)
             made[kernel] = subject.generate(subject.sampling, [0, 1])

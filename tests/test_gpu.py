@@ -37,13 +37,14 @@ def test_rankings_are_their_arithmetic(on_gpu):
 
 @pytest.mark.parametrize("kind", ["dit", "pixart", "flux", "wan", "sd3"])
 def test_samples_with_kernels_are_nearly_those_without(kind):
-    test_fused_rows.samples_are_nearly_the_same(kind, "cuda")
+    # ranked by attention, tokens whose scores are nearly alike change places by the last bits
+    test_fused_rows.samples_are_nearly_the_same(kind, "cuda", selector="shuffle")
 
 
 def test_eight_bit_attention_is_its_arithmetic(on_gpu):
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no products of eight-bit floats")
-    test_fp8_kernel.kernel_is_its_arithmetic()
+    test_fp8_kernel.kernel_is_its_arithmetic(whole_sums=False)
 
 
 @pytest.mark.parametrize("name", ["dit-tiny", "pixart-tiny", "flux-tiny", "wan-tiny"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from ditbench.reports.publishing.contrasts import against_table, floor_table, matched_table
 from ditbench.reports.publishing.needs import needs_table
 from ditbench.reports.publishing.run import run_table
+from ditbench.reports.publishing.speeds import blocks_table, speeds_table
 from ditbench.reports.publishing.stacking import answer_table, verdict_table
 from ditbench.reports.sections.section import Section, read_sections
 
@@ -18,9 +19,11 @@ FOLDERS = ("bench", "datasets", "methods", "reports")
 """Whose READMEs may hold tables, besides the checkout's own."""
 TABLES: Mapping[str, Callable[..., str]] = {
     "against": against_table,
+    "blocks": blocks_table,
     "floor": floor_table,
     "matched": matched_table,
     "run": run_table,
+    "speeds": speeds_table,
     "stacking": answer_table,
     "verdicts": verdict_table,
 }

@@ -47,11 +47,12 @@ def publish(run: Path, folder: Path) -> list[Path]:
     """Write what reports need of the run into `folder`; returns the files written. Other files that
     are there, its README say, stay. All is written beside it and then takes its place.
 
+    Of random weights, which are for times and memory, neither scores nor samples are wanted.
     Records are kept whole but for tracebacks and folders of the machine; scores without features,
     which their statistics replace (numbers rounded to single precision); of requests what was asked
     for; of samples a few thumbnails. Raises ValueError for a folder that is no run, is published
     already, or has records, requests, samples or features that cannot be read, and for a measured
-    cell without scores; then nothing is written.
+    cell of trained weights without scores; then nothing is written.
     """
     check_not_published(run)
     content = read_run(run)
@@ -59,7 +60,8 @@ def publish(run: Path, folder: Path) -> list[Path]:
     if content.damaged:
         raise ValueError(content.damaged[0])
     measured = [record for record in content.records if record["status"] in MEASURED]
-    for record in measured:
+    seen = [record for record in measured if record["run"].get("weights") != "random"]
+    for record in seen:
         if record["key"] not in scores:
             raise ValueError(f"{record['key']} has no scores; `score {run}` makes them")
     source, into = RunFolder(run), RunFolder(folder)
@@ -83,7 +85,7 @@ def publish(run: Path, folder: Path) -> list[Path]:
     made[into.published_scores] = zipped(small, ZIP_DEFLATED)
     thumbnails = {
         f"{r['key']}/{i}-{t}.webp": _webp(frame)
-        for r in measured
+        for r in seen
         for i, sample in enumerate(_first_samples(source, r["key"]))
         for t, frame in enumerate(sample)
     }

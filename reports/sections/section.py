@@ -226,7 +226,8 @@ ONCE_MORE = "take the file from where the run was published, or publish the run 
 def _lost(files: RunFolder, run: Run, scores: Mapping[str, Scores]) -> list[str]:
     """A sentence for what a published run should have, as it was published with, and has not."""
     measured = [record["key"] for record in run.records if record["status"] in MEASURED]
-    unscored = [key for key in measured if key not in scores]
+    trained = [r["key"] for r in run.records if r["run"].get("weights") != "random"]
+    unscored = [key for key in measured if key not in scores and key in trained]
     if unscored:  # those of other samples are of another run, which is said below
         scored = read_scores(files.path)
         unscored = [key for key in unscored if key not in scored]

@@ -1,7 +1,8 @@
 """Attention in E4M3 over tiles as one Triton kernel (FPSAttention, arXiv:2506.04648, has such a one; this
 is ours): products of eight-bit numbers, only blocks of which some pair is kept, the softmax on the
 way. For NVIDIA GPUs of compute capability 8.9 and newer; everywhere in Triton's interpreter, which
-tests use. It has not run on a GPU yet.
+tests use. On an H200 it ran, and differed from its arithmetic by more than that does in Triton's
+interpreter: products of eight-bit numbers are not summed in whole float32 there.
 
 B batch, H heads, K queries, M keys, d width of a head, T tiles, b and h: B and H, or 1.
 """

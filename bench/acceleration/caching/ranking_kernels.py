@@ -1,5 +1,5 @@
-"""Triton kernels that rank tokens: `fused_ranking` says when they are used. They have run in Triton's
-interpreter, which tests use, and on no GPU yet.
+"""Triton kernels that rank tokens: `fused_ranking` says when they are used. They are tested as
+`models.row_kernels` are, and have no annotations for the same reason.
 
 B batch, H heads, K queries, M keys, d width of a head, N tokens, P guidance passes.
 """
