@@ -14,6 +14,7 @@ from narrow import NAMES, narrow
 from ditbench.method.stack import Stack
 from ditbench.models.blocks import blocks
 from ditbench.models.deferred import DEFERRED
+from ditbench.models.encoded_text import AHEAD, EncodedText
 from ditbench.models.loading import load
 from ditbench.models.placement import decode_in_parts, encodes_once, place, text_encoders
 from ditbench.models.requests import call_arguments, make_requests
@@ -109,6 +110,56 @@ def test_text_is_encoded_again_where_its_operations_are_counted_and_for_a_batch_
         with text.every_call():
             sampler(requests[:1])
         assert len(runs) == 2 * first
+
+
+def test_what_an_earlier_cell_encoded_is_not_encoded_again_and_the_encoders_stay_where_they_are():
+    model, pipe = narrow_pipe("flux-1-dev")
+    requests, sampling, moves, runs = make_requests(model, 3, 0), sampling_of(model), [], []
+    for encoder in text_encoders(pipe):
+        encoder.to = lambda device: moves.append(str(device))
+        encoder.register_forward_pre_hook(lambda *_: runs.append(1))
+    encoded, samples, took = EncodedText(), [], []
+    for batches in ([requests[:2], requests[2:]], [requests[:2], requests[2:]], [requests[1:2]]):
+        ahead = TextAhead(
+            pipe, "cpu", lambda batch: call_arguments(model, sampling, batch), once=True,
+            encoded=encoded, waiting=True,
+        )  # fmt: skip
+        ahead.batches = batches
+        with torch.inference_mode(), ahead.attached() as text, Stack().attached(pipe) as attached:
+            before, moved = len(runs), len(moves)
+            text.encode(batches[0])
+            # brought and put away once for all calls that are new
+            assert len(moves) - moved == (0 if took and batches != [requests[1:2]] else 4)
+            assert (len(runs) - before == 0) == (len(took) == 1)
+            took.append(text.seconds)
+            sampler = Sampler(pipe, model, sampling, attached, "cpu", text)
+            samples.append(np.concatenate([sampler(batch)[0] for batch in batches]))
+    assert np.array_equal(samples[0], samples[1]) and took[0] == took[1] > took[2] > 0
+
+
+def test_above_its_limit_encoded_text_that_no_coming_call_wants_is_let_go_of():
+    encoded = EncodedText()
+    for key, size in (("a", AHEAD - 10), ("b", 10)):
+        encoded.add(key, key, size, wanted={"a"})
+    assert set(encoded.outputs) == {"a", "b"}
+    encoded.add("c", "c", 5, wanted={"b", "c"})
+    assert set(encoded.outputs) == {"b", "c"}
+    encoded.add("d", "d", AHEAD, wanted={"b", "c", "d"})  # a call that does not fit is still made
+    assert set(encoded.outputs) == {"b", "c", "d"}
+
+
+def test_cells_of_a_process_have_the_same_operations_and_seconds_of_text(tmp_path):
+    settings = {
+        "models": ["pixart-tiny"], "methods": ["fora"], "text_encoding": "once", "num_samples": 2,
+        "rounds": 1, "process": "round", "steps": "2",
+    }  # fmt: skip
+    spec = from_table(settings, Spec(out=str(tmp_path)))
+    execute(plan(spec), "tests")
+    records = read_run(tmp_path).records
+    assert [r["status"] for r in records] == ["ok", "ok"]
+    assert len({r["flops"]["text_flops"] for r in records}) == 1
+    assert records[0]["flops"]["text_flops"] > 0
+    assert len({r["memory"]["text_encoding_s"] for r in records}) == 1
 
 
 def test_encoders_wait_on_the_host_and_with_text_offloading_are_alone_while_they_run():

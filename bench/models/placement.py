@@ -43,6 +43,16 @@ def place(pipe: Any, device: str, offload: str) -> None:
         pipe.to(device)
 
 
+def to_host(pipe: Any) -> None:
+    """Move the text encoders to host memory, where there are any on a GPU."""
+    import torch
+
+    for encoder in text_encoders(pipe):
+        encoder.to("cpu")
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def decode_in_parts(pipe: Any, vae: str) -> None:
     """Let the decoder decode a sample at a time (`slicing`) or in tiles (`tiling`), as `vae` names
     them; ValueError for a decoder that cannot."""

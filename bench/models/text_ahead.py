@@ -11,17 +11,15 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from ditbench.models.calls import each_tensor
+from ditbench.models.encoded_text import AHEAD, EncodedText
 from ditbench.models.placement import text_encoders
 from ditbench.models.requests import Request
-
-AHEAD = 512
-"""Requests whose text waits in host memory at once: of Wan's guided ones, 8 MB each, 4 GB."""
 
 
 class _Encoded(Exception):
@@ -39,24 +37,36 @@ class TextAhead:
         *,
         once: bool,
         offload: str = "none",
+        encoded: EncodedText | None = None,
+        waiting: bool = False,
     ) -> None:
         """`arguments` of the pipeline's call for a batch; with `once` text is encoded ahead. The
         encoders then wait in host memory, as with the `offload` `text`, unless diffusers moves
-        them; with both the rest waits there while they run."""
+        them; with both the rest waits there while they run. `encoded`: what was encoded by this
+        pipeline before, and is added to. `waiting`: the encoders are in host memory already, and stay
+        there in the end."""
         self.pipe, self.device, self.arguments = pipe, device, arguments
         self._able = bool(text_encoders(pipe)) and hasattr(pipe, "encode_prompt")
         self.once = once and self._able
         self.batches: list[list[Request]] = []
         """The coming calls, in order."""
         self.seconds, self.requests = 0.0, 0
-        """What encoding ahead took, and of how many requests."""
+        """What encoding ahead took, also where that was for an earlier cell, and of how many
+        requests."""
         moves = {"none": self.once, "text": self._able}  # else diffusers moves them
         self._away = moves.get(offload, False)
-        self._home = "cpu" if offload == "text" else device
+        self._home = "cpu" if offload == "text" or waiting else device
         self._swaps = self.once and offload == "text"
-        self._outputs: dict[str, Any] = {}
-        self._ready: set[tuple[str, ...]] = set()
-        self._storing = False
+        self.encoded = encoded or EncodedText()
+        self._ready: dict[tuple[str, ...], list[str]] = {}
+        """Arguments of `encode_prompt` by the requests of a call that was encoded ahead."""
+        self._storing: list[str] | None = None
+        """Those of the call that is being encoded ahead."""
+        self._size = 0
+        """Requests of that call."""
+        self._brought = False
+        """Whether the encoders were brought for calls that are encoded ahead."""
+        self._until_all_are = ExitStack()
 
     @contextmanager
     def attached(self) -> Iterator[TextAhead]:
@@ -78,15 +88,18 @@ class TextAhead:
         done."""
         if not self.once or _ids(batch) in self._ready:
             return
-        began = time.perf_counter()
-        self._outputs.clear()
+        began, before = time.perf_counter(), set(self.encoded.outputs)
         self._ready.clear()
-        with self._there():
+        with ExitStack() as until_all_are:
+            self._until_all_are = until_all_are
             for coming in self._from(list(batch)):
                 self._store(coming)
+        self._brought = False
         if self.device.startswith("cuda"):
             torch.cuda.synchronize(self.device)
-        self.seconds += time.perf_counter() - began
+        self.encoded.spent(time.perf_counter() - began, set(self.encoded.outputs) - before)
+        wanted = {key for keys in self._ready.values() for key in keys}
+        self.seconds += sum(self.encoded.seconds.get(key, 0.0) for key in wanted)
 
     @contextmanager
     def every_call(self) -> Iterator[None]:
@@ -96,6 +109,20 @@ class TextAhead:
             yield
         finally:
             self.once = once
+
+    def flops_of(self, batches: Sequence[Sequence[Request]]) -> int | None:
+        """FLOPs of encoding the text of calls, where they are known; else None."""
+        return self.encoded.flops.get(self._arguments_of(batches))
+
+    def keep_flops(self, batches: Sequence[Sequence[Request]], flops: int) -> None:
+        """Remember those FLOPs, where text is encoded ahead."""
+        if arguments := self._arguments_of(batches):
+            self.encoded.flops[arguments] = flops
+
+    def _arguments_of(self, batches: Sequence[Sequence[Request]]) -> tuple[str, ...]:
+        """Of `encode_prompt` in calls that were all encoded ahead, else none."""
+        known = [self._ready.get(_ids(batch)) for batch in batches]
+        return () if None in known else tuple(key for keys in known for key in keys or ())
 
     def as_dict(self) -> dict[str, Any]:
         """When text was encoded, for the record, where there is any; and where it was ahead, what it
@@ -117,14 +144,14 @@ class TextAhead:
         return coming[: max(1, AHEAD // len(batch))]
 
     def _store(self, batch: list[Request]) -> None:
-        self._storing = True
+        self._storing, self._size = [], len(batch)
         try:
             self.pipe(**self.arguments(batch))
         except _Encoded:
             pass
         finally:
-            self._storing = False
-        self._ready.add(_ids(batch))
+            keys, self._storing = self._storing, None
+        self._ready[_ids(batch)] = keys
         self.requests += len(batch)
 
     def _given(self, *args: Any, **kwargs: Any) -> Any:
@@ -134,19 +161,26 @@ class TextAhead:
         if any(isinstance(value, torch.Tensor) for value in named.values()) or not self.once:
             with self._there():
                 return self._encode(*args, **kwargs)
-        if key not in self._outputs:
+        if self._storing is not None:
+            self._storing.append(key)
+        if key not in self.encoded.outputs:
             with self._there():
                 out = self._encode(*args, **kwargs)
-            self._outputs[key] = each_tensor(lambda t: t.cpu(), out)
-        if self._storing:
+            wanted = {key for keys in self._ready.values() for key in keys}
+            self.encoded.add(key, each_tensor(lambda t: t.cpu(), out), self._size, wanted)
+        if self._storing is not None:
             raise _Encoded
         # copies: a pipeline may write into what it is given
-        return each_tensor(lambda t: t.to(self.device, copy=True), self._outputs[key])
+        return each_tensor(lambda t: t.to(self.device, copy=True), self.encoded.outputs[key])
 
     @contextmanager
     def _there(self) -> Iterator[None]:
-        """With the encoders on the device."""
-        if self._storing:  # they are there for all batches
+        """With the encoders on the device; for calls that are encoded ahead, until all of them are."""
+        if self._storing is not None:
+            if not self._brought:
+                self._brought, storing, self._storing = True, self._storing, None
+                self._until_all_are.enter_context(self._there())
+                self._storing = storing
             yield
             return
         swapped = [self.pipe.transformer, self.pipe.vae] if self._swaps and self.once else []

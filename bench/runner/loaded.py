@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ditbench.method.traces import Unchanged
+from ditbench.models.encoded_text import EncodedText
+from ditbench.models.placement import to_host
 from ditbench.records import gpu_state
 from ditbench.runner.failures import out_of_memory
 from ditbench.runner.plan import Cell
@@ -42,6 +44,10 @@ class Loaded:
         """Threads of torch before any cell."""
         self.spoiled = False
         """Whether a stack left something behind, so that nothing more may be measured here."""
+        self.text = EncodedText()
+        """What its encoders gave, for all cells."""
+        self.encoders_wait = False
+        """Whether they are in host memory between cells."""
         self.unchanged: Unchanged | None = None
         """What the pipeline and the process were like before any stack."""
 
@@ -64,6 +70,10 @@ class Loaded:
                     cell.model, weights=spec.weights, device=spec.device, dtype=spec.dtype,
                     offload=spec.offload, vae=spec.vae,
                 )  # fmt: skip
+                self.encoders_wait = cell.encodes_once and spec.offload == "none"
+                if self.encoders_wait:
+                    to_host(self.pipe)
+            self.text = EncodedText()
             self.seconds = time.monotonic() - began
             self.unchanged = Unchanged(self.pipe)
         seed_everything()

@@ -6,8 +6,8 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,7 @@ def _measure(
         ahead = TextAhead(
             pipe, cell.spec.device, lambda batch: call_arguments(cell.model, sampling, batch),
             once=cell.encodes_once, offload=cell.spec.offload,
+            encoded=loaded.text, waiting=loaded.encoders_wait,
         )  # fmt: skip
         requests = read_requests(folder.requests(job.model))
         parts = list(batches(requests[:first], cell.batch_size))
@@ -228,10 +229,16 @@ def _measure(
                     result["prompts_cut"] = cut_prompts(pipe, cell.model, sampling, requests)
                 chosen = flops.counted_parts(cell.stack, parts)
                 alike = flops.alike_every_call(cell.stack)
-                with attached.inspected(), text.every_call():
+                of_text = text.flops_of(chosen)
+                again = text.every_call() if of_text is None else nullcontext()
+                with attached.inspected(), again:
                     counted = counting.count_generation(
                         pipe, lambda: [sampler(part) for part in chosen], alike=alike
                     )
+                if of_text is None:
+                    text.keep_flops(chosen, counted.text_flops)
+                else:
+                    counted = replace(counted, text_flops=of_text)
                 result["flops"] = asdict(counted.divided(sum(map(len, chosen)), len(chosen)))
                 if spec.profile:
                     loop = profile_loop(pipe, lambda: sampler(parts[0]), spec.device)
