@@ -12,6 +12,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -110,14 +111,17 @@ class TextAhead:
         finally:
             self.once = once
 
-    def flops_of(self, batches: Sequence[Sequence[Request]]) -> int | None:
-        """FLOPs of encoding the text of calls, where they are known; else None."""
-        return self.encoded.flops.get(self._arguments_of(batches))
-
-    def keep_flops(self, batches: Sequence[Sequence[Request]], flops: int) -> None:
-        """Remember those FLOPs, where text is encoded ahead."""
-        if arguments := self._arguments_of(batches):
-            self.encoded.flops[arguments] = flops
+    def counted(self, batches: Sequence[Sequence[Request]], count: Callable[[], Any]) -> Any:
+        """The `profiling.flops.Flops` that `count()` has of calls for `batches`, with those of their
+        text: it is encoded again in every call, unless an earlier count of the same text is known."""
+        arguments = self._arguments_of(batches)
+        if arguments in self.encoded.flops:
+            return replace(count(), text_flops=self.encoded.flops[arguments])
+        with self.every_call():
+            flops = count()
+        if arguments:
+            self.encoded.flops[arguments] = flops.text_flops
+        return flops
 
     def _arguments_of(self, batches: Sequence[Sequence[Request]]) -> tuple[str, ...]:
         """Of `encode_prompt` in calls that were all encoded ahead, else none."""

@@ -6,8 +6,9 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,16 +230,9 @@ def _measure(
                     result["prompts_cut"] = cut_prompts(pipe, cell.model, sampling, requests)
                 chosen = flops.counted_parts(cell.stack, parts)
                 alike = flops.alike_every_call(cell.stack)
-                of_text = text.flops_of(chosen)
-                again = text.every_call() if of_text is None else nullcontext()
-                with attached.inspected(), again:
-                    counted = counting.count_generation(
-                        pipe, lambda: [sampler(part) for part in chosen], alike=alike
-                    )
-                if of_text is None:
-                    text.keep_flops(chosen, counted.text_flops)
-                else:
-                    counted = replace(counted, text_flops=of_text)
+                call = partial(counting.count_generation, pipe, alike=alike)
+                with attached.inspected():
+                    counted = text.counted(chosen, lambda: call(lambda: [*map(sampler, chosen)]))
                 result["flops"] = asdict(counted.divided(sum(map(len, chosen)), len(chosen)))
                 if spec.profile:
                     loop = profile_loop(pipe, lambda: sampler(parts[0]), spec.device)
