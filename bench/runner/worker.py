@@ -151,17 +151,16 @@ def _measure(
         pipe = loaded.load(cell)
         if refusal := cell.stack.refusal(pipe):
             return {"status": "refused", "reason": refusal}
-        sampling = cell.sampling
-        spec = cell.spec
+        sampling, spec = cell.sampling, cell.spec
         artifacts = resolve(
             cell.model, cell.stack, spec.weights, spec.plugins, preparing=spec.preparing
         )
         prepared = {name: artifact.folder for name, artifact in artifacts.items()}
         whole = job.round == 0 and not job.again
         ahead = TextAhead(
-            pipe, cell.spec.device, lambda batch: call_arguments(cell.model, sampling, batch),
-            once=cell.encodes_once, offload=cell.spec.offload,
-            encoded=loaded.text, waiting=loaded.encoders_wait,
+            pipe, spec.device, lambda batch: call_arguments(cell.model, sampling, batch),
+            once=cell.encodes_once, offload=spec.offload, encoded=loaded.text,
+            waiting=loaded.encoders_wait,
         )  # fmt: skip
         requests = read_requests(folder.requests(job.model))
         parts = list(batches(requests[:first], cell.batch_size))
