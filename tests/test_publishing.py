@@ -24,6 +24,7 @@ from ditbench.reports.answers.recommend import Limits, recommend
 from ditbench.reports.publishing.contrasts import against_table, floor_table, matched_table
 from ditbench.reports.publishing.records import publish
 from ditbench.reports.publishing.run import run_table
+from ditbench.reports.publishing.speeds import BLOCKS, blocks_table, speeds_table
 from ditbench.reports.publishing.stacking import answer_table, verdict_table
 from ditbench.reports.sections.samples import first_samples
 from ditbench.reports.sections.section import ONCE_MORE, read_sections
@@ -473,3 +474,74 @@ def test_combinations_have_their_verdict_from_the_run(published):
     (row,) = [r for r in section.stacking if r["model"] == "dit-tiny"]
     assert verdicts[2].startswith(f"| int8+fora | {row['verdict']} | ")
     assert f"**{row['verdict']}** {row['alignment'].value:+.3f} [" in answer_table(section)
+
+
+def test_times_that_are_suspect_stand_in_brackets_in_the_table_of_speeds(tmp_path):
+    stacks = [("none", "ok"), ("int8", "ok"), ("firstblock", "refused")]
+    folder = write_run(tmp_path / "run", models=("dit-tiny",), stacks=stacks, n=8)
+
+    def cells():
+        (section,) = read_sections([folder])
+        _, _, *lines = speeds_table(section).splitlines()
+        rows = {row["stack"]: row for row in section.rows}
+        return rows, {line.split(" | ")[1].strip("`"): line.split(" | ")[2:] for line in lines}
+
+    rows, shown = cells()
+    assert not rows["int8"]["suspect"]
+    assert shown["firstblock"] == ["refused", *["-"] * 5, "- |"]
+    reliable = shown["int8"]
+    assert reliable[1] == f"{rows['int8']['speedup_denoise']['value']:.2f}x"
+    edit(folder, lambda r: r.update(timing=[t for t in r["timing"] if t["round"] == 0]))
+    rows, shown = cells()
+    assert rows["int8"]["suspect"]
+    loop, call, realised, seconds = shown["int8"][1:5]
+    assert loop == f"({rows['int8']['speedup_denoise']['value']:.2f}x)"
+    assert call == f"({rows['int8']['speedup_call']['value']:.2f}x)"
+    assert realised == f"({rows['int8']['realised']['value']:.2f})"
+    assert seconds == f"({rows['int8']['timing']['call_s']['value']:.4f})"
+    assert [shown["int8"][i] for i in (0, 5, 6)] == [reliable[i] for i in (0, 5, 6)]
+
+
+def block_row(block, ms, speedup=1.0):
+    return {"model": "dit-tiny", "block": block, "ms": ms, "speedup": speedup}
+
+
+def schedule_row(name, seconds, flops):
+    return {
+        "model": "dit-tiny", "schedule": name, "partial": 0.25, "flops_ratio": flops,
+        "predicted_s": seconds, "predicted_speedup": 8 / seconds,
+        "predicted_realised": 8 / seconds / flops,
+    }  # fmt: skip
+
+
+def test_timed_blocks_are_published_with_their_hash_and_make_three_tables(run, tmp_path):
+    source = shutil.copytree(run, tmp_path / "run")
+    whole = [
+        block_row(f"blocks block {how}", ms) for how, ms in zip("abc", (3, 3.1, 1), strict=True)
+    ]
+    levels = [("0.25", 1, 2), ("0.5", 1.5, 1.333), ("0.75", 1.8, 1.111), ("1", 2, 1)]
+    levels = [block_row(f"blocks self {level}", ms, fast) for level, ms, fast in levels]
+    schedules = [schedule_row("dense", 8, 1), schedule_row("evenly", 5, 2)]
+    rows = [*whole, *levels, *schedules]
+    (source / BLOCKS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    publish(source, folder := tmp_path / "published")
+    (section,) = read_sections([folder])
+    lines = {
+        what: blocks_table(section, what).splitlines()[2:]
+        for what in ("whole", "levels", "schedules")
+    }
+    assert lines == {
+        "whole": ["| dit-tiny | blocks | 3.00 ms | 3.10 ms | 1.00 ms |"],
+        "levels": ["| dit-tiny | blocks self | 2.00x | 1.33x | 1.11x | 2.00 |"],
+        "schedules": [
+            "| dit-tiny | dense | 25% | 1.00x | 8.00 | 1.00x | 1.00 |",
+            "| dit-tiny | evenly | 25% | 2.00x | 5.00 | 1.60x | 0.80 |",
+        ],
+    }
+    with pytest.raises(ValueError, match="'half' is neither whole, levels nor schedules"):
+        blocks_table(section, "half")
+    with pytest.raises(ValueError, match=f"has no {BLOCKS}"):
+        blocks_table(read_sections([run])[0], "whole")
+    assert not section.damaged
+    (folder / BLOCKS).write_text(json.dumps(schedules[0]) + "\n")
+    assert f"{BLOCKS}: not as published" in read_sections([folder])[0].damaged[0]

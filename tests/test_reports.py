@@ -1,7 +1,6 @@
 """The report from hand-written run folders: nothing that misleads gets in, nothing that was run is
 left out."""
 
-import csv
 import json
 import re
 import subprocess
@@ -12,11 +11,22 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from report_runs import ENVIRONMENT, REASONS, SCHEDULE, STACKS, WORLDS, key_of, write_run
+from report_runs import (
+    ENVIRONMENT,
+    REASONS,
+    SCHEDULE,
+    STACKS,
+    WORLDS,
+    edit,
+    key_of,
+    lines_of,
+    write_run,
+)
 
 from ditbench import reports
 from ditbench.analysis import summary, verdict
 from ditbench.metrics import set_statistics
+from ditbench.records.record import RANDOM
 from ditbench.records.scores import read_file, write_file
 from ditbench.reports.figures import labels, style
 from ditbench.reports.figures import quality_time as figures
@@ -62,11 +72,6 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(run):
     return reports.build([run])
-
-
-def lines_of(path):
-    with path.open(newline="") as f:
-        return list(csv.DictReader(f))
 
 
 def test_a_report_has_tables_plots_grids_and_a_page_for_every_model(report, run):
@@ -650,13 +655,37 @@ def test_a_run_without_scores_has_a_report_that_says_why(tmp_path, capsys):
         path.unlink()
     report = reports.build([run])
     reports.print_report(report)
-    assert "no align.shapes_v1: not scored yet" in " ".join(capsys.readouterr().out.split())
+    missing = r"no align\.shapes_v1, fd\.shapes_v1, [^:]*: not scored yet"
+    assert len(re.findall(missing, " ".join(capsys.readouterr().out.split()))) == 1
     drawn = {path.name for path in (run / "report/plots").iterdir()}
     assert {name.rpartition(".")[0] for name in drawn} == {
         "dit-tiny-promised-and-measured",
         "dit-tiny-memory",
     }
-    assert "no align.shapes_v1: not scored yet" in report.page.read_text()
+    assert len(re.findall(missing, report.page.read_text())) == 1
+
+
+def test_a_run_with_random_weights_says_once_that_it_has_no_quality(tmp_path, capsys):
+    run = write_run(tmp_path / "run", n=9, models=("dit-tiny",), stacks=STACKS[:5])
+    edit(run, lambda record: record["run"].update(weights="random"))
+    for path in (run / "scores").iterdir():
+        path.unlink()
+    report = reports.build([run])
+    reports.print_report(report)
+    sentence = f"no quality: {RANDOM}"
+    texts = [
+        " ".join(capsys.readouterr().out.split()),
+        report.page.read_text(),
+        (report.out / "tables/quality.md").read_text(),
+    ]
+    for text in texts:
+        assert text.count(sentence) == text.count(RANDOM) == 1
+        assert "not scored yet" not in text
+    assert "Not measured, and why" not in texts[1]
+    drawn = {path.name.partition(".")[0] for path in (report.out / "plots").iterdir()}
+    assert drawn == {f"dit-tiny-{n}" for n in ("promised-and-measured", "memory", "schedules")}
+    (row, *_) = [r for r in lines_of(report.out / "tables/quality.csv") if r["stack"] == "int8"]
+    assert row["reason"] == RANDOM
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

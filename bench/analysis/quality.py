@@ -12,7 +12,7 @@ from ditbench.analysis.rows import Part, QualityEntry, Record, Scored, Verdict, 
 from ditbench.extractors.table import find
 from ditbench.metrics.set_statistics import STATISTICS, Sets
 from ditbench.metrics.table import Metric
-from ditbench.records.record import MEASURED
+from ditbench.records.record import MEASURED, RANDOM
 from ditbench.records.scores import Scores
 from ditbench.records.text import one_line
 from ditbench.statistics import estimates as statistics
@@ -98,7 +98,8 @@ def _missing(metric: Metric, record: Record, scores: Scores | None) -> str:
     if record["status"] not in MEASURED:
         return f"the cell is {record['status']}"
     if scores is None:
-        return "not scored yet"
+        random = record["run"].get("weights") == "random"  # never scored, once published
+        return (ASKED if metric.asked else RANDOM) if random else "not scored yet"
     return str(scores.reasons.get(metric.name, ASKED if metric.asked else "not scored yet"))
 
 

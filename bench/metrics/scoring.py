@@ -32,7 +32,14 @@ from ditbench.metrics.table import Metric, select
 from ditbench.records.checks import read_requests
 from ditbench.records.files import remove, set_aside
 from ditbench.records.lock import writing_to
-from ditbench.records.record import MEASURED, Record, check_not_published, read_run, read_spec
+from ditbench.records.record import (
+    MEASURED,
+    RANDOM,
+    Record,
+    check_not_published,
+    read_run,
+    read_spec,
+)
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.sample_blocks import FEATURE
 from ditbench.records.sample_files import OTHER, not_as_written
@@ -258,7 +265,7 @@ def _before(files: RunFolder, key: str) -> tuple[Scores | None, bool, list[str]]
 def _extract(cell: Sampled, metric: Metric) -> tuple[str, dict[str, np.ndarray]]:
     """Why the metric cannot be had, or "" and its arrays."""
     if cell.weights == "random":
-        return "the weights are random, so the samples show nothing", {}
+        return RANDOM, {}
     if reason := metric.module.refuse(cell, metric):
         return reason, {}
     try:

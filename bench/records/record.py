@@ -28,6 +28,10 @@ SHOWN = "ok"
 anything."""
 
 
+RANDOM: Final = "the weights are random, so the samples show nothing"
+"""Why there is no quality of a model with random weights."""
+
+
 class TimedCall(TypedDict):
     """One timed pipeline call, seconds; the three stages add up to the call."""
 

@@ -55,12 +55,13 @@ WORDS = (
 
 
 def draw_matrices(section: Section, folder: Path) -> dict[str, list[Path]]:
-    """Draw every model of which stacks were run together with their methods alone; returns the PNG
-    and SVG written, by model."""
+    """Draw every model of which stacks were run together with their methods alone, but of random
+    weights, which have no verdicts; returns the PNG and SVG written, by model."""
     files = {}
     with in_style():
         for model, rows in section.models.items():
-            if interactions := [row for row in section.stacking if row["model"] == model]:
+            interactions = [row for row in section.stacking if row["model"] == model]
+            if interactions and any(row["weights"] != "random" for row in rows):
                 files[model] = _draw(
                     section, model, {row["stack"]: row for row in rows}, interactions, folder
                 )

@@ -24,8 +24,8 @@ from ditbench.reports.sections.parallel import abreast
 from ditbench.reports.sections.reproduce import command_of
 from ditbench.reports.sections.rows import (
     ReportRow,
+    absent,
     labelled,
-    unmeasured,
     without_difference,
 )
 from ditbench.reports.sections.section import Section, file_name, hardware
@@ -162,16 +162,8 @@ def _model(section: Section, model: str, images: Sequence[Path], out: Path) -> s
     notes = findings(section, model) + [
         f"{', '.join(stacks)}: {note}" for note, stacks in _notes(rows).items()
     ]
-    notes += [
-        f"no {metric}: {reason}"
-        for reason, names in unmeasured(rows, first=True).items()
-        for metric in names
-    ]
-    notes += without_difference(rows)
-    nowhere = [
-        f"no {', '.join(names)}: {reason}"
-        for reason, names in unmeasured(rows, first=False).items()
-    ]
+    notes += absent(rows, first=True) + without_difference(rows)
+    nowhere = absent(rows, first=False)
     parts = [
         f'<section class="model" id="{_anchor(section, model)}"><h2>{escape(model)}</h2>',
         f'<p class="quiet">{escape(section.caption(model))}</p>',

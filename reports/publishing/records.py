@@ -27,6 +27,7 @@ from ditbench.records.record import MEASURED, check_not_published, read_run
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.sample_blocks import FEATURE, GROUPS
 from ditbench.records.scores import SHAPE, Scores, as_bytes, read_scores
+from ditbench.reports.publishing.speeds import BLOCKS
 from ditbench.reports.sections.samples import Pixels, first_samples
 
 IMAGES, VIDEOS, FRAMES = 4, 2, 4
@@ -94,6 +95,9 @@ def publish(run: Path, folder: Path) -> list[Path]:
         as_text(without_folders({**record, "traceback": ""}), separators=(",", ":"))
         for record in content.records
     )
+    for of in (run, folder):
+        if (of / BLOCKS).is_file():
+            made.setdefault(folder / BLOCKS, (of / BLOCKS).read_bytes())
     files = hashes({path.relative_to(folder).as_posix(): of_path for path, of_path in made.items()})
     spec = without_folders(_spec(content.spec)) | {FILES: files}
     made = {into.spec: as_text(spec, indent=1), **made}

@@ -16,15 +16,21 @@ BLOCKS = "blocks.jsonl"
 
 def speeds_table(section: Section) -> str:
     """A row per stack and model: FLOPs, the loop and the call against the baseline's, the share of the
-    FLOPs' ratio that the loop realised, seconds and peak memory."""
+    FLOPs' ratio that the loop realised, seconds and peak memory. What rests on suspect times is in
+    brackets."""
     lines = [
         "| model | stack | FLOPs | loop | call | realised | s a sample | GB | compiling, s |",
         "|---|---|" + "---:|" * 7,
     ]
     for row in section.rows:
-        shown = [
-            times(row["speedup_flops"]), _ratio(row["speedup_denoise"]), _ratio(row["speedup_call"]),
+        timed = [
+            _ratio(row["speedup_denoise"]), _ratio(row["speedup_call"]),
             _fixed(row["realised"], 2), _fixed(row["timing"]["call_s"], 4),
+        ]  # fmt: skip
+        if row["suspect"]:
+            timed = [text if text == DASH else f"({text})" for text in timed]
+        shown = [
+            times(row["speedup_flops"]), *timed,
             _gigabytes(row["memory"].get("peak_bytes")), fixed(row["compile_s"], 1),
         ]  # fmt: skip
         cells = shown if row["status"] == SHOWN else [row["status"], *[DASH] * (len(shown) - 1)]
@@ -57,7 +63,7 @@ def blocks_table(section: Section, what: str) -> str:
     if what == "levels":
         return _table("1/4 | 1/2 | 3/4 | all, ms", _levels(rows))
     if what == "schedules":
-        return _table("partial | FLOPs | predicted loop | realised", _schedules(rows))
+        return _table("partial | FLOPs | s | predicted | realised", _schedules(rows))
     raise ValueError(f"{what!r} is neither whole, levels nor schedules")
 
 
@@ -93,9 +99,9 @@ def _levels(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
 def _schedules(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
     return {
         (row["model"], row["schedule"]): [
-            f"{row['partial']:.0%}", times(row["flops_ratio"]), times(row["predicted_speedup"]),
-            fixed(row["predicted_realised"], 2),
+            f"{row['partial']:.0%}", times(row["flops_ratio"]), fixed(row["predicted_s"], 2),
+            times(row["predicted_speedup"]), fixed(row["predicted_realised"], 2),
         ]
         for row in rows
-        if row.get("schedule") and row["schedule"] != "dense"
+        if row.get("schedule")
     }  # fmt: skip

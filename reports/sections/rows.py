@@ -10,7 +10,13 @@ from ditbench.analysis.rows import QualityEntry, Row, unscored
 from ditbench.analysis.summary import own_timing
 from ditbench.analysis.verdict import replaced
 from ditbench.records.environment import differing
-from ditbench.records.record import SHOWN, Record, differing_beside, environments_of
+from ditbench.records.record import (
+    RANDOM,
+    SHOWN,
+    Record,
+    differing_beside,
+    environments_of,
+)
 from ditbench.reports.sections.format import share
 from ditbench.reports.sections.frontier import probabilities
 
@@ -179,6 +185,15 @@ def unmeasured(rows: Sequence[Row], first: bool) -> dict[str, list[str]]:
             for reason in dict.fromkeys(own or [entry["reason"] for entry in entries]):
                 metrics_of.setdefault(reason, []).append(metric)
     return metrics_of
+
+
+def absent(rows: Sequence[Row], first: bool) -> list[str]:
+    """A sentence for each reason for which metrics of the first table, or of the others, are in no
+    row; of random weights one for all of them, with the first table."""
+    reasons = unmeasured(rows, first)
+    if RANDOM in unmeasured(rows, first=True):
+        return [f"no quality: {RANDOM}"] if first else []
+    return [f"no {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def without_difference(rows: Sequence[Row]) -> list[str]:

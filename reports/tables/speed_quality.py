@@ -16,7 +16,13 @@ from ditbench.analysis.verdict import RULE
 from ditbench.records.files import write_text
 from ditbench.records.record import SHOWN
 from ditbench.reports.sections.findings import findings, judges, trainings
-from ditbench.reports.sections.rows import ReportRow, labelled, status, without_difference
+from ditbench.reports.sections.rows import (
+    ReportRow,
+    absent,
+    labelled,
+    status,
+    without_difference,
+)
 from ditbench.reports.sections.section import Report, Section
 from ditbench.reports.tables import columns, metric_columns
 from ditbench.reports.tables.imported import imported_frame, imported_sheet
@@ -202,7 +208,8 @@ def _filled(
         ]
         notes = [f"`{row['stack']}`: {note}" for row in rows for note in row["notes"]]
         notes += without_difference(rows) if rules else []
-        notes += findings(section, model) if columns_of is _quality_lines else []
+        if columns_of is _quality_lines:
+            notes += absent(rows, first=True) + findings(section, model)
         blocks.append(
             Block(
                 model=model,

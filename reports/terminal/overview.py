@@ -15,7 +15,7 @@ from ditbench.analysis.primary import primary_of
 from ditbench.analysis.quality import ASKED
 from ditbench.analysis.rows import QualityEntry, Row
 from ditbench.metrics.table import metrics
-from ditbench.records.record import SHOWN
+from ditbench.records.record import RANDOM, SHOWN
 from ditbench.reports.sections.findings import findings
 from ditbench.reports.sections.format import DASH, decimals, interval, value
 from ditbench.reports.sections.rows import ReportRow, status, unmeasured, without_difference
@@ -144,13 +144,19 @@ def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
     for row in rows:
         for note in row["notes"]:
             stacks_of.setdefault(note, []).append(row["stack"])
+    missing: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for metric in rows[0]["quality"] if rows else ():
-        had = any(row["quality"][metric]["value"] for row in rows)
+        had, without = any(row["quality"][metric]["value"] for row in rows), {}
         for row in rows:
             entry = row["quality"][metric]
             first = entry["table"] == "" or had
             if first and row["status"] == SHOWN and entry["value"] is None and not row["baseline"]:
-                stacks_of.setdefault(f"no {metric}: {entry['reason']}", []).append(row["stack"])
+                without.setdefault(entry["reason"], []).append(row["stack"])
+        for reason, stacks in without.items():
+            missing.setdefault((reason, tuple(stacks)), []).append(metric)
+    for (reason, stacks), names in missing.items():
+        what = "quality" if reason == RANDOM else ", ".join(names)
+        stacks_of.setdefault(f"no {what}: {reason}", []).extend(stacks)
     measured = [row["stack"] for row in rows if row["status"] == SHOWN]
     stacks_of |= {sentence: measured[1:] for sentence in without_difference(rows)}
     for reason, names in unmeasured(rows, first=False).items():
