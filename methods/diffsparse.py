@@ -255,6 +255,9 @@ class DiffSparse:
         def dense(sublayer: Sublayer) -> bool:
             return now(sublayer)[0] == 1 or sublayer not in cache
 
+        def idle(sublayer: Sublayer) -> bool:
+            return not now(sublayer)[0] and sublayer in cache
+
         def at_sublayer(sublayer: Sublayer) -> Route:
             def route(run: Run, hidden: Any) -> Any:
                 if dense(sublayer):
@@ -266,7 +269,9 @@ class DiffSparse:
             return route
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(sublayer, at_sublayer(sublayer), partial(dense, sublayer))
+            at.reroute_deferred(
+                sublayer, at_sublayer(sublayer), partial(dense, sublayer), partial(idle, sublayer)
+            )
 
     def _table(self, pipeline: Any, at: Attachment, family: str) -> Any:
         """Keep ratios [T,L] for this generation's sizes."""

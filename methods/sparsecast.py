@@ -199,6 +199,9 @@ class Sparsecast:
         def dense(sublayer: Sublayer) -> bool:
             return sublayer not in cache or bool(plan().mask[at.now.step, sublayer.index])
 
+        def idle(sublayer: Sublayer) -> bool:
+            return not dense(sublayer)
+
         def at_sublayer(sublayer: Sublayer) -> Route:
             def route(run: Run, _hidden: Any) -> Any:
                 if dense(sublayer):
@@ -208,7 +211,9 @@ class Sparsecast:
             return route
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(sublayer, at_sublayer(sublayer), partial(dense, sublayer))
+            at.reroute_deferred(
+                sublayer, at_sublayer(sublayer), partial(dense, sublayer), partial(idle, sublayer)
+            )
 
     def _plan(self, at: Attachment) -> Any:
         """Which sub-layers run, and the coefficients, for this generation's sizes."""

@@ -137,6 +137,11 @@ class SpeCa:
         def dense(sublayer: Sublayer) -> bool:
             return verifying["now"] or not progress().drafts or sublayer not in kept
 
+        def idle(sublayer: Sublayer) -> bool:
+            """Not where the last sub-layer is run beside its forecast."""
+            compared = sublayer is at.sublayers[-1] and not rules.whole_block
+            return not dense(sublayer) and not (compared and progress().checks)
+
         def route_of(sublayer: Sublayer) -> Route:
             def route(run: Run, _hidden: Any) -> Any:
                 if verifying["now"]:
@@ -164,7 +169,9 @@ class SpeCa:
             return draft
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(sublayer, route_of(sublayer), partial(dense, sublayer))
+            at.reroute_deferred(
+                sublayer, route_of(sublayer), partial(dense, sublayer), partial(idle, sublayer)
+            )
         if rules.whole_block:
             at.reroute(at.blocks[-1], last_block)
 

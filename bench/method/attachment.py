@@ -112,7 +112,11 @@ class Attachment:
         part.reroute(route, self.patch)  # type: ignore[arg-type]
 
     def reroute_deferred(
-        self, sublayer: Sublayer, route: Route, dense: Callable[[], bool] | None = None
+        self,
+        sublayer: Sublayer,
+        route: Route,
+        dense: Callable[[], bool] | None = None,
+        idle: Callable[[], bool] | None = None,
     ) -> bool:
         """As `reroute`, where norm and modulation of the sub-layer are not worked out unless it is
         run: `route` is given its input as `pending.Pending`, which becomes a tensor when its values
@@ -121,8 +125,13 @@ class Attachment:
         `dense()`, where a method knows it when the block begins: whether the route will compute all
         of the sub-layer. A block all of whose sub-layers do runs as it is, which saves the host the
         time to note what waits; the values are the same.
+
+        `idle()`, likewise: whether the route will compute nothing of the sub-layer, and then look
+        neither at `run` nor at its input. Where all of a block's say so, what the block does with what
+        they return is repeated from a list of operations (`models.recorded`), and its Python is not
+        run; the values are the same.
         """
-        return sublayer.reroute(route, self.patch, deferred=True, dense=dense)
+        return sublayer.reroute(route, self.patch, deferred=True, dense=dense, idle=idle)
 
     def replace(self, tensor: Any, value: Any) -> None:
         """Give a parameter or buffer other data until detached. What it held waits in host memory,

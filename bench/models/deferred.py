@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ditbench.models.pending import Pending, real
+from ditbench.models.recorded import NOTHING, Recordings, may_be_recorded
 from ditbench.models.regions import computer_of, running
 
 Dense = Callable[[], bool]
 """f() -> whether a sub-layer computes everything in the call of its block that begins."""
+Idle = Callable[[], bool]
+"""f() -> whether a sub-layer computes nothing in the call of its block that begins: its route then
+looks neither at its input nor at `run`."""
 
 DEFERRED: WeakSet[Any] = WeakSet()
 """The forwards that hand what is pending to a block; `routes` of one: what its sub-layers say of the
@@ -29,6 +33,51 @@ TRANSPARENT: WeakSet[Any] = WeakSet()
 `simulation.replay`."""
 
 
+class Standing:
+    """The outermost route of a sub-layer in a block that runs on pending tensors, which may be asked
+    before the block runs for what stands for the sub-layer's output."""
+
+    __slots__ = ("_output", "_route", "idle", "places")
+
+    def __init__(self, route: Callable[[Any, Any], Any], idle: Idle) -> None:
+        self._route, self.idle = route, idle
+        self.places: list[tuple[nn.Module, Any]] = []
+        """Modules whose `forward` was replaced to put the route in, and by what."""
+        self._output: Any = NOTHING
+
+    def patching(self, patch: Callable[[Any, str, Any], Any]) -> Callable[[Any, str, Any], Any]:
+        """`patch`, which puts the route in."""
+
+        def noting(owner: Any, name: str, value: Any) -> Any:
+            self.places.append((owner, value))
+            return patch(owner, name, value)
+
+        return noting
+
+    def is_idle(self) -> bool:
+        """Whether nothing of the sub-layer is run in the call of the block that begins."""
+        if any([vars(owner).get("forward") is not own for owner, own in self.places]):
+            return False  # somebody stands round it
+        return self.idle()
+
+    def output(self) -> Any:
+        """What the route returns where it is idle."""
+        return self._route(_runs_nothing, None)
+
+    def give(self, output: Any) -> None:
+        """The route is not asked in the call of the block that begins: this is its output."""
+        self._output = output
+
+    def asked(self, run: Any, hidden: Any) -> Any:
+        """The route as the block asks it."""
+        output, self._output = self._output, NOTHING
+        return self._route(run, hidden) if output is NOTHING else output
+
+
+def _runs_nothing(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("a route that said it computes nothing of its sub-layer runs it")
+
+
 def defer(
     block: nn.Module,
     names: tuple[str, ...],
@@ -36,6 +85,9 @@ def defer(
     dense: Dense | None = None,
     *,
     casts: bool = False,
+    standing: Standing | None = None,
+    part: nn.Module | None = None,
+    parts: int = 0,
 ) -> bool:
     """Have a block run on pending tensors: its arguments of these names. It returns tensors.
 
@@ -43,6 +95,10 @@ def defer(
     computed, the block runs as it is: nothing would stay pending, and noting it takes the host time.
     Not where a `Computer` has its regions, nor where the block `casts` another type to float32 and
     back (`Family.casts`), which is less work on pending tensors.
+
+    `standing`: the route of the sub-layer `part`, where it can say that it computes nothing. Where those
+    of all `parts` of the block's sub-layers do, the block's own Python is run once, and what it does is
+    then repeated from a list (`recorded.py`).
 
     Returns whether it does: not where somebody else has replaced its forward, who would get them.
     Where accelerate has (sequential offloading, of blocks with parameters of their own), what its
@@ -52,6 +108,8 @@ def defer(
     own: Any = vars(block).get(place)
     if own in DEFERRED:
         patch(own, "routes", (*own.routes, dense))  # a route taken back is asked no more
+        if standing is not None:
+            patch(own, "standing", {**own.standing, part: standing})
         return True
     if place == INSIDE and getattr(own, "__func__", None) is type(block).forward:
         own = None
@@ -65,14 +123,42 @@ def defer(
     ]
 
     def as_it_is(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        if computer_of(block) is not None or not all(known and known() for known in forward.routes):
+        if computer_of(block) is not None:
             return False
+        for known in forward.routes:
+            if known is None or not known():
+                return False
         given = (*args, *kwargs.values()) if casts else ()
         return all(x.dtype == torch.float32 for x in given if isinstance(x, Tensor))
+
+    def idle_routes() -> tuple[Standing, ...]:
+        """The routes, where none of the block's sub-layers is run; else none."""
+        routes = forward.standing.values()
+        if len(routes) != parts or computer_of(block) is not None or not may_be_recorded():
+            return ()
+        for route in routes:
+            if not route.is_idle():
+                return ()
+        return tuple(routes)
 
     def running_on(*args: Any, **kwargs: Any) -> Any:
         if as_it_is(args, kwargs):
             return original(*args, **kwargs)
+        if not (routes := idle_routes()) or (call := recordings.given(args, kwargs)) is None:
+            return on_pending(args, kwargs)
+        outputs = [route.output() for route in routes]
+        if (done := call.repeated(outputs)) is not NOTHING:
+            return done
+        for route, output in zip(routes, outputs, strict=True):
+            route.give(output)
+        try:
+            own = [forward for route in routes for _, forward in route.places]
+            return call.noted(lambda: on_pending(args, dict(kwargs)), own)
+        finally:
+            for route in routes:
+                route.give(NOTHING)
+
+    def on_pending(args: Any, kwargs: Any) -> Any:
         waiting = list(args)
         for i in places:
             if i < len(waiting) and isinstance(waiting[i], Tensor):
@@ -84,7 +170,9 @@ def defer(
             return real(original(*waiting, **kwargs))
 
     forward: Any = running_on
+    recordings = Recordings(block)
     forward.routes = (dense,)
+    forward.standing = {} if standing is None else {part: standing}
     DEFERRED.add(forward)
     patch(block, place, forward)
     return True

@@ -115,6 +115,11 @@ class Gated(OutputPending):
         super().__init__(value)
         self._keep = keep
 
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a product that was kept, which nothing is noted of."""
+        return self._keep is None
+
     def __mul__(self, gate: Any) -> Pending:
         if self._keep is None:
             return self

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ditbench.models.deferred import Dense, defer
+from ditbench.models.deferred import Dense, Idle, Standing, defer
 from ditbench.models.family import Family, Grid, Kind
 from ditbench.models.family import family_of as _family_of
 from ditbench.models.fused_sums import not_run
@@ -101,6 +101,8 @@ class Sublayer:
     """The block it is a piece of."""
     deferred: tuple[str, ...] = ()
     """Arguments of the block that may be pending (`Family.deferred`)."""
+    siblings: int = 0
+    """Sub-layers of the block, itself among them; 0 where nobody counted."""
     casts: bool = False
     """Whether the block casts in between (`Family.casts`)."""
     reroute_whole: Callable[..., None] | None = None
@@ -150,7 +152,13 @@ class Sublayer:
         return Macs(linear=linear, attention=2 * queries * keys * width)
 
     def reroute(
-        self, route: Route, patch: Patch, *, deferred: bool = False, dense: Dense | None = None
+        self,
+        route: Route,
+        patch: Patch,
+        *,
+        deferred: bool = False,
+        dense: Dense | None = None,
+        idle: Idle | None = None,
     ) -> bool:
         """Send every call through `route(run, hidden)`, with hidden [B,rows,D] the normalised and
         modulated input.
@@ -171,13 +179,28 @@ class Sublayer:
         `deferred`: the block runs on pending tensors (`pending.Pending`), and `hidden` may be one:
         norm and modulation are worked out when `run` is called or something else looks at its
         values, and else never. `dense`: whether the call of the block that begins computes the
-        sub-layer in full; where that is so of all of them, nothing waits. Returns whether they wait.
+        sub-layer in full; where that is so of all of them, nothing waits. `idle`: whether it computes
+        nothing of it, and the route then looks neither at `run` nor at `hidden`; where that is so of
+        all of them, what the block did in such a call before is done again (`recorded.py`). Returns
+        whether they wait.
         """
+        standing = Standing(route, idle) if idle else None
         waits = (
             deferred
             and bool(self.deferred)
-            and defer(self.owner, self.deferred, patch, dense, casts=self.casts)
+            and defer(
+                self.owner,
+                self.deferred,
+                patch,
+                dense,
+                casts=self.casts,
+                standing=standing,
+                part=self.module,
+                parts=self.siblings,
+            )
         )
+        if standing is not None:
+            route, patch = standing.asked, standing.patching(patch)
         if not deferred and self.deferred:
             route = _given_tensors(route)
         if self.reroute_whole is not None:
@@ -248,9 +271,12 @@ def sublayers(transformer: nn.Module) -> list[Sublayer]:
     for blocks, parts in family.stacks:
         modules = list(getattr(transformer, blocks))
         for i, block in enumerate(modules):
-            for name, path, norm in parts:
-                if (module := _submodule(block, path)) is None:
-                    continue
+            there = [
+                (name, module, norm)
+                for name, path, norm in parts
+                if (module := _submodule(block, path)) is not None
+            ]
+            for name, module, norm in there:
                 kind = family.kind(name)
                 result.append(
                     Sublayer(
@@ -260,7 +286,7 @@ def sublayers(transformer: nn.Module) -> list[Sublayer]:
                         text_first=family.text_first,
                         run_rows=rows.get(name) or _rows_of(family, name, kind),
                         takes_context=name in family.contexts,
-                        reroute_whole=reroutes.get(name),
+                        reroute_whole=reroutes.get(name), siblings=len(there),
                         owner=block, deferred=family.deferred, casts=family.casts,
                     )
                 )  # fmt: skip

@@ -83,6 +83,9 @@ class LevelProbe(Trainee):
         def dense(sublayer: Sublayer) -> bool:
             return self.level(at.now.step, sublayer.index) == 1 or sublayer not in cache
 
+        def idle(sublayer: Sublayer) -> bool:
+            return not self.level(at.now.step, sublayer.index) and sublayer in cache
+
         def at_sublayer(sublayer: Sublayer) -> Route:
             def route(run: Any, hidden: Any) -> Any:
                 share = self.level(at.now.step, sublayer.index)
@@ -95,7 +98,9 @@ class LevelProbe(Trainee):
             return route
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(sublayer, at_sublayer(sublayer), partial(dense, sublayer))
+            at.reroute_deferred(
+                sublayer, at_sublayer(sublayer), partial(dense, sublayer), partial(idle, sublayer)
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,9 @@ def reuse_outputs(
         kept = (sublayer.index, at.now.branch) in cached
         return not kept or not reuses(at.now.step, sublayer)
 
+    def idle(sublayer: Sublayer) -> bool:
+        return not dense(sublayer)
+
     def route_of(sublayer: Sublayer) -> Route:
         def route(run: Run, _hidden: Any) -> Any:
             key, own_gate = (sublayer.index, at.now.branch), gated[sublayer.index]
@@ -58,5 +61,5 @@ def reuse_outputs(
     for sublayer in at.sublayers:
         # what is kept with its gate is worked out by the block itself
         known = None if with_gates else partial(dense, sublayer)
-        deferred = at.reroute_deferred(sublayer, route_of(sublayer), known)
+        deferred = at.reroute_deferred(sublayer, route_of(sublayer), known, partial(idle, sublayer))
         gated[sublayer.index] = with_gates and deferred

@@ -4,6 +4,7 @@ TaylorSeer, HiCache, SpeCa and ClusCa share."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ditbench.acceleration.caching.forecasts import combined, extended
@@ -75,13 +76,21 @@ def extrapolate_outputs(
     What has not run yet in a generation runs, whatever `computes` says."""
     kept = SublayerDifferences(at, order, first)
 
+    def idle(sublayer: Sublayer) -> bool:
+        return sublayer in kept and not computes(at.now.step)
+
+    def dense(sublayer: Sublayer) -> bool:
+        return not idle(sublayer)
+
     def route_of(sublayer: Sublayer) -> Route:
         def route(run: Run, _hidden: Any) -> Any:
-            if sublayer in kept and not computes(at.now.step):
+            if idle(sublayer):
                 return kept.forecast(sublayer, terms)
             return kept.compute(sublayer, run)
 
         return route
 
     for sublayer in at.sublayers:
-        at.reroute_deferred(sublayer, route_of(sublayer))
+        at.reroute_deferred(
+            sublayer, route_of(sublayer), partial(dense, sublayer), partial(idle, sublayer)
+        )
