@@ -270,9 +270,8 @@ def test_another_forward_of_a_part_is_called(reused):
 
 
 def test_a_setting_of_a_part_that_changes_is_gone_by(reused):
-    reused.block.train()
+    reused.block.training = True  # of the block alone: nothing drops out
     assert not reused.repeats()
-    reused.block.eval()
 
 
 def test_parameters_are_those_of_the_call(reused):
@@ -424,16 +423,46 @@ def test_functions_called_directly_do_the_operation_they_stand_for():
 
 
 def test_lists_of_a_block_are_bounded(reused):
-    forward = vars(reused.block)["forward"]
-    lists = next(
-        cell.cell_contents
-        for cell in forward.__closure__
-        if isinstance(cell.cell_contents, recorded.Recordings)
-    ).lists
+    lists = recorded._LISTS[reused.block]
     for width in range(2 * recorded.MOST_LISTS):
         reused.call(
             lambda x, w=width: (
-                torch.nn.functional.pad(x, (0, w))[..., : x.shape[-1]] if x.dim() == 3 else x
+                nn.functional.pad(x, (0, w))[..., : x.shape[-1]] if x.dim() == 3 else x
             )
         )
     assert len(lists) <= recorded.MOST_LISTS
+
+
+def test_a_part_that_is_another_module_is_called(reused):
+    parts = [m for m in parts_of(reused.block) if not list(m.parameters())]
+    if not parts:
+        return
+    path = next(p for p, m in reused.block.named_modules() if m is parts[0])
+    owner, _, name = path.rpartition(".")
+    seen = []
+
+    class Other(nn.Identity):
+        def forward(self, *args):
+            seen.append(1)
+            return parts[0](*args)
+
+    setattr(reused.block.get_submodule(owner), name, Other())
+    assert not reused.repeats() and seen
+    setattr(reused.block.get_submodule(owner), name, parts[0])
+    assert reused.repeats()
+
+
+def test_a_list_serves_the_next_method_and_dies_with_its_block(calls):
+    model, pipe = pipeline("pixart-alpha-256")
+    fora, other = (
+        Stack.parse(t) for t in ("fora(interval=3)", "taylorseer(interval=3,order=1,first=1)")
+    )
+    samples(model, pipe, fora)
+    run = calls["run"]
+    assert run == len(blocks(pipe.transformer))
+    samples(model, pipe, other)
+    assert calls["run"] == run
+    lists = weakref.ref(next(iter(recorded._LISTS[blocks(pipe.transformer)[0].module].values())))
+    del pipe
+    gc.collect()
+    assert lists() is None

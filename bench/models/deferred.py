@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -41,23 +41,25 @@ class Standing:
 
     def __init__(self, route: Callable[[Any, Any], Any], idle: Idle) -> None:
         self._route, self.idle = route, idle
-        self.places: list[tuple[nn.Module, Any]] = []
-        """Modules whose `forward` was replaced to put the route in, and by what."""
+        self.places: list[tuple[nn.Module, ref[Any]]] = []
+        """Modules whose `forward` was replaced to put the route in, and by what: what stands there leads
+        back here, and where somebody keeps it by a weak key it must be let go."""
         self._output: Any = NOTHING
 
     def patching(self, patch: Callable[[Any, str, Any], Any]) -> Callable[[Any, str, Any], Any]:
         """`patch`, which puts the route in."""
 
         def noting(owner: Any, name: str, value: Any) -> Any:
-            self.places.append((owner, value))
+            self.places.append((owner, ref(value)))
             return patch(owner, name, value)
 
         return noting
 
     def is_idle(self) -> bool:
         """Whether nothing of the sub-layer is run in the call of the block that begins."""
-        if any([vars(owner).get("forward") is not own for owner, own in self.places]):
-            return False  # somebody stands round it
+        for owner, own in self.places:
+            if (now := vars(owner).get("forward")) is None or now is not own():
+                return False  # somebody stands round it
         return self.idle()
 
     def output(self) -> Any:
@@ -152,8 +154,8 @@ def defer(
         for route, output in zip(routes, outputs, strict=True):
             route.give(output)
         try:
-            own = [forward for route in routes for _, forward in route.places]
-            return call.noted(lambda: on_pending(args, dict(kwargs)), own)
+            routed = {module for route in routes for module, _ in route.places}
+            return call.noted(lambda: on_pending(args, dict(kwargs)), routed)
         finally:
             for route in routes:
                 route.give(NOTHING)

@@ -11,11 +11,12 @@ runs as if there were no list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from operator import itemgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -39,21 +40,28 @@ NOTHING = object()
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
+_LISTS: WeakKeyDictionary[nn.Module, dict[Any, _List]] = WeakKeyDictionary()
+"""The lists of every block, which outlive a method: they hold nothing of it."""
+
+
 class Recordings:
     """The lists of one block, by all that decides what it does: types, shapes, strides and devices of
     what it is given and of what stands for its sub-layers, its other arguments, the modes of torch
     and who computes sums (`fused_rows.kernel_of`). The modules that it calls must be as they were:
-    of torch or diffusers, without hooks, with the same settings, forwards and parameters' types."""
+    of torch or diffusers, in their places, without hooks and forwards of their own, with the same
+    settings and types of parameters."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
-        self.lists: dict[Any, _List | None] = {}
-        """None: what cannot be noted."""
+        self.lists = _LISTS.setdefault(block, {})
+        self.refused: set[Any] = set()
+        """Keys of what cannot be noted, under the methods that are attached."""
+        self.any_noted = False
 
     def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
         """A call with these arguments; None where something in them is not known well enough, and
         where nothing that this block does can be noted."""
-        if self.lists and not any(self.lists.values()):
+        if self.refused and not self.any_noted:
             return None
         try:
             return Call(self, args, kwargs)
@@ -86,22 +94,25 @@ class Call:
         known = self._recordings.lists.get(self._key)
         return NOTHING if known is None or not known.holds() else known.run(self._inputs)
 
-    def noted(self, run: Callable[[], Any], standing: Sequence[Any]) -> Any:
-        """What `run()` returns, which is the block's forward, and a list of what it does; `standing`:
-        the forwards that stand in for those of its sub-layers."""
-        lists, key, block = self._recordings.lists, self._key, self._recordings.block
-        if key is None or lists.get(key, NOTHING) is None:
+    def noted(self, run: Callable[[], Any], routed: Container[nn.Module]) -> Any:
+        """What `run()` returns, which is the block's forward, and a list of what it does; `routed`:
+        the modules in place of whose forwards the routes of its sub-layers are."""
+        recordings, key = self._recordings, self._key
+        if key is None or key in recordings.refused:
             return run()
-        parts: list[nn.Module] = [block]
+        block, lists = recordings.block, recordings.lists
+        parts: list[nn.Module] = []
         operations = Operations(block, self._inputs)
         with _calls_seen(parts), operations:
             result = run()
-        if len(lists) >= MOST_LISTS:
-            lists.pop(next(iter(lists)))
         try:
-            lists[key] = _List(operations, result, parts, standing)
+            made = _List(operations, result, _Parts(block, parts, routed))
         except Unknown:
-            lists[key] = None
+            recordings.refused.add(key)
+            return result
+        if key not in lists and len(lists) >= MOST_LISTS:
+            lists.pop(next(iter(lists)))
+        lists[key], recordings.any_noted = made, True
         return result
 
 
@@ -153,31 +164,29 @@ def _calls_seen(parts: list[nn.Module]) -> Iterator[None]:
 class _List:
     """The operations as one function, and what must be as it was for it to do what the block does."""
 
-    def __init__(
-        self, operations: Operations, result: Any, parts: Sequence[nn.Module], standing: Any
-    ) -> None:
-        """`standing`: forwards that stand in for those of sub-layers. Raises `Unknown`."""
+    def __init__(self, operations: Operations, result: Any, parts: _Parts) -> None:
+        """Raises `Unknown`."""
         if operations.why:
             raise Unknown(operations.why)
         returned = operations.named(result)
         lines, used = needed(operations, returned)
-        self._parameters = []
-        for name, (store, key) in operations.parameters.items():
-            if name in used:
-                self._parameters.append((store, key, name, _alike_parameter(store[key])))
+        own = {name: of for name, of in operations.parameters.items() if name in used}
+        self._parameters = [*own.values()]
+        self._known = [_alike_parameter(store[name]) for store, name in self._parameters]
         constants = {name: value for name, value in operations.constants.items() if name in used}
-        self._function = function_of(lines, returned, [p[2] for p in self._parameters], constants)
-        self._parts = _Parts(parts, standing)
+        self._function = function_of(lines, returned, [*own], constants)
+        self._parts = parts
 
     def holds(self) -> bool:
         """Whether the modules are as they were."""
-        return self._parts.as_they_were() and all(
-            _alike_parameter(store.get(key)) == alike for store, key, _, alike in self._parameters
-        )
+        if not self._parts.as_they_were():
+            return False
+        found = [_alike_parameter(store.get(name)) for store, name in self._parameters]
+        return found == self._known
 
     def run(self, inputs: list[Tensor]) -> Any:
         """What the block returns for these."""
-        return self._function(inputs, [store[key] for store, key, _, _ in self._parameters])
+        return self._function(inputs, [store[name] for store, name in self._parameters])
 
 
 def _alike_parameter(tensor: Any) -> Any:
@@ -187,37 +196,59 @@ def _alike_parameter(tensor: Any) -> Any:
 
 
 class _Parts:
-    """The modules that a block called, itself first, and what decides what they do."""
+    """The modules that a block called, and what decides what they do."""
 
-    def __init__(self, parts: Sequence[nn.Module], standing: Any) -> None:
-        unique = list({id(part): part for part in parts}.values())
-        for part in unique:
-            forward = vars(part).get("forward")
-            if type(part).__module__.partition(".")[0] not in LIBRARIES:
-                raise Unknown(f"{type(part).__name__} is of no library")
-            if part is not unique[0] and forward is not None and forward not in standing:
-                raise Unknown(f"{type(part).__name__} has another forward")
-            if vars(part).get("_compiled_call_impl") is not None:
-                raise Unknown(f"{type(part).__name__} is compiled")
-        inside = unique[1:]
-        self._own = [vars(part) for part in inside]
-        self._forwards = [own.get("forward") for own in self._own]
-        self._settings = []
-        for part in unique:
-            names = [name for name, value in vars(part).items() if isinstance(value, SETTINGS)]
-            self._settings.append((vars(part), itemgetter(*names, "training"), None))
-        self._settings = [(own, of, of(own)) for own, of, _ in self._settings]
-        self._hooks = [own[name] for own in self._own for name in HOOKS]
-        if any(self._hooks):
-            raise Unknown("a hook on a part")
+    def __init__(
+        self, block: nn.Module, parts: Sequence[nn.Module], routed: Container[nn.Module]
+    ) -> None:
+        """`routed`: those in place of whose forwards the routes of sub-layers are. Raises
+        `Unknown`."""
+        paths = {part: path for path, part in block.named_modules()}
+        self._stores: list[dict[str, Any]] = []
+        self._names: list[str] = []
+        self._children: list[nn.Module] = []
+        self._settings: list[tuple[dict[str, Any], Any, Any]] = []
+        self._hooks: list[dict[Any, Any]] = []
+        self._own: list[dict[str, Any]] = []
+        self._every: list[dict[str, Any]] = []
+        self._settle(block)
+        for part in dict.fromkeys(parts):
+            if part not in paths:
+                raise Unknown(f"{type(part).__name__} is no part of the block")
+            parent = block
+            for name in paths[part].split("."):
+                self._stores.append(parent._modules)  # type: ignore[arg-type]
+                self._names.append(name)
+                parent = parent.get_submodule(name)
+                self._children.append(parent)
+            self._hooks += [vars(part)[name] for name in HOOKS]
+            self._settle(part)
+            self._every.append(vars(part))
+            if part not in routed:
+                self._own.append(vars(part))
+        if not self.as_they_were():
+            raise Unknown("a part has a hook or another forward")
+
+    def _settle(self, part: nn.Module) -> None:
+        if type(part).__module__.partition(".")[0] not in LIBRARIES:
+            raise Unknown(f"{type(part).__name__} is of no library")
+        own = vars(part)
+        names = [name for name, value in own.items() if isinstance(value, SETTINGS)]
+        of = itemgetter(*names)
+        self._settings.append((own, of, of(own)))
 
     def as_they_were(self) -> bool:
-        """Whether hooks, forwards and settings are what they were."""
-        if any(self._hooks):
+        """Whether they are where they were, and hooks, forwards and settings what they were."""
+        if any(self._hooks) or any(map(dict.__contains__, self._own, repeat("forward"))):
             return False
-        if list(map(dict.get, self._own, repeat("forward"))) != self._forwards:
+        if any(map(dict.__contains__, self._every, repeat("_compiled_call_impl"))):
+            return False
+        if list(map(dict.get, self._stores, self._names)) != self._children:
             return False
         try:
-            return all(of(own) == before for own, of, before in self._settings)
+            for own, of, before in self._settings:
+                if of(own) != before:
+                    return False
         except KeyError:
             return False
+        return True
