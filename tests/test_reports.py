@@ -688,6 +688,19 @@ def test_a_run_with_random_weights_says_once_that_it_has_no_quality(tmp_path, ca
     assert row["reason"] == RANDOM
 
 
+def test_a_cell_without_a_record_is_named_by_model_and_stack(tmp_path):
+    run = write_run(tmp_path / "run", n=2, models=("dit-tiny",), stacks=STACKS[:2])
+    spec = json.loads((run / "spec.json").read_text())
+    labels = {"dit-tiny--fora-0a": "dit-tiny fora(interval=3)"}
+    spec |= {"cells": ["dit-tiny--fora-0a", "dit-tiny--int8-0b"], "labels": labels}
+    (run / "spec.json").write_text(json.dumps(spec))
+    (section,) = sections.read_sections([run])
+    assert [sentence.partition(" has no record: ")[0] for sentence in section.left_out] == [
+        "dit-tiny fora(interval=3)",
+        "dit-tiny--int8-0b",
+    ]
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is no run folder"):
         reports.build([tmp_path])

@@ -172,7 +172,7 @@ def plate(
     if any(row["suspect"] for row in rows):
         bound = share(rows[0]["drift_bound"])
         foot += textwrap.wrap(
-            "Hollow: suspect times: none was timed in one round, or its slowest round took over "
+            "Hollow: suspect times: of one round only, or the baseline's slowest round took over "
             f"{bound} longer than its fastest, or a GPU was slowed down or shared.",
             LETTERS,
         )

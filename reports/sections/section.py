@@ -197,8 +197,10 @@ def _section(folder: Path, name: str) -> Section:
         for key in run.spec.get("cells", [])
         if key not in records and not files.record(key).exists()
     ]
+    labels = run.spec.get("labels", {})
     left_out = damaged + [
-        f"{key} has no record: the run has not come to it, or stopped while it was in flight"
+        f"{labels.get(key, key)} has no record: the run has not come to it, or stopped while it was "
+        "in flight"
         for key in missing
     ]
     spec = run.spec.get("spec", {})

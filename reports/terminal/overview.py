@@ -146,7 +146,8 @@ def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
             stacks_of.setdefault(note, []).append(row["stack"])
     missing: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for metric in rows[0]["quality"] if rows else ():
-        had, without = any(row["quality"][metric]["value"] for row in rows), {}
+        had = any(row["quality"][metric]["value"] for row in rows)
+        without: dict[str, list[str]] = {}
         for row in rows:
             entry = row["quality"][metric]
             first = entry["table"] == "" or had
@@ -154,9 +155,9 @@ def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
                 without.setdefault(entry["reason"], []).append(row["stack"])
         for reason, stacks in without.items():
             missing.setdefault((reason, tuple(stacks)), []).append(metric)
-    for (reason, stacks), names in missing.items():
+    for (reason, of), names in missing.items():
         what = "quality" if reason == RANDOM else ", ".join(names)
-        stacks_of.setdefault(f"no {what}: {reason}", []).extend(stacks)
+        stacks_of.setdefault(f"no {what}: {reason}", []).extend(of)
     measured = [row["stack"] for row in rows if row["status"] == SHOWN]
     stacks_of |= {sentence: measured[1:] for sentence in without_difference(rows)}
     for reason, names in unmeasured(rows, first=False).items():
