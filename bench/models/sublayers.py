@@ -27,6 +27,7 @@ from ditbench.models.pending import Pending, real
 from ditbench.models.regions import computer_of, own_forward, rows_region, run_forward
 from ditbench.models.token_rows import (
     ROUTED,
+    WHOLE,
     Run,
     Selection,
     computing,
@@ -239,7 +240,7 @@ class Sublayer:
         def forward(*args: Any, **kwargs: Any) -> Any:
             # blocks call their modules either way
             hidden, *rest = args or (kwargs.pop("hidden_states"),)
-            return routed(Selection(), hidden, rest, kwargs, outermost=True)
+            return routed(WHOLE, hidden, rest, kwargs, outermost=True)
 
         patch(self.module, "forward", forward)
         ROUTED[forward] = routed

@@ -58,6 +58,8 @@ class Selection:
         """This, as a route asks it further of a sub-layer with the input `hidden`; ValueError where
         both choose rows, or both a context, for places of another shape, for a context without
         tokens, and for rows or a context of another batch."""
+        if rows is None and context is None:
+            return self
         for given, what in ((rows, "rows"), (context, "a context")):
             if given is not None and len(given) != len(hidden):
                 raise ValueError(f"{what} for {len(given)} of a batch of {len(hidden)}")
@@ -75,6 +77,8 @@ class Selection:
         return Selection(self.rows if rows is None else rows, self.context or other)
 
 
+WHOLE = Selection()
+"""All rows, attending to all tokens."""
 _COMPUTED: list[Selection] = []
 
 
@@ -91,7 +95,7 @@ def computing(selection: Selection) -> Iterator[None]:
 def selection_under_way() -> Selection:
     """What is computed of the sub-layer that runs now, for a method that replaces an operation inside
     it: whole, where nobody chose."""
-    return _COMPUTED[-1] if _COMPUTED else Selection()
+    return _COMPUTED[-1] if _COMPUTED else WHOLE
 
 
 def places_of(context: Context | None) -> Tensor | None:

@@ -74,7 +74,7 @@ def combined(parts: Sequence[Tensor], terms: Sequence[float]) -> Tensor:
     """The sum of tensors times numbers, of which the first is 1."""
     out = parts[0]
     for part, term in zip(parts[1:], terms[1:], strict=True):
-        out = out + term * part
+        out = out + part * term
     return out
 
 

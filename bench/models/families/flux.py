@@ -120,7 +120,15 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
     from ditbench.models.fused_sums import not_run
     from ditbench.models.pending import Pending, real
     from ditbench.models.regions import compute, own_forward, run_forward
-    from ditbench.models.token_rows import ROUTED, Selection, SingleRun, computing, every, take
+    from ditbench.models.token_rows import (
+        ROUTED,
+        WHOLE,
+        Selection,
+        SingleRun,
+        computing,
+        every,
+        take,
+    )
 
     block: Any = single
     own = tuple(
@@ -141,7 +149,7 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
             raise ValueError(
                 "a single block is one sub-layer: no other method can reuse the attention inside it"
             )
-        return routed(Selection(), deferred.pop("hidden"), deferred.pop("kwargs"), outermost=True)
+        return routed(WHOLE, deferred.pop("hidden"), deferred.pop("kwargs"), outermost=True)
 
     def routed(
         selection: Selection,
