@@ -131,7 +131,13 @@ def test_rows_and_predictions_hold_together(subject, times):
     by_name = {
         r["schedule"]: r for r in benchmark.schedule_rows(subject, times, schedules, measured)
     }
-    assert by_name["dense"]["predicted_speedup"] == by_name["dense"]["flops_ratio"] == 1
+    dense = by_name["dense"]
+    assert dense["predicted_speedup"] == dense["flops_ratio"] == 1
+    # the un-accelerated model: not its blocks under a method, each sub-layer timed by itself
+    call = times.rest + 6 * times.blocks[0].whole["plain"].seconds
+    assert dense["predicted_s"] == pytest.approx(20 * call)
+    sum_of_parts = times.predicted(schedules["evenly"], subject.names, subject.lists)
+    assert by_name["evenly"]["predicted_speedup"] == pytest.approx(20 * call / sum_of_parts)
     assert by_name["evenly"]["measured_speedup"] == 2
     assert by_name["evenly"]["flops_ratio"] == pytest.approx(1 / 0.46, rel=0.02)
     assert by_name["uniform"]["measured_s"] is None and by_name["uniform"]["partial"] > 0.5

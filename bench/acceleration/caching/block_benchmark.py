@@ -268,12 +268,12 @@ def schedule_rows(
     measured: Mapping[str, float],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row for each schedule: what the sub-layers' FLOPs and the predicted time of the transformer's
-    calls come down by, and the measured time where the whole was run."""
-    names, lists = subject.names, subject.lists
-    dense = times.predicted(schedules["dense"], names, lists, subject.calls)
+    calls come down by, from that of plain blocks (`dense`), and the time of the whole where it ran."""
+    names, lists, calls = subject.names, subject.lists, subject.calls
+    dense = times.plain(names, lists) * calls * subject.sampling.steps
     rows = []
     for name, chosen in schedules.items():
-        seconds = times.predicted(chosen, names, lists, subject.calls)
+        seconds = dense if name == "dense" else times.predicted(chosen, names, lists, calls)
         fewer = 1 / spent_share(chosen, subject.weights)
         run = measured.get(name)
         faster = measured["dense"] / run if run else None

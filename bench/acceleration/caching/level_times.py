@@ -136,6 +136,13 @@ class Times:
         spent = np.take_along_axis(table[None], chosen[..., None], 2).sum() / 1e9
         return calls * (len(chosen) * empty + float(spent))
 
+    def plain(self, names: Sequence[str], lists: Sequence[str]) -> float:
+        """Seconds of a transformer call with nothing attached: not what dense sub-layers add up to
+        where the host is slower than the device, since each is timed with its own waiting."""
+        where = dict(zip((n.partition(".")[0] for n in names), lists, strict=True)).values()
+        by_name = {block.name: block.whole["plain"].seconds for block in self.blocks}
+        return self.rest + sum(by_name[name] for name in where)
+
     def write(self, path: Path) -> None:
         """A JSON file, for `diffsparse(times=FILE)`."""
         blocks = [
