@@ -2,9 +2,11 @@
 bits, and whatever is not as it was when the list was made runs without it."""
 
 import gc
+import sys
 import weakref
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from ditbench.method.generation import Now
 from ditbench.method.stack import Stack
 from ditbench.models import deferred, operation_list, recorded
 from ditbench.models.blocks import blocks
+from ditbench.models.fused_rows import computed_by
+from ditbench.models.fused_sums import AT_ONCE
 from ditbench.models.loading import load
 from ditbench.models.operation_list import DIRECT
 from ditbench.models.recorded import NOTHING, Call
@@ -313,6 +317,35 @@ def test_another_set_of_sublayers_that_are_run_is_no_list(reused):
 
     attachment.reroute(own[0], route)  # a second method stands round it
     assert not reused.repeats() and ran
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_by_the_kernel_are_calls_of_it(name, calls, monkeypatch):
+    """The kernel, whose arithmetic torch does here, is called as often and with the same."""
+    seen = []
+
+    def added(stream, outputs, gates):
+        seen.append(len(outputs))
+        assert len(outputs) <= AT_ONCE
+        out = stream.clone()
+        for output, gate in zip(outputs, gates, strict=True):
+            out = out + (output if gate is None else gate * output)
+        return out
+
+    fake = SimpleNamespace(added=added)
+    monkeypatch.setitem(sys.modules, "ditbench.models.row_kernels", fake)
+    model, pipe = pipeline(name)
+    for text in ("fora(interval=3)", "taylorseer(interval=3,order=1,first=1)"):
+        stack = Stack.parse(text)
+        before = calls["repeated"]
+        with computed_by("triton"):
+            now, by_list = samples(model, pipe, stack), [*seen]
+            seen.clear()
+            with monkeypatch.context() as patched:
+                without(patched)
+                assert torch.equal(samples(model, pipe, stack), now)
+        assert calls["repeated"] > before and by_list == seen and seen
+        seen.clear()
 
 
 def test_a_method_that_is_detached_leaves_no_list_behind(calls):
