@@ -340,6 +340,18 @@ def test_models_that_were_asked_for_other_steps_stand_in_one(tmp_path):
         merge_runs([one, asked("five", "wan-tiny", "nobody=3")], tmp_path / "no")
 
 
+def test_a_run_from_before_a_setting_was_there_has_its_default(tmp_path):
+    def made(name, model, **more):
+        settings = {k: v for k, v in (SETTINGS | more).items() if v is not None}
+        return part(tmp_path, name, FEW[:2], models=(model,), settings=settings)
+
+    before = made("before", "dit-tiny", row_kernels=None)
+    after = made("after", "wan-tiny", row_kernels="auto")
+    assert merge_runs([before, after], tmp_path / "both") == []
+    with pytest.raises(ValueError, match=r"differ in row kernels \(auto, torch\)"):
+        merge_runs([before, made("torch", "wan-tiny", row_kernels="torch")], tmp_path / "no")
+
+
 def test_a_model_that_the_first_run_has_not_is_asked_for_the_same_steps_by_all_others(tmp_path):
     def asked(name, model, steps):
         wanted = SETTINGS | {"steps": steps}

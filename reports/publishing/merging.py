@@ -17,7 +17,7 @@ from ditbench.records.published_files import FILES, hashes, members
 from ditbench.records.record import MEASURED, Run, environments_of, read_run, sessions_of
 from ditbench.records.run_folder import RunFolder
 from ditbench.records.scores import read_scores
-from ditbench.records.settings import LABELS
+from ditbench.records.settings import DEFAULTS, LABELS
 from ditbench.reports.publishing.records import as_text, in_place_of, without_folders, zipped
 from ditbench.reports.publishing.sharing import as_published
 
@@ -90,7 +90,8 @@ def _apart(one: Run, other: Run) -> list[str]:
 
 
 def _settings(run: Run) -> Mapping[str, Any]:
-    return run.spec.get("settings") or run.spec.get("spec") or {}
+    """Those that a run knew, and the defaults of those that came later."""
+    return DEFAULTS | (run.spec.get("settings") or run.spec.get("spec") or {})
 
 
 def _by_model(name: str, runs: Sequence[Run]) -> str | None:
