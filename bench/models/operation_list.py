@@ -209,7 +209,7 @@ def function_of(
         last.pop(leaf, None)
     source = [f"{', '.join(parameters)}, = p"] if parameters else []
     for at, (name, func, args, kwargs, parts) in enumerate(lines):
-        space[f"f{at}"] = _direct(func, kwargs)
+        space[f"f{at}"] = func if kwargs else DIRECT.get(func, func)
         given = [written(arg) for arg in args]
         given += [f"{key}={written(arg)}" for key, arg in kwargs.items()]
         source.append(f"{name} = f{at}({', '.join(given)})")
@@ -220,10 +220,6 @@ def function_of(
     exec(_compiled("def run(i, p):\n    " + "\n    ".join(source)), space)
     run: Callable[[list[Tensor], list[Any]], Any] = space["run"]
     return run
-
-
-def _direct(func: Any, kwargs: Mapping[str, Any]) -> Any:
-    return DIRECT.get(func, func) if not kwargs else func
 
 
 @cache
