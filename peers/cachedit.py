@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-import torch
-
 from ditbench.acceleration.caching.diffusers_caches import count_shortened
 from ditbench.method import Attachment, Stage, knob, method
 
@@ -69,7 +67,9 @@ class CacheDiT:
             "foca": cache_dit.FoCaCalibratorConfig,
         }
         calibrator = calibrators[self.calibrator]() if self.calibrator else None
-        lists = [m for m in pipeline.transformer.children() if isinstance(m, torch.nn.ModuleList)]
+        from torch import nn
+
+        lists = [m for m in pipeline.transformer.children() if isinstance(m, nn.ModuleList)]
         at.guard(type(pipeline), pipeline.transformer, *lists)
         cache_dit.enable_cache(pipeline, cache_config=config, calibrator_config=calibrator)
         at.undo(cache_dit.disable_cache, pipeline)
@@ -103,7 +103,9 @@ def _forget(manager: Any) -> None:
 
 def _tensors(held: Any) -> Iterator[Any]:
     """The tensors in dictionaries, lists, and the library's own objects."""
-    if isinstance(held, torch.Tensor):
+    from torch import Tensor
+
+    if isinstance(held, Tensor):
         yield held
     elif isinstance(held, dict):
         for value in held.values():

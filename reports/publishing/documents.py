@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
+from ditbench.method.plugins import load_plugins
 from ditbench.reports.publishing.contrasts import against_table, floor_table, matched_table
 from ditbench.reports.publishing.needs import needs_table
 from ditbench.reports.publishing.run import run_table
@@ -15,6 +16,7 @@ from ditbench.reports.publishing.stacking import answer_table, verdict_table
 from ditbench.reports.sections.section import Section, read_sections
 
 PUBLISHED = Path("reports") / "published"
+PEERS = Path(__file__).resolve().parents[2] / "peers"
 FOLDERS = ("bench", "datasets", "methods", "reports")
 """Whose READMEs may hold tables, besides the checkout's own."""
 TABLES: Mapping[str, Callable[..., str]] = {
@@ -90,5 +92,9 @@ def rewrite(checkout: Path) -> list[Path]:
 
 @cache
 def section_of(folder: Path) -> Section:
-    """A published run; ValueError when there is none."""
-    return read_sections([folder])[0]
+    """A published run; ValueError when there is none. Of plug-ins that it was made with, those are
+    loaded that the checkout has in `peers/`: tables go by the knobs of their methods."""
+    (section,) = read_sections([folder])
+    plugins = section.spec.get("plugins") or ()
+    load_plugins(PEERS / Path(p).name for p in plugins if Path(p).parent.name == PEERS.name)
+    return section
