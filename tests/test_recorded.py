@@ -516,3 +516,19 @@ def test_a_list_serves_the_next_method_and_dies_with_its_block(calls):
     del pipe
     gc.collect()
     assert lists() is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_compiled_stack_repeats_what_is_reused_and_compiles_what_is_computed(name, calls):
+    model, pipe = pipeline(name)
+    usual = samples(model, pipe, Stack.parse("fora(interval=2)"))
+    repeated = calls["repeated"]
+    calls["repeated"] = 0
+    stack = Stack.parse("fora(interval=2)+compile(backend='aot_eager')")
+    with stack.attached(pipe) as attached, quiet():
+        attached.start(STEPS, 2)
+        compiled = torch.as_tensor(generate(pipe, model, 2))
+        regions = attached.counters()["compile.regions"]
+    # lists are the block's: the one that was noted before serves here too
+    assert calls["repeated"] > repeated > 0 and regions > 0
+    assert torch.allclose(compiled, usual, atol=1e-5)

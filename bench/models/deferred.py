@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakSet, ref
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ditbench.models.pending import Pending, real
 from ditbench.models.recorded import NOTHING, Recordings, may_be_recorded
-from ditbench.models.regions import computer_of, running
+from ditbench.models.regions import computer_of, running, running_alone
 
 Dense = Callable[[], bool]
 """f() -> whether a sub-layer computes everything in the call of its block that begins."""
@@ -136,7 +137,7 @@ def defer(
     def idle_routes() -> tuple[Standing, ...]:
         """The routes, where none of the block's sub-layers is run; else none."""
         routes = forward.standing.values()
-        if len(routes) != parts or computer_of(block) is not None or not may_be_recorded():
+        if len(routes) != parts or not may_be_recorded():
             return ()
         for route in routes:
             if not route.is_idle():
@@ -155,12 +156,13 @@ def defer(
             route.give(output)
         try:
             routed = {module for route in routes for module, _ in route.places}
-            return call.noted(lambda: on_pending(args, dict(kwargs)), routed)
+            # also where a `Computer` has the regions of the block: a list takes less than its calls
+            return call.noted(lambda: on_pending(args, dict(kwargs), running_alone()), routed)
         finally:
             for route in routes:
                 route.give(NOTHING)
 
-    def on_pending(args: Any, kwargs: Any) -> Any:
+    def on_pending(args: Any, kwargs: Any, by: AbstractContextManager[None] | None = None) -> Any:
         waiting = list(args)
         for i in places:
             if i < len(waiting) and isinstance(waiting[i], Tensor):
@@ -168,7 +170,7 @@ def defer(
         for name in names:
             if isinstance(kwargs.get(name), Tensor):
                 kwargs[name] = Pending(kwargs[name])
-        with running(block):
+        with by or running(block):
             return real(original(*waiting, **kwargs))
 
     forward: Any = running_on

@@ -56,6 +56,17 @@ def running(block: nn.Module) -> Iterator[None]:
         _RUNNING.pop()
 
 
+@contextmanager
+def running_alone() -> Iterator[None]:
+    """Inside, a block runs whose pending tensors are worked out operation by operation, whoever
+    computes its regions otherwise."""
+    _RUNNING.append(None)
+    try:
+        yield
+    finally:
+        _RUNNING.pop()
+
+
 def running_computer() -> Computer | None:
     """The computer of the block that runs now."""
     return _RUNNING[-1] if _RUNNING else None
