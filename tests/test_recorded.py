@@ -6,13 +6,15 @@ import sys
 import weakref
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import wraps
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from narrow import NAMES, generate, narrow
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditbench.acceleration.caching.budget import DENSE
@@ -273,6 +275,76 @@ def test_another_forward_of_a_part_is_called(reused):
     del part.forward
 
 
+def test_another_forward_of_a_class_is_called(reused, monkeypatch):
+    kind, seen = type(parts_of(reused.block)[0]), []
+    own = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda *args: seen.append(1) or own(*args))
+    assert not reused.repeats() and seen
+
+
+def test_a_part_that_is_of_another_class_is_called(reused):
+    part, seen = parts_of(reused.block)[0], []
+    kind = type(part)
+    own = {"forward": lambda *args: seen.append(1) or kind.forward(*args)}
+    part.__class__ = type(kind.__name__, (kind,), {**own, "__module__": kind.__module__})
+    assert not reused.repeats() and seen
+    part.__class__ = kind
+    reused.call()
+    assert reused.repeats()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_forward_of_the_blocks_own_class_is_called(name, calls, monkeypatch):
+    """Of a library that somebody patches between two methods."""
+    model, pipe = pipeline(name)
+    stack = Stack.parse("fora(interval=3)")
+    before = samples(model, pipe, stack)
+    assert calls["repeated"]
+    for kind in {type(b.module) for b in blocks(pipe.transformer)}:
+
+        @wraps(kind.forward)
+        def forward(self, *args, own=kind.forward, **kwargs):
+            out = own(self, *args, **kwargs)
+            changed = [
+                t if t is None else t * 1.25 for t in (out if isinstance(out, tuple) else (out,))
+            ]
+            return tuple(changed) if isinstance(out, tuple) else changed[0]
+
+        monkeypatch.setattr(kind, "forward", forward)
+    now = samples(model, pipe, stack)
+    with monkeypatch.context() as patched:
+        without(patched)
+        assert torch.equal(samples(model, pipe, stack), now)
+    assert not torch.equal(now, before)
+
+
+def test_an_attribute_that_hides_one_of_the_class_is_gone_by(reused):
+    part = parts_of(reused.block)[0]
+    part.extra_repr = lambda: ""
+    assert not reused.repeats()
+    del part.extra_repr
+
+
+def test_parameters_of_other_strides_are_noted_anew(reused):
+    own = [p for p in reused.block.parameters()]
+    kept = [p.data for p in own]
+    for p in own:
+        p.data = torch.stack([p.data, p.data], -1)[..., 0]
+    assert not reused.repeats()
+    assert reused.repeats()
+    for p, data in zip(own, kept, strict=True):
+        p.data = data
+
+
+def test_constants_go_by_the_default_type(reused):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert not reused.repeats()
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_a_setting_of_a_part_that_changes_is_gone_by(reused):
     reused.block.training = True  # of the block alone: nothing drops out
     assert not reused.repeats()
@@ -425,6 +497,34 @@ def test_a_list_that_gives_something_else_is_not_used(reused, monkeypatch):
     assert not recorded._LISTS[reused.block] and reused.calls["repeated"] == before["repeated"]
 
 
+def test_a_list_that_cannot_be_tried_is_not_used(reused, monkeypatch):
+    """No memory for it, say: the sample goes on."""
+    recorded._LISTS[reused.block].clear()
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(recorded, "function_of", lambda *_: out_of_memory)
+    assert not reused.repeats() and not reused.repeats()
+    assert not recorded._LISTS[reused.block]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_numbers_that_the_host_reads_are_not_noted(mode):
+    for read in (
+        Tensor.tolist,
+        Tensor.numpy,
+        np.asarray,
+        np.from_dlpack,
+        lambda x: x.cpu().numpy(),
+    ):
+        x = torch.randn(3)
+        operations = operation_list.Operations(nn.Identity(), [x])
+        with mode(), operations, operation_list.HostReads(operations):
+            x * 2 + float(sum(read(x)))
+        assert "reads numbers" in operations.why
+
+
 def test_random_numbers_and_values_are_not_noted(monkeypatch):
     for function, why in (
         (lambda x: torch.nn.functional.dropout(x, 0.5), "random"),
@@ -532,3 +632,15 @@ def test_a_compiled_stack_repeats_what_is_reused_and_compiles_what_is_computed(n
     # lists are the block's: the one that was noted before serves here too
     assert calls["repeated"] > repeated > 0 and regions > 0
     assert torch.allclose(compiled, usual, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lists_of_blocks_that_are_offloaded_die_with_them(name, calls):
+    """accelerate keeps a block's own forward among its attributes."""
+    model, pipe = pipeline(name)
+    cpu_offload(pipe.transformer, torch.device("cpu"))
+    samples(model, pipe, Stack.parse("fora(interval=3)"))
+    alive = [weakref.ref(b.module) for b in blocks(pipe.transformer)]
+    del pipe
+    gc.collect()
+    assert not any(ref() is not None for ref in alive)

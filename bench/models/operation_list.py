@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -48,6 +49,8 @@ UNSTEADY = frozenset(
     }
 )
 """Tags of operations that go by random numbers, or whose outcome's form goes by values."""
+HOST_READS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
+"""Functions that give the numbers in a tensor to the host, and are no operations."""
 MOST_NUMBERS = 1 << 14
 """Of a constant that a list may hold; what is larger is made anew."""
 
@@ -155,6 +158,19 @@ class Operations(TorchDispatchMode):
         return given
 
 
+class HostReads(TorchFunctionMode):
+    """Has no list made of what reads numbers in a way that `Operations` does not see."""
+
+    def __init__(self, operations: Operations) -> None:
+        super().__init__()
+        self._operations = operations
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in HOST_READS:
+            self._operations.why = f"{func.__name__} reads numbers"
+        return func(*args, **(kwargs or {}))
+
+
 class Name(str):
     """The variable of a tensor."""
 
@@ -194,7 +210,7 @@ def function_of(
         if isinstance(given, (tuple, list)):
             inside = "".join(f"{written(item)}, " for item in given)
             return f"[{inside}]" if isinstance(given, list) else f"({inside})"
-        if given is None or isinstance(given, (bool, int, str)):
+        if given is None or type(given) in (bool, int, str):
             return repr(given)
         name = values.setdefault(id(given), f"c{len(values)}")
         space[name] = given  # a number, a type or a device

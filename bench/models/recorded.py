@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from itertools import repeat
 from operator import itemgetter
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,13 +25,15 @@ from torch.nn.modules import module as every_module
 
 from ditbench.models.fused_rows import kernel_of
 from ditbench.models.gated import Gated
-from ditbench.models.operation_list import Operations, Unknown, function_of, needed
+from ditbench.models.operation_list import HostReads, Operations, Unknown, function_of, needed
 from ditbench.models.regions import running_computer
 
 MOST_LISTS = 16
 """Of a block; of more, the oldest goes."""
-SETTINGS = (int, float, str, type(None))
-"""Types of attributes of modules that may decide what they do (bool is an int)."""
+SETTINGS = (int, float, str, type(None), torch.dtype, FunctionType, BuiltinFunctionType)
+"""Types of attributes of modules that may decide what they do (bool is an int), and tuples of them."""
+ROUTED = frozenset({"forward", "_old_forward"})
+"""Attributes that are a function while a method is attached."""
 CONSTANTS = frozenset({int, bool, str, float, torch.dtype})
 """Types of arguments that are compared by their values."""
 LIBRARIES = ("torch", "diffusers")
@@ -46,10 +49,11 @@ _LISTS: WeakKeyDictionary[nn.Module, dict[Any, _List]] = WeakKeyDictionary()
 
 class Recordings:
     """The lists of one block, by all that decides what it does: types, shapes, strides and devices of
-    what it is given and of what stands for its sub-layers, its other arguments, the modes of torch
-    and who computes sums (`fused_rows.kernel_of`). The modules that it calls must be as they were:
-    of torch or diffusers, in their places, without hooks and forwards of their own, with the same
-    settings and types of parameters."""
+    what it is given and of what stands for its sub-layers, its other arguments, the modes of torch,
+    its default type (of constants), and who computes sums (`fused_rows.kernel_of`). The modules that
+    it calls must be as they were: of torch or diffusers, in their places, without hooks and forwards
+    of their own, with the same settings, the same forwards of their classes, and parameters of the
+    same types, shapes and strides."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
@@ -65,7 +69,7 @@ class Recordings:
             return None
         try:
             return Call(self, args, kwargs)
-        except Unknown:
+        except (Unknown, RuntimeError):  # a tensor without strides
             return None
 
 
@@ -87,12 +91,15 @@ class Call:
         `NOTHING` where none is known to give it."""
         try:
             alike = tuple(_alike(outputs, self._inputs))
-        except Unknown:
+        except (Unknown, RuntimeError):
             return NOTHING
         by = kernel_of(self._inputs[-1].device)
-        self._key = self._given, alike, by, torch.is_inference_mode_enabled()
+        modes = torch.is_inference_mode_enabled(), torch.get_default_dtype()
+        self._key = self._given, alike, by, modes
         known = self._recordings.lists.get(self._key)
-        return NOTHING if known is None or not known.holds() else known.run(self._inputs)
+        if known is None or not known.holds(self._recordings.block):
+            return NOTHING
+        return known.run(self._inputs)
 
     def noted(self, run: Callable[[], Any], routed: Container[nn.Module]) -> Any:
         """What `run()` returns, which is the block's forward, and a list of what it does; `routed`:
@@ -103,13 +110,13 @@ class Call:
         block, lists = recordings.block, recordings.lists
         parts: list[nn.Module] = []
         operations = Operations(block, self._inputs)
-        with _calls_seen(parts), operations:
+        with _calls_seen(parts), operations, HostReads(operations):
             result = run()
         try:
             made = _List(operations, result, _Parts(block, parts, routed))
             if not _same(made.run(self._inputs), result):
                 raise Unknown("the list gives something else")
-        except (Unknown, TypeError):  # a function of `DIRECT` that takes other arguments
+        except Exception:  # no memory for it, say: the block itself has run
             recordings.refused.add(key)
             return result
         if key not in lists and len(lists) >= MOST_LISTS:
@@ -190,9 +197,9 @@ class _List:
         self._function = function_of(lines, returned, [*own], constants)
         self._parts = parts
 
-    def holds(self) -> bool:
-        """Whether the modules are as they were."""
-        if not self._parts.as_they_were():
+    def holds(self, block: nn.Module) -> bool:
+        """Whether the modules of the block are as they were."""
+        if not self._parts.as_they_were(block):
             return False
         found = [_alike_parameter(store.get(name)) for store, name in self._parameters]
         return found == self._known
@@ -205,11 +212,14 @@ class _List:
 def _alike_parameter(tensor: Any) -> Any:
     if type(tensor) not in (Tensor, nn.Parameter):
         return None
-    return type(tensor), tensor.shape, tensor.dtype, tensor.device
+    return type(tensor), tensor.shape, tensor.dtype, tensor.stride(), tensor.device
 
 
 class _Parts:
-    """The modules that a block called, and what decides what they do."""
+    """The modules that a block called, and what decides what they do.
+
+    It holds neither the block nor its attributes, among which accelerate puts the block's own forward:
+    the lists are kept as long as the block, which would then be for ever."""
 
     def __init__(
         self, block: nn.Module, parts: Sequence[nn.Module], routed: Container[nn.Module]
@@ -220,12 +230,13 @@ class _Parts:
         self._stores: list[dict[str, Any]] = []
         self._names: list[str] = []
         self._children: list[nn.Module] = []
-        self._settings: list[tuple[dict[str, Any], Any, Any]] = []
+        self._settings: list[tuple[dict[str, Any], _Settings]] = []
+        self._called = [*dict.fromkeys(parts)]
         self._hooks: list[dict[Any, Any]] = []
         self._own: list[dict[str, Any]] = []
         self._every: list[dict[str, Any]] = []
-        self._settle(block)
-        for part in dict.fromkeys(parts):
+        self._of_block = _Settings(block)
+        for part in self._called:
             if part not in paths:
                 raise Unknown(f"{type(part).__name__} is no part of the block")
             parent = block
@@ -235,22 +246,18 @@ class _Parts:
                 parent = parent.get_submodule(name)
                 self._children.append(parent)
             self._hooks += [vars(part)[name] for name in HOOKS]
-            self._settle(part)
+            self._settings.append((vars(part), _Settings(part)))
             self._every.append(vars(part))
             if part not in routed:
                 self._own.append(vars(part))
-        if not self.as_they_were():
+        self._forwards = self._forwards_of_classes(block)
+        if not self.as_they_were(block):
             raise Unknown("a part has a hook or another forward")
 
-    def _settle(self, part: nn.Module) -> None:
-        if type(part).__module__.partition(".")[0] not in LIBRARIES:
-            raise Unknown(f"{type(part).__name__} is of no library")
-        own = vars(part)
-        names = [name for name, value in own.items() if isinstance(value, SETTINGS)]
-        of = itemgetter(*names)
-        self._settings.append((own, of, of(own)))
+    def _forwards_of_classes(self, block: nn.Module) -> list[Any]:
+        return [type(block).forward, *[type(part).forward for part in self._called]]
 
-    def as_they_were(self) -> bool:
+    def as_they_were(self, block: nn.Module) -> bool:
         """Whether they are where they were, and hooks, forwards and settings what they were."""
         if any(self._hooks) or any(map(dict.__contains__, self._own, repeat("forward"))):
             return False
@@ -258,10 +265,33 @@ class _Parts:
             return False
         if list(map(dict.get, self._stores, self._names)) != self._children:
             return False
-        try:
-            for own, of, before in self._settings:
-                if of(own) != before:
-                    return False
-        except KeyError:
+        if self._forwards_of_classes(block) != self._forwards:
             return False
-        return True
+        if not self._of_block.hold(vars(block)):
+            return False
+        return all(settings.hold(own) for own, settings in self._settings)
+
+
+class _Settings:
+    """The attributes of a module that may decide what it does."""
+
+    __slots__ = ("_before", "_many", "_of")
+
+    def __init__(self, part: nn.Module) -> None:
+        """Raises `Unknown`."""
+        if type(part).__module__.partition(".")[0] not in LIBRARIES:
+            raise Unknown(f"{type(part).__name__} is of no library")
+        own = vars(part)
+        self._of = itemgetter(*[n for n, v in own.items() if n not in ROUTED and _is_setting(v)])
+        self._before, self._many = self._of(own), len(own)
+
+    def hold(self, own: dict[str, Any]) -> bool:
+        """Whether they are what they were, and no others have come."""
+        try:
+            return len(own) == self._many and bool(self._of(own) == self._before)
+        except (KeyError, RuntimeError):  # it is gone, or a tensor of several numbers now
+            return False
+
+
+def _is_setting(value: Any) -> bool:
+    return isinstance(value, SETTINGS) or (type(value) is tuple and all(map(_is_setting, value)))
