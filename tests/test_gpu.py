@@ -6,7 +6,10 @@ import test_fused_rows
 import torch
 
 from ditbench.cli import main
-from ditbench.models import fused_rows
+from ditbench.method.stack import Stack
+from ditbench.models import deferred, fused_rows
+from ditbench.models.recorded import NOTHING, Call
+from ditbench.testing import tiny
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,3 +56,26 @@ def test_a_run_in_bfloat16(name, tmp_path):
     settings = "--device cuda --dtype bfloat16 --num-samples 4 --rounds 1"
     given = ["--models", name, "--methods", stacks, "--out", str(tmp_path), *settings.split()]
     assert main(given) == 0
+
+
+@pytest.mark.parametrize("kind", ["dit", "pixart", "flux", "wan", "sd3"])
+@pytest.mark.parametrize("stack", ["fora(interval=2)", "taylorseer(interval=2,first=1)"])
+def test_blocks_repeated_from_lists_give_the_same_samples(kind, stack, monkeypatch):
+    subject = tiny(kind, steps=6)
+    subject.pipeline.to("cuda")
+    repeated, made, plain = [], [], Call.repeated
+
+    def counting(call, outputs):
+        out = plain(call, outputs)
+        repeated.append(out is not NOTHING)
+        return out
+
+    monkeypatch.setattr(Call, "repeated", counting)
+    for listed in (True, False):
+        if not listed:
+            monkeypatch.setattr(deferred, "may_be_recorded", lambda: False)
+        with torch.inference_mode(), Stack.parse(stack).attached(subject.pipeline) as attached:
+            attached.start(6, 2)
+            made.append(subject.generate(subject.sampling, [0, 1]))
+    assert any(repeated)
+    assert (made[0] - made[1]).abs().max() <= 1e-4 * made[1].abs().max()
