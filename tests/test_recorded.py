@@ -482,6 +482,21 @@ def test_a_route_that_runs_what_it_said_it_does_not_is_an_error():
             generate(pipe, model, 1)
 
 
+@pytest.mark.parametrize(
+    "look",
+    [lambda x: x, lambda x: x.clone(), torch.zeros_like, lambda x: x * 0, lambda x: x[:1], len],
+)
+def test_a_route_that_looks_at_an_input_it_said_it_does_not_is_an_error(look):
+    model, pipe = pipeline("dit-xl-2-256")
+    with ExitStack() as stack:
+        at = Attachment(pipe, Now(), stack)
+        for sublayer in at.sublayers:
+            at.reroute_deferred(sublayer, lambda run, hidden: look(hidden), idle=lambda: True)
+        with pytest.raises((RuntimeError, TypeError)) as error, torch.inference_mode():
+            generate(pipe, model, 1)
+    assert "looks at its input" in str(error.value) or "_Unseen" in str(error.value)
+
+
 def test_a_list_that_gives_something_else_is_not_used(reused, monkeypatch):
     recorded._LISTS[reused.block].clear()
     made = operation_list.function_of

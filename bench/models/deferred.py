@@ -65,7 +65,7 @@ class Standing:
 
     def output(self) -> Any:
         """What the route returns where it is idle."""
-        return self._route(_runs_nothing, None)
+        return self._route(_runs_nothing, _UNSEEN)
 
     def give(self, output: Any) -> None:
         """The route is not asked in the call of the block that begins: this is its output."""
@@ -79,6 +79,22 @@ class Standing:
 
 def _runs_nothing(*_: Any, **__: Any) -> Any:
     raise RuntimeError("a route that said it computes nothing of its sub-layer runs it")
+
+
+class _Unseen:
+    """Stands for the input of a sub-layer whose route said that it does not look at it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(
+            "a route that said it computes nothing of its sub-layer looks at its input"
+        )
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        return _UNSEEN.values
+
+
+_UNSEEN = _Unseen()
 
 
 def defer(
