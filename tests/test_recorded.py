@@ -524,6 +524,16 @@ def test_a_list_that_cannot_be_tried_is_not_used(reused, monkeypatch):
     assert not recorded._LISTS[reused.block]
 
 
+def test_no_list_is_made_in_a_cuda_graph(reused, monkeypatch):
+    """Trying it compares numbers, which waits for the device."""
+    recorded._LISTS[reused.block].clear()
+    with monkeypatch.context() as capturing:
+        capturing.setattr(recorded, "_captured", lambda device: True)
+        assert not reused.repeats() and not recorded._LISTS[reused.block]
+    reused.call()
+    assert reused.repeats()
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_numbers_that_the_host_reads_are_not_noted(mode):
     for read in (

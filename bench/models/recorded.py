@@ -105,7 +105,7 @@ class Call:
         """What `run()` returns, which is the block's forward, and a list of what it does; `routed`:
         the modules in place of whose forwards the routes of its sub-layers are."""
         recordings, key = self._recordings, self._key
-        if key is None or key in recordings.refused:
+        if key is None or key in recordings.refused or _captured(self._inputs[-1].device):
             return run()
         block, lists = recordings.block, recordings.lists
         parts: list[nn.Module] = []
@@ -123,6 +123,11 @@ class Call:
             lists.pop(next(iter(lists)))
         lists[key], recordings.any_noted = made, True
         return result
+
+
+def _captured(device: torch.device) -> bool:
+    """Whether operations go into a CUDA graph: a list cannot be tried, which waits for numbers."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -230,12 +235,12 @@ class _Parts:
         self._stores: list[dict[str, Any]] = []
         self._names: list[str] = []
         self._children: list[nn.Module] = []
-        self._settings: list[tuple[dict[str, Any], _Settings]] = []
+        self._settings: list[tuple[dict[str, Any], Any, Any, int]] = []
         self._called = [*dict.fromkeys(parts)]
         self._hooks: list[dict[Any, Any]] = []
         self._own: list[dict[str, Any]] = []
         self._every: list[dict[str, Any]] = []
-        self._of_block = _Settings(block)
+        self._of_block = _settings_of(block)
         for part in self._called:
             if part not in paths:
                 raise Unknown(f"{type(part).__name__} is no part of the block")
@@ -246,7 +251,7 @@ class _Parts:
                 parent = parent.get_submodule(name)
                 self._children.append(parent)
             self._hooks += [vars(part)[name] for name in HOOKS]
-            self._settings.append((vars(part), _Settings(part)))
+            self._settings.append((vars(part), *_settings_of(part)))
             self._every.append(vars(part))
             if part not in routed:
                 self._own.append(vars(part))
@@ -267,30 +272,23 @@ class _Parts:
             return False
         if self._forwards_of_classes(block) != self._forwards:
             return False
-        if not self._of_block.hold(vars(block)):
-            return False
-        return all(settings.hold(own) for own, settings in self._settings)
-
-
-class _Settings:
-    """The attributes of a module that may decide what it does."""
-
-    __slots__ = ("_before", "_many", "_of")
-
-    def __init__(self, part: nn.Module) -> None:
-        """Raises `Unknown`."""
-        if type(part).__module__.partition(".")[0] not in LIBRARIES:
-            raise Unknown(f"{type(part).__name__} is of no library")
-        own = vars(part)
-        self._of = itemgetter(*[n for n, v in own.items() if n not in ROUTED and _is_setting(v)])
-        self._before, self._many = self._of(own), len(own)
-
-    def hold(self, own: dict[str, Any]) -> bool:
-        """Whether they are what they were, and no others have come."""
         try:
-            return len(own) == self._many and bool(self._of(own) == self._before)
+            for own, of, before, many in (*self._settings, (vars(block), *self._of_block)):
+                if len(own) != many or of(own) != before:
+                    return False
         except (KeyError, RuntimeError):  # it is gone, or a tensor of several numbers now
             return False
+        return True
+
+
+def _settings_of(part: nn.Module) -> tuple[Any, Any, int]:
+    """(get, values, many): get(attributes) == values while the attributes of a module that may decide
+    what it does are what they are now, and there are as many. Raises `Unknown`."""
+    if type(part).__module__.partition(".")[0] not in LIBRARIES:
+        raise Unknown(f"{type(part).__name__} is of no library")
+    own = vars(part)
+    get = itemgetter(*[n for n, v in own.items() if n not in ROUTED and _is_setting(v)])
+    return get, get(own), len(own)
 
 
 def _is_setting(value: Any) -> bool:
