@@ -37,7 +37,7 @@ NO_STUDENT = (
     "diffsparse",
     family="sparsity",
     stage=Stage.SCHEDULE,
-    claims={"block-schedule"},
+    claims={"block-schedule", "token-rows"},
     paper="arXiv:2604.03674",
 )
 class DiffSparse:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "duca",
     family="cache",
     stage=Stage.SCHEDULE,
-    claims={"block-schedule"},
+    claims={"block-schedule", "token-rows"},
     paper="arXiv:2412.18911",
 )
 class Duca:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     "frequency_tokens",
     family="sparsity",
     stage=Stage.SCHEDULE,
-    claims={"block-schedule"},
+    claims={"block-schedule", "token-rows"},
     paper="arXiv:2507.20454",
 )
 class FrequencyTokens:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     family="sparsity",
     stage=Stage.OPERATOR,
     claims={"attention-operator"},
-    conflicts={"toca", "duca", "diffsparse"},  # they ask for rows, whose outputs are not all there
     cost_by_sample=True,
     paper="after arXiv:2511.12201",
 )
@@ -51,8 +50,8 @@ class LazyQueries:
             raise ValueError(f"lazy_queries: a tile of {self.tile} tokens has none in it")
 
     def relies_on(self, family: str) -> dict[str, str]:
-        """That keys are a sub-layer's own tokens."""
-        return ON_ATTENTION
+        """That keys are a sub-layer's own tokens, and that all outputs are wanted."""
+        return ON_ATTENTION | {"token-rows": "keeps what attention gives for all tokens"}
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Replace every attention of image tokens."""

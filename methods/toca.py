@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "toca",
     family="cache",
     stage=Stage.SCHEDULE,
-    claims={"block-schedule"},
+    claims={"block-schedule", "token-rows"},
     paper="arXiv:2410.05317",
 )
 class Toca:

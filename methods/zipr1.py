@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @method(
-    "zipr1", family="sparsity", stage=Stage.SCHEDULE, claims={"block-schedule"},
+    "zipr1", family="sparsity", stage=Stage.SCHEDULE, claims={"block-schedule", "token-rows"},
     cost_by_sample=True, paper="after arXiv:2504.18579",
 )  # fmt: skip
 class ZipR1:

@@ -334,6 +334,16 @@ def test_what_looks_at_attention_is_refused_beside_sparse_attention():
 
 
 @pytest.mark.parametrize(
+    "text", ["diffsparse", "toca(selector='change')", "duca(selector='change')", "zipr1", "frequency_tokens"]
+)  # fmt: skip
+def test_what_asks_for_some_rows_is_refused_beside_what_keeps_all(text):
+    name = text.partition("(")[0]
+    problems = Stack.parse(f"{text}+lazy_queries").problems("flux")
+    why = f"{name} claims token-rows, but lazy_queries keeps what attention gives for all tokens"
+    assert why in problems
+
+
+@pytest.mark.parametrize(
     "text", ["fora(interval=2)+tile_window(first=0)", "fora(interval=2)+lazy_queries"]
 )
 @pytest.mark.parametrize("kind", ["flux", "wan"])

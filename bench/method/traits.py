@@ -39,6 +39,7 @@ CLAIMS: dict[str, str] = {
     "model-schedule": "decides which of several models is computed at a step",
     "attention-operator": "replaces the attention operation itself",
     "attended-tokens": "makes keys and values of other tokens than a sub-layer's own, merged ones say",
+    "token-rows": "asks attention for the outputs of some tokens alone",
     "compile": "compiles the transformer, whole or in regions",
 }
 """The parts of a pipeline a method can own alone. Two methods mix when their claims are
