@@ -168,7 +168,8 @@ class DiffSparse:
         if reason := without_settings("diffsparse", DIFFSPARSE, pipeline):
             return reason
         if self.times:
-            from ditbench.acceleration.caching.level_times import Times, lists_of
+            from ditbench.acceleration.caching.block_times import Times
+            from ditbench.acceleration.caching.level_times import lists_of
             from ditbench.models.sublayers import sublayers
 
             try:
@@ -323,7 +324,8 @@ class DiffSparse:
 
     def _times(self, pipeline: Any, at: Attachment) -> Any:
         """Nanoseconds [L,S]; where they are from is noted."""
-        from ditbench.acceleration.caching.level_times import Times, lists_of
+        from ditbench.acceleration.caching.block_times import Times
+        from ditbench.acceleration.caching.level_times import lists_of
 
         times = Times.read(Path(self.times))
         at.notes["times"] = ", ".join(f"{name} {value}" for name, value in times.about.items())

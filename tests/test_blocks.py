@@ -9,8 +9,10 @@ import torch
 from narrow import narrow
 
 from ditbench.acceleration.caching import block_benchmark as benchmark
+from ditbench.acceleration.caching import timing
+from ditbench.acceleration.caching.block_times import BlockTimes, Times, Work
 from ditbench.acceleration.caching.budget import DENSE
-from ditbench.acceleration.caching.level_times import BlockTimes, Times, Work, lists_of
+from ditbench.acceleration.caching.level_times import lists_of
 from ditbench.acceleration.caching.schedule import LEVELS
 from ditbench.acceleration.caching.timing import least_times, work_of
 from ditbench.cli import blocks as commands
@@ -87,10 +89,89 @@ def test_the_least_of_calls_in_turn_and_what_they_compute_and_move():
         return before
 
     times = least_times({"a": prepared("a"), "b": prepared("b")}, 3, "cpu")
-    assert order == ["a", "b"] * 4 and all(0 <= t < 1 for t in times.values())
+    assert order == ["a", "b"] * 4 and all(0 <= t.seconds < 1 for t in times.values())
     with torch.no_grad():
         flops, moved = work_of(prepared("a"))
     assert (flops, moved) == (2 * 4 * 8 * 16, 4 * (4 * 8 + 8 * 16 + 4 * 16))
+
+
+class Queue:
+    """A GPU's timeline: what is launched waits until what was launched before is done."""
+
+    def __init__(self, monkeypatch):
+        self.host = self.free = 0.0
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = max(gpu.free, gpu.host)
+
+            def query(self):
+                return gpu.host >= self.at
+
+            def elapsed_time(self, later):
+                return 1e3 * (later.at - self.at)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.wait)
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.busy(cycles / 2e9))
+        monkeypatch.setattr(timing, "of_host", lambda: self.host)
+
+    def wait(self, _=None):
+        self.host = max(self.host, self.free)
+
+    def busy(self, seconds):
+        self.free = max(self.free, self.host) + seconds
+
+    def call(self, host, device, *, waits=False):
+        def run():
+            for _ in range(10):
+                self.host += host / 10
+                self.busy(device / 10)
+            if waits:
+                self.wait()
+
+        return lambda: run
+
+
+def test_on_a_gpu_host_and_device_are_timed_apart(monkeypatch):
+    gpu = Queue(monkeypatch)
+    runs = {
+        "host decides": gpu.call(4e-3, 1e-3), "device decides": gpu.call(1e-3, 4e-3),
+        "waits": gpu.call(1e-3, 4e-3, waits=True),
+    }  # fmt: skip
+    taken = least_times(runs, 2, "cuda")
+    slow = taken["host decides"]
+    assert (slow.seconds, slow.host, slow.device) == pytest.approx((4.1e-3, 4e-3, 1e-3))
+    fast = taken["device decides"]
+    assert (fast.seconds, fast.host, fast.device) == pytest.approx((4.1e-3, 1e-3, 4e-3))
+    assert taken["waits"].device is None and taken["waits"].seconds == pytest.approx(4.1e-3)
+
+
+def test_a_call_takes_what_host_or_device_take_longer_over():
+    """Two blocks; a block alone waits for its launches, 1 ms each, which a whole call does not."""
+
+    def apart(seconds, host, device):
+        return replace(work(seconds), host=host / 1e3, device=device / 1e3)
+
+    levels = {("self", level): apart(5, 1, 4 * level) for level in LEVELS[1:]}
+    block = BlockTimes(
+        name="blocks", kinds=("self",), levels=levels,
+        whole={"plain": apart(6, 2, 4), "reused": apart(2, 1, 0)},
+    )  # fmt: skip
+    times = Times(blocks=(block,), rest=3e-3, about={}, rest_apart=(1e-3, 2e-3))
+    names, lists = ("0.self", "1.self"), ("blocks", "blocks")
+    assert times.clocks == ("host", "device")
+    assert times.plain(names, lists) == pytest.approx(max(1 + 2 * 2, 2 + 2 * 4) / 1e3)
+    # everything: 10 ms of the device; nothing: 3 ms of the host
+    chosen = np.array([[DENSE, DENSE], [0, 0]])
+    assert times.predicted(chosen, names, lists, calls=2) == pytest.approx(2 * (10 + 3) / 1e3)
+    for unknown in (replace(times, rest_apart=None), made_up({"self": (1, 2, 3, 4)})):
+        assert unknown.clocks == ("seconds",)
+    assert replace(times, rest_apart=None).plain(names, lists) == pytest.approx(15e-3)
 
 
 @pytest.fixture(scope="module")

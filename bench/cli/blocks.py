@@ -11,7 +11,8 @@ MEASURED = (
     "{device}, {dtype}, batch {batch}, the least of {repeats}. A block (plain: nothing "
     "attached; dense: computed and kept; reused), or what a sub-layer adds to a reused block at a "
     "level. of_flops and of_bandwidth: shares of what the device did in one large product ({flops}) "
-    "and one large copy ({copied}). realised: speed-up over FLOPs ratio"
+    "and one large copy ({copied}). realised: speed-up over FLOPs ratio. On a GPU host_ms: until it is "
+    "launched; device_ms: of the GPU, all being launched beforehand"
 )
 PREDICTED = (
     "seconds of the transformer's calls for {batch} samples, by the times above; flops_ratio of the "

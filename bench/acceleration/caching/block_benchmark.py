@@ -10,16 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ditbench.acceleration.caching.block_times import Times, Work, spent_share
 from ditbench.acceleration.caching.budget import DENSE, row_weights, untrained
 from ditbench.acceleration.caching.knapsack import Weights
-from ditbench.acceleration.caching.level_times import (
-    LevelProbe,
-    Times,
-    Work,
-    lists_of,
-    measure,
-    spent_share,
-)
+from ditbench.acceleration.caching.level_times import LevelProbe, lists_of, measure
 from ditbench.acceleration.caching.schedule import LEVELS
 from ditbench.acceleration.caching.transfer import sources, transferred
 from ditbench.acceleration.caching.whole_rows import evenly
@@ -235,9 +229,12 @@ def _row(
 
     faster = dense.seconds / work.seconds if work.seconds > 0 else None
     fewer = dense.flops / work.flops if work.flops > 0 else None
+    apart = {
+        f"{of}_ms": 1e3 * t for of in ("host", "device") if (t := getattr(work, of)) is not None
+    }
     return {
         "model": times.about["model"], "block": f"{block} {part} {how}",
-        "ms": 1e3 * work.seconds, "gflop": work.flops / 1e9, "moved_mb": work.moved / 1e6,
+        "ms": 1e3 * work.seconds, **apart, "gflop": work.flops / 1e9, "moved_mb": work.moved / 1e6,
         "of_flops": share(work.flops, ceilings["flops"]),
         "of_bandwidth": share(work.moved, ceilings["copied"]),
         "speedup": faster, "flops_ratio": fewer,

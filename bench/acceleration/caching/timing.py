@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -14,32 +15,80 @@ from torch.utils._pytree import tree_leaves
 Key = TypeVar("Key")
 Prepared = Callable[[], Callable[[], Any]]
 """f() -> the call, after what has to be done beforehand and is not timed."""
+of_host = time.perf_counter
+CYCLES = 2e9
+"""Of a GPU in a second, about: its waiting is in cycles."""
+DELAYS = (2.0, 6.0)
+"""How long a GPU waits for the host, in times that the host needed before."""
 
 
-def least_times(runs: Mapping[Key, Prepared], repeats: int, device: str) -> dict[Key, float]:
-    """Seconds of each call: the least of `repeats`, one of each in turn, after one that warms up. On
-    a GPU by events on its stream."""
-    best: dict[Key, float] = {}
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """Seconds of a call."""
+
+    seconds: float
+    """From its first operation to its last, the host having launched nothing beforehand."""
+    host: float | None = None
+    """Until the host has launched it; None where the device is the host."""
+    device: float | None = None
+    """Of the device, where the host has launched all of it beforehand; None likewise, and where it
+    could not."""
+
+    def least(self, other: Taken) -> Taken:
+        """Of each the least."""
+
+        def less(one: float | None, another: float | None) -> float | None:
+            known = [t for t in (one, another) if t is not None]
+            return min(known) if known else None
+
+        return Taken(
+            seconds=min(self.seconds, other.seconds), host=less(self.host, other.host),
+            device=less(self.device, other.device),
+        )  # fmt: skip
+
+
+def least_times(runs: Mapping[Key, Prepared], repeats: int, device: str) -> dict[Key, Taken]:
+    """What each call takes: the least of `repeats`, one of each in turn, after one that warms up. On
+    a GPU by events on its stream, with the host's time and the GPU's own apart."""
+    best: dict[Key, Taken] = {}
     for i in range(repeats + 1):
         for key, prepared in runs.items():
-            seconds = _seconds(prepared(), device)
+            taken = _taken(prepared, device)
             if i:
-                best[key] = min(seconds, best.get(key, seconds))
+                best[key] = taken.least(best[key]) if key in best else taken
     return best
 
 
-def _seconds(run: Callable[[], Any], device: str) -> float:
-    if device.startswith("cuda"):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        first.record()
+def _taken(prepared: Prepared, device: str) -> Taken:
+    run = prepared()
+    if not device.startswith("cuda"):
+        began = now(device)
         run()
-        last.record()
-        torch.cuda.synchronize(device)
-        return float(first.elapsed_time(last) / 1000)
-    began = now(device)
+        return Taken(seconds=now(device) - began)
+    torch.cuda.synchronize(device)
+    seconds, host, _ = _on_gpu(run, device, 0)
+    for times in DELAYS:
+        own, _, ahead = _on_gpu(prepared(), device, int(times * host * CYCLES))
+        if ahead:
+            return Taken(seconds=seconds, host=host, device=own)
+    return Taken(seconds=seconds, host=host)
+
+
+def _on_gpu(run: Callable[[], Any], device: str, delay: int) -> tuple[float, float, bool]:
+    """Seconds between events on the stream, and of the host; whether the GPU had not yet begun when
+    the host was through, since it had waited `delay` cycles."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    if delay:
+        torch.cuda._sleep(delay)
+    first.record()
+    began = of_host()
     run()
-    return now(device) - began
+    host = of_host() - began
+    last.record()
+    ahead = not first.query()
+    torch.cuda.synchronize(device)
+    return float(first.elapsed_time(last) / 1000), host, ahead
 
 
 def now(device: str) -> float:
