@@ -168,14 +168,11 @@ class DiffSparse:
         if reason := without_settings("diffsparse", DIFFSPARSE, pipeline):
             return reason
         if self.times:
-            from ditbench.acceleration.caching.block_times import Times
-            from ditbench.acceleration.caching.level_times import lists_of
+            from ditbench.acceleration.caching.level_times import weights_in_time
             from ditbench.models.sublayers import sublayers
 
             try:
-                listed = sublayers(pipeline.transformer)
-                lists = lists_of(pipeline.transformer, listed)
-                Times.read(Path(self.times)).table([s.name for s in listed], lists)
+                weights_in_time(self.times, pipeline.transformer, sublayers(pipeline.transformer))
             except ValueError as error:
                 return str(error)
         if self.allocator == "transferred" and not self.schedule:
@@ -324,10 +321,7 @@ class DiffSparse:
 
     def _times(self, pipeline: Any, at: Attachment) -> Any:
         """Nanoseconds [L,S]; where they are from is noted."""
-        from ditbench.acceleration.caching.block_times import Times
-        from ditbench.acceleration.caching.level_times import lists_of
+        from ditbench.acceleration.caching.level_times import weights_in_time
 
-        times = Times.read(Path(self.times))
-        at.notes["times"] = ", ".join(f"{name} {value}" for name, value in times.about.items())
-        lists = lists_of(pipeline.transformer, at.sublayers)
-        return times.table([s.name for s in at.sublayers], lists)
+        weights, at.notes["times"] = weights_in_time(self.times, pipeline.transformer, at.sublayers)
+        return weights

@@ -54,6 +54,9 @@ class Sparsecast:
     schedule: str = ""
     """File of a schedule (of DiffSparse's, say), rounded to all or nothing: what learning starts
     from, or with learns='coefficients' what is run."""
+    times: str = ""
+    """File of times that `blocks --out` measured: `keep` is then the share of the sub-layers' seconds
+    that is spent, by the learned scores rounded again."""
     learned_at: float | None = knob(None, above=0, high=1)
     """The share it was learned at; None: at `keep`. For another one the scores are rounded again, and
     the coefficients are those of the schedule that was learned."""
@@ -77,6 +80,10 @@ class Sparsecast:
             raise ValueError(
                 "sparsecast: begin='best' chooses schedule and coefficients; it wants learns='both' "
                 "and no file of a schedule"
+            )
+        if self.times and self.schedule:
+            raise ValueError(
+                "sparsecast: times decide what sub-layers cost, which a file of a schedule rules out"
             )
         usual = {"training": 0, "learned_at": None, "groups": 1}
         given = [name for name, value in usual.items() if getattr(self, name) != value]
@@ -135,11 +142,12 @@ class Sparsecast:
         )
 
     def inputs(self) -> list[Path]:
-        """The file of the schedule."""
-        return [Path(self.schedule)] if self.schedule else []
+        """The files of the schedule and of times."""
+        return [Path(name) for name in (self.schedule, self.times) if name]
 
     def check(self, pipeline: Any) -> str | None:
-        """Groups must divide the width; a schedule given as a file must be readable and fit."""
+        """Groups must divide the width; a schedule or times given as a file must be readable and
+        fit."""
         from ditbench.acceleration.caching.schedule import Schedule
         from ditbench.models.sublayers import sublayers
 
@@ -148,6 +156,13 @@ class Sparsecast:
             width = config.num_attention_heads * config.attention_head_dim
             if width % self.groups:
                 return f"groups={self.groups} does not divide the {width} channels of this model"
+        if self.times:
+            from ditbench.acceleration.caching.level_times import weights_in_time
+
+            try:
+                weights_in_time(self.times, pipeline.transformer, sublayers(pipeline.transformer))
+            except ValueError as error:
+                return str(error)
         if not self.schedule:
             return None
         try:
@@ -185,7 +200,7 @@ class Sparsecast:
         def plan() -> ForecastPlan:
             size = at.now.num_steps, *at.now.grid, at.now.text_tokens
             if size not in plans:
-                plans[size] = self._plan(at)
+                plans[size] = self._plan(pipeline, at)
             return plans[size]
 
         order = 0 if self.coefficients == "zero" else self.order
@@ -215,14 +230,14 @@ class Sparsecast:
                 sublayer, at_sublayer(sublayer), partial(dense, sublayer), partial(idle, sublayer)
             )
 
-    def _plan(self, at: Attachment) -> Any:
+    def _plan(self, pipeline: Any, at: Attachment) -> Any:
         """Which sub-layers run, and the coefficients, for this generation's sizes."""
         from ditbench.acceleration.caching import forecast_plan
         from ditbench.acceleration.caching.budget import DENSE, weights_of
         from ditbench.method.prepare import unprepared
 
         names, steps = [s.name for s in at.sublayers], at.now.num_steps
-        weights = weights_of(at)[:, DENSE]
+        weights = (self._times(pipeline, at) if self.times else weights_of(at))[:, DENSE]
         stretch = self.tuned == "alone"
         if self.recipe() is None:
             return forecast_plan.unlearned(
@@ -231,8 +246,16 @@ class Sparsecast:
         if at.artifact is None:
             raise unprepared(self)
         return forecast_plan.learned(
-            at.artifact, names, weights, steps, self.keep, self.coefficients, stretch=stretch
-        )
+            at.artifact, names, weights, steps, self.keep, self.coefficients, stretch=stretch,
+            anew=bool(self.times),
+        )  # fmt: skip
+
+    def _times(self, pipeline: Any, at: Attachment) -> Any:
+        """Nanoseconds [L,S]; where they are from is noted."""
+        from ditbench.acceleration.caching.level_times import weights_in_time
+
+        weights, at.notes["times"] = weights_in_time(self.times, pipeline.transformer, at.sublayers)
+        return weights
 
 
 def _content(path: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from narrow import narrow
 
+from ditbench import ROOT
 from ditbench.acceleration.caching import block_benchmark as benchmark
 from ditbench.acceleration.caching import timing
 from ditbench.acceleration.caching.block_times import BlockTimes, Times, Work
@@ -315,6 +316,41 @@ def test_times_and_a_schedule_rule_each_other_out():
     for knobs in ("schedule='b.json'", "by_macs=False"):
         with pytest.raises(ValueError, match="times decide what levels cost"):
             Stack.parse(f"diffsparse(times='a.json',{knobs})")
+
+
+def test_sparsecast_spends_its_share_of_measured_time(tmp_path):
+    """A sub-layer that takes long is run less often; what is spent is a share of the time."""
+    file = tmp_path / "times.json"
+    pipe = load(PIXART, weights="bundled", device="cpu", dtype="float32")
+    cost = {"self": 1, "cross": 1, "mlp": 50}
+    made_up({kind: (1, 1, 1, ms) for kind, ms in cost.items()}).write(file)
+    (artifact,) = (
+        folder
+        for folder in (ROOT / "bench" / "zoo" / "artifacts" / "sparsecast").iterdir()
+        if (made := json.loads((folder / "manifest.json").read_text(encoding="utf-8")))["stack"] == "sparsecast"
+        and (made["model"], made["steps"]) == ("pixart-tiny", 20)
+    )  # fmt: skip
+    masks = {}
+    for knobs in ("", f"times='{file}'"):
+        stack = Stack.parse(f"sparsecast({knobs})")
+        assert stack.refusal(pipe) is None
+        with stack.attached(pipe, {"sparsecast": artifact}) as attached:
+            at = attached.attachments["sparsecast"]
+            at.now.num_steps, at.now.grid, at.now.text_tokens = 20, (1, 8, 8), 16
+            masks[knobs] = stack.methods[0]._plan(pipe, at).mask
+            assert ("times" in at.notes) == bool(knobs)
+    by_macs, by_time = masks.values()
+    weights = np.array([cost[s.kind] for s in sublayers(pipe.transformer)])
+    for mask in (by_macs, by_time):
+        assert mask[0].all()
+    assert (by_time * weights).sum() == pytest.approx(0.46 * 20 * weights.sum(), rel=0.02)
+    mlp = np.array([s.kind == "mlp" for s in sublayers(pipe.transformer)])
+    assert by_time[:, ~mlp].sum() > by_macs[:, ~mlp].sum()
+    assert stack.methods[0].inputs() == [file]
+    made_up({"self": (1, 2, 3, 4)}).write(file)
+    assert "the times hold no 'cross'" in stack.refusal(pipe)
+    with pytest.raises(ValueError, match="times decide what sub-layers cost"):
+        Stack.parse("sparsecast(times='a.json', schedule='b.json')")
 
 
 def test_the_command_prints_blocks_and_schedules(tmp_path, capsys):

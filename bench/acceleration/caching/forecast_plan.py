@@ -90,14 +90,16 @@ def learned(
     coefficients: str,
     *,
     stretch: bool = False,
+    anew: bool = False,
 ) -> ForecastPlan:
-    """The plan of an artefact. For another budget its scores are rounded again. One of another number
+    """The plan of an artefact. For another budget, and for other weights (`anew`), its scores are
+    rounded again. One of another number
     of steps is refused with ValueError; with `stretch` each step has the scores and coefficients of
     the one nearest by share of the sampling done."""
     schedule = Schedule.read(folder / "schedule.json")
     fitted = schedule.fitted(names, steps, MADE_BY, stretch=stretch)
     tables, places = load_file(folder / FILE), nearest(schedule.steps, steps)
-    if schedule.steps == steps and schedule.notes.get("keep") == keep:
+    if schedule.steps == steps and schedule.notes.get("keep") == keep and not anew:
         mask = mask_of_schedule(fitted)
     else:
         mask = round_to_budget(tables["scores"][places].astype(np.float64), weights, keep)

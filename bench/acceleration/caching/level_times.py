@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.acceleration.caching.block_times import BlockTimes, Times, Work
 from ditbench.acceleration.caching.budget import kept_rows
+from ditbench.acceleration.caching.knapsack import Weights
 from ditbench.acceleration.caching.schedule import LEVELS
 from ditbench.method.probe import Trainee
 
@@ -64,6 +66,14 @@ def lists_of(transformer: Any, sublayers: Sequence[Sublayer]) -> list[str]:
 
     where = [name for name, _ in family_of(transformer).stacks for _ in getattr(transformer, name)]
     return [where[s.block] for s in sublayers]
+
+
+def weights_in_time(path: str, transformer: Any, listed: Sequence[Sublayer]) -> tuple[Weights, str]:
+    """[L,S]: nanoseconds of the levels of a transformer's sub-layers by a file that `blocks --out`
+    wrote, and where they are from. ValueError for another file, and for one of other sub-layers."""
+    times = Times.read(Path(path))
+    table = times.table([s.name for s in listed], lists_of(transformer, listed))
+    return table, ", ".join(f"{name} {value}" for name, value in times.about.items())
 
 
 def measure(
