@@ -5,6 +5,7 @@ import test_fp8_kernel
 import test_fused_rows
 import torch
 
+from ditbench.acceleration.caching.timing import least_times
 from ditbench.cli import main
 from ditbench.method.stack import Stack
 from ditbench.models import deferred, fused_rows
@@ -79,3 +80,22 @@ def test_blocks_repeated_from_lists_give_the_same_samples(kind, stack, monkeypat
             made.append(subject.generate(subject.sampling, [0, 1]))
     assert any(repeated)
     assert (made[0] - made[1]).abs().max() <= 1e-4 * made[1].abs().max()
+
+
+def test_host_and_gpu_are_timed_apart(on_gpu):
+    large, small = torch.randn(4096, 4096), torch.randn(16, 16)
+
+    def products():
+        for _ in range(20):
+            large @ large
+
+    def launches():
+        for _ in range(200):
+            small.add_(1)
+
+    taken = least_times({"products": lambda: products, "launches": lambda: launches}, 5, "cuda")
+    products_took, launches_took = taken["products"], taken["launches"]
+    assert products_took.device > 2 * products_took.host
+    assert products_took.seconds == pytest.approx(products_took.device, rel=0.2)
+    assert launches_took.device < launches_took.host
+    assert launches_took.seconds == pytest.approx(launches_took.host, rel=0.5)
