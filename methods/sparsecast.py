@@ -34,9 +34,11 @@ class Sparsecast:
 
     keep: float = knob(0.46, above=0, high=1)
     """Share of the sub-layers' multiply-accumulates that is spent; 1 changes nothing."""
-    learns: Literal["both", "schedule", "coefficients"] = "both"
+    learns: Literal["both", "schedule", "coefficients", "nothing"] = "both"
     """What is learned. `schedule`: under coefficients that stay (`local`, `zero` or `one`).
-    `coefficients`: for evenly spaced steps at which everything runs, or for the file `schedule`."""
+    `coefficients`: for evenly spaced steps at which everything runs, or for the file `schedule`.
+    `nothing`: the steps that leave least to be forecast by one dense generation, or the file, as they
+    are, under coefficients that stay; prepared without a gradient, in seconds."""
     coefficients: Literal["learned", "local", "zero", "one"] = "learned"
     """What skipped outputs are forecast with: `local`, least squares on one dense generation; `zero`,
     reuse; `one`, the Taylor or Newton series. With learns='both' they take the place of those that
@@ -71,9 +73,9 @@ class Sparsecast:
     """What is forecast is what attention gives after its output projection (see `taylorseer`)."""
 
     def __post_init__(self) -> None:
-        if self.learns == "schedule" and self.coefficients == "learned":
+        if self.learns in ("schedule", "nothing") and self.coefficients == "learned":
             raise ValueError(
-                "sparsecast: learns='schedule' leaves the coefficients as they are; choose "
+                f"sparsecast: learns={self.learns!r} leaves the coefficients as they are; choose "
                 "coefficients='local', 'zero' or 'one'"
             )
         if self.begin == "best" and (self.learns != "both" or self.schedule):
@@ -109,12 +111,13 @@ class Sparsecast:
     def recipe(self) -> dict[str, Any] | None:
         """What is prepared depends on it; None where nothing has to be prepared."""
         fixed = self.learns == "coefficients"
+        coefficients = {"both": "learned", "nothing": "local"}.get(self.learns, self.coefficients)
         if self.keep == 1 or (fixed and self.coefficients in ("zero", "one")):
             return None
         recipe: dict[str, Any] = {
             "version": 1,
             "learns": self.learns,
-            "coefficients": "learned" if self.learns == "both" else self.coefficients,
+            "coefficients": coefficients,
             "order": self.order,
             "keep": self._learned_at,
         }
@@ -180,7 +183,7 @@ class Sparsecast:
 
         recipe = Recipe(
             learns=self.learns,
-            coefficients="learned" if self.learns == "both" else self.coefficients,
+            coefficients=(self.recipe() or {})["coefficients"],
             keep=self._learned_at,
             order=self.order,
             groups=self.groups,

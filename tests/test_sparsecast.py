@@ -182,7 +182,8 @@ def test_without_coefficients_it_is_diffsparse_and_with_one_it_is_taylorseer(flu
 @pytest.mark.parametrize(
     "knobs, message",
     [
-        ("learns='schedule'", "leaves the coefficients as they are"),
+        ("learns='schedule'", "learns='schedule' leaves the coefficients as they are"),
+        ("learns='nothing'", "learns='nothing' leaves the coefficients as they are"),
         ("learns='coefficients', coefficients='one', training=1", "training has no meaning"),
         ("learns='coefficients', coefficients='zero', learned_at=0.5", "learned_at has no meaning"),
         ("learns='coefficients', coefficients='one', groups=2", "groups has no meaning"),

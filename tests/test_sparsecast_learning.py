@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from test_distill import room_of
 from test_learning import decoded, drawer, squared
 
-from ditbench.acceleration.caching.forecast_recipe import Recipe
+from ditbench.acceleration.caching.forecast_recipe import Recipe, start_scores
 from ditbench.acceleration.caching.forecast_student import (
     HIGHEST,
     LOWEST,
@@ -19,7 +19,7 @@ from ditbench.acceleration.caching.forecast_student import (
 )
 from ditbench.acceleration.caching.learn_forecast import Learning, learn, prepare_forecast
 from ditbench.acceleration.caching.soft_cache import studio_of
-from ditbench.acceleration.caching.whole_rows import schedule_of_mask, spent_by
+from ditbench.acceleration.caching.whole_rows import round_to_budget, schedule_of_mask, spent_by
 from ditbench.method.stack import Stack
 from ditbench.models.sublayers import sublayers
 from ditbench.testing import tiny
@@ -116,12 +116,13 @@ def test_the_method_samples_as_the_student_that_was_trained(tmp_path, monkeypatc
 GRAMS = np.stack([np.eye(STEPS) + i for i in range(8)])[None]
 
 
-@pytest.mark.parametrize("learns", ["both", "schedule", "coefficients"])
+@pytest.mark.parametrize("learns", ["both", "schedule", "coefficients", "nothing"])
 def test_learning_keeps_the_budget_and_the_best_on_held_out_requests(learns):
     tried, heard = tiny("flux", steps=STEPS), []
     layers = len(sublayers(tried.pipeline.transformer))
+    under = {"schedule": "one", "nothing": "local"}
     recipe = Recipe(
-        learns=learns, coefficients="one" if learns == "schedule" else "learned", keep=0.5,
+        learns=learns, coefficients=under.get(learns, "learned"), keep=0.5,
         together=3, alone=3, batch=1, draws=2, trial_batch=2, checkpointed=False,
     )  # fmt: skip
     weights = np.arange(1, layers + 1)
@@ -136,12 +137,18 @@ def test_learning_keeps_the_budget_and_the_best_on_held_out_requests(learns):
         assert learning.trial(best) == pytest.approx(learned.held_out, rel=1e-4)
     assert learned.mask[0].all() and spent_by(learned.mask, weights) <= 0.5
     looks = [row["held_out"] for row in heard if row["stage"] == 2 and row["held_out"] is not None]
-    assert learned.held_out == min(looks) and len(learning.teachers) == 2
+    assert learned.held_out == min(looks)
+    assert len(learning.teachers) == (0 if learns == "nothing" else 2)
     stages = [row["stage"] for row in heard]
-    expected = {"both": [1] * 4 + [2] * 4, "schedule": [1] * 4 + [2], "coefficients": [2] * 4}
+    expected = {
+        "both": [1] * 4 + [2] * 4, "schedule": [1] * 4 + [2], "coefficients": [2] * 4, "nothing": [2],
+    }  # fmt: skip
     assert stages == expected[learns]
     if learns == "schedule":
         assert (learned.coefficients == 1).all()
+    if learns == "nothing":  # the steps of least local error, and no gradient
+        scores = start_scores(grams, weights, recipe, None)
+        assert (learned.mask == round_to_budget(scores, weights, 0.5)).all()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ STEPS = 20
 class Recipe:
     """How schedule and coefficients are come by. All of it is ours."""
 
-    learns: Literal["both", "schedule", "coefficients"] = "both"
+    learns: Literal["both", "schedule", "coefficients", "nothing"] = "both"
     coefficients: Literal["learned", "local", "zero", "one"] = "learned"
     """Where the schedule alone is learned, under which."""
     keep: float = 0.46
@@ -81,12 +81,12 @@ class Recipe:
     @property
     def stage1(self) -> int:
         """Iterations of the first stage, as `learning_at_size` names them."""
-        return self.together if self.learns != "coefficients" else 0
+        return self.together if self.learns in ("both", "schedule") else 0
 
     @property
     def stage2(self) -> int:
         """Iterations of the second stage."""
-        return self.alone if self.learns != "schedule" else 0
+        return self.alone if self.learns in ("both", "coefficients") else 0
 
     @property
     def allocator(self) -> str:

@@ -137,7 +137,7 @@ def _learn_from(
         return table, torch.optim.Adam(table.parameters(), lr=rate, betas=BETAS)
 
     table, optimiser = fresh()
-    if recipe.learns != "coefficients":
+    if recipe.learns in ("both", "schedule"):
         scores = _together(learning, scores, weights, table, optimiser, device)
         mask = round_to_budget(scores, weights, recipe.keep)
         coefficients = (table() if recipe.learns == "both" else start.coefficients).detach()
@@ -150,7 +150,7 @@ def _learn_from(
         if start.held_out < min(now, before):  # and so are its coefficients
             scores, mask = start.scores, start.mask
             table, optimiser = fresh()
-    if recipe.learns == "schedule":
+    if recipe.learns in ("schedule", "nothing"):
         under = start_table(recipe, grams, mask, passes, device)
         held_out = learning.trial(Controls(_shares(mask, device), under))
         learning.note(2, 0, None, held_out)
