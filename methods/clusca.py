@@ -155,6 +155,7 @@ class ClusCa:
             return out
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(sublayer, route_of(sublayer), partial(dense, sublayer))
+            known = partial(dense, sublayer)
+            at.reroute_deferred(sublayer, route_of(sublayer), known, outputs_only=known)
         last = max(sublayer.block for sublayer in at.sublayers if sublayer.kind == "mlp")
         at.reroute(at.blocks[last], cluster)

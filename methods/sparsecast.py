@@ -212,7 +212,11 @@ class Sparsecast:
 
         for sublayer in at.sublayers:
             at.reroute_deferred(
-                sublayer, at_sublayer(sublayer), partial(dense, sublayer), partial(idle, sublayer)
+                sublayer,
+                at_sublayer(sublayer),
+                partial(dense, sublayer),
+                partial(idle, sublayer),
+                outputs_only=partial(dense, sublayer),
             )
 
     def _plan(self, at: Attachment) -> Any:

@@ -84,9 +84,12 @@ class Regions:
 
     def __init__(self, compiler: Compiler, block: nn.Module) -> None:
         self._compiler, self._block = compiler, block
-        self.whole = not any(
-            "forward" in vars(module) for module in block.modules() if module is not block
-        )
+        self._replaced = {
+            module
+            for module in block.modules()
+            if module is not block and "forward" in vars(module)
+        }
+        self.whole = not self._replaced
         """Whether the block is a region: nobody has replaced anything inside."""
         self._hooks = [
             store
@@ -109,6 +112,10 @@ class Regions:
     def work_out(self, pending: Pending) -> Tensor:
         """By one region, where that is several operations."""
         return fusing.work_out(pending, lambda function, given: self(function, *given))
+
+    def takes_block(self, routed: frozenset[nn.Module]) -> bool:
+        """Where nothing else is replaced, nor watched, as in a call."""
+        return self._replaced <= routed and not watched() and self._count_hooks() == self._expected
 
     def of(self, module: nn.Module) -> Callable[..., Any]:
         """The forward of a module's class as a region."""

@@ -99,7 +99,11 @@ class LevelProbe(Trainee):
 
         for sublayer in at.sublayers:
             at.reroute_deferred(
-                sublayer, at_sublayer(sublayer), partial(dense, sublayer), partial(idle, sublayer)
+                sublayer,
+                at_sublayer(sublayer),
+                partial(dense, sublayer),
+                partial(idle, sublayer),
+                outputs_only=partial(cache.goes_by_output, sublayer),
             )
 
 

@@ -53,6 +53,10 @@ class Selector:
     def attach(self, at: Attachment) -> None:
         """Hook in what it has to see besides."""
 
+    def looks(self, sublayer: Sublayer) -> bool:
+        """Whether it has something to see when all of the sub-layer is computed, besides its output."""
+        return True
+
     def run(self, sublayer: Sublayer, run: Run, rows: Tensor | None, *, every: bool) -> Any:
         """The sub-layer's output for all rows where `every`, else for `rows` [B,K]; notes what is
         to be seen at `rows`, None: at all."""
@@ -112,12 +116,17 @@ class Attention(Selector):
         for the block's sub-layers."""
         self.stores = (self.signals, self.scores)
 
+    def looks(self, sublayer: Sublayer) -> bool:
+        """At attention alone, and at the signals of the family."""
+        mlp = sublayer.kind in ("mlp", "context_mlp")
+        return not mlp and _signal_of(sublayer) in self.rules.signals
+
     def run(self, sublayer: Sublayer, run: Run, rows: Tensor | None, *, every: bool) -> Any:
         """Watches the attention map. Of some rows, `received` is the mean over those and `entropy`
         is renewed for those alone."""
-        signal = "entropy" if sublayer.kind == "cross" else "received"
-        if sublayer.kind in ("mlp", "context_mlp") or signal not in self.rules.signals:
+        if not self.looks(sublayer):
             return super().run(sublayer, run, rows, every=every)
+        signal = _signal_of(sublayer)
         with Watch() as watch:
             out = super().run(sublayer, run, rows, every=every)
         if watch.seen is None:
@@ -209,6 +218,11 @@ class Attention(Selector):
         return math.log(self.now.passes) if self.rules.shared else 0.0
 
 
+def _signal_of(sublayer: Sublayer) -> str:
+    """What the attention of a sub-layer shows."""
+    return "entropy" if sublayer.kind == "cross" else "received"
+
+
 class Change(Selector):
     """How far a token's input has moved since it was last recomputed: ours."""
 
@@ -296,6 +310,10 @@ class Shuffle(Selector):
         """(step, sub-layer, N) -> [N], on the host."""
         self.orders: dict[tuple[int, int, int], Tensor] = {}
         """Those on the device, in this generation."""
+
+    def looks(self, sublayer: Sublayer) -> bool:
+        """At nothing."""
+        return False
 
     def attach(self, at: Attachment) -> None:
         """Has them leave the device with the generation."""
