@@ -216,7 +216,7 @@ class Sparsecast:
                 at_sublayer(sublayer),
                 partial(dense, sublayer),
                 partial(idle, sublayer),
-                outputs_only=partial(dense, sublayer),
+                outputs_only=lambda: True,
             )
 
     def _plan(self, at: Attachment) -> Any:

@@ -174,7 +174,7 @@ class SpeCa:
                 route_of(sublayer),
                 partial(dense, sublayer),
                 partial(idle, sublayer),
-                outputs_only=partial(dense, sublayer),
+                outputs_only=lambda: True,
             )
         if rules.whole_block:
             at.reroute(at.blocks[-1], last_block)

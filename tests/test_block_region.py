@@ -238,13 +238,20 @@ def test_samples_are_the_same_bits_in_every_format(name, text, dtype, regions_ru
     assert regions_run[0] and torch.equal(plain, mine)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_code_generator_gives_graphs_once(backend):
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        "backend='aot_eager'",
+        "backend='eager',dynamic=True",
+        pytest.param("backend='inductor'", marks=pytest.mark.slow),
+    ],
+)
+def test_torch_takes_one_graph_for_all_computed_blocks(knobs):
     tried = subject("dit")
     torch._dynamo.reset()
     plain, *_ = generations(Stack.parse("fora(interval=2)"), tried, 2)
     counters.clear()
-    text = f"compile(backend='{backend}')"
+    text = f"compile({knobs})"
     made, graphs, notes, _ = generations(compiled("fora(interval=2)", text), tried, 2, 2, 2)
     assert graphs == [1, 1, 1] and not counters["graph_break"] and not notes
     assert compiled_graphs() == 1

@@ -1,5 +1,6 @@
 """Regions of blocks (`models.regions`) by `torch.compile`: whole blocks where nothing is rerouted
-inside, else each sub-layer, and norm and modulation before it.
+inside or everything is computed (`models.block_region`), else each sub-layer, and norm and modulation
+before it.
 
 A region is compiled once for all blocks of its class, and for each of the few shapes it is called
 with. It never breaks into several graphs: what torch cannot take whole is run as it is, and noted.

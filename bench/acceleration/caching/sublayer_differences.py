@@ -96,5 +96,5 @@ def extrapolate_outputs(
             route_of(sublayer),
             partial(dense, sublayer),
             partial(idle, sublayer),
-            outputs_only=partial(dense, sublayer),
+            outputs_only=lambda: True,
         )
