@@ -4,6 +4,8 @@ That samples stay the same bits under every stack and that nothing is compiled l
 whose stacks run through these regions.
 """
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from narrow import NAMES
@@ -18,6 +20,8 @@ from ditbench.method.registry import METHODS
 from ditbench.method.stack import Stack
 from ditbench.models.block_region import BlockRegion
 from ditbench.models.blocks import blocks
+from ditbench.models.pending import worked_out
+from ditbench.models.regions import compute_by
 from ditbench.models.sublayers import sublayers
 from ditbench.profiling.compiling import compiled_graphs
 from ditbench.testing import KINDS
@@ -60,6 +64,13 @@ def of_one_test():
         METHODS.pop(name)
 
 
+SAY_SO = (
+    "fora(interval=2)", "taylorseer(interval=2,order=1,first=1)", "hicache(interval=2,order=1,first=1)",
+    "speca(most=2,first=1)", "clusca", "toca(selector='shuffle')", "duca(selector='shuffle')",
+    "diffsparse(allocator='random',keep=0.5,selector='shuffle')",
+    "sparsecast(learns='coefficients',coefficients='one',keep=0.5)", "fora(interval=2)+int8",
+)  # fmt: skip
+"""Stacks of methods whose routes go by outputs alone where they compute everything."""
 ALL = {"dense": lambda: True, "outputs_only": lambda: True}
 
 
@@ -111,6 +122,39 @@ def test_a_route_is_given_what_its_sub_layer_gives(kind, of_one_test):
     for (_, mine), (_, plain) in zip(handed, seen, strict=True):
         for one, other in zip(*map(parts_of, (mine, plain)), strict=True):
             assert torch.equal(one, other)
+
+
+class AsItIs:
+    """Computes regions as they are: nothing is traced, whatever is asked of the routes."""
+
+    def __call__(self, function, *args, **kwargs):
+        return function(*args, **kwargs)
+
+    def work_out(self, pending):
+        return worked_out(pending)
+
+    def takes_block(self, routed):
+        return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", SAY_SO)
+def test_what_our_methods_say_of_their_routes_is_so(text, kind, regions_run):
+    """Or `Standing.hand` would have raised. The same bits."""
+    tried, stack = subject(kind), Stack.parse(text)
+    if stack.refusal(tried.pipeline):
+        pytest.skip("the family has no settings")
+    plain, *_ = generations(stack, tried, 2, 1)
+    made = []
+    with ExitStack() as undo:
+        attached = undo.enter_context(stack.attached(tried.pipeline))
+        for block in blocks(tried.pipeline.transformer):
+            undo.callback(compute_by(block.module, AsItIs()))
+        for size in (2, 1):
+            attached.start(tried.sampling.steps, size)
+            made.append(tried.generate(tried.sampling, range(size)))
+    assert regions_run[0] and not regions_run[1]
+    assert all(map(torch.equal, made, plain))
 
 
 @pytest.mark.parametrize(
