@@ -69,6 +69,7 @@ def region_of(own: Function) -> Function:
         outputs.clear()
         return result, given
 
+    region.__qualname__ = f"{own.__qualname__} with outputs"  # as the note names it
     return region
 
 

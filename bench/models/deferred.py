@@ -28,8 +28,9 @@ OutputsOnly = Callable[[], bool]
 neither its input nor what goes on inside `run()`."""
 
 DEFERRED: WeakSet[Any] = WeakSet()
-"""The forwards that hand what is pending to a block; `routes` of one: what its sub-layers say of the
-call that begins."""
+"""The forwards that hand what is pending to a block. `routes` of one: what its sub-layers say of the
+call that begins; `standing`: their routes that can be asked before or after it, by module; `region`:
+these, and the block as a region of theirs."""
 
 
 HOOK, INSIDE = "_hf_hook", "_old_forward"
