@@ -14,7 +14,7 @@ from test_recorded import pipeline, samples
 from torch._dynamo.utils import counters
 
 from ditbench.acceleration.caching.forecast import parts_of
-from ditbench.acceleration.caching.selectors import SELECTORS, selector_class
+from ditbench.acceleration.caching.token_settings import SELECTORS, selector_class
 from ditbench.method import Stage, method
 from ditbench.method.registry import METHODS
 from ditbench.method.stack import Stack

@@ -98,13 +98,9 @@ class LevelProbe(Trainee):
             return route
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(
-                sublayer,
-                at_sublayer(sublayer),
-                partial(dense, sublayer),
-                partial(idle, sublayer),
-                outputs_only=partial(cache.goes_by_output, sublayer),
-            )
+            known, nothing = partial(dense, sublayer), partial(idle, sublayer)
+            outputs = partial(cache.goes_by_output, sublayer)
+            at.reroute_deferred(sublayer, at_sublayer(sublayer), known, nothing, outputs)
 
 
 @dataclass(frozen=True, kw_only=True)

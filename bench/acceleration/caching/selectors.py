@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +27,6 @@ from ditbench.acceleration.caching.attention_map import (
 from ditbench.acceleration.caching.fused_ranking import by_kernel
 from ditbench.acceleration.caching.token_settings import SELECTORS
 from ditbench.models.token_rows import put, take
-from ditbench.suggest import suggest
 
 if TYPE_CHECKING:
     from ditbench.acceleration.caching.token_settings import Rules
@@ -118,15 +116,15 @@ class Attention(Selector):
 
     def looks(self, sublayer: Sublayer) -> bool:
         """At attention alone, and at the signals of the family."""
-        mlp = sublayer.kind in ("mlp", "context_mlp")
-        return not mlp and _signal_of(sublayer) in self.rules.signals
+        signal = "entropy" if sublayer.kind == "cross" else "received"
+        return sublayer.kind not in ("mlp", "context_mlp") and signal in self.rules.signals
 
     def run(self, sublayer: Sublayer, run: Run, rows: Tensor | None, *, every: bool) -> Any:
         """Watches the attention map. Of some rows, `received` is the mean over those and `entropy`
         is renewed for those alone."""
         if not self.looks(sublayer):
             return super().run(sublayer, run, rows, every=every)
-        signal = _signal_of(sublayer)
+        signal = "entropy" if sublayer.kind == "cross" else "received"
         with Watch() as watch:
             out = super().run(sublayer, run, rows, every=every)
         if watch.seen is None:
@@ -216,11 +214,6 @@ class Attention(Selector):
         half of the weight on either, and the entropy of the mean of P maps that do not overlap is their
         mean entropy and log P."""
         return math.log(self.now.passes) if self.rules.shared else 0.0
-
-
-def _signal_of(sublayer: Sublayer) -> str:
-    """What the attention of a sub-layer shows."""
-    return "entropy" if sublayer.kind == "cross" else "received"
 
 
 class Change(Selector):
@@ -355,12 +348,3 @@ def selector(name: str) -> Callable[[type[Selector]], type[Selector]]:
         return cls
 
     return register
-
-
-def selector_class(name: str) -> type[Selector]:
-    """The class of that name; ValueError with the nearest names when there is none."""
-    if name not in SELECTORS:
-        raise ValueError(f"no selector {name!r}; {suggest(name, SELECTORS)}")
-    module, _, cls = SELECTORS[name].partition(":")
-    selector_type: type[Selector] = getattr(import_module(module), cls)
-    return selector_type
