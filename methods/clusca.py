@@ -155,6 +155,11 @@ class ClusCa:
             return out
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(sublayer, route_of(sublayer), partial(dense, sublayer))
+            at.reroute_deferred(
+                sublayer,
+                route_of(sublayer),
+                partial(dense, sublayer),
+                outputs_only=lambda: True,
+            )
         last = max(sublayer.block for sublayer in at.sublayers if sublayer.kind == "mlp")
         at.reroute(at.blocks[last], cluster)

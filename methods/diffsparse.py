@@ -268,7 +268,11 @@ class DiffSparse:
 
         for sublayer in at.sublayers:
             at.reroute_deferred(
-                sublayer, at_sublayer(sublayer), partial(dense, sublayer), partial(idle, sublayer)
+                sublayer,
+                at_sublayer(sublayer),
+                partial(dense, sublayer),
+                partial(idle, sublayer),
+                outputs_only=partial(cache.goes_by_output, sublayer),
             )
 
     def _table(self, pipeline: Any, at: Attachment, family: str) -> Any:

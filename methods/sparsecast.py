@@ -232,7 +232,11 @@ class Sparsecast:
 
         for sublayer in at.sublayers:
             at.reroute_deferred(
-                sublayer, at_sublayer(sublayer), partial(dense, sublayer), partial(idle, sublayer)
+                sublayer,
+                at_sublayer(sublayer),
+                partial(dense, sublayer),
+                partial(idle, sublayer),
+                outputs_only=lambda: True,
             )
 
     def _plan(self, pipeline: Any, at: Attachment) -> Any:

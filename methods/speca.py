@@ -170,7 +170,11 @@ class SpeCa:
 
         for sublayer in at.sublayers:
             at.reroute_deferred(
-                sublayer, route_of(sublayer), partial(dense, sublayer), partial(idle, sublayer)
+                sublayer,
+                route_of(sublayer),
+                partial(dense, sublayer),
+                partial(idle, sublayer),
+                outputs_only=lambda: True,
             )
         if rules.whole_block:
             at.reroute(at.blocks[-1], last_block)

@@ -118,4 +118,9 @@ class Toca:
             return route
 
         for sublayer, place in zip(at.sublayers, places(at.sublayers), strict=True):
-            at.reroute_deferred(sublayer, at_sublayer(sublayer, place), partial(dense, sublayer))
+            at.reroute_deferred(
+                sublayer,
+                at_sublayer(sublayer, place),
+                partial(dense, sublayer),
+                outputs_only=partial(token_cache.goes_by_output, sublayer),
+            )

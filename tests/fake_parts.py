@@ -45,7 +45,7 @@ class Part:
         self.__dict__.update(facts)
         self.route = None
 
-    def reroute(self, route, _patch, *, deferred=False, dense=None, idle=None):
+    def reroute(self, route, _patch, *, deferred=False, dense=None, idle=None, outputs_only=None):
         """Called by `Attachment.reroute` and `reroute_deferred`; nothing waits here."""
         self.route = route
         return False

@@ -1,5 +1,6 @@
 """Regions of blocks (`models.regions`) by `torch.compile`: whole blocks where nothing is rerouted
-inside, else each sub-layer, and norm and modulation before it.
+inside or everything is computed (`models.block_region`), else each sub-layer, and norm and modulation
+before it.
 
 A region is compiled once for all blocks of its class, and for each of the few shapes it is called
 with. It never breaks into several graphs: what torch cannot take whole is run as it is, and noted.
@@ -84,9 +85,12 @@ class Regions:
 
     def __init__(self, compiler: Compiler, block: nn.Module) -> None:
         self._compiler, self._block = compiler, block
-        self.whole = not any(
-            "forward" in vars(module) for module in block.modules() if module is not block
-        )
+        self._replaced = {
+            module
+            for module in block.modules()
+            if module is not block and "forward" in vars(module)
+        }
+        self.whole = not self._replaced
         """Whether the block is a region: nobody has replaced anything inside."""
         self._hooks = [
             store
@@ -109,6 +113,10 @@ class Regions:
     def work_out(self, pending: Pending) -> Tensor:
         """By one region, where that is several operations."""
         return fusing.work_out(pending, lambda function, given: self(function, *given))
+
+    def takes_block(self, routed: frozenset[nn.Module]) -> bool:
+        """Where nothing else is replaced, nor watched, as in a call."""
+        return self._replaced <= routed and not watched() and self._count_hooks() == self._expected
 
     def of(self, module: nn.Module) -> Callable[..., Any]:
         """The forward of a module's class as a region."""

@@ -34,7 +34,7 @@ def blocks(args: argparse.Namespace) -> int:
         summary_line,
         times_of,
     )
-    from ditbench.acceleration.caching.selectors import selector_class
+    from ditbench.acceleration.caching.token_settings import selector_class
     from ditbench.models.fused_rows import computed_by
     from ditbench.models.table import select
     from ditbench.profiling.probe import probe

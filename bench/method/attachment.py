@@ -117,21 +117,29 @@ class Attachment:
         route: Route,
         dense: Callable[[], bool] | None = None,
         idle: Callable[[], bool] | None = None,
+        outputs_only: Callable[[], bool] | None = None,
     ) -> bool:
         """As `reroute`, where norm and modulation of the sub-layer are not worked out unless it is
         run: `route` is given its input as `pending.Pending`, which becomes a tensor when its values
         are used. Returns whether they wait: not in a block that somebody else has replaced.
 
         `dense()`, where a method knows it when the block begins: whether the route will compute all
-        of the sub-layer. A block all of whose sub-layers do runs as it is, which saves the host the
-        time to note what waits; the values are the same.
+        of the sub-layer by one `run()` and return what that gave. A block all of whose sub-layers do
+        runs as it is, which saves the host the time to note what waits; the values are the same.
 
         `idle()`, likewise: whether the route will compute nothing of the sub-layer, and then look
         neither at `run` nor at its input. Where all of a block's say so, what the block does with what
         they return is repeated from a list of operations (`models.recorded`), and its Python is not
         run; the values are the same.
+
+        `outputs_only()`, likewise: whether a route that is `dense` goes by what `run()` gives alone. It
+        looks neither at its input nor at what goes on inside `run` (attention, say), and runs no half of
+        it. Where all of a block's say so, `compile` computes the block by one graph, and asks the routes
+        afterwards; RuntimeError then for a route that does otherwise.
         """
-        return sublayer.reroute(route, self.patch, deferred=True, dense=dense, idle=idle)
+        return sublayer.reroute(
+            route, self.patch, deferred=True, dense=dense, idle=idle, outputs_only=outputs_only
+        )
 
     def replace(self, tensor: Any, value: Any) -> None:
         """Give a parameter or buffer other data until detached. What it held waits in host memory,

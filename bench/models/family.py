@@ -50,6 +50,8 @@ class Kind:
     """Whether the output is a pair (image, text)."""
     modules: tuple[str, ...] = ()
     """The submodules it consists of, where it is not the whole module."""
+    giving: str = ""
+    """The submodule whose output is the sub-layer's, where it is not the module's."""
 
 
 KINDS: dict[str, Kind] = {
@@ -64,7 +66,7 @@ KINDS: dict[str, Kind] = {
     "single": Kind(
         stream="both", rows=("attn.to_q", "proj_mlp", "proj_out"),
         all=("attn.to_k", "attn.to_v"), keys="own",
-        modules=("attn", "proj_mlp", "act_mlp", "proj_out"),
+        modules=("attn", "proj_mlp", "act_mlp", "proj_out"), giving="proj_out",
     ),
 }  # fmt: skip
 """The kinds that methods know, with the names diffusers gives to their linear layers."""

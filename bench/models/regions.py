@@ -3,8 +3,8 @@ than operation by operation (`methods/compile.py`).
 
 A region is a function of tensors and of modules whose Python depends neither on the step nor on the
 methods of the stack: a sub-layer's own computation, for all tokens or some rows, norm and modulation
-with the sums before them (`pending.Pending`), and a whole block where nothing is rerouted inside. A
-route decides which regions are called, and is itself in none.
+with the sums before them (`pending.Pending`), and a whole block where nothing is rerouted inside, or
+all of it computed (`block_region`). A route decides which regions are called, and is itself in none.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class Computer(Protocol):
 
     def work_out(self, pending: Any) -> Tensor:
         """The value of a `pending.Pending` in the block, and of what it goes through on the way."""
+
+    def takes_block(self, routed: frozenset[nn.Module]) -> bool:
+        """Whether it computes the whole block as one region now (`block_region`), where nobody has
+        replaced anything inside but the forwards of `routed`."""
 
 
 _COMPUTERS: WeakKeyDictionary[nn.Module, Computer] = WeakKeyDictionary()

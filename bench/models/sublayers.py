@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ditbench.models.deferred import Dense, Idle, Standing, defer
+from ditbench.models.deferred import Dense, Idle, OutputsOnly, Standing, defer
 from ditbench.models.family import Family, Grid, Kind
 from ditbench.models.family import family_of as _family_of
 from ditbench.models.fused_sums import not_run
@@ -122,6 +122,13 @@ class Sublayer:
         return tuple(self.module.get_submodule(name) for name in self.spec.modules)
 
     @property
+    def giving(self) -> nn.Module | None:
+        """The module whose output is the sub-layer's; None where its family does not say which."""
+        if self.spec.giving:
+            return self.module.get_submodule(self.spec.giving)
+        return self.module if self.reroute_whole is None else None
+
+    @property
     def linears(self) -> tuple[nn.Linear, ...]:
         """The linear layers it is made of."""
         return tuple(m for part in self.modules for m in part.modules() if isinstance(m, nn.Linear))
@@ -160,6 +167,7 @@ class Sublayer:
         deferred: bool = False,
         dense: Dense | None = None,
         idle: Idle | None = None,
+        outputs_only: OutputsOnly | None = None,
     ) -> bool:
         """Send every call through `route(run, hidden)`, with hidden [B,rows,D] the normalised and
         modulated input.
@@ -180,12 +188,14 @@ class Sublayer:
         `deferred`: the block runs on pending tensors (`pending.Pending`), and `hidden` may be one:
         norm and modulation are worked out when `run` is called or something else looks at its
         values, and else never. `dense`: whether the call of the block that begins computes the
-        sub-layer in full; where that is so of all of them, nothing waits. `idle`: whether it computes
-        nothing of it, and the route then looks neither at `run` nor at `hidden`; where that is so of
-        all of them, what the block did in such a call before is done again (`recorded.py`). Returns
-        whether they wait.
+        sub-layer in full, and the route then returns what one `run()` gave; where that is so of all of
+        them, nothing waits. `idle`: whether it computes nothing of it, and the route then looks
+        neither at `run` nor at `hidden`; where that is so of all of them, what the block did in such a
+        call before is done again (`recorded.py`). `outputs_only`: whether the route of what is dense
+        goes by what `run()` gave alone (`block_region.py`). Returns whether they wait.
         """
-        standing = Standing(route, idle) if idle else None
+        known = idle or outputs_only
+        standing = Standing(route, idle, outputs_only, self.giving) if known else None
         waits = (
             deferred
             and bool(self.deferred)

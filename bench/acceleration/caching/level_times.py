@@ -55,9 +55,9 @@ class LevelProbe(Trainee):
             return route
 
         for sublayer in at.sublayers:
-            at.reroute_deferred(
-                sublayer, at_sublayer(sublayer), partial(dense, sublayer), partial(idle, sublayer)
-            )
+            known, nothing = partial(dense, sublayer), partial(idle, sublayer)
+            outputs = partial(cache.goes_by_output, sublayer)
+            at.reroute_deferred(sublayer, at_sublayer(sublayer), known, nothing, outputs)
 
 
 def lists_of(transformer: Any, sublayers: Sequence[Sublayer]) -> list[str]:

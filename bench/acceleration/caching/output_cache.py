@@ -61,5 +61,11 @@ def reuse_outputs(
     for sublayer in at.sublayers:
         # what is kept with its gate is worked out by the block itself
         known = None if with_gates else partial(dense, sublayer)
-        deferred = at.reroute_deferred(sublayer, route_of(sublayer), known, partial(idle, sublayer))
+        deferred = at.reroute_deferred(
+            sublayer,
+            route_of(sublayer),
+            known,
+            partial(idle, sublayer),
+            outputs_only=None if with_gates else lambda: True,
+        )
         gated[sublayer.index] = with_gates and deferred

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +27,6 @@ from ditbench.acceleration.caching.attention_map import (
 from ditbench.acceleration.caching.fused_ranking import by_kernel
 from ditbench.acceleration.caching.token_settings import SELECTORS
 from ditbench.models.token_rows import put, take
-from ditbench.suggest import suggest
 
 if TYPE_CHECKING:
     from ditbench.acceleration.caching.token_settings import Rules
@@ -52,6 +50,10 @@ class Selector:
 
     def attach(self, at: Attachment) -> None:
         """Hook in what it has to see besides."""
+
+    def looks(self, sublayer: Sublayer) -> bool:
+        """Whether it has something to see when all of the sub-layer is computed, besides its output."""
+        return True
 
     def run(self, sublayer: Sublayer, run: Run, rows: Tensor | None, *, every: bool) -> Any:
         """The sub-layer's output for all rows where `every`, else for `rows` [B,K]; notes what is
@@ -112,12 +114,17 @@ class Attention(Selector):
         for the block's sub-layers."""
         self.stores = (self.signals, self.scores)
 
+    def looks(self, sublayer: Sublayer) -> bool:
+        """At attention alone, and at the signals of the family."""
+        signal = "entropy" if sublayer.kind == "cross" else "received"
+        return sublayer.kind not in ("mlp", "context_mlp") and signal in self.rules.signals
+
     def run(self, sublayer: Sublayer, run: Run, rows: Tensor | None, *, every: bool) -> Any:
         """Watches the attention map. Of some rows, `received` is the mean over those and `entropy`
         is renewed for those alone."""
-        signal = "entropy" if sublayer.kind == "cross" else "received"
-        if sublayer.kind in ("mlp", "context_mlp") or signal not in self.rules.signals:
+        if not self.looks(sublayer):
             return super().run(sublayer, run, rows, every=every)
+        signal = "entropy" if sublayer.kind == "cross" else "received"
         with Watch() as watch:
             out = super().run(sublayer, run, rows, every=every)
         if watch.seen is None:
@@ -297,6 +304,10 @@ class Shuffle(Selector):
         self.orders: dict[tuple[int, int, int], Tensor] = {}
         """Those on the device, in this generation."""
 
+    def looks(self, sublayer: Sublayer) -> bool:
+        """At nothing."""
+        return False
+
     def attach(self, at: Attachment) -> None:
         """Has them leave the device with the generation."""
         at.keeps(self.orders, rows=False)
@@ -337,12 +348,3 @@ def selector(name: str) -> Callable[[type[Selector]], type[Selector]]:
         return cls
 
     return register
-
-
-def selector_class(name: str) -> type[Selector]:
-    """The class of that name; ValueError with the nearest names when there is none."""
-    if name not in SELECTORS:
-        raise ValueError(f"no selector {name!r}; {suggest(name, SELECTORS)}")
-    module, _, cls = SELECTORS[name].partition(":")
-    selector_type: type[Selector] = getattr(import_module(module), cls)
-    return selector_type

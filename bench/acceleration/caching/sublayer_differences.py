@@ -92,5 +92,9 @@ def extrapolate_outputs(
 
     for sublayer in at.sublayers:
         at.reroute_deferred(
-            sublayer, route_of(sublayer), partial(dense, sublayer), partial(idle, sublayer)
+            sublayer,
+            route_of(sublayer),
+            partial(dense, sublayer),
+            partial(idle, sublayer),
+            outputs_only=lambda: True,
         )

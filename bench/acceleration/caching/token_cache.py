@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ditbench.acceleration.caching import fused_ranking
 from ditbench.acceleration.caching.budget import kept_rows
-from ditbench.acceleration.caching.selectors import Key, selector_class
+from ditbench.acceleration.caching.selectors import Key
+from ditbench.acceleration.caching.token_settings import selector_class
 from ditbench.models.fused_rows import PutRows, kernel_of
 from ditbench.models.pending import Pending
 from ditbench.models.token_rows import SingleRun, put, take
@@ -84,8 +85,14 @@ class TokenCache:
     def __contains__(self, sublayer: Sublayer) -> bool:
         return self.selector.key(sublayer) in self.kept
 
+    def goes_by_output(self, sublayer: Sublayer) -> bool:
+        """Whether `compute` looks at nothing but the sub-layer's output."""
+        if not self.attend and sublayer.kind == "single":
+            return False
+        return not self.notes(sublayer) or not self.selector.looks(sublayer)
+
     def compute(self, sublayer: Sublayer, run: Run, hidden: Tensor) -> Output:
-        """All tokens, kept for later."""
+        """All tokens, kept for later; `hidden` is only looked at where a ranking does."""
         key, run = self.selector.key(sublayer), self._attending(sublayer, run)
         if self.notes(sublayer):
             out = self.selector.run(sublayer, run, None, every=True)
@@ -98,7 +105,8 @@ class TokenCache:
         self._computed.pop(key, None)
         self._clock[key] = 0
         self._owned(key)
-        self._count(sublayer, len(hidden) * hidden.shape[1], 0)
+        rows = out[0] if isinstance(out, tuple) else out
+        self._count(sublayer, len(rows) * rows.shape[1], 0)
         return out
 
     def reuse(self, sublayer: Sublayer) -> Output:

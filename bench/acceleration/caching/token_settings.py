@@ -12,10 +12,14 @@ import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditbench.suggest import suggest
+
 if TYPE_CHECKING:
+    from ditbench.acceleration.caching.selectors import Selector
     from ditbench.models.sublayers import Sublayer
 
 SELECTORS: dict[str, str] = {
@@ -34,6 +38,15 @@ attended to, and how widely it attends to the text (ToCa, DiffSparse). `change`:
 has moved since it was last recomputed (ours). `similarity`: one minus the cosine of its residual
 stream and the cached output. `norm`: length of its residual stream. `shuffle`: a random
 permutation, the same for every sample, another at every step and sub-layer."""
+
+
+def selector_class(name: str) -> type[Selector]:
+    """The class of that name; ValueError with the nearest names when there is none."""
+    if name not in SELECTORS:
+        raise ValueError(f"no selector {name!r}; {suggest(name, SELECTORS)}")
+    module, _, cls = SELECTORS[name].partition(":")
+    selector_type: type[Selector] = getattr(import_module(module), cls)
+    return selector_type
 
 
 def selector_files(name: str) -> list[Path]:
