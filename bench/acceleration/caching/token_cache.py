@@ -24,6 +24,7 @@ from ditbench.models.pending import Pending
 from ditbench.models.token_rows import SingleRun, put, take
 
 if TYPE_CHECKING:
+    from ditbench.acceleration.caching.selectors import Selector
     from ditbench.acceleration.caching.token_settings import Rules
     from ditbench.method.attachment import Attachment
     from ditbench.models.sublayers import Run, Sublayer
@@ -52,7 +53,7 @@ class TokenCache:
         `attend`: whether a token that is recomputed in a FLUX single block attends anew; else what
         its attention gave when all tokens were computed last is used again."""
         self.at, self.rules = at, rules
-        self.selector = selector_class(selector)(at.now, rules)
+        self.selector: Selector = selector_class(selector)(at.now, rules)
         self.selector.attach(at)
         self.reuse_weight = rules.soft / (interval or rules.interval)
         self.notes: Callable[[Sublayer], bool] = lambda sublayer: True

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from ditbench.suggest import suggest
 
 if TYPE_CHECKING:
-    from ditbench.acceleration.caching.selectors import Selector
     from ditbench.models.sublayers import Sublayer
 
 SELECTORS: dict[str, str] = {
@@ -40,12 +39,12 @@ stream and the cached output. `norm`: length of its residual stream. `shuffle`: 
 permutation, the same for every sample, another at every step and sub-layer."""
 
 
-def selector_class(name: str) -> type[Selector]:
-    """The class of that name; ValueError with the nearest names when there is none."""
+def selector_class(name: str) -> type[Any]:
+    """The class of that name, a `selectors.Selector`; ValueError with the nearest names when there is none."""
     if name not in SELECTORS:
         raise ValueError(f"no selector {name!r}; {suggest(name, SELECTORS)}")
     module, _, cls = SELECTORS[name].partition(":")
-    selector_type: type[Selector] = getattr(import_module(module), cls)
+    selector_type: type[Any] = getattr(import_module(module), cls)
     return selector_type
 
 
