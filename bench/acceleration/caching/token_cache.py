@@ -17,14 +17,13 @@ from torch import Tensor
 
 from ditbench.acceleration.caching import fused_ranking
 from ditbench.acceleration.caching.budget import kept_rows
-from ditbench.acceleration.caching.selectors import Key
+from ditbench.acceleration.caching.selectors import Key, Selector
 from ditbench.acceleration.caching.token_settings import selector_class
 from ditbench.models.fused_rows import PutRows, kernel_of
 from ditbench.models.pending import Pending
 from ditbench.models.token_rows import SingleRun, put, take
 
 if TYPE_CHECKING:
-    from ditbench.acceleration.caching.selectors import Selector
     from ditbench.acceleration.caching.token_settings import Rules
     from ditbench.method.attachment import Attachment
     from ditbench.models.sublayers import Run, Sublayer
