@@ -7,20 +7,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from ditbench.models.pending import Pending, real
-from ditbench.models.recorded import NOTHING, Recordings, may_be_recorded
+from ditbench.models.recorded import Recordings, may_be_recorded
 from ditbench.models.regions import computer_of, running, running_alone
-
-Dense = Callable[[], bool]
-"""f() -> whether a sub-layer computes everything in the call of its block that begins."""
-Idle = Callable[[], bool]
-"""f() -> whether a sub-layer computes nothing in the call of its block that begins: its route then
-looks neither at its input nor at `run`."""
+from ditbench.models.standing import NOTHING, Dense, Standing
 
 DEFERRED: WeakSet[Any] = WeakSet()
 """The forwards that hand what is pending to a block; `routes` of one: what its sub-layers say of the
@@ -32,69 +27,6 @@ HOOK, INSIDE = "_hf_hook", "_old_forward"
 TRANSPARENT: WeakSet[Any] = WeakSet()
 """Forwards put in place of a block's own that hand on what they are given, pending or not: those of
 `simulation.replay`."""
-
-
-class Standing:
-    """The outermost route of a sub-layer in a block that runs on pending tensors, which may be asked
-    before the block runs for what stands for the sub-layer's output."""
-
-    __slots__ = ("_output", "_route", "idle", "places")
-
-    def __init__(self, route: Callable[[Any, Any], Any], idle: Idle) -> None:
-        self._route, self.idle = route, idle
-        self.places: list[tuple[nn.Module, ref[Any]]] = []
-        """Modules whose `forward` was replaced to put the route in, and by what: what stands there leads
-        back here, and where somebody keeps it by a weak key it must be let go."""
-        self._output: Any = NOTHING
-
-    def patching(self, patch: Callable[[Any, str, Any], Any]) -> Callable[[Any, str, Any], Any]:
-        """`patch`, which puts the route in."""
-
-        def noting(owner: Any, name: str, value: Any) -> Any:
-            self.places.append((owner, ref(value)))
-            return patch(owner, name, value)
-
-        return noting
-
-    def is_idle(self) -> bool:
-        """Whether nothing of the sub-layer is run in the call of the block that begins."""
-        for owner, own in self.places:
-            if (now := vars(owner).get("forward")) is None or now is not own():
-                return False  # somebody stands round it
-        return self.idle()
-
-    def output(self) -> Any:
-        """What the route returns where it is idle."""
-        return self._route(_runs_nothing, _UNSEEN)
-
-    def give(self, output: Any) -> None:
-        """The route is not asked in the call of the block that begins: this is its output."""
-        self._output = output
-
-    def asked(self, run: Any, hidden: Any) -> Any:
-        """The route as the block asks it."""
-        output, self._output = self._output, NOTHING
-        return self._route(run, hidden) if output is NOTHING else output
-
-
-def _runs_nothing(*_: Any, **__: Any) -> Any:
-    raise RuntimeError("a route that said it computes nothing of its sub-layer runs it")
-
-
-class _Unseen:
-    """Stands for the input of a sub-layer whose route said that it does not look at it."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(
-            "a route that said it computes nothing of its sub-layer looks at its input"
-        )
-
-    @classmethod
-    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
-        return _UNSEEN.values
-
-
-_UNSEEN = _Unseen()
 
 
 def defer(
@@ -116,8 +48,9 @@ def defer(
     back (`Family.casts`), which is less work on pending tensors.
 
     `standing`: the route of the sub-layer `part`, where it can say that it computes nothing. Where those
-    of all `parts` of the block's sub-layers do, the block's own Python is run once, and what it does is
-    then repeated from a list (`recorded.py`).
+    of all `parts` of the block's sub-layers say that they compute nothing or everything, the block's own
+    Python is run once, and what it does is then repeated from a list (`recorded.py`); where a `Computer`
+    has its regions, if all of them compute nothing.
 
     Returns whether it does: not where somebody else has replaced its forward, who would get them.
     Where accelerate has (sequential offloading, of blocks with parameters of their own), what its
@@ -150,32 +83,30 @@ def defer(
         given = (*args, *kwargs.values()) if casts else ()
         return all(x.dtype == torch.float32 for x in given if isinstance(x, Tensor))
 
-    def idle_routes() -> tuple[Standing, ...]:
-        """The routes, where none of the block's sub-layers is run; else none."""
+    def known_ahead() -> list[tuple[Standing, bool]]:
+        """The routes, and whether each runs its sub-layer; none where one does not say."""
         routes = forward.standing.values()
         if len(routes) != parts or not may_be_recorded():
-            return ()
+            return []
+        found, alone = [], computer_of(block) is None
         for route in routes:
-            if not route.is_idle():
-                return ()
-        return tuple(routes)
+            if (runs := route.runs()) is None or (runs and not alone):
+                return []
+            found.append((route, runs))
+        return found
 
     def running_on(*args: Any, **kwargs: Any) -> Any:
         if as_it_is(args, kwargs):
             return original(*args, **kwargs)
-        if not (routes := idle_routes()) or (call := recordings.given(args, kwargs)) is None:
+        if not (found := known_ahead()) or (call := recordings.given(args, kwargs, found)) is None:
             return on_pending(args, kwargs)
-        outputs = [route.output() for route in routes]
-        if (done := call.repeated(outputs)) is not NOTHING:
+        if (done := call.repeated()) is not NOTHING:
             return done
-        for route, output in zip(routes, outputs, strict=True):
-            route.give(output)
         try:
-            routed = {module for route in routes for module, _ in route.places}
             # also where a `Computer` has the regions of the block: a list takes less than its calls
-            return call.noted(lambda: on_pending(args, dict(kwargs), running_alone()), routed)
+            return call.noted(lambda: on_pending(args, dict(kwargs), running_alone()))
         finally:
-            for route in routes:
+            for route, _ in found:
                 route.give(NOTHING)
 
     def on_pending(args: Any, kwargs: Any, by: AbstractContextManager[None] | None = None) -> Any:

@@ -51,6 +51,8 @@ UNSTEADY = frozenset(
 """Tags of operations that go by random numbers, or whose outcome's form goes by values."""
 HOST_READS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
 """Functions that give the numbers in a tensor to the host, and are no operations."""
+PLAIN = frozenset({bool, int, float, str, torch.dtype})
+"""Types of arguments of what is called in between that are the same in every call that is alike."""
 MOST_NUMBERS = 1 << 14
 """Of a constant that a list may hold; what is larger is made anew."""
 
@@ -145,6 +147,30 @@ class Operations(TorchDispatchMode):
         self.lines.append((name, func, self.named(args), self.named(kwargs)))
         self.names[id(out)] = name
 
+    def note_called(self, place: int, given: Any, output: Any) -> None:
+        """What is called in between, for it does not do the same every time: number `place`, with these
+        arguments, a tuple. Its outcome is a tensor, or a tuple of tensors and None."""
+        if self.why:
+            return
+        try:
+            named = self.named(given)
+            leaves = tree_leaves(named)
+            if any(leaf in self.constants for leaf in leaves if _is(leaf)):
+                raise Unknown("what is called in between might write into a constant")
+            if not all(_is(leaf) or leaf is None or type(leaf) in PLAIN for leaf in leaves):
+                raise Unknown("what is called in between is given something unknown")
+            name = f"v{len(self.lines)}"
+            for i, part in enumerate(output if isinstance(output, tuple) else (output,)):
+                if part is None:
+                    continue
+                if type(part) is not Tensor or id(part) in self.names:
+                    raise Unknown("what is called in between returns no tensor of its own")
+                self.names[id(part)] = Name(f"{name}_{i}" if isinstance(output, tuple) else name)
+            self.lines.append((name, Called(place), named, {}))
+            self._alive.append(output)
+        except Unknown as error:
+            self.why = str(error)
+
     def named(self, given: Any) -> Any:
         """The same with `Name`s in place of tensors."""
         if isinstance(given, Tensor):
@@ -175,6 +201,10 @@ class Name(str):
     """The variable of a tensor."""
 
 
+class Called(int):
+    """The number of what is called in between, in place of an operation."""
+
+
 def _is(leaf: Any) -> bool:
     return isinstance(leaf, Name)
 
@@ -188,7 +218,8 @@ def needed(operations: Operations, returned: Any) -> tuple[list[Any], set[str]]:
     lines: list[Any] = []
     for name, func, args, kwargs in reversed(operations.lines):
         parts = [u for u in used if u == name or u.startswith(f"{name}_")]
-        if not parts or all(part in operations.constants for part in parts):
+        unneeded = not parts or all(part in operations.constants for part in parts)
+        if unneeded and not isinstance(func, Called):
             continue
         lines.append((name, func, args, kwargs, sorted(parts)))
         used |= {leaf for leaf in tree_leaves((args, kwargs)) if _is(leaf)}
@@ -197,8 +228,9 @@ def needed(operations: Operations, returned: Any) -> tuple[list[Any], set[str]]:
 
 def function_of(
     lines: Sequence[Any], returned: Any, parameters: Sequence[str], constants: Mapping[str, Tensor]
-) -> Callable[[list[Tensor], list[Any]], Any]:
-    """f(inputs, parameters) -> what the block returns; a variable goes with its last use."""
+) -> Callable[[list[Tensor], list[Any], Any], Any]:
+    """f(inputs, parameters, called) -> what the block returns, `called[i]` being number `i` of what is
+    called in between; a variable goes with its last use."""
     space: dict[str, Any] = {}
     values: dict[int, str] = {}
 
@@ -210,6 +242,8 @@ def function_of(
         if isinstance(given, (tuple, list)):
             inside = "".join(f"{written(item)}, " for item in given)
             return f"[{inside}]" if isinstance(given, list) else f"({inside})"
+        if isinstance(given, dict):
+            return f"{{{', '.join(f'{key!r}: {written(item)}' for key, item in given.items())}}}"
         if given is None or type(given) in (bool, int, str):
             return repr(given)
         name = values.setdefault(id(given), f"c{len(values)}")
@@ -225,16 +259,17 @@ def function_of(
         last.pop(leaf, None)
     source = [f"{', '.join(parameters)}, = p"] if parameters else []
     for at, (name, func, args, kwargs, parts) in enumerate(lines):
+        what = f"r[{func}]" if isinstance(func, Called) else f"f{at}"
         space[f"f{at}"] = func if kwargs else DIRECT.get(func, func)
         given = [written(arg) for arg in args]
         given += [f"{key}={written(arg)}" for key, arg in kwargs.items()]
-        source.append(f"{name} = f{at}({', '.join(given)})")
+        source.append(f"{name} = {what}({', '.join(given)})")
         source += [f"{part} = {name}[{part.partition('_')[2]}]" for part in parts if part != name]
         if gone := sorted(leaf for leaf, end in last.items() if end == at):
             source.append(f"del {', '.join(gone)}")
     source.append(f"return {written(returned)}")
-    exec(_compiled("def run(i, p):\n    " + "\n    ".join(source)), space)
-    run: Callable[[list[Tensor], list[Any]], Any] = space["run"]
+    exec(_compiled("def run(i, p, r):\n    " + "\n    ".join(source)), space)
+    run: Callable[[list[Tensor], list[Any], Any], Any] = space["run"]
     return run
 
 

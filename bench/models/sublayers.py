@@ -19,12 +19,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ditbench.models.deferred import Dense, Idle, Standing, defer
+from ditbench.models.deferred import defer
 from ditbench.models.family import Family, Grid, Kind
 from ditbench.models.family import family_of as _family_of
 from ditbench.models.fused_sums import not_run
 from ditbench.models.pending import Pending, real
 from ditbench.models.regions import computer_of, own_forward, rows_region, run_forward
+from ditbench.models.standing import Dense, Enter, Idle, Standing
 from ditbench.models.token_rows import (
     ROUTED,
     WHOLE,
@@ -181,11 +182,11 @@ class Sublayer:
         norm and modulation are worked out when `run` is called or something else looks at its
         values, and else never. `dense`: whether the call of the block that begins computes the
         sub-layer in full; where that is so of all of them, nothing waits. `idle`: whether it computes
-        nothing of it, and the route then looks neither at `run` nor at `hidden`; where that is so of
-        all of them, what the block did in such a call before is done again (`recorded.py`). Returns
-        whether they wait.
+        nothing of it, and the route then looks neither at `run` nor at `hidden`, and is asked before the block
+        begins; where each of them is one or the other, what the block did in such a call before is done
+        again (`recorded.py`). Returns whether they wait.
         """
-        standing = Standing(route, idle) if idle else None
+        standing = Standing(route, idle, dense) if idle else None
         waits = (
             deferred
             and bool(self.deferred)
@@ -237,10 +238,18 @@ class Sublayer:
             own = outermost and not ran and isinstance(hidden, Pending)  # else another route's
             return not_run(output) if own else output
 
+        def enter(hidden: Any, rest: Any, kwargs: Any) -> Any:
+            return routed(WHOLE, hidden, rest, kwargs, outermost=True)
+
+        entered: Enter = enter
+        if standing is not None:
+            standing.alone = inner is None
+            entered = standing.entered_by(enter)
+
         def forward(*args: Any, **kwargs: Any) -> Any:
             # blocks call their modules either way
             hidden, *rest = args or (kwargs.pop("hidden_states"),)
-            return routed(WHOLE, hidden, rest, kwargs, outermost=True)
+            return entered(hidden, rest, kwargs)
 
         patch(self.module, "forward", forward)
         ROUTED[forward] = routed

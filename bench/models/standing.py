@@ -1,0 +1,117 @@
+"""The routes of a block's sub-layers, asked for what they will do when a call of the block begins: which
+sub-layers are run, and what stands for the output of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import ref
+
+from torch import Tensor, nn
+
+from ditbench.models.pending import Pending
+
+Dense = Callable[[], bool]
+"""f() -> whether a sub-layer computes everything in the call of its block that begins."""
+Idle = Callable[[], bool]
+"""f() -> whether a sub-layer computes nothing in the call of its block that begins: its route then
+looks neither at its input nor at `run`."""
+Enter = Callable[[Any, Any, Any], Any]
+"""f(hidden, further arguments, keyword arguments) -> the sub-layer's output, by its route."""
+NOTHING = object()
+
+
+class Standing:
+    """The outermost route of a sub-layer in a block that runs on pending tensors, which may be asked
+    before the block runs what it will do, and for what stands for an output that is not computed."""
+
+    __slots__ = ("_dense", "_idle", "_output", "_route", "alone", "enter", "places", "watcher")
+
+    def __init__(self, route: Callable[[Any, Any], Any], idle: Idle, dense: Dense | None) -> None:
+        self._route, self._idle, self._dense = route, idle, dense
+        self.places: list[tuple[nn.Module, ref[Any]]] = []
+        """Modules whose `forward` was replaced to put the route in, and by what: what stands there leads
+        back here, and where somebody keeps it by a weak key it must be let go."""
+        self.alone = False
+        """Whether `run` of the route is the sub-layer's own computation, and not another route's."""
+        self._output: Any = NOTHING
+        self.enter: Enter = _nowhere
+        """Has the route asked for the output, given what the sub-layer is called with."""
+        self.watcher: Enter | None = None
+        """Who is called in place of `enter`, with the same."""
+
+    def patching(self, patch: Callable[[Any, str, Any], Any]) -> Callable[[Any, str, Any], Any]:
+        """`patch`, which puts the route in."""
+
+        def noting(owner: Any, name: str, value: Any) -> Any:
+            self.places.append((owner, ref(value)))
+            return patch(owner, name, value)
+
+        return noting
+
+    def runs(self) -> bool | None:
+        """Whether the sub-layer is run in the call of the block that begins: all of it (True) or nothing
+        of it (False); None where it is neither, or nobody knows."""
+        for owner, own in self.places:
+            if (now := vars(owner).get("forward")) is None or now is not own():
+                return None  # somebody stands round it
+        if self._idle():
+            return False
+        return True if self.alone and self._dense is not None and self._dense() else None
+
+    def output(self) -> Any:
+        """What the route returns where nothing is run."""
+        return self._route(_runs_nothing, _UNSEEN)
+
+    def give(self, output: Any) -> None:
+        """The route is not asked in the call of the block that begins: this is its output."""
+        self._output = output
+
+    def give_computed(self, output: Any) -> None:
+        """The same for an output that was computed, which a kernel of outputs that are not has no part
+        in."""
+        several = isinstance(output, tuple)
+        self._output = tuple(map(_settled, output)) if several else _settled(output)
+
+    def asked(self, run: Any, hidden: Any) -> Any:
+        """The route as the block asks it."""
+        output, self._output = self._output, NOTHING
+        return self._route(run, hidden) if output is NOTHING else output
+
+    def entered_by(self, enter: Enter) -> Enter:
+        """`enter`, as whoever calls the sub-layer calls it."""
+        self.enter = enter
+
+        def entered(hidden: Any, rest: Any, kwargs: Any) -> Any:
+            watcher = self.watcher
+            return (enter if watcher is None else watcher)(hidden, rest, kwargs)
+
+        return entered
+
+
+def _settled(part: Any) -> Any:
+    return Pending(part) if isinstance(part, Tensor) else part
+
+
+def _nowhere(*_: Any) -> Any:
+    raise RuntimeError("a route that stands nowhere is entered")
+
+
+def _runs_nothing(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("a route that said it computes nothing of its sub-layer runs it")
+
+
+class _Unseen:
+    """Stands for the input of a sub-layer whose route said that it does not look at it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(
+            "a route that said it computes nothing of its sub-layer looks at its input"
+        )
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        return _UNSEEN.values
+
+
+_UNSEEN = _Unseen()
