@@ -48,9 +48,9 @@ def defer(
     back (`Family.casts`), which is less work on pending tensors.
 
     `standing`: the route of the sub-layer `part`, where it can say that it computes nothing. Where those
-    of all `parts` of the block's sub-layers say that they compute nothing or everything, the block's own
-    Python is run once, and what it does is then repeated from a list (`recorded.py`); where a `Computer`
-    has its regions, if all of them compute nothing.
+    of all `parts` of the block's sub-layers can, the block's own Python is run once, and what it does
+    round those that are run is then repeated from a list (`recorded.py`); where a `Computer` has its
+    regions, if none of them is.
 
     Returns whether it does: not where somebody else has replaced its forward, who would get them.
     Where accelerate has (sequential offloading, of blocks with parameters of their own), what its
@@ -83,8 +83,8 @@ def defer(
         given = (*args, *kwargs.values()) if casts else ()
         return all(x.dtype == torch.float32 for x in given if isinstance(x, Tensor))
 
-    def known_ahead() -> list[tuple[Standing, bool]]:
-        """The routes, and whether each runs its sub-layer; none where one does not say."""
+    def known_ahead() -> list[tuple[Standing, str]]:
+        """The routes, and what each runs of its sub-layer; none where one does not say."""
         routes = forward.standing.values()
         if len(routes) != parts or not may_be_recorded():
             return []

@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ditbench.models.fused_rows import PutRows, rows_added
 from ditbench.models.fused_sums import added_now
+from ditbench.models.pending import Pending
 
 aten = torch.ops.aten
 DIRECT: Mapping[Any, Callable[..., Any]] = {
@@ -36,9 +38,13 @@ DIRECT: Mapping[Any, Callable[..., Any]] = {
     aten.sin.default: torch.sin,
     aten.cos.default: torch.cos,
     aten.embedding.default: torch.embedding,
+    aten.layer_norm.default: torch.layer_norm,
+    aten.native_layer_norm.default: torch.native_layer_norm,
+    aten.split_with_sizes.default: torch.split_with_sizes,
     torch.ops.ditbench.outputs_added.default: added_now,
 }
 """Functions that do an operation and nothing else, and take less of the host's time to call."""
+ADD_ROWS = torch.ops.ditbench.rows_put_and_added.default
 UNFILLED = (aten.new_empty.default, aten.empty.memory_format)
 """Operations whose result has no values yet, and may be written into."""
 UNSTEADY = frozenset(
@@ -75,6 +81,8 @@ class Operations(TorchDispatchMode):
         """Why there is no list."""
         self._alive: list[Any] = [*inputs]  # or another tensor might get an id that is known
         self._unfilled: set[str] = set()
+        self._rows: dict[int, Name] = {}
+        """Of what is kept by a `PutRows` that was returned, which that is."""
         for i, tensor in enumerate(inputs):
             if id(tensor) in self.names:
                 self.names[id(tensor)] = ""  # one tensor in two places: which one is meant?
@@ -107,6 +115,12 @@ class Operations(TorchDispatchMode):
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if UNSTEADY & {*func.tags}:
             raise Unknown(f"{func} goes by random numbers or by values")
+        if func is ADD_ROWS and (rows := self._rows.pop(id(args[0]), None)):
+            name = Name(f"v{len(self.lines)}")
+            self.lines.append((name, rows_added, (rows, *self.named(args[-2:])), {}))
+            self.names[id(out)] = name
+            self._alive.append(out)
+            return
         if func._schema.is_mutable:
             self._note_written(func, args, kwargs, out)
             return
@@ -147,9 +161,19 @@ class Operations(TorchDispatchMode):
         self.lines.append((name, func, self.named(args), self.named(kwargs)))
         self.names[id(out)] = name
 
+    def note_made(self, made: Any, by: Callable[..., Any], given: Sequence[Tensor]) -> None:
+        """An object that is no tensor, made of these tensors by a function."""
+        try:
+            name = Name(f"v{len(self.lines)}")
+            self.lines.append((name, by, self.named(tuple(given)), {}))
+            self.names[id(made)] = name
+            self._alive.append(made)
+        except Unknown as error:
+            self.why = self.why or str(error)
+
     def note_called(self, place: int, given: Any, output: Any) -> None:
         """What is called in between, for it does not do the same every time: number `place`, with these
-        arguments, a tuple. Its outcome is a tensor, or a tuple of tensors and None."""
+        arguments, a tuple. Its outcome is a tensor or a `PutRows`, or a tuple of these and None."""
         if self.why:
             return
         try:
@@ -163,18 +187,21 @@ class Operations(TorchDispatchMode):
             for i, part in enumerate(output if isinstance(output, tuple) else (output,)):
                 if part is None:
                     continue
-                if type(part) is not Tensor or id(part) in self.names:
+                own = Name(f"{name}_{i}" if isinstance(output, tuple) else name)
+                if type(part) is PutRows:
+                    self._rows[id(part.args[0])] = own
+                elif type(part) is not Tensor or id(part) in self.names:
                     raise Unknown("what is called in between returns no tensor of its own")
-                self.names[id(part)] = Name(f"{name}_{i}" if isinstance(output, tuple) else name)
+                self.names[id(part)] = own
             self.lines.append((name, Called(place), named, {}))
             self._alive.append(output)
         except Unknown as error:
             self.why = str(error)
 
     def named(self, given: Any) -> Any:
-        """The same with `Name`s in place of tensors."""
-        if isinstance(given, Tensor):
-            if not (name := self.names.get(id(given), "")) or given.is_complex():
+        """The same with `Name`s in place of tensors and of what was made."""
+        if isinstance(given, (Tensor, Pending)):
+            if not (name := self.names.get(id(given), "")) or given.dtype.is_complex:
                 raise Unknown("a tensor that is none of the block's, or one in two places")
             return Name(name)
         if isinstance(given, (tuple, list)):

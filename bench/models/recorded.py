@@ -1,6 +1,6 @@
-"""What a block does round its sub-layers, where each of them is run whole or not at all, as a flat list
-of operations and of calls of those that are run: its own forward is run once on pending tensors, what
-that does to real tensors is noted, and later calls do the same without it.
+"""What a block does round its sub-layers, as a flat list of operations and of calls of those sub-layers
+that are run: its own forward is run once on pending tensors, what that does to real tensors is noted,
+and later calls do the same without it.
 
 The gates made of the time embedding and the sums with the stream are a few operations; running the
 block's Python on pending tensors to find them again takes the host ten times as long as launching
@@ -48,7 +48,7 @@ _LISTS: WeakKeyDictionary[nn.Module, dict[Any, _List]] = WeakKeyDictionary()
 
 
 class Recordings:
-    """The lists of one block, by all that decides what it does: which sub-layers are run, types, shapes,
+    """The lists of one block, by all that decides what it does: what is run of its sub-layers, types, shapes,
     strides and devices of what it is given and of what stands for the others, its other arguments, the
     modes of torch, its default type (of constants), and who computes sums (`fused_rows.kernel_of`). The
     modules that it calls must be as they were: of torch or diffusers, in their places, without hooks and
@@ -60,16 +60,16 @@ class Recordings:
         self.lists = _LISTS.setdefault(block, {})
         self.refused: set[Any] = set()
         """Keys of what cannot be noted, under the methods that are attached."""
-        self._hopeless: dict[tuple[bool, ...], bool] = {}
-        """Of calls that run these sub-layers, whether nothing could be noted so far."""
+        self._hopeless: dict[tuple[str, ...], bool] = {}
+        """Of calls that run this of the sub-layers, whether nothing could be noted so far."""
 
     def given(
         self,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        routes: Sequence[tuple[Standing, bool]],
+        routes: Sequence[tuple[Standing, str]],
     ) -> Call | None:
-        """A call with these arguments and routes, each with whether its sub-layer is run; None where
+        """A call with these arguments and routes, each with what it runs of its sub-layer; None where
         something in the arguments is not known well enough, and where nothing that this block does
         can be noted."""
         if self._hopeless and self._hopeless.get(tuple([runs for _, runs in routes])):
@@ -79,12 +79,12 @@ class Recordings:
         except (Unknown, RuntimeError):  # a tensor without strides
             return None
 
-    def refuse(self, key: Any, runs: tuple[bool, ...]) -> None:
+    def refuse(self, key: Any, runs: tuple[str, ...]) -> None:
         """What has this key cannot be noted."""
         self.refused.add(key)
         self._hopeless.setdefault(runs, True)
 
-    def keep(self, key: Any, runs: tuple[bool, ...], made: _List) -> None:
+    def keep(self, key: Any, runs: tuple[str, ...], made: _List) -> None:
         """This is the list of that key."""
         if key not in self.lists and len(self.lists) >= MOST_LISTS:
             self.lists.pop(next(iter(self.lists)))
@@ -92,7 +92,7 @@ class Recordings:
 
 
 class Call:
-    """A call of a block each of whose sub-layers is run whole or not at all."""
+    """A call of a block whose routes have said what they run of its sub-layers."""
 
     __slots__ = ("_given", "_inputs", "_key", "_recordings", "_routes", "_runs")
 
@@ -101,7 +101,7 @@ class Call:
         recordings: Recordings,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        routes: Sequence[tuple[Standing, bool]],
+        routes: Sequence[tuple[Standing, str]],
     ) -> None:
         self._recordings, self._routes = recordings, routes
         self._runs = tuple([runs for _, runs in routes])

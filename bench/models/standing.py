@@ -19,6 +19,9 @@ looks neither at its input nor at `run`."""
 Enter = Callable[[Any, Any, Any], Any]
 """f(hidden, further arguments, keyword arguments) -> the sub-layer's output, by its route."""
 NOTHING = object()
+IDLE, WHOLE, PART = "", "whole", "part"
+"""What a route says of its sub-layer in the call of the block that begins: nothing of it is run; all of
+it; or something in between, such as some rows, by what its input is made of."""
 
 
 class Standing:
@@ -49,15 +52,17 @@ class Standing:
 
         return noting
 
-    def runs(self) -> bool | None:
-        """Whether the sub-layer is run in the call of the block that begins: all of it (True) or nothing
-        of it (False); None where it is neither, or nobody knows."""
+    def runs(self) -> str | None:
+        """What is run of the sub-layer in the call of the block that begins: `IDLE`, `WHOLE` or `PART`;
+        None where nobody knows."""
         for owner, own in self.places:
             if (now := vars(owner).get("forward")) is None or now is not own():
                 return None  # somebody stands round it
         if self._idle():
-            return False
-        return True if self.alone and self._dense is not None and self._dense() else None
+            return IDLE
+        if self._dense is None:
+            return None
+        return WHOLE if self.alone and self._dense() else PART
 
     def output(self) -> Any:
         """What the route returns where nothing is run."""
@@ -78,15 +83,20 @@ class Standing:
         output, self._output = self._output, NOTHING
         return self._route(run, hidden) if output is NOTHING else output
 
-    def entered_by(self, enter: Enter) -> Enter:
-        """`enter`, as whoever calls the sub-layer calls it."""
-        self.enter = enter
 
-        def entered(hidden: Any, rest: Any, kwargs: Any) -> Any:
-            watcher = self.watcher
-            return (enter if watcher is None else watcher)(hidden, rest, kwargs)
+def entered_by(enter: Enter, route: Any, *, alone: bool) -> Enter:
+    """`enter`, as whoever calls the sub-layer calls it; `route`: what it asks, which is
+    `Standing.asked` where the route says what it will do."""
+    standing = getattr(route, "__self__", None)
+    if not isinstance(standing, Standing):
+        return enter
+    standing.enter, standing.alone = enter, alone
 
-        return entered
+    def entered(hidden: Any, rest: Any, kwargs: Any) -> Any:
+        watcher = standing.watcher
+        return (enter if watcher is None else watcher)(hidden, rest, kwargs)
+
+    return entered
 
 
 def _settled(part: Any) -> Any:

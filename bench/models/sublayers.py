@@ -25,7 +25,7 @@ from ditbench.models.family import family_of as _family_of
 from ditbench.models.fused_sums import not_run
 from ditbench.models.pending import Pending, real
 from ditbench.models.regions import computer_of, own_forward, rows_region, run_forward
-from ditbench.models.standing import Dense, Enter, Idle, Standing
+from ditbench.models.standing import Dense, Idle, Standing, entered_by
 from ditbench.models.token_rows import (
     ROUTED,
     WHOLE,
@@ -183,8 +183,8 @@ class Sublayer:
         values, and else never. `dense`: whether the call of the block that begins computes the
         sub-layer in full; where that is so of all of them, nothing waits. `idle`: whether it computes
         nothing of it, and the route then looks neither at `run` nor at `hidden`, and is asked before the block
-        begins; where each of them is one or the other, what the block did in such a call before is done
-        again (`recorded.py`). Returns whether they wait.
+        begins. What the block did round the others in such a call before is done again (`recorded.py`).
+        Returns whether they wait.
         """
         standing = Standing(route, idle, dense) if idle else None
         waits = (
@@ -241,10 +241,7 @@ class Sublayer:
         def enter(hidden: Any, rest: Any, kwargs: Any) -> Any:
             return routed(WHOLE, hidden, rest, kwargs, outermost=True)
 
-        entered: Enter = enter
-        if standing is not None:
-            standing.alone = inner is None
-            entered = standing.entered_by(enter)
+        entered = entered_by(enter, route, alone=inner is None)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             # blocks call their modules either way

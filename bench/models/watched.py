@@ -3,7 +3,7 @@ what they are given, and what they give."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
+from ditbench.models.fused_rows import PutRows, normalised
 from ditbench.models.operation_list import HostReads, Operations, Unknown
-from ditbench.models.pending import real
-from ditbench.models.standing import Enter, Standing
+from ditbench.models.pending import ADD, CAST, Pending, real
+from ditbench.models.standing import PART, Enter, Standing
 
 
 class Watch:
@@ -27,6 +28,7 @@ class Watch:
         self.forms: dict[int, Any] = {}
         """Of the output of each sub-layer that was run."""
         self._called: dict[int, tuple[Any, Any]] = {}
+        self._settled: list[Pending] = []
 
     def __enter__(self) -> None:
         self._open = ExitStack()
@@ -39,55 +41,137 @@ class Watch:
         self._open.close()
 
     @contextmanager
-    def between(self, routes: Sequence[tuple[Standing, bool]]) -> Iterator[None]:
+    def between(self, routes: Sequence[tuple[Standing, str]]) -> Iterator[None]:
         """Inside, these are called unnoted, where they run."""
-        running = [(i, route) for i, (route, runs) in enumerate(routes) if runs]
+        running = [(i, route, runs) for i, (route, runs) in enumerate(routes) if runs]
         try:
-            for place, route in running:
-                route.watcher = partial(self._run, place, route)
+            for place, route, runs in running:
+                route.watcher = partial(self._run, place, route, runs)
             yield
         finally:
-            for _, route in running:
+            for _, route, _ in running:
                 route.watcher = None
 
-    def _run(self, place: int, route: Standing, hidden: Any, rest: Any, kwargs: Any) -> Any:
-        given = real((hidden, tuple(rest), kwargs))
+    def _run(
+        self, place: int, route: Standing, runs: str, hidden: Any, rest: Any, kwargs: Any
+    ) -> Any:
+        asked, operations = hidden, self.operations
+        if runs == PART and isinstance(hidden, Pending):
+            try:
+                template, leaves = template_of(hidden)
+                hidden = template(*leaves)
+                operations.note_made(hidden, template, leaves)
+            except Unknown as error:
+                operations.why = str(error)
+        else:
+            hidden = real(hidden)
+        given = (hidden, *real((tuple(rest), kwargs)))
         if torch._C._len_torch_dispatch_stack() + torch._C._len_torch_function_stack() != 2:
-            self.operations.why = "the block has a mode of its own"
+            operations.why = "the block has a mode of its own"
             return route.enter(*given)
+        noted = tuple(leaves_of(hidden)), *given[1:]
         self._open.close()
         try:
             output = route.enter(*given)
         finally:
             self.__enter__()
         if place in self._called:
-            self.operations.why = "a sub-layer is called twice"
-        self._called[place], self.forms[place] = (given, output), form_of(output)
-        self.operations.note_called(place, given, output)
+            operations.why = "a sub-layer is called twice"
+        self._called[place], self.forms[place] = (noted, output), form_of(output)
+        operations.note_called(place, given, output)
+        if hidden is not asked and isinstance(hidden, Pending) and not hidden.waits:
+            self._settled.append(asked)
         return output
 
     def again(self) -> Mapping[int, Enter]:
-        """Sub-layers that give what they gave, for the same."""
+        """Sub-layers that give what they gave, for the same. Raises `Unknown` where the block has used
+        an input that was worked out by its sub-layer, who may do that in another way."""
+        if any(not asked.waits for asked in self._settled):
+            raise Unknown("the input of a sub-layer is used by the block too")
 
         def of(given: Any, output: Any) -> Enter:
-            def run(*now: Any) -> Any:
-                if not same(now, given):
+            def run(hidden: Any, rest: Any, kwargs: Any) -> Any:
+                if not same((tuple(leaves_of(hidden)), rest, kwargs), given):
                     raise Unknown("a sub-layer is given something else")
-                return output
+                return _to_be_written(output)
 
             return run
 
         return {place: of(*called) for place, called in self._called.items()}
 
 
+def template_of(pending: Pending) -> tuple[Callable[..., Pending], list[Tensor]]:
+    """What is pending as a function of tensors, and these: norm, modulation and casts wait, for some
+    rows of them may be worked out alone (`token_rows.take`, `fused_rows.taken`), and what they are made
+    of does not. Raises `Unknown`."""
+    leaves: list[Tensor] = []
+
+    def of(node: Any) -> Callable[[Sequence[Tensor]], Any]:
+        if isinstance(node, Pending) and node.waits and _stays(node):
+            kind, operation = node.kind, node.operation
+            parts = [of(arg) for arg in node.args]
+            return lambda given: Pending(
+                None, kind, operation, tuple([part(given) for part in parts])
+            )
+        if isinstance(node, (Pending, Tensor)):
+            place = len(leaves)
+            leaves.append(real(node))
+            return lambda given: given[place]
+        return lambda _: node
+
+    make, shape, dtype = of(pending), tuple(pending.shape), pending.dtype
+
+    def template(*given: Tensor) -> Pending:
+        made = make(given)
+        if isinstance(made, Tensor):
+            return Pending(made)
+        made.know(shape, dtype)
+        whole: Pending = made
+        return whole
+
+    return template, leaves
+
+
+def _stays(node: Pending) -> bool:
+    if isinstance(node.operation, partial) and any(
+        isinstance(given, Tensor) for given in node.operation.keywords.values()
+    ):
+        raise Unknown("a tensor is given by keyword")
+    plus_one = node.kind == ADD and any(arg == 1 for arg in node.args if isinstance(arg, int))
+    return node.kind == CAST or plus_one or normalised(node)
+
+
+def leaves_of(given: Any) -> Iterator[Any]:
+    """Of what is pending all that it is made of, in order; of something else itself."""
+    if not isinstance(given, Pending) or not given.waits:
+        yield real(given)
+        return
+    yield given.kind
+    for arg in given.args:
+        yield from leaves_of(arg)
+
+
+def _to_be_written(output: Any) -> Any:
+    if isinstance(output, tuple):
+        return tuple(map(_to_be_written, output))
+    return PutRows(*output.args) if isinstance(output, PutRows) else output
+
+
 def form_of(output: Any) -> Any:
     """What the operations that follow on a sub-layer depend on, but for the numbers; None where it is
     not known."""
-    if type(output) is Tensor:
+    kind = type(output)
+    if kind is Tensor:
         return output.shape, output.dtype, output.stride(), output.device
-    if type(output) is tuple and Tensor in (kinds := [*map(type, output)]):
-        known = all(kind is Tensor or kind is type(None) for kind in kinds)
-        return tuple(map(form_of, output)) if known else None
+    if kind is tuple:
+        forms = tuple(map(form_of, output))
+        known = all(
+            form is not None or part is None for form, part in zip(forms, output, strict=True)
+        )
+        return forms if known else None
+    if kind is PutRows and output.is_unwritten:
+        kept, _, _, new, *_ = output.args
+        return "rows", form_of(kept), new.dtype, new.stride(-1)
     return None
 
 
