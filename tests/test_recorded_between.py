@@ -1,6 +1,6 @@
-"""Blocks some of whose sub-layers are run whole, and the others not at all, are repeated from a list of
-what is done round these: the samples are the same bits, routes are asked as often, and what is run is
-the sub-layer as it is."""
+"""Blocks some of whose sub-layers are run, wholly or in part, are repeated from a list of what is done
+round these: the samples are the same bits, routes are asked as often, and what is run is the sub-layer
+as it is."""
 
 import gc
 import sys
@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from narrow import NAMES, generate
+from test_fused_generations import added, entropy_into, modulated, put_and_added, scores
 from test_recorded import STEPS, calls, copied, leaves, pipeline, same, samples  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ditbench.acceleration.caching import attention_map, fused_ranking
 from ditbench.acceleration.caching.budget import DENSE
-from ditbench.acceleration.caching.schedule import Schedule
+from ditbench.acceleration.caching.schedule import LEVELS, Schedule
 from ditbench.method.attachment import Attachment
 from ditbench.method.generation import Now
 from ditbench.method.stack import Stack
@@ -27,8 +29,8 @@ from ditbench.models.fused_rows import computed_by
 from ditbench.models.fused_sums import AT_ONCE
 from ditbench.models.gated import Gated
 from ditbench.models.recorded import NOTHING, Call
-from ditbench.models.standing import Standing
-from ditbench.models.sublayers import sublayers
+from ditbench.models.standing import IDLE, PART, WHOLE, Standing
+from ditbench.models.sublayers import put, sublayers
 from ditbench.quiet import quiet
 
 
@@ -51,25 +53,30 @@ def between(monkeypatch):
 def without(monkeypatch):
     """As it was when blocks all of whose sub-layers are idle alone had lists."""
     runs = Standing.runs
-    monkeypatch.setattr(Standing, "runs", lambda self: None if runs(self) else runs(self))
+    monkeypatch.setattr(Standing, "runs", lambda self: IDLE if runs(self) == IDLE else None)
 
 
-def schedule(pipe, folder, seed=0, steps=STEPS):
-    """Some sub-layers whole and the others reused, at every step but the first."""
+def schedule(pipe, folder, seed=0, steps=STEPS, rows=False):
+    """Some sub-layers whole, some rows of some where `rows`, and the others reused, at every step but
+    the first."""
     names = [s.name for s in sublayers(pipe.transformer)]
-    chosen = np.random.default_rng(seed).integers(0, 2, (steps, len(names))) * DENSE
+    draw = np.random.default_rng(seed).integers
+    chosen = draw(0, 2, (steps, len(names))) * DENSE
+    if rows:
+        chosen = np.where(draw(0, 2, chosen.shape), draw(0, len(LEVELS), chosen.shape), chosen)
     chosen[0] = DENSE
-    path = folder / f"schedule-{seed}-{steps}.json"
+    path = folder / f"schedule-{seed}-{steps}-{rows}.json"
     Schedule(sublayers=tuple(names), chosen=chosen).write(path)
     return path
 
 
-def stacks(path):
+def stacks(path, rows):
     return (
+        f"diffsparse(schedule='{rows}')",
+        f"diffsparse(schedule='{rows}',selector='change')",
         f"diffsparse(schedule='{path}')",
         f"sparsecast(learns='coefficients',coefficients='zero',schedule='{path}')",
         f"sparsecast(learns='coefficients',coefficients='one',schedule='{path}')",
-        f"diffsparse(schedule='{path}')+int8",
         f"diffsparse(schedule='{path}')+lazy_queries",
     )
 
@@ -86,18 +93,15 @@ def counted(model, pipe, stack, num=2):
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_and_counters_are_the_same_as_without(name, dtype, between, monkeypatch, tmp_path):
     model, pipe = pipeline(name, dtype)
-    for text in stacks(schedule(pipe, tmp_path)):
+    for text in stacks(schedule(pipe, tmp_path), schedule(pipe, tmp_path, 2, rows=True)):
         stack = Stack.parse(text)
-        if (
-            stack.problems(model.family)
-            or any(m.check(pipe) for m in stack.methods)
-            or (dtype == "bfloat16" and "int8" in text)
-        ):
+        if stack.problems(model.family) or any(m.check(pipe) for m in stack.methods):
             continue
         between.clear()
         counted(model, pipe, stack)  # notes
         now, counters = counted(model, pipe, stack)
         assert len({*between}) > 1, text
+        assert any(PART in runs for runs in between) == ("-True" in text), text
         with monkeypatch.context() as patched:
             without(patched)
             before = len(between)
@@ -110,7 +114,7 @@ def test_samples_and_counters_are_the_same_as_without(name, dtype, between, monk
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_steps_and_methods_one_after_the_other(name, between, monkeypatch, tmp_path):
     model, pipe = pipeline(name)
-    texts = stacks(schedule(pipe, tmp_path))[:3]
+    texts = stacks(schedule(pipe, tmp_path), schedule(pipe, tmp_path, rows=True))[:4]
     other = f"diffsparse(schedule='{schedule(pipe, tmp_path, 1, 4)}')"
 
     def generations():
@@ -153,11 +157,12 @@ class Mixed:
         self.running = {self.own[1]}
         self.asked, self.kept = [], {}
         self.change = lambda output: output
+        self.computed = WHOLE
         for sublayer in self.own:
             self.at.reroute_deferred(
                 sublayer,
                 self.route_of(sublayer),
-                lambda s=sublayer: s in self.running,
+                lambda s=sublayer: s in self.running and self.computed == WHOLE,
                 lambda s=sublayer: s not in self.running and s in self.kept,
             )
 
@@ -165,11 +170,21 @@ class Mixed:
         def route(run, hidden):
             self.asked.append(sublayer.kind)
             if sublayer in self.running or sublayer not in self.kept:
-                self.kept[sublayer] = run()
+                if self.computed == PART:
+                    self.kept[sublayer] = self.some_rows(run, hidden, self.kept[sublayer])
+                else:
+                    self.kept[sublayer] = run()
                 return self.change(self.kept[sublayer])
             return self.kept[sublayer]
 
         return route
+
+    def some_rows(self, run, hidden, kept):
+        rows = torch.arange(1, hidden.shape[1], 2).expand(len(hidden), -1)
+        if isinstance(kept, tuple):
+            new, other = run(rows)
+            return put(kept[0], rows, new), other
+        return put(kept, rows, run(rows))
 
     def call(self):
         return self.block(*self.args, **self.kwargs)
@@ -187,13 +202,14 @@ class Mixed:
         return by_list
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[(name, computed) for name in NAMES for computed in (WHOLE, PART)])
 def mixed(request, monkeypatch, between):
+    name, computed = request.param
     with ExitStack() as stack, torch.no_grad():
-        block = Mixed(request.param, stack, monkeypatch, between)
+        block = Mixed(name, stack, monkeypatch, between)
         everything, block.running = block.running, {*block.own}
         block.call()
-        block.running = everything
+        block.running, block.computed = everything, computed
         assert not block.repeats() and block.repeats()
         yield block
 
@@ -361,38 +377,59 @@ def test_a_list_that_gives_a_sublayer_something_else_is_not_used(mixed, monkeypa
     assert not recorded._LISTS[mixed.block]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_sums_by_the_kernel_are_the_same(name, between, monkeypatch, tmp_path):
-    """The kernel, whose arithmetic torch does here: of what is not run alone."""
+@pytest.fixture
+def kernels(monkeypatch):
+    """The kernels, whose arithmetic torch does here, with how often each was called."""
     seen = []
 
-    def added(stream, outputs, gates):
-        seen.append(len(outputs))
+    def sums(stream, outputs, gates):
         assert len(outputs) <= AT_ONCE
-        out = stream.double()
-        for output, gate in zip(outputs, gates, strict=True):
-            out = out + (output if gate is None else gate * output)
-        return out.to(stream.dtype)
+        seen.append(("added", len(outputs)))
+        return added(stream.double(), outputs, gates).to(stream.dtype)
 
-    fake = SimpleNamespace(added=added)
+    def rows_put(*args):
+        seen.append(("rows put", args[3].shape))
+        return put_and_added(*args[:-1], args[-1].double()).to(args[-1].dtype)
+
+    def rows_taken(x, rows, *args):
+        seen.append(("rows taken", rows is None))
+        return modulated(x.double(), rows, *args).to(x.dtype)
+
+    fake = SimpleNamespace(added=sums, put_and_added=rows_put, modulated=rows_taken)
     monkeypatch.setitem(sys.modules, "ditbench.models.row_kernels", fake)
+    return seen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_are_called_as_often_with_the_same(
+    name, between, kernels, stand_ins, monkeypatch, tmp_path
+):
     model, pipe = pipeline(name)
-    for text in stacks(schedule(pipe, tmp_path))[:3]:
+    for text in stacks(schedule(pipe, tmp_path), schedule(pipe, tmp_path, 2, rows=True))[:4]:
         stack = Stack.parse(text)
         with computed_by("triton"):
             samples(model, pipe, stack)
-            seen.clear()
+            kernels.clear()
             between.clear()
-            now, by_list = samples(model, pipe, stack), [*seen]
-            assert between
-            seen.clear()
+            now, by_list = samples(model, pipe, stack), [*kernels]
+            assert any(PART in runs for runs in between) == ("-True" in text), text
+            kernels.clear()
             with monkeypatch.context() as patched:
                 without(patched)
                 assert torch.equal(samples(model, pipe, stack), now)
-        assert by_list == seen
+        assert by_list == kernels
+        assert ("-True" in text) == any(kernel == "rows put" for kernel, _ in kernels)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture
+def stand_ins(monkeypatch):
+    monkeypatch.setattr(fused_ranking, "scores", scores)
+    monkeypatch.setattr(fused_ranking, "received", attention_map.received_by)
+    monkeypatch.setattr(fused_ranking, "entropy", attention_map.entropy_of)
+    monkeypatch.setattr(fused_ranking, "entropy_into", entropy_into)
+
+
+@pytest.mark.parametrize("name", ["pixart-alpha-256", "flux-1-dev"])
 def test_a_compiled_stack_has_its_regions_computed(name, between, tmp_path):
     model, pipe = pipeline(name)
     text = f"diffsparse(schedule='{schedule(pipe, tmp_path)}')"

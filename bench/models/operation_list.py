@@ -116,9 +116,8 @@ class Operations(TorchDispatchMode):
         if UNSTEADY & {*func.tags}:
             raise Unknown(f"{func} goes by random numbers or by values")
         if func is ADD_ROWS and (rows := self._rows.pop(id(args[0]), None)):
-            name = Name(f"v{len(self.lines)}")
-            self.lines.append((name, rows_added, (rows, *self.named(args[-2:])), {}))
-            self.names[id(out)] = name
+            self.names[id(out)] = made = Name(f"v{len(self.lines)}")
+            self.lines.append((made, rows_added, (rows, *self.named(args[-2:])), {}))
             self._alive.append(out)
             return
         if func._schema.is_mutable:
