@@ -15,7 +15,7 @@ Dense = Callable[[], bool]
 """f() -> whether a sub-layer computes everything in the call of its block that begins."""
 Idle = Callable[[], bool]
 """f() -> whether a sub-layer computes nothing in the call of its block that begins: its route then
-looks neither at its input nor at `run`."""
+looks neither at its input nor at `run`, and is asked before the others of the block are run."""
 Enter = Callable[[Any, Any, Any], Any]
 """f(hidden, further arguments, keyword arguments) -> the sub-layer's output, by its route."""
 NOTHING = object()
