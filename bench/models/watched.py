@@ -17,6 +17,9 @@ from ditbench.models.operation_list import HostReads, Operations, Unknown
 from ditbench.models.pending import ADD, CAST, Pending, real
 from ditbench.models.standing import PART, Enter, Standing
 
+_Made = Callable[[Sequence[Tensor]], Any]
+"""f(tensors) -> something made of them."""
+
 
 class Watch:
     """Notes what a block does, but for what its sub-layers do."""
@@ -57,12 +60,9 @@ class Watch:
     ) -> Any:
         asked, operations = hidden, self.operations
         if runs == PART and isinstance(hidden, Pending):
-            try:
-                template, leaves = template_of(hidden)
-                hidden = template(*leaves)
-                operations.note_made(hidden, template, leaves)
-            except Unknown as error:
-                operations.why = str(error)
+            template, leaves = template_of(hidden)
+            hidden = template(*leaves)
+            operations.note_made(hidden, template, leaves)
         else:
             hidden = real(hidden)
         given = (hidden, *real((tuple(rest), kwargs)))
@@ -70,6 +70,7 @@ class Watch:
             operations.why = "the block has a mode of its own"
             return route.enter(*given)
         noted = tuple(leaves_of(hidden)), *given[1:]
+        waited = isinstance(hidden, Pending) and hidden.waits
         self._open.close()
         try:
             output = route.enter(*given)
@@ -79,7 +80,7 @@ class Watch:
             operations.why = "a sub-layer is called twice"
         self._called[place], self.forms[place] = (noted, output), form_of(output)
         operations.note_called(place, given, output)
-        if hidden is not asked and isinstance(hidden, Pending) and not hidden.waits:
+        if waited and hidden is not asked and not hidden.waits:
             self._settled.append(asked)
         return output
 
@@ -103,15 +104,15 @@ class Watch:
 def template_of(pending: Pending) -> tuple[Callable[..., Pending], list[Tensor]]:
     """What is pending as a function of tensors, and these: norm, modulation and casts wait, for some
     rows of them may be worked out alone (`token_rows.take`, `fused_rows.taken`), and what they are made
-    of does not. Raises `Unknown`."""
+    of does not."""
     leaves: list[Tensor] = []
 
-    def of(node: Any) -> Callable[[Sequence[Tensor]], Any]:
+    def of(node: Any) -> _Made:
         if isinstance(node, Pending) and node.waits and _stays(node):
-            kind, operation = node.kind, node.operation
+            kind, operation = node.kind, _operation_of(node.operation, of)
             parts = [of(arg) for arg in node.args]
             return lambda given: Pending(
-                None, kind, operation, tuple([part(given) for part in parts])
+                None, kind, operation(given), tuple([part(given) for part in parts])
             )
         if isinstance(node, (Pending, Tensor)):
             place = len(leaves)
@@ -133,12 +134,16 @@ def template_of(pending: Pending) -> tuple[Callable[..., Pending], list[Tensor]]
 
 
 def _stays(node: Pending) -> bool:
-    if isinstance(node.operation, partial) and any(
-        isinstance(given, Tensor) for given in node.operation.keywords.values()
-    ):
-        raise Unknown("a tensor is given by keyword")
     plus_one = node.kind == ADD and any(arg == 1 for arg in node.args if isinstance(arg, int))
     return node.kind == CAST or plus_one or normalised(node)
+
+
+def _operation_of(operation: Any, of: Callable[[Any], _Made]) -> _Made:
+    """An operation, with what it is given by keyword made anew."""
+    if not isinstance(operation, partial):
+        return lambda _: operation
+    function, named = operation.func, {key: of(arg) for key, arg in operation.keywords.items()}
+    return lambda given: partial(function, **{key: make(given) for key, make in named.items()})
 
 
 def leaves_of(given: Any) -> Iterator[Any]:
@@ -147,7 +152,8 @@ def leaves_of(given: Any) -> Iterator[Any]:
         yield real(given)
         return
     yield given.kind
-    for arg in given.args:
+    named = given.operation.keywords.values() if isinstance(given.operation, partial) else ()
+    for arg in (*given.args, *named):
         yield from leaves_of(arg)
 
 
