@@ -212,7 +212,7 @@ class Sparsecast:
         cache = ForecastCache(
             at,
             order,
-            lambda sublayer: plan().at(at.now.step, sublayer.index, pipeline.transformer.device),
+            lambda sublayer, device: plan().at(at.now.step, sublayer.index, device),
             lambda sublayer: plan().extends(at.now.step, sublayer.index),
         )
 

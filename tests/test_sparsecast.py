@@ -45,7 +45,7 @@ def forecasts(values, computed, order, coefficients):
     """What stands for each of `values` [T] where only the steps `computed` are run."""
     now, out = Now(num_steps=len(values)), []
     table = torch.tensor(coefficients, dtype=torch.float64)[None, :, None]
-    cache = ForecastCache(Attachment(None, now, ExitStack()), order, lambda _: table)
+    cache = ForecastCache(Attachment(None, now, ExitStack()), order, lambda *_: table)
     for t, value in enumerate(values):
         now.step = t
         dense = torch.full((2, 3, 4), value, dtype=torch.float64)

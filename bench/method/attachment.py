@@ -127,9 +127,10 @@ class Attachment:
         of the sub-layer by one `run()` and return what that gave. A block all of whose sub-layers do
         runs as it is, which saves the host the time to note what waits; the values are the same.
 
-        `idle()`, likewise: whether the route will compute nothing of the sub-layer, and then look
-        neither at `run` nor at its input. Where all of a block's say so, what the block does with what
-        they return is repeated from a list of operations (`models.recorded`), and its Python is not
+        `idle()`, likewise: whether the route will compute nothing of the sub-layer; it is then asked
+        before the block's other sub-layers are run, and looks neither at `run` nor at its input. Where
+        all routes of a block say so, or have a `dense` too, what the block does round the sub-layers
+        that are run is repeated from a list of operations (`models.recorded`), and its Python is not
         run; the values are the same.
 
         `outputs_only()`, likewise: whether a route that is `dense` goes by what `run()` gives alone. It

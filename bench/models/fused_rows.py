@@ -269,15 +269,23 @@ class PutRows(OutputPending):
         """The stream with it, by the kernel; None where that cannot."""
         if self._value is not None or not self._unwritten:
             return None
-        kept, times, order, new, now, first = self.args
+        kept, _, _, new, _, _ = self.args
         if new.dtype != kept.dtype or kept.stride(-1) != 1 or new.stride(-1) != 1:
             return None
         if stream.shape != kept.shape:
             return None
         if self._gate is not None and not by_sample(self._gate, kept.shape):
             return None
+        return rows_added(self, real(self._gate), stream)
+
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether it waits, without a gate yet."""
+        return self._value is None and self._gate is None and bool(self._unwritten)
+
+    def taken_over(self) -> None:
+        """Whoever is called by `unwritten` is, as the rows are about to be written."""
         self._unwritten.pop()()
-        return put_and_added(kept, times, order, new, now, first, real(self._gate), stream)
 
     def __mul__(self, gate: Any) -> Pending:
         fits = self._value is None and self._gate is None
@@ -298,6 +306,13 @@ class PutRows(OutputPending):
     def float(self) -> Pending:
         """Itself: gate and sum are in float32."""
         return self
+
+
+def rows_added(rows: PutRows, gate: Tensor | None, stream: Tensor) -> Tensor:
+    """`put_and_added` of rows that have not been written."""
+    rows.taken_over()
+    kept, times, order, new, now, first = rows.args
+    return put_and_added(kept, times, order, new, now, first, gate, stream)
 
 
 class RowsAdded(StreamSum):

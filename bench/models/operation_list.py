@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ditbench.models.fused_rows import PutRows, rows_added
 from ditbench.models.fused_sums import added_now
+from ditbench.models.pending import Pending
 
 aten = torch.ops.aten
 DIRECT: Mapping[Any, Callable[..., Any]] = {
@@ -36,9 +38,13 @@ DIRECT: Mapping[Any, Callable[..., Any]] = {
     aten.sin.default: torch.sin,
     aten.cos.default: torch.cos,
     aten.embedding.default: torch.embedding,
+    aten.layer_norm.default: torch.layer_norm,
+    aten.native_layer_norm.default: torch.native_layer_norm,
+    aten.split_with_sizes.default: torch.split_with_sizes,
     torch.ops.ditbench.outputs_added.default: added_now,
 }
 """Functions that do an operation and nothing else, and take less of the host's time to call."""
+ADD_ROWS = torch.ops.ditbench.rows_put_and_added.default
 UNFILLED = (aten.new_empty.default, aten.empty.memory_format)
 """Operations whose result has no values yet, and may be written into."""
 UNSTEADY = frozenset(
@@ -51,6 +57,8 @@ UNSTEADY = frozenset(
 """Tags of operations that go by random numbers, or whose outcome's form goes by values."""
 HOST_READS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
 """Functions that give the numbers in a tensor to the host, and are no operations."""
+PLAIN = frozenset({bool, int, float, str, torch.dtype})
+"""Types of arguments of what is called in between that are the same in every call that is alike."""
 MOST_NUMBERS = 1 << 14
 """Of a constant that a list may hold; what is larger is made anew."""
 
@@ -73,6 +81,8 @@ class Operations(TorchDispatchMode):
         """Why there is no list."""
         self._alive: list[Any] = [*inputs]  # or another tensor might get an id that is known
         self._unfilled: set[str] = set()
+        self._rows: dict[int, Name] = {}
+        """Of what is kept by a `PutRows` that was returned, which that is."""
         for i, tensor in enumerate(inputs):
             if id(tensor) in self.names:
                 self.names[id(tensor)] = ""  # one tensor in two places: which one is meant?
@@ -105,6 +115,11 @@ class Operations(TorchDispatchMode):
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if UNSTEADY & {*func.tags}:
             raise Unknown(f"{func} goes by random numbers or by values")
+        if func is ADD_ROWS and (rows := self._rows.pop(id(args[0]), None)):
+            self.names[id(out)] = made = Name(f"v{len(self.lines)}")
+            self.lines.append((made, rows_added, (rows, *self.named(args[-2:])), {}))
+            self._alive.append(out)
+            return
         if func._schema.is_mutable:
             self._note_written(func, args, kwargs, out)
             return
@@ -145,10 +160,47 @@ class Operations(TorchDispatchMode):
         self.lines.append((name, func, self.named(args), self.named(kwargs)))
         self.names[id(out)] = name
 
+    def note_made(self, made: Any, by: Callable[..., Any], given: Sequence[Tensor]) -> None:
+        """An object that is no tensor, made of these tensors by a function."""
+        try:
+            name = Name(f"v{len(self.lines)}")
+            self.lines.append((name, by, self.named(tuple(given)), {}))
+            self.names[id(made)] = name
+            self._alive.append(made)
+        except Unknown as error:
+            self.why = self.why or str(error)
+
+    def note_called(self, place: int, given: Any, output: Any) -> None:
+        """What is called in between, for it does not do the same every time: number `place`, with these
+        arguments, a tuple. Its outcome is a tensor or a `PutRows`, or a tuple of these and None."""
+        if self.why:
+            return
+        try:
+            named = self.named(given)
+            leaves = tree_leaves(named)
+            if any(leaf in self.constants for leaf in leaves if _is(leaf)):
+                raise Unknown("what is called in between might write into a constant")
+            if not all(_is(leaf) or leaf is None or type(leaf) in PLAIN for leaf in leaves):
+                raise Unknown("what is called in between is given something unknown")
+            name = f"v{len(self.lines)}"
+            for i, part in enumerate(output if isinstance(output, tuple) else (output,)):
+                if part is None:
+                    continue
+                own = Name(f"{name}_{i}" if isinstance(output, tuple) else name)
+                if type(part) is PutRows:
+                    self._rows[id(part.args[0])] = own
+                elif type(part) is not Tensor or id(part) in self.names:
+                    raise Unknown("what is called in between returns no tensor of its own")
+                self.names[id(part)] = own
+            self.lines.append((name, Called(place), named, {}))
+            self._alive.append(output)
+        except Unknown as error:
+            self.why = str(error)
+
     def named(self, given: Any) -> Any:
-        """The same with `Name`s in place of tensors."""
-        if isinstance(given, Tensor):
-            if not (name := self.names.get(id(given), "")) or given.is_complex():
+        """The same with `Name`s in place of tensors and of what was made."""
+        if isinstance(given, (Tensor, Pending)):
+            if not (name := self.names.get(id(given), "")) or given.dtype.is_complex:
                 raise Unknown("a tensor that is none of the block's, or one in two places")
             return Name(name)
         if isinstance(given, (tuple, list)):
@@ -175,6 +227,10 @@ class Name(str):
     """The variable of a tensor."""
 
 
+class Called(int):
+    """The number of what is called in between, in place of an operation."""
+
+
 def _is(leaf: Any) -> bool:
     return isinstance(leaf, Name)
 
@@ -188,7 +244,8 @@ def needed(operations: Operations, returned: Any) -> tuple[list[Any], set[str]]:
     lines: list[Any] = []
     for name, func, args, kwargs in reversed(operations.lines):
         parts = [u for u in used if u == name or u.startswith(f"{name}_")]
-        if not parts or all(part in operations.constants for part in parts):
+        unneeded = not parts or all(part in operations.constants for part in parts)
+        if unneeded and not isinstance(func, Called):
             continue
         lines.append((name, func, args, kwargs, sorted(parts)))
         used |= {leaf for leaf in tree_leaves((args, kwargs)) if _is(leaf)}
@@ -197,8 +254,9 @@ def needed(operations: Operations, returned: Any) -> tuple[list[Any], set[str]]:
 
 def function_of(
     lines: Sequence[Any], returned: Any, parameters: Sequence[str], constants: Mapping[str, Tensor]
-) -> Callable[[list[Tensor], list[Any]], Any]:
-    """f(inputs, parameters) -> what the block returns; a variable goes with its last use."""
+) -> Callable[[list[Tensor], list[Any], Any], Any]:
+    """f(inputs, parameters, called) -> what the block returns, `called[i]` being number `i` of what is
+    called in between; a variable goes with its last use."""
     space: dict[str, Any] = {}
     values: dict[int, str] = {}
 
@@ -210,6 +268,8 @@ def function_of(
         if isinstance(given, (tuple, list)):
             inside = "".join(f"{written(item)}, " for item in given)
             return f"[{inside}]" if isinstance(given, list) else f"({inside})"
+        if isinstance(given, dict):
+            return f"{{{', '.join(f'{key!r}: {written(item)}' for key, item in given.items())}}}"
         if given is None or type(given) in (bool, int, str):
             return repr(given)
         name = values.setdefault(id(given), f"c{len(values)}")
@@ -225,16 +285,17 @@ def function_of(
         last.pop(leaf, None)
     source = [f"{', '.join(parameters)}, = p"] if parameters else []
     for at, (name, func, args, kwargs, parts) in enumerate(lines):
+        what = f"r[{func}]" if isinstance(func, Called) else f"f{at}"
         space[f"f{at}"] = func if kwargs else DIRECT.get(func, func)
         given = [written(arg) for arg in args]
         given += [f"{key}={written(arg)}" for key, arg in kwargs.items()]
-        source.append(f"{name} = f{at}({', '.join(given)})")
+        source.append(f"{name} = {what}({', '.join(given)})")
         source += [f"{part} = {name}[{part.partition('_')[2]}]" for part in parts if part != name]
         if gone := sorted(leaf for leaf, end in last.items() if end == at):
             source.append(f"del {', '.join(gone)}")
     source.append(f"return {written(returned)}")
-    exec(_compiled("def run(i, p):\n    " + "\n    ".join(source)), space)
-    run: Callable[[list[Tensor], list[Any]], Any] = space["run"]
+    exec(_compiled("def run(i, p, r):\n    " + "\n    ".join(source)), space)
+    run: Callable[[list[Tensor], list[Any], Any], Any] = space["run"]
     return run
 
 

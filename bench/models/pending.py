@@ -62,6 +62,10 @@ class Pending:
         """It is worked out, and this is its value."""
         self._value, self.args = value, ()
 
+    def know(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """These are its shape and type, which need not be found out."""
+        self._shape, self._dtype = shape, dtype
+
     @property
     def shape(self) -> Any:
         """Its shape, a tuple of ints."""

@@ -1,6 +1,6 @@
-"""What a block does when none of its sub-layers is run, as a flat list of operations: its own forward
-is run once on pending tensors, what that does to real tensors is noted, and later calls do the same
-without it.
+"""What a block does round its sub-layers, as a flat list of operations and of calls of those sub-layers
+that are run: its own forward is run once on pending tensors, what that does to real tensors is noted,
+and later calls do the same without it.
 
 The gates made of the time embedding and the sums with the stream are a few operations; running the
 block's Python on pending tensors to find them again takes the host ten times as long as launching
@@ -11,8 +11,7 @@ runs as if there were no list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType
@@ -25,10 +24,12 @@ from torch.nn.modules import module as every_module
 
 from ditbench.models.fused_rows import kernel_of
 from ditbench.models.gated import Gated
-from ditbench.models.operation_list import HostReads, Operations, Unknown, function_of, needed
+from ditbench.models.operation_list import Operations, Unknown, function_of, needed
 from ditbench.models.regions import running_computer
+from ditbench.models.standing import NOTHING, Enter, Standing
+from ditbench.models.watched import Watch, form_of, same
 
-MOST_LISTS = 16
+MOST_LISTS = 64
 """Of a block; of more, the oldest goes."""
 SETTINGS = (int, float, str, type(None), torch.dtype, FunctionType, BuiltinFunctionType)
 """Types of attributes of modules that may decide what they do (bool is an int), and tuples of them."""
@@ -39,7 +40,6 @@ CONSTANTS = frozenset({int, bool, str, float, torch.dtype})
 LIBRARIES = ("torch", "diffusers")
 """Packages whose modules do the same to the same tensors, their hooks, settings and forwards being
 what they were."""
-NOTHING = object()
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -48,97 +48,148 @@ _LISTS: WeakKeyDictionary[nn.Module, dict[Any, _List]] = WeakKeyDictionary()
 
 
 class Recordings:
-    """The lists of one block, by all that decides what it does: types, shapes, strides and devices of
-    what it is given and of what stands for its sub-layers, its other arguments, the modes of torch,
-    its default type (of constants), and who computes sums (`fused_rows.kernel_of`). The modules that
-    it calls must be as they were: of torch or diffusers, in their places, without hooks and forwards
-    of their own, with the same settings, the same forwards of their classes, and parameters of the
-    same types, shapes and strides."""
+    """The lists of one block, by all that decides what it does: what is run of its sub-layers, types, shapes,
+    strides and devices of what it is given and of what stands for the others, its other arguments, the
+    modes of torch, its default type (of constants), and who computes sums (`fused_rows.kernel_of`). The
+    modules that it calls must be as they were: of torch or diffusers, in their places, without hooks and
+    forwards of their own, with the same settings, the same forwards of their classes, and parameters of
+    the same types, shapes and strides. What a sub-layer that is run calls may be anything: it is run."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
         self.lists = _LISTS.setdefault(block, {})
         self.refused: set[Any] = set()
         """Keys of what cannot be noted, under the methods that are attached."""
-        self.any_noted = False
+        self._hopeless: dict[tuple[str, ...], bool] = {}
+        """Of calls that run this of the sub-layers, whether nothing could be noted so far."""
 
-    def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
-        """A call with these arguments; None where something in them is not known well enough, and
-        where nothing that this block does can be noted."""
-        if self.refused and not self.any_noted:
+    def given(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        routes: Sequence[tuple[Standing, str]],
+    ) -> Call | None:
+        """A call with these arguments and routes, each with what it runs of its sub-layer; None where
+        something in the arguments is not known well enough, and where nothing that this block does
+        can be noted."""
+        if self._hopeless and self._hopeless.get(tuple([runs for _, runs in routes])):
             return None
         try:
-            return Call(self, args, kwargs)
+            return Call(self, args, kwargs, routes)
         except (Unknown, RuntimeError):  # a tensor without strides
             return None
 
+    def refuse(self, key: Any, runs: tuple[str, ...]) -> None:
+        """What has this key cannot be noted."""
+        self.refused.add(key)
+        self._hopeless.setdefault(runs, True)
+
+    def keep(self, key: Any, runs: tuple[str, ...], made: _List) -> None:
+        """This is the list of that key."""
+        if key not in self.lists and len(self.lists) >= MOST_LISTS:
+            self.lists.pop(next(iter(self.lists)))
+        self.lists[key], self._hopeless[runs] = made, False
+
 
 class Call:
-    """A call of a block none of whose sub-layers is run."""
+    """A call of a block whose routes have said what they run of its sub-layers."""
 
-    __slots__ = ("_given", "_inputs", "_key", "_recordings")
+    __slots__ = ("_given", "_inputs", "_key", "_recordings", "_routes", "_runs")
 
     def __init__(
-        self, recordings: Recordings, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        recordings: Recordings,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        routes: Sequence[tuple[Standing, str]],
     ) -> None:
-        self._recordings = recordings
+        self._recordings, self._routes = recordings, routes
+        self._runs = tuple([runs for _, runs in routes])
         self._inputs: list[Tensor] = []
         self._given = tuple(kwargs), tuple(_alike([*args, *kwargs.values()], self._inputs))
         self._key: Any = None
 
-    def repeated(self, outputs: Sequence[Any]) -> Any:
-        """What the block returns, by a list, where these stand for the outputs of its sub-layers;
-        `NOTHING` where none is known to give it."""
+    def repeated(self) -> Any:
+        """What the block returns, by a list. `NOTHING` where none is known to give it: the block is to
+        be run, and its routes have been given what was asked of them."""
+        outputs = [route.output() for route, runs in self._routes if not runs]
+        if (known := self._known(outputs)) is not None:
+            try:
+                return known.run(self._inputs, self._sublayers(known.forms) if known.forms else ())
+            except _OtherForm as other:
+                if other.call is not self:
+                    raise
+                self._recordings.lists.pop(self._key, None)
+                self._recordings.refuse(self._key, self._runs)
+                for place, output in other.done:
+                    self._routes[place][0].give_computed(output)
+        left = iter(outputs)
+        for route, runs in self._routes:
+            if not runs:
+                route.give(next(left))
+        return NOTHING
+
+    def _known(self, outputs: Sequence[Any]) -> _List | None:
         try:
             alike = tuple(_alike(outputs, self._inputs))
         except (Unknown, RuntimeError):
-            return NOTHING
+            return None
         by = kernel_of(self._inputs[-1].device)
         modes = torch.is_inference_mode_enabled(), torch.get_default_dtype()
-        self._key = self._given, alike, by, modes
+        self._key = self._runs, self._given, alike, by, modes
         known = self._recordings.lists.get(self._key)
-        if known is None or not known.holds(self._recordings.block):
-            return NOTHING
-        return known.run(self._inputs)
+        return known if known is not None and known.holds(self._recordings.block) else None
 
-    def noted(self, run: Callable[[], Any], routed: Container[nn.Module]) -> Any:
-        """What `run()` returns, which is the block's forward, and a list of what it does; `routed`:
-        the modules in place of whose forwards the routes of its sub-layers are."""
+    def _sublayers(self, forms: Mapping[int, Any]) -> Mapping[int, Enter]:
+        """Those that are run, whose outputs are to have these forms."""
+        done: list[tuple[int, Any]] = []
+
+        def of(place: int, enter: Enter, form: Any) -> Enter:
+            def run(hidden: Any, rest: Any, kwargs: Any) -> Any:
+                output = enter(hidden, rest, kwargs)
+                done.append((place, output))
+                if form_of(output) != form:
+                    raise _OtherForm(self, done)
+                return output
+
+            return run
+
+        return {place: of(place, self._routes[place][0].enter, forms[place]) for place in forms}
+
+    def noted(self, run: Callable[[], Any]) -> Any:
+        """What `run()` returns, which is the block's forward, and a list of what it does."""
         recordings, key = self._recordings, self._key
         if key is None or key in recordings.refused or _captured(self._inputs[-1].device):
             return run()
-        block, lists = recordings.block, recordings.lists
-        parts: list[nn.Module] = []
-        operations = Operations(block, self._inputs)
-        with _calls_seen(parts), operations, HostReads(operations):
+        block = recordings.block
+        watch = Watch(Operations(block, self._inputs))
+        with watch, watch.between(self._routes):
             result = run()
+        routed = {module for route, _ in self._routes for module, _ in route.places}
         try:
-            made = _List(operations, result, _Parts(block, parts, routed))
-            if not _same(made.run(self._inputs), result):
+            made = _List(watch, result, _Parts(block, watch.parts, routed))
+            if {*made.forms} != {i for i, runs in enumerate(self._runs) if runs}:
+                raise Unknown("a sub-layer is not called")
+            if not same(made.run(self._inputs, watch.again()), result):
                 raise Unknown("the list gives something else")
         except Exception:  # no memory for it, say: the block itself has run
-            recordings.refused.add(key)
+            recordings.refuse(key, self._runs)
             return result
-        if key not in lists and len(lists) >= MOST_LISTS:
-            lists.pop(next(iter(lists)))
-        lists[key], recordings.any_noted = made, True
+        recordings.keep(key, self._runs, made)
         return result
+
+
+class _OtherForm(Exception):
+    """A sub-layer gave something of another form than when the list was made."""
+
+    def __init__(self, call: Call, done: list[tuple[int, Any]]) -> None:
+        super().__init__("the output of a sub-layer is of another form")
+        self.call, self.done = call, done
 
 
 def _captured(device: torch.device) -> bool:
     """Whether operations go into a CUDA graph: a list cannot be tried, which waits for numbers."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two outcomes are alike, and of the same numbers."""
-    if isinstance(other, tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if other is None:
-        return one is None
-    if one.shape != other.shape or one.dtype != other.dtype or one.stride() != other.stride():
-        return False
-    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def may_be_recorded() -> bool:
@@ -177,20 +228,12 @@ def _alike(given: Iterable[Any], inputs: list[Tensor]) -> list[Any]:
     return made
 
 
-@contextmanager
-def _calls_seen(parts: list[nn.Module]) -> Iterator[None]:
-    handle = every_module.register_module_forward_pre_hook(lambda part, _: parts.append(part))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 class _List:
     """The operations as one function, and what must be as it was for it to do what the block does."""
 
-    def __init__(self, operations: Operations, result: Any, parts: _Parts) -> None:
+    def __init__(self, watch: Watch, result: Any, parts: _Parts) -> None:
         """Raises `Unknown`."""
+        operations, self.forms = watch.operations, watch.forms
         if operations.why:
             raise Unknown(operations.why)
         returned = operations.named(result)
@@ -209,9 +252,9 @@ class _List:
         found = [_alike_parameter(store.get(name)) for store, name in self._parameters]
         return found == self._known
 
-    def run(self, inputs: list[Tensor]) -> Any:
-        """What the block returns for these."""
-        return self._function(inputs, [store[name] for store, name in self._parameters])
+    def run(self, inputs: list[Tensor], sublayers: Any) -> Any:
+        """What the block returns for these; `sublayers[i]` is called where its `i`-th is run."""
+        return self._function(inputs, [store[name] for store, name in self._parameters], sublayers)
 
 
 def _alike_parameter(tensor: Any) -> Any:

@@ -19,12 +19,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ditbench.models.deferred import Dense, Idle, OutputsOnly, Standing, defer
+from ditbench.models.deferred import defer
 from ditbench.models.family import Family, Grid, Kind
 from ditbench.models.family import family_of as _family_of
 from ditbench.models.fused_sums import not_run
 from ditbench.models.pending import Pending, real
 from ditbench.models.regions import computer_of, own_forward, rows_region, run_forward
+from ditbench.models.standing import Dense, Idle, OutputsOnly, Standing, entered_by
 from ditbench.models.token_rows import (
     ROUTED,
     WHOLE,
@@ -190,12 +191,13 @@ class Sublayer:
         values, and else never. `dense`: whether the call of the block that begins computes the
         sub-layer in full, and the route then returns what one `run()` gave; where that is so of all of
         them, nothing waits. `idle`: whether it computes nothing of it, and the route then looks
-        neither at `run` nor at `hidden`; where that is so of all of them, what the block did in such a
-        call before is done again (`recorded.py`). `outputs_only`: whether the route of what is dense
-        goes by what `run()` gave alone (`block_region.py`). Returns whether they wait.
+        neither at `run` nor at `hidden`, and is asked before the block begins. What the block did round
+        the others in such a call before is done again (`recorded.py`). `outputs_only`: whether the
+        route of what is dense goes by what `run()` gave alone (`block_region.py`). Returns whether they
+        wait.
         """
         known = idle or outputs_only
-        standing = Standing(route, idle, outputs_only, self.giving) if known else None
+        standing = Standing(route, idle, dense, outputs_only, self.giving) if known else None
         waits = (
             deferred
             and bool(self.deferred)
@@ -247,10 +249,15 @@ class Sublayer:
             own = outermost and not ran and isinstance(hidden, Pending)  # else another route's
             return not_run(output) if own else output
 
+        def enter(hidden: Any, rest: Any, kwargs: Any) -> Any:
+            return routed(WHOLE, hidden, rest, kwargs, outermost=True)
+
+        entered = entered_by(enter, route, alone=inner is None)
+
         def forward(*args: Any, **kwargs: Any) -> Any:
             # blocks call their modules either way
             hidden, *rest = args or (kwargs.pop("hidden_states"),)
-            return routed(WHOLE, hidden, rest, kwargs, outermost=True)
+            return entered(hidden, rest, kwargs)
 
         patch(self.module, "forward", forward)
         ROUTED[forward] = routed

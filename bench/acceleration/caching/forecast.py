@@ -37,11 +37,11 @@ class ForecastCache:
         self,
         at: Attachment,
         order: int,
-        coefficients: Callable[[Sublayer], Tensor | None],
+        coefficients: Callable[[Sublayer, torch.device], Tensor | None],
         extends: Callable[[Sublayer], bool] = lambda sublayer: True,
     ) -> None:
-        """`coefficients(sublayer)` are those of the step under way, [P,O,G], None where all are
-        zero; `extends(sublayer)` says whether differences of an output computed now will be
+        """`coefficients(sublayer, device)` are those of the step under way, [P,O,G], on the device
+        of the sub-layer's outputs; None where all are zero; `extends(sublayer)` says whether differences of an output computed now will be
         used."""
         self.at, self.order, self.coefficients = at, order, coefficients
         self.extends = extends
@@ -108,7 +108,7 @@ class ForecastCache:
     def _forecast(self, sublayer: Sublayer) -> Parts:
         key, now = self.key(sublayer), self.at.now
         last, *slopes = self.outputs[key]
-        coefficients = self.coefficients(sublayer) if slopes else None
+        coefficients = self.coefficients(sublayer, last[0].device) if slopes else None
         if coefficients is None:
             return last
         t0, t1, _ = self.times[key]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from ditbench.acceleration.caching.whole_rows import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 FILE = "forecast.safetensors"
@@ -39,22 +40,21 @@ class ForecastPlan:
     """[T,L]: which sub-layers run."""
     coefficients: NDArray[np.float32]
     """[T,L,P,O,G]."""
-    _placed: dict[str, Tensor] = field(default_factory=dict)
+    _placed: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._forecasts = (self.coefficients != 0).any((2, 3, 4))
         self._skipped_next = np.concatenate([~self.mask[1:], np.zeros_like(self.mask[:1])])
 
-    def at(self, step: int, index: int, device: Any) -> Tensor | None:
+    def at(self, step: int, index: int, device: torch.device) -> Tensor | None:
         """Coefficients [P,O,G] of a sub-layer at a step, on a device; None where all are zero."""
         import torch
 
         if not self._forecasts[step, index]:
             return None
-        place = str(device)
-        if place not in self._placed:
-            self._placed[place] = torch.from_numpy(self.coefficients).to(device)
-        return self._placed[place][step, index]
+        if device not in self._placed:
+            self._placed[device] = torch.from_numpy(self.coefficients).to(device)
+        return self._placed[device][step, index]
 
     def extends(self, step: int, index: int) -> bool:
         """Whether the output of a step will stand for the next one's, or differences of it be taken

@@ -41,7 +41,7 @@ class ForecastStudent(Student):
         """Forecasts by the controls' coefficients."""
         return ForecastCache(self.at, self.order, self._coefficients)
 
-    def _coefficients(self, sublayer: Any) -> Tensor:
+    def _coefficients(self, sublayer: Any, _device: Any) -> Tensor:
         assert self.levels is not None
         return self.levels.coefficients[self.at.now.step, sublayer.index]
 

@@ -120,6 +120,7 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
     from ditbench.models.fused_sums import not_run
     from ditbench.models.pending import Pending, real
     from ditbench.models.regions import compute, own_forward, run_forward
+    from ditbench.models.standing import entered_by
     from ditbench.models.token_rows import (
         ROUTED,
         WHOLE,
@@ -149,7 +150,12 @@ def reroute_single(single: nn.Module, route: Callable[..., Any], patch: Callable
             raise ValueError(
                 "a single block is one sub-layer: no other method can reuse the attention inside it"
             )
-        return routed(WHOLE, deferred.pop("hidden"), deferred.pop("kwargs"), outermost=True)
+        return entered(deferred.pop("hidden"), (), deferred.pop("kwargs"))
+
+    def enter(hidden: Any, _rest: Any, kwargs: Any) -> Any:
+        return routed(WHOLE, hidden, kwargs, outermost=True)
+
+    entered = entered_by(enter, route, alone=inner is None)
 
     def routed(
         selection: Selection,
