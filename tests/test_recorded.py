@@ -576,7 +576,9 @@ def test_functions_called_directly_do_the_operation_they_stand_for():
         "aten.reshape.default": (x, [4, 2]), "aten.view.default": (x, [8]),
         "aten.unsqueeze.default": (x, 1), "aten.select.int": (x, 0, 1),
         "aten.cat.default": ([x, x], 1), "aten.sin.default": (x,), "aten.cos.default": (x,),
-        "aten.embedding.default": (table, at),
+        "aten.embedding.default": (table, at), "aten.split_with_sizes.default": (x, [1, 3], 1),
+        "aten.layer_norm.default": (x, [4], None, None, 1e-6),
+        "aten.native_layer_norm.default": (x, [4], None, None, 1e-6),
     }  # fmt: skip
 
     class Seen(TorchDispatchMode):

@@ -85,10 +85,7 @@ class Standing:
 
     def _is_outermost(self) -> bool:
         """Whether nobody stands round it."""
-        for owner, own in self.places:
-            if (now := vars(owner).get("forward")) is None or now is not own():
-                return False
-        return True
+        return all(vars(owner).get("forward", NOTHING) is own() for owner, own in self.places)
 
     def is_by_output(self) -> bool:
         """Whether the route can be asked after the block has run, where it computes everything: nobody

@@ -189,29 +189,20 @@ class Sublayer:
         `deferred`: the block runs on pending tensors (`pending.Pending`), and `hidden` may be one:
         norm and modulation are worked out when `run` is called or something else looks at its
         values, and else never. `dense`: whether the call of the block that begins computes the
-        sub-layer in full, and the route then returns what one `run()` gave; where that is so of all of
-        them, nothing waits. `idle`: whether it computes nothing of it, and the route then looks
-        neither at `run` nor at `hidden`, and is asked before the block begins. What the block did round
-        the others in such a call before is done again (`recorded.py`). `outputs_only`: whether the
-        route of what is dense goes by what `run()` gave alone (`block_region.py`). Returns whether they
-        wait.
+        sub-layer in full, and the route then returns what one `run()` gave; where that is so of all,
+        nothing waits. `idle`: whether it computes nothing of it, and the route then looks neither at
+        `run` nor at `hidden`, and is asked before the block begins; what the block does round the
+        others is repeated (`recorded.py`). `outputs_only`: whether the route of what is dense goes by
+        what `run()` gave alone (`block_region.py`). Returns whether they wait.
         """
         known = idle or outputs_only
         standing = Standing(route, idle, dense, outputs_only, self.giving) if known else None
-        waits = (
-            deferred
-            and bool(self.deferred)
-            and defer(
-                self.owner,
-                self.deferred,
-                patch,
-                dense,
-                casts=self.casts,
-                standing=standing,
-                part=self.module,
-                parts=self.siblings,
-            )
-        )
+        waits = deferred and bool(self.deferred)
+        if waits:
+            waits = defer(
+                self.owner, self.deferred, patch, dense, casts=self.casts, standing=standing,
+                part=self.module, parts=self.siblings,
+            )  # fmt: skip
         if standing is not None:
             route, patch = standing.asked, standing.patching(patch)
         if not deferred and self.deferred:
