@@ -16,7 +16,7 @@ from itertools import repeat
 from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 _LISTS: WeakKeyDictionary[nn.Module, dict[Any, _List]] = WeakKeyDictionary()
 """The lists of every block, which outlive a method: they hold nothing of it."""
+_CONSTANTS: WeakValueDictionary[Any, Tensor] = WeakValueDictionary()
+"""What is made of no input, such as the frequencies of a time embedding."""
 
 
 class Recordings:
@@ -241,7 +243,7 @@ class _List:
         own = {name: of for name, of in operations.parameters.items() if name in used}
         self._parameters = [*own.values()]
         self._known = [_alike_parameter(store[name]) for store, name in self._parameters]
-        constants = {name: value for name, value in operations.constants.items() if name in used}
+        constants = {n: _shared(value) for n, value in operations.constants.items() if n in used}
         self._function = function_of(lines, returned, [*own], constants)
         self._parts = parts
 
@@ -255,6 +257,13 @@ class _List:
     def run(self, inputs: list[Tensor], sublayers: Any) -> Any:
         """What the block returns for these; `sublayers[i]` is called where its `i`-th is run."""
         return self._function(inputs, [store[name] for store, name in self._parameters], sublayers)
+
+
+def _shared(constant: Tensor) -> Tensor:
+    """The same tensor for the same numbers, of all lists."""
+    numbers = constant.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+    key = constant.shape, constant.stride(), constant.dtype, constant.device, numbers
+    return _CONSTANTS.setdefault(key, constant)
 
 
 def _alike_parameter(tensor: Any) -> Any:
