@@ -4,6 +4,7 @@ control that its deciding has to beat (Golden Path Hypothesis, arXiv:2609.39343)
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ from ditbench.acceleration.caching.between_steps import (
 )
 from ditbench.acceleration.caching.schedule import refuse_other_length
 from ditbench.method import Attachment, Stage, knob, method
+from ditbench.method.needs import training_of
 from ditbench.method.prepare import unprepared
 from ditbench.method.stack import Stack
 
@@ -77,7 +79,10 @@ class Replay:
 
     def recipe(self) -> dict[str, Any]:
         """What the recorded schedule depends on: the method, and what that was prepared with."""
-        return {"version": 1, "of": self.of, "recipe": self._of.recipe(), "prompts": self.prompts}
+        of: dict[str, Any] = {"of": self.of, "recipe": self._of.recipe()}
+        if training := training_of(self._of):
+            of["training"] = training
+        return {"version": 1, **of, "prompts": self.prompts}
 
     def inputs(self) -> list[Path]:
         """The files that the method's knobs name."""
@@ -110,7 +115,7 @@ class Replay:
             raise ValueError(reason)
         with tempfile.TemporaryDirectory() as own:
             if of.recipe() is not None:
-                of.prepare(Path(own), room)
+                of.prepare(Path(own), replace(room, training=training_of(of)))
             schedules = record_steps(room, of, self.prompts, Path(own))
         modal, notes = most_frequent(schedules)
         steps = room.calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from ditbench.acceleration.caching.prepare_steps import read_steps, write_steps
 from ditbench.acceleration.caching.record_steps import most_frequent, record_steps
 from ditbench.method import METHODS, Stage, method
 from ditbench.method.prepare import Workroom
+from ditbench.method.registry import find
 from ditbench.method.stack import Stack
 from ditbench.models.table import models
 from ditbench.testing import check_method, tiny
@@ -114,6 +116,27 @@ def test_what_has_to_be_prepared_is_prepared_first(tmp_path, monkeypatch):
     notes = replay.prepare(tmp_path, room)
     assert [path.name for path in tmp_path.iterdir()] == ["steps.json"]
     assert read_steps(tmp_path)[1] == STEPS and notes["computed"] < STEPS
+
+
+def test_a_method_is_prepared_by_its_own_training(tmp_path, monkeypatch):
+    """And recorded on the requests of the replay's."""
+    trainings = []
+
+    def prepare(self, folder, room):
+        trainings.append(room.training)
+        (folder / "ratios.json").write_text(json.dumps([1.0] * STEPS))
+        return {}
+
+    monkeypatch.setattr(find("magcache"), "prepare", prepare)
+    _, room = room_of("flux")
+    keys = set()
+    for inner, own in ((0, 0), (2, 0), (2, 1)):
+        of = f"magcache(threshold=9.0,retain=0.2,training={inner})"
+        (replay,) = Stack.parse(f'replay(of="{of}", prompts=1, training={own})').methods
+        replay.prepare(tmp_path, replace(room, training=own))
+        keys.add(json.dumps(replay.recipe()))
+    assert trainings == [0, 2, 2]
+    assert len(keys) == 2 and "training" not in json.loads(min(keys, key=len))
 
 
 @pytest.mark.parametrize(
