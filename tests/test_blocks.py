@@ -70,7 +70,8 @@ def test_times_are_read_as_they_were_written_and_nothing_else_is(tmp_path):
         ({"rest": -1}, "-1 is no time"),
         ({"rest": float("nan")}, "nan is no time"),
         ({"blocks": [{"name": "x", "reused": 1, "added": {"self": [0, 1]}}]}, "2 levels of self"),
-        ({"blocks": 3}, "TypeError"),
+        ({"blocks": 3}, "a number is not where one belongs"),
+        ({"blocks": [{"name": "x", "reused": 1}]}, "holds no whole times: 'added' is missing"),
     ):
         file.write_text(json.dumps({**good, **change}))
         with pytest.raises(ValueError, match=words):
@@ -348,7 +349,10 @@ def test_sparsecast_spends_its_share_of_measured_time(tmp_path):
     assert by_time[:, ~mlp].sum() > by_macs[:, ~mlp].sum()
     assert stack.methods[0].inputs() == [file]
     made_up({"self": (1, 2, 3, 4)}).write(file)
+    assert f"{file}, measured on " in stack.refusal(pipe)
     assert "the times hold no 'cross'" in stack.refusal(pipe)
+    made_up(dict.fromkeys(cost, (0, 0, 0, 0))).write(file)
+    assert "all sub-layers take 0 seconds" in stack.refusal(pipe)
     with pytest.raises(ValueError, match="times decide what sub-layers cost"):
         Stack.parse("sparsecast(times='a.json', schedule='b.json')")
 

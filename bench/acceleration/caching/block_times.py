@@ -140,7 +140,7 @@ class Times:
         return rest.get(clock, self.rest) + inside
 
     def write(self, path: Path) -> None:
-        """A JSON file, for `diffsparse(times=FILE)`."""
+        """A JSON file, for `diffsparse(times=FILE)` and `sparsecast(times=FILE)`."""
         blocks = [
             {
                 "name": block.name, "reused": block.whole["reused"].seconds,
@@ -172,9 +172,13 @@ class Times:
                 raise ValueError(f"its levels are not {LEVELS}")
             blocks = tuple(_block_of(block) for block in document["blocks"])
             return cls(blocks=blocks, rest=_time(document["rest"]), about=dict(document["about"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise ValueError(f"{path} holds no whole times: {error} is missing") from None
+        except ValueError as error:
+            raise ValueError(f"{path} holds no whole times: {error}") from None
+        except (TypeError, AttributeError):
             raise ValueError(
-                f"{path} holds no whole times: {type(error).__name__} {error}"
+                f"{path} holds no whole times: a list, a table or a number is not where one belongs"
             ) from None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditbench.acceleration.caching.block_times import BlockTimes, Times, Work
-from ditbench.acceleration.caching.budget import kept_rows
+from ditbench.acceleration.caching.budget import DENSE, kept_rows
 from ditbench.acceleration.caching.knapsack import Weights
 from ditbench.acceleration.caching.schedule import LEVELS
 from ditbench.method.probe import Trainee
@@ -70,9 +70,16 @@ def lists_of(transformer: Any, sublayers: Sequence[Sublayer]) -> list[str]:
 
 def weights_in_time(path: str, transformer: Any, listed: Sequence[Sublayer]) -> tuple[Weights, str]:
     """[L,S]: nanoseconds of the levels of a transformer's sub-layers by a file that `blocks --out`
-    wrote, and where they are from. ValueError for another file, and for one of other sub-layers."""
+    wrote, and where they are from. ValueError for another file, for one of other sub-layers, and where
+    dense sub-layers take no time, of which there is no share to spend."""
     times = Times.read(Path(path))
-    table = times.table([s.name for s in listed], lists_of(transformer, listed))
+    try:
+        table = times.table([s.name for s in listed], lists_of(transformer, listed))
+    except ValueError as error:
+        measured = times.about.get("model", "an unnamed model")
+        raise ValueError(f"{path}, measured on {measured}: {error}") from None
+    if not table[:, DENSE].any():
+        raise ValueError(f"{path} holds no times: all sub-layers take 0 seconds")
     return table, ", ".join(f"{name} {value}" for name, value in times.about.items())
 
 
