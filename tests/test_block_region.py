@@ -58,6 +58,7 @@ def rerouting(name, route, **says):
 
 @pytest.fixture
 def of_one_test():
+    compiled("none")  # registers `compile`, which stays
     before = {*METHODS}
     yield
     for name in {*METHODS} - before:
@@ -157,6 +158,11 @@ def test_what_our_methods_say_of_their_routes_is_so(text, kind, regions_run):
     assert all(map(torch.equal, made, plain))
 
 
+def first_rows_zeroed(output):
+    output[:, :1] = 0
+    return output
+
+
 @pytest.mark.parametrize(
     ("route", "why"),
     [
@@ -164,6 +170,9 @@ def test_what_our_methods_say_of_their_routes_is_so(text, kind, regions_run):
         (lambda run, hidden: run(torch.zeros(1, 1, dtype=torch.long)), "asks for a part of it"),
         (lambda run, hidden: run() if hidden.mean() else None, "looks at its input"),
         (lambda run, hidden: torch.add(hidden, run()), "looks at its input"),
+        (lambda run, hidden: run().mul_(2), "writes into it"),
+        (lambda run, hidden: torch.add(run(), 1, out=run()), "writes into it"),
+        (lambda run, hidden: first_rows_zeroed(run()), "writes into it"),
     ],
 )
 def test_a_route_that_does_otherwise_than_it_said_is_a_mistake(route, why, of_one_test):
@@ -173,6 +182,17 @@ def test_a_route_that_does_otherwise_than_it_said_is_a_mistake(route, why, of_on
         generations(stack, tried, 1)
     block = blocks(tried.pipeline.transformer)[0].module
     assert not any("forward" in vars(module) for module in block.modules())
+
+
+def test_a_pair_may_be_put_together_anew(of_one_test, regions_run):
+    def route(run, hidden):
+        out = run()
+        return tuple([*out]) if isinstance(out, tuple) else out  # the same tensors
+
+    tried, anew = subject("flux"), rerouting("anew", lambda sublayer: route, **ALL)
+    plain, *_ = generations(Stack(), tried, 1)
+    made, *_ = generations(anew, tried, 1)
+    assert torch.equal(made[0], plain[0]) and regions_run[0]
 
 
 @pytest.mark.parametrize("says", [{"dense": lambda: True}, {"outputs_only": lambda: True}, {}])

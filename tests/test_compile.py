@@ -15,6 +15,7 @@ from torch._inductor import config
 
 from ditbench.acceleration import compiling
 from ditbench.acceleration.compiling import EAGER, Compiler
+from ditbench.acceleration.quantization import down_projections
 from ditbench.analysis.summary import summarise
 from ditbench.method import Stage, method
 from ditbench.method.registry import METHODS
@@ -332,3 +333,31 @@ def test_the_threads_that_inductor_compiles_with_end_with_the_stack():
         assert set(threading.enumerate()) - before
     assert not set(threading.enumerate()) - before
     assert not AsyncCompile.pool.cache_info().currsize
+
+
+@pytest.mark.parametrize("below", ["none", "fora(interval=2)"])
+def test_hooks_that_a_method_puts_on_are_those_of_each_module(below):
+    """As of `int8(down='smoothed')`: a graph without them, or with those of another block, gives other
+    samples, and torch does not look at hooks unless it is told to."""
+
+    @method("hooked", family="test", stage=Stage.WEIGHTS, claims=set(), paper="none")
+    class Hooked:
+        def attach(self, pipeline, at):
+            for i, linear in enumerate(down_projections(at.sublayers)):
+
+                def divide(module, inputs, by=1.5 + i):
+                    return (inputs[0] / by,)
+
+                at.undo(linear.register_forward_pre_hook(divide).remove)
+
+    try:
+        tried, text = subject("dit"), "hooked" if below == "none" else f"{below}+hooked"
+        unhooked, *_ = generations(compiled(below), tried, 1)
+        plain, *_ = generations(Stack.parse(text), tried, 1)
+        made, graphs, notes, _ = generations(compiled(text), tried, 1, 1)
+        again, *_ = generations(compiled(below), tried, 1)
+    finally:
+        METHODS.pop("hooked")
+    assert torch.equal(made[0], plain[0]) and torch.equal(made[1], plain[0])
+    assert not torch.equal(made[0], unhooked[0]) and torch.equal(again[0], unhooked[0])
+    assert graphs[0] == graphs[1] and f"compile.{EAGER}" not in notes

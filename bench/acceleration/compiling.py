@@ -42,8 +42,13 @@ class Compiler:
         """Compile what no method has replaced: called when all others are attached."""
         self.at.undo(stop_workers)
         config = torch._dynamo.config
-        self.at.undo(setattr, config, "recompile_limit", config.recompile_limit)
-        config.recompile_limit = max(LIMIT, config.recompile_limit)
+        for name, value in (
+            ("recompile_limit", max(LIMIT, config.recompile_limit)),
+            # else a graph made before a hook was put on, or with that of another block, is used
+            ("skip_nnmodule_hook_guards", False),
+        ):
+            self.at.undo(setattr, config, name, getattr(config, name))
+            setattr(config, name, value)
         inside = {block.module: Regions(self, block.module) for block in self.at.blocks}
         for block, regions in inside.items():
             self.at.undo(compute_by(block, regions))

@@ -8,6 +8,8 @@ from typing import Any
 from weakref import ref
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ditbench.models.pending import Pending
 
@@ -23,6 +25,9 @@ neither its input nor what goes on inside `run()`."""
 Enter = Callable[[Any, Any, Any], Any]
 """f(hidden, further arguments, keyword arguments) -> the sub-layer's output, by its route."""
 NOTHING = object()
+LOOKED_AT = 4
+"""Calls of `Standing.hand` in which it is looked at what a route writes into: the first of a
+generation's passes and some when something is kept. Every call would take the host time."""
 IDLE, WHOLE, PART = "", "whole", "part"
 """What a route says of its sub-layer in the call of the block that begins: nothing of it is run; all of
 it; or something in between, such as some rows, by what its input is made of."""
@@ -34,8 +39,8 @@ class Standing:
     after it has run."""
 
     __slots__ = (
-        "_dense", "_idle", "_output", "_outputs_only", "_route", "alone", "enter", "giving", "places",
-        "unreplaced", "watcher",
+        "_dense", "_handed", "_idle", "_output", "_outputs_only", "_route", "alone", "enter", "giving",
+        "places", "unreplaced", "watcher",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +61,7 @@ class Standing:
         back here, and where somebody keeps it by a weak key it must be let go."""
         self.alone = False
         """Whether `run` of the route is the sub-layer's own computation, and not another route's."""
+        self._handed = 0
         self._output: Any = NOTHING
         self.enter: Enter = _nowhere
         """Has the route asked for the output, given what the sub-layer is called with."""
@@ -96,7 +102,8 @@ class Standing:
 
     def hand(self, output: Any) -> None:
         """Ask the route, where the block has run and this is what the sub-layer gave. RuntimeError where
-        it returns something else, asks for less or looks at its input."""
+        it returns something else, asks for less, looks at its input, or writes into the output: the
+        block has used that."""
 
         def run(*chosen: Any, **more: Any) -> Any:
             if any(one is not None for one in (*chosen, *more.values())):
@@ -105,7 +112,13 @@ class Standing:
                 )
             return output
 
-        if self._route(run, _UNLOOKED) is not output:
+        self._handed += 1
+        if self._handed > LOOKED_AT:
+            returned = self._route(run, _UNLOOKED)
+        else:
+            with _Unwritten(output):
+                returned = self._route(run, _UNLOOKED)
+        if not _is_same(returned, output):
             raise RuntimeError(
                 "a route that said it computes all of its sub-layer returns something else than that"
             )
@@ -143,6 +156,39 @@ def entered_by(enter: Enter, route: Any, *, alone: bool) -> Enter:
         return (enter if watcher is None else watcher)(hidden, rest, kwargs)
 
     return entered
+
+
+class _Unwritten(TorchDispatchMode):
+    """Inside, nothing is written into a sub-layer's output. RuntimeError for who does."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self._memory = {part.untyped_storage()._cdata for part in _tensors(output)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable and self._memory:
+            for i, argument in enumerate(func._schema.arguments):
+                given = args[i] if i < len(args) else kwargs.get(argument.name)
+                if argument.is_write and self._has(given):
+                    raise RuntimeError(
+                        "a route that said it goes by the output of its sub-layer alone writes into it"
+                    )
+        return func(*args, **kwargs)
+
+    def _has(self, given: Any) -> bool:
+        return any(part.untyped_storage()._cdata in self._memory for part in _tensors(given))
+
+
+def _tensors(given: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+
+
+def _is_same(returned: Any, output: Any) -> bool:
+    """Whether it is the output, or a tuple of the same tensors."""
+    if isinstance(output, tuple) and isinstance(returned, tuple) and len(returned) == len(output):
+        return all(one is other for one, other in zip(returned, output, strict=True))
+    return returned is output
 
 
 def _settled(part: Any) -> Any:
