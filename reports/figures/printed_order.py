@@ -22,7 +22,7 @@ WIDTH, HEAD, BELOW = 10.6, 0.32, 0.12
 """Inches: of the figure; above the panels and below them."""
 TITLE, LINE = 0.62, 0.24
 """Inches of a panel's title, and of each method in it."""
-LETTERS, LONGEST = 190, 30
+LETTERS, LONGEST = 190, 24
 """Characters of small print on a line, and of a stack's name."""
 WORDS = (
     "Left in each panel the order that a table prints, best on top; right that of this run; a line "
