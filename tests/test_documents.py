@@ -26,6 +26,7 @@ from ditbench.reports.publishing.documents import BLOCK, documents, rewrite, sec
 from ditbench.reports.publishing.run import run_figure
 from ditbench.testing import level_kernels
 from ditbench.zoo import models as zoo
+from ditbench.zoo import train
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + [
@@ -124,6 +125,7 @@ def test_every_flag_in_the_documents_is_one_of_a_command():
         publishing.flags(),
         level_kernels.flags(),
         zoo.flags(),
+        train.flags(),
     ):
         known |= {flag for action in sub._actions for flag in action.option_strings}
     for path in GUIDES:

@@ -59,7 +59,9 @@ CASES = [(1, 40, 150, 0), (3, 64, 64, 0), (3, 72, 200, 70), (1, 16, 65, 1)]
 
 def kernel_is_its_arithmetic(whole_sums=True):
     """`whole_sums`: products of eight-bit numbers are summed in float32, as the interpreter does and
-    the tensor cores of a GPU do not."""
+    the tensor cores of a GPU do not: those of an H100 keep about 14 bits (DeepSeek-V3,
+    arXiv:2412.19437, section 3.3.2). Sums cut to 13 bits are off by 0.3 to 0.7 % in these cases, to 14
+    bits by 0.02 to 0.5 %."""
     from ditbench.acceleration.attention.fp8_kernel import fp8_attention
 
     for case in CASES:
@@ -69,7 +71,8 @@ def kernel_is_its_arithmetic(whole_sums=True):
         # a weight half-way between two numbers goes either way by the last bit of its product
         far = (out - expected).abs() > 1e-5 * expected.abs().mean()
         assert not whole_sums or far.float().mean() <= 0.01, case
-        assert (out - expected).norm() <= 2e-3 * expected.norm(), case
+        off = (out - expected).norm() / expected.norm()
+        assert off <= (2e-3 if whole_sums else 1e-2), (case, off)
         q, k, v, mask, asking, tiles = given
         count = mask.shape[-1]
         parts = by_tile(q, asking, count), by_tile(k, tiles[None], count), by_channel(v)

@@ -25,7 +25,7 @@ def on_gpu():
     torch.set_default_device("cuda")
     with torch.no_grad(), fused_rows.computed_by("triton"):
         yield
-    torch.set_default_device("cpu")
+    torch.set_default_device(None)  # "cpu" would leave a mode on, under which no block has a list
 
 
 @pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)])
@@ -40,7 +40,9 @@ def test_rankings_are_their_arithmetic(on_gpu):
 
 
 @pytest.mark.parametrize("kind", ["dit", "pixart", "flux", "wan", "sd3"])
-def test_samples_with_kernels_are_nearly_those_without(kind):
+def test_samples_with_kernels_are_nearly_those_without(kind, monkeypatch):
+    # a decoder whose convolutions are in TF32 makes 7e-5 of a difference of 1e-6 (DiT)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     # ranked by attention, tokens whose scores are nearly alike change places by the last bits
     test_fused_rows.samples_are_nearly_the_same(kind, "cuda", selector="shuffle")
 
@@ -66,8 +68,8 @@ def test_blocks_repeated_from_lists_give_the_same_samples(kind, stack, monkeypat
     subject.pipeline.to("cuda")
     repeated, made, plain = [], [], Call.repeated
 
-    def counting(call, outputs):
-        out = plain(call, outputs)
+    def counting(call):
+        out = plain(call)
         repeated.append(out is not NOTHING)
         return out
 

@@ -44,8 +44,10 @@ def test_groups_and_names_select_each_model_once_in_order():
         "pixart-tiny",
         "flux-tiny",
     ]
-    assert [m.name for m in models.select("small")] == ["dit-mini", "pixart-small", "flux-mini"]
-    assert len(models.select("tiny,small,full")) == len(models.models()) == 17
+    assert [m.name for m in models.select("small")] == [
+        "dit-mini", "pixart-small", "pixart-medium", "flux-mini", "wan-small",
+    ]  # fmt: skip
+    assert len(models.select("tiny,small,full")) == len(models.models()) == 19
 
 
 @pytest.mark.parametrize(

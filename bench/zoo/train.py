@@ -256,8 +256,8 @@ def _psnr(x: Tensor, y: Tensor) -> Tensor:
     return -10 * torch.log10(((y - x) / 2).square().flatten(1).mean(1)).mean()
 
 
-def main() -> None:
-    """Train the part named on the command line."""
+def flags() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("judge", "video-judge", "codec", "video-codec"))
     long = parser.add_mutually_exclusive_group(required=True)
@@ -272,6 +272,12 @@ def main() -> None:
     codec.add_argument("--batch", type=int)
     codec.add_argument("--lr", type=float, default=2e-3)
     codec.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
+    return parser
+
+
+def main() -> None:
+    """Train the part named on the command line."""
+    parser = flags()
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if "judge" in args.part:
