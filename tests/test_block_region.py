@@ -1,4 +1,5 @@
-"""Blocks that compute all of their sub-layers, as one compiled region that hands out what these gave.
+"""Blocks that compute all of their sub-layers, or some of them and nothing of the others, as one compiled
+region that hands out what these gave.
 
 That samples stay the same bits under every stack and that nothing is compiled later: `test_compile.py`,
 whose stacks run through these regions.
@@ -14,10 +15,12 @@ from test_recorded import pipeline, samples
 from torch._dynamo.utils import counters
 
 from ditbench.acceleration.caching.forecast import parts_of
+from ditbench.acceleration.caching.output_cache import reuse_outputs
 from ditbench.acceleration.caching.token_settings import SELECTORS, selector_class
 from ditbench.method import Stage, method
 from ditbench.method.registry import METHODS
 from ditbench.method.stack import Stack
+from ditbench.models import deferred
 from ditbench.models.block_region import BlockRegion
 from ditbench.models.blocks import blocks
 from ditbench.models.pending import worked_out
@@ -95,6 +98,68 @@ def test_a_block_of_whose_routes_nothing_is_kept_gives_what_it_gives_alone(
     stack = rerouting("only_runs", lambda sublayer: lambda run, hidden: run(), **ALL)
     made, *_ = generations(stack, tried, 2)
     assert torch.equal(made[0], plain[0]) and regions_run[0] and not regions_run[1]
+
+
+def in_turn():
+    """A stack of a method that computes every second sub-layer of a block, at the next step the others."""
+
+    @method("in_turn", family="test", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="none")
+    class InTurn:
+        def attach(self, pipeline, at):
+            reuse_outputs(at, lambda step, sublayer: step > 0 and (step + sublayer.index) % 2 == 0)
+
+    return Stack.parse("in_turn"), compiled("in_turn")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_that_computes_some_sub_layers_wholly_is_one_region(kind, of_one_test, regions_run):
+    tried = subject(kind)
+    alone, stack = in_turn()
+    torch._dynamo.reset()
+    plain, *_ = generations(alone, tried, 2, 1)
+    made, graphs, notes, counts = generations(stack, tried, 2, 2, 1, 1)
+    run, refused = regions_run
+    assert counts["in_turn.computed"] > counts["in_turn.reused"] > 0 and not refused
+    assert counts["compile.regions"] == len(run)
+    assert graphs[0] == graphs[1] and graphs[2] == graphs[3] and not notes
+    assert not counters["graph_break"]
+    for mine, theirs in zip(made, (plain[0], plain[0], plain[1], plain[1]), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_regions_of_blocks_are_by_what_is_computed(of_one_test):
+    """Of each of the two sub-layers of DiT's blocks, and of both: three graphs for all blocks."""
+    tried = subject("dit")
+    torch._dynamo.reset()
+    _, graphs, *_ = generations(in_turn()[1], tried, 2, 2)
+    assert graphs == [3, 3]
+
+
+def test_what_stands_for_an_output_is_let_go(of_one_test, monkeypatch):
+    tried, kept, compute = subject("pixart"), [], BlockRegion.compute
+
+    def noted(self, *args):
+        done = compute(self, *args)
+        kept.append([*self._standing])
+        return done
+
+    monkeypatch.setattr(BlockRegion, "compute", noted)
+    generations(in_turn()[1], tried, 1)
+    assert kept and not any(one is not None for standing in kept for one in standing)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_output_that_cannot_stand_is_given_to_the_block(kind, of_one_test, monkeypatch):
+    """As one with a gate of its own: the routes are asked once."""
+    tried = subject(kind)
+    alone, stack = in_turn()
+    plain, _, _, before = generations(alone, tried, 2)
+    monkeypatch.setattr(deferred, "may_stand", lambda output: False)
+    made, _, _, counts = generations(stack, tried, 2)
+    assert torch.equal(made[0], plain[0])
+    assert [counts[f"in_turn.{k}"] for k in ("computed", "reused")] == [
+        before[f"in_turn.{k}"] for k in ("computed", "reused")
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)

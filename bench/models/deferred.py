@@ -4,7 +4,7 @@ not run is not worked out either."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakSet
@@ -12,16 +12,16 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from ditbench.models.block_region import BlockRegion
+from ditbench.models.block_region import BlockRegion, may_stand
 from ditbench.models.pending import Pending, real
 from ditbench.models.recorded import Recordings, may_be_recorded
 from ditbench.models.regions import computer_of, running, running_alone
-from ditbench.models.standing import NOTHING, Dense, Standing
+from ditbench.models.standing import NOTHING, WHOLE, Dense, Standing
 
 DEFERRED: WeakSet[Any] = WeakSet()
 """The forwards that hand what is pending to a block. `routes` of one: what its sub-layers say of the
-call that begins; `standing`: their routes that can be asked before or after it, by module; `region`:
-these, and the block as a region of theirs."""
+call that begins; `standing`: their routes that can be asked before or after it, by module;
+`regions`: these, and the block as a region of theirs, by which of its sub-layers are computed."""
 
 
 HOOK, INSIDE = "_hf_hook", "_old_forward"
@@ -48,12 +48,12 @@ def defer(
     computed, the block runs as it is: nothing would stay pending, and noting it takes the host time.
     Not where the block `casts` another type to float32 and back (`Family.casts`), which is less work on
     pending tensors. Where a `Computer` has its regions, it runs as one of them, if all that are
-    rerouted go by their outputs alone (`block_region.py`).
+    computed go by their outputs alone (`block_region.py`), and of the others nothing is computed.
 
     `standing`: the route of the sub-layer `part`, where it can say that it computes nothing, or goes by
     its output alone. Where those of all `parts` of the block's sub-layers can say the first, the block's own
     Python is run once, and what it does round those that are run is then repeated from a list
-    (`recorded.py`); where a `Computer` has its regions, if none of them is.
+    (`recorded.py`); where a `Computer` has its regions, if none of them is run.
 
     Returns whether it does: not where somebody else has replaced its forward, who would get them.
     Where accelerate has (sequential offloading, of blocks with parameters of their own), what its
@@ -87,19 +87,42 @@ def defer(
             if any(x.dtype != torch.float32 for x in given if isinstance(x, Tensor)):
                 return NOTHING
             return original(*args, **kwargs)
-        routes = forward.standing.values()
-        if len(routes) != len(forward.routes) or own is not None:
+        routes = [(route, WHOLE) for route in forward.standing.values()]
+        if len(routes) != len(forward.routes) or not is_region(computer, routes):
             return NOTHING
-        for route in routes:
-            if not route.is_by_output():
-                return NOTHING
-        if forward.region is None or forward.region[0] is not forward.standing:
-            routed = [module for route in routes for module, _ in route.places]
-            made = BlockRegion(block, routed, [route.giving for route in routes])
-            forward.region = forward.standing, made
-        if (done := forward.region[1].compute(computer, args, kwargs)) is None:
+        return in_one_region(computer, args, kwargs, routes, {})
+
+    def region_of(routes: Sequence[tuple[Standing, str]]) -> BlockRegion:
+        """The block as a region that computes what these run of their sub-layers, wholly or nothing."""
+        if forward.regions[0] is not forward.standing:
+            forward.regions = forward.standing, {}
+        computed = tuple([bool(runs) for _, runs in routes])
+        if computed not in forward.regions[1]:
+            routed = [module for route, _ in routes for module, _ in route.places]
+            giving = [route.giving for route, _ in routes if route.giving is not None]
+            forward.regions[1][computed] = BlockRegion(block, routed, giving, computed)
+        made: BlockRegion = forward.regions[1][computed]
+        return made
+
+    def is_region(computer: Any, routes: Sequence[tuple[Standing, str]]) -> bool:
+        """Whether the block with what these run may be one."""
+        if own is not None or any(route.giving is None for route, _ in routes):
+            return False
+        computed = [(route, runs) for route, runs in routes if runs]
+        if any(runs != WHOLE or not route.is_by_output() for route, runs in computed):
+            return False
+        return region_of(routes).fits(computer)
+
+    def in_one_region(
+        computer: Any, args: Any, kwargs: Any, routes: Sequence[tuple[Standing, str]],
+        outputs: Mapping[int, Any],
+    ) -> Any:  # fmt: skip
+        """What the block returns, and routes are handed what their sub-layers gave; `NOTHING` where it
+        is no region after all. `outputs`: by place, those of sub-layers that are not run."""
+        done = region_of(routes).compute(computer, args, kwargs, outputs)
+        if done is None:
             return NOTHING
-        for route, output in zip(routes, done[1], strict=True):
+        for (route, _), output in zip([r for r in routes if r[1]], done[1], strict=True):
             route.hand(output)
         return done[0]
 
@@ -108,9 +131,9 @@ def defer(
         routes = forward.standing.values()
         if len(routes) != parts or not may_be_recorded():
             return []
-        found, alone = [], computer_of(block) is None
+        found = []
         for route in routes:
-            if (runs := route.runs()) is None or (runs and not alone):
+            if (runs := route.runs()) is None:
                 return []
             found.append((route, runs))
         return found
@@ -118,7 +141,23 @@ def defer(
     def running_on(*args: Any, **kwargs: Any) -> Any:
         if is_dense() and (done := dense_block(args, kwargs)) is not NOTHING:
             return done
-        if not (found := known_ahead()) or (call := recordings.given(args, kwargs, found)) is None:
+        found = known_ahead()
+        if found and (computer := computer_of(block)) and any(runs for _, runs in found):
+            if not is_region(computer, found):
+                return on_pending(args, kwargs)
+            outputs = {i: route.output() for i, (route, runs) in enumerate(found) if not runs}
+            if all(map(may_stand, outputs.values())):
+                done = in_one_region(computer, args, kwargs, found, outputs)
+                if done is not NOTHING:
+                    return done
+            for i, output in outputs.items():
+                found[i][0].give(output)
+            try:
+                return on_pending(args, kwargs)
+            finally:
+                for route, _ in found:
+                    route.give(NOTHING)
+        if not found or (call := recordings.given(args, kwargs, found)) is None:
             return on_pending(args, kwargs)
         if (done := call.repeated()) is not NOTHING:
             return done
@@ -144,7 +183,7 @@ def defer(
     recordings = Recordings(block)
     forward.routes = (dense,)
     forward.standing = {} if standing is None else {part: standing}
-    forward.region = None
+    forward.regions = None, {}
     DEFERRED.add(forward)
     patch(block, place, forward)
     return True
