@@ -13,6 +13,7 @@ from ditbench.reports.publishing.needs import needs_table
 from ditbench.reports.publishing.run import run_table
 from ditbench.reports.publishing.speeds import blocks_table, speeds_table
 from ditbench.reports.publishing.stacking import answer_table, verdict_table
+from ditbench.reports.publishing.surface import surface_table
 from ditbench.reports.sections.section import Section, read_sections
 
 PUBLISHED = Path("reports") / "published"
@@ -27,6 +28,7 @@ TABLES: Mapping[str, Callable[..., str]] = {
     "run": run_table,
     "speeds": speeds_table,
     "stacking": answer_table,
+    "surface": surface_table,
     "verdicts": verdict_table,
 }
 """Kind of table -> its Markdown, from a published run and what else the marker says."""
