@@ -117,7 +117,7 @@ class ForecastCache:
         for i, (slope, time) in enumerate(zip(slopes, (t0, t1), strict=False)):
             factor = factor * (now.step - time)
             output = tuple(
-                part + factor * spread(by_row[:, i], change)
+                torch.addcmul(part, spread(factor * by_row[:, i], change), change)
                 for part, change in zip(output, slope, strict=True)
             )
         return output
@@ -142,7 +142,10 @@ class ForecastCache:
 
 
 def _divided(new: Parts, old: Parts, gap: Any) -> Parts:
-    return tuple((a - b) / gap for a, b in zip(new, old, strict=True))
+    changes = [a - b for a, b in zip(new, old, strict=True)]
+    if isinstance(gap, Tensor):  # of training
+        return tuple(change / gap for change in changes)
+    return tuple(change if gap == 1 else change.div_(gap) for change in changes)
 
 
 def _mixed(old: Parts, new: Parts, share: Tensor) -> Parts:
@@ -174,15 +177,15 @@ def of_rows(coefficients: Tensor, now: Now, rows: int) -> Tensor:
 
 
 def spread(factor: Tensor, change: Tensor) -> Tensor:
-    """`change` [B,N,D] times a factor [B or 1, G] for each of G groups of channels."""
-    groups = factor.shape[1]
+    """A factor [B or 1, G] for each of G groups of channels as [B or 1, 1, 1 or D], to be multiplied
+    with `change` [B,N,D], in its type."""
+    groups, width = factor.shape[1], change.shape[-1]
     factor = factor.to(change.dtype)
     if groups == 1:
-        return factor[..., None] * change
-    width = change.shape[-1]
+        return factor[..., None]
     if width % groups:
         raise ValueError(f"{groups} groups do not divide {width} channels")
-    return factor.repeat_interleave(width // groups, 1)[:, None] * change
+    return factor.repeat_interleave(width // groups, 1)[:, None]
 
 
 def passes_of(guidance: str, calls: int, passes: int) -> int:

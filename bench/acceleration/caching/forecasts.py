@@ -43,7 +43,8 @@ def extended(newest: Tensor, before: Sequence[Tensor], gap: float, order: int) -
     up to `order`, one more than there were."""
     parts = [newest]
     for previous in before[:order]:
-        parts.append((parts[-1] - previous) / gap)
+        change = parts[-1] - previous
+        parts.append(change if gap == 1 else change.div_(gap))
     return parts
 
 
@@ -71,10 +72,10 @@ def hermite_terms(x: float, count: int, contraction: float = CONTRACTION) -> lis
 
 
 def combined(parts: Sequence[Tensor], terms: Sequence[float]) -> Tensor:
-    """The sum of tensors times numbers, of which the first is 1."""
+    """The sum of tensors times numbers, of which the first is 1: an operation each."""
     out = parts[0]
     for part, term in zip(parts[1:], terms[1:], strict=True):
-        out = out + part * term
+        out = torch.add(out, part, alpha=term)
     return out
 
 
