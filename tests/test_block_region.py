@@ -14,9 +14,11 @@ from test_compile import compiled, generations, subject
 from test_recorded import pipeline, samples
 from torch._dynamo.utils import counters
 
+from ditbench.acceleration import compiling
 from ditbench.acceleration.caching.forecast import parts_of
 from ditbench.acceleration.caching.output_cache import reuse_outputs
 from ditbench.acceleration.caching.token_settings import SELECTORS, selector_class
+from ditbench.acceleration.compiling import EAGER
 from ditbench.method import Stage, method
 from ditbench.method.registry import METHODS
 from ditbench.method.stack import Stack
@@ -133,6 +135,16 @@ def test_the_regions_of_blocks_are_by_what_is_computed(of_one_test):
     torch._dynamo.reset()
     _, graphs, *_ = generations(in_turn()[1], tried, 2, 2)
     assert graphs == [3, 3]
+
+
+def test_graphs_of_what_is_computed_are_not_in_each_others_limit(of_one_test, monkeypatch):
+    """Nor are those of several classes of blocks, and so of one model after the other."""
+    tried = subject("dit")
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiling, "LIMIT", 1)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        _, graphs, notes, _ = generations(in_turn()[1], tried, 1)
+    assert graphs == [3] and f"compile.{EAGER}" not in notes
 
 
 def test_what_stands_for_an_output_is_let_go(of_one_test, monkeypatch):
