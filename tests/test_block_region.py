@@ -336,14 +336,16 @@ def test_a_hook_that_comes_later_sees_its_module(regions_run):
             handle.remove()
 
 
-def test_a_block_that_calls_a_sub_layer_in_chunks_runs_as_before(regions_run):
+@pytest.mark.parametrize("text", ["fora(interval=2)", "in_turn"])
+def test_a_block_that_calls_a_sub_layer_in_chunks_runs_as_before(text, of_one_test, regions_run):
+    in_turn()
     tried = subject("dit")
     chunked = [block.module for block in blocks(tried.pipeline.transformer)]
     for block in chunked:
         block.set_chunk_feed_forward(4, 1)
     try:
-        plain, *_ = generations(Stack.parse("fora(interval=2)"), tried, 1)
-        made, *_ = generations(compiled("fora(interval=2)"), tried, 1)
+        plain, *_ = generations(Stack.parse(text), tried, 1)
+        made, *_ = generations(compiled(text), tried, 1)
     finally:
         for block in chunked:
             block.set_chunk_feed_forward(None, 0)

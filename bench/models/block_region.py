@@ -76,8 +76,12 @@ class BlockRegion:
         return result, [output for _, output in given]
 
     def fits(self, computer: Computer) -> bool:
-        """Whether it can be computed now, as far as that is known beforehand."""
-        return self._fits and computer.takes_block(self.routed)
+        """Whether it can be computed now, as far as that is known beforehand. What stands for an output
+        stands for all of it, and not for a chunk (diffusers' `set_chunk_feed_forward`)."""
+        stands = len(self._places) < len(self._standing)
+        if not self._fits or (stands and getattr(self.block, "_chunk_size", None)):
+            return False
+        return computer.takes_block(self.routed)
 
 
 def may_stand(output: Any) -> bool:
