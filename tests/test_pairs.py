@@ -214,8 +214,7 @@ profile = cProfile.Profile()
 made = profile.runcall(pair_matrices, records, [])
 calls = pstats.Stats(profile).total_calls
 assert calls < 500_000, calls
-timed_only = all(r["run"].get("weights") == "random" for r in records)  # of one model each
-assert len(made) == len({{r["model"] for r in records}}) > (0 if timed_only else 2)
+assert len(made) == len({{r["model"] for r in records}}) > 0
 with_methods = {{r["model"] for r in records if r["stack"] != "none"}}
 assert all(any(c.state == "run" for c in m.alone) for m in made if m.model in with_methods)
 assert not {{"torch", "diffusers", "transformers"}} & set(sys.modules)
