@@ -173,6 +173,7 @@ def _plot_samples(made: dict[int, np.ndarray], requests: list[Request], to: Path
         else:
             rows += [np.concatenate(list(samples[i : i + 10]), 1) for i in (0, 10)]
     picture = Image.fromarray(np.concatenate(rows, 0))
+    picture = picture.reduce(max(1, picture.width // 1280))
     scale = max(1, 1280 // picture.width)
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(
         to, optimize=True
