@@ -53,10 +53,8 @@ class BlockRegion:
         standing: Mapping[int, Any],
     ) -> tuple[Any, list[Any]] | None:
         """(what the block returns, the outputs of the sub-layers that are computed, in their order), by
-        `computer`; `standing`: by place, what the others' outputs are. None where that cannot be had,
-        as of a block that calls a sub-layer several times, a chunk each."""
-        if not self.fits(computer):
-            return None
+        `computer`, for whom it `fits`; `standing`: by place, what the others' outputs are. None where
+        that cannot be had, as of a block that calls a sub-layer several times, a chunk each."""
         for place, output in standing.items():
             self._standing[place] = output
         routes = [attributes.pop("forward") for attributes, _ in self._inside]

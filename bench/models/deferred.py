@@ -88,9 +88,9 @@ def defer(
                 return NOTHING
             return original(*args, **kwargs)
         routes = [(route, WHOLE) for route in forward.standing.values()]
-        if len(routes) != len(forward.routes) or not is_region(computer, routes):
+        if len(routes) != len(forward.routes) or (region := region_for(computer, routes)) is None:
             return NOTHING
-        return in_one_region(computer, args, kwargs, routes, {})
+        return in_one_region(region, computer, args, kwargs, routes, {})
 
     def region_of(routes: Sequence[tuple[Standing, str]]) -> BlockRegion:
         """The block as a region that computes what these run of their sub-layers, wholly or nothing."""
@@ -104,22 +104,23 @@ def defer(
         made: BlockRegion = forward.regions[1][computed]
         return made
 
-    def is_region(computer: Any, routes: Sequence[tuple[Standing, str]]) -> bool:
-        """Whether the block with what these run may be one."""
+    def region_for(computer: Any, routes: Sequence[tuple[Standing, str]]) -> BlockRegion | None:
+        """The block with what these run as a region; None where it can be none."""
         if own is not None or any(route.giving is None for route, _ in routes):
-            return False
+            return None
         computed = [(route, runs) for route, runs in routes if runs]
         if any(runs != WHOLE or not route.is_by_output() for route, runs in computed):
-            return False
-        return region_of(routes).fits(computer)
+            return None
+        region = region_of(routes)
+        return region if region.fits(computer) else None
 
     def in_one_region(
-        computer: Any, args: Any, kwargs: Any, routes: Sequence[tuple[Standing, str]],
-        outputs: Mapping[int, Any],
+        region: BlockRegion, computer: Any, args: Any, kwargs: Any,
+        routes: Sequence[tuple[Standing, str]], outputs: Mapping[int, Any],
     ) -> Any:  # fmt: skip
         """What the block returns, and routes are handed what their sub-layers gave; `NOTHING` where it
         is no region after all. `outputs`: by place, those of sub-layers that are not run."""
-        done = region_of(routes).compute(computer, args, kwargs, outputs)
+        done = region.compute(computer, args, kwargs, outputs)
         if done is None:
             return NOTHING
         for (route, _), output in zip([r for r in routes if r[1]], done[1], strict=True):
@@ -143,11 +144,11 @@ def defer(
             return done
         found = known_ahead()
         if found and (computer := computer_of(block)) and any(runs for _, runs in found):
-            if not is_region(computer, found):
+            if (region := region_for(computer, found)) is None:
                 return on_pending(args, kwargs)
             outputs = {i: route.output() for i, (route, runs) in enumerate(found) if not runs}
             if all(map(may_stand, outputs.values())):
-                done = in_one_region(computer, args, kwargs, found, outputs)
+                done = in_one_region(region, computer, args, kwargs, found, outputs)
                 if done is not NOTHING:
                     return done
             for i, output in outputs.items():
