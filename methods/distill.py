@@ -37,6 +37,8 @@ class Distill:
     A student belongs to the very weights it was distilled from; on others it is refused.
     """
 
+    autocasts = True
+
     steps: int | None = knob(None, low=1)
     """Sampler steps of the student; None: four, or what the checkpoint was made for. One is trained
     for each number."""

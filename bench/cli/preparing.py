@@ -67,7 +67,9 @@ def prepare(args: argparse.Namespace) -> int:
     models = [
         with_lora(with_workload(model, settings.requested()), args.lora) for model in select(named)
     ]
-    preparing = Preparing(device=settings.device, dtype=settings.dtype, prompts=args.prompts)
+    preparing = Preparing(
+        device=settings.device, dtype=settings.dtype, prompts=args.prompts, autocast=args.autocast
+    )  # fmt: skip
     if reason := missing_device(preparing.device):
         raise ValueError(reason)
     weights = {  # nothing is bundled of a model that is published

@@ -169,6 +169,8 @@ def prepare(
             below = below_of(stack, method)
             # Looked up one by one: the key of what is on top holds the content of what is below.
             stacked = Stack((*below.methods, method))
+            if preparing.autocast and not method.autocasts:
+                raise ValueError(f"{method.name} is not prepared under autocast; leave it out")
             need = needs_of(model, stacked, weights, plugins, root, preparing)[-1]
             artifact, made = find(need, root), False
             if artifact is None:
@@ -186,8 +188,9 @@ def prepare(
                 made_with: dict[str, Any] = {
                     "device": preparing.device, "dtype": preparing.dtype
                 }  # fmt: skip
-                by = f"{preparing.device.partition(':')[0]} in {preparing.dtype}"
-                with half_done(root / need.folder, by) as own:
+                if preparing.autocast:
+                    made_with["autocast"] = "bfloat16"
+                with half_done(root / need.folder, preparing.arithmetic) as own, preparing.context():
                     room = Workroom(
                         pipe=pipe, model=model, below=below,
                         sampling=below.adapt(sampling_of(model)),

@@ -141,6 +141,7 @@ def method(
             "inputs": lambda self: [],
             "dial": None,
             "label": "",
+            "autocasts": False,
         }
         for part, nothing in missing.items():
             if not hasattr(cls, part):

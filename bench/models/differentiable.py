@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -23,7 +24,9 @@ def paint(pipe: Any, arguments: dict[str, Any], *, decoded: bool = True) -> Tens
     decode = pipe.vae.decode
 
     def stop(latents: Tensor, *_: Any, **__: Any) -> Any:
-        raise _Decoded((decode(latents).sample if decoded else latents).float())
+        # pixels are compared in full, whatever the transformer multiplies in
+        with torch.autocast(latents.device.type, enabled=False):
+            raise _Decoded((decode(latents).sample if decoded else latents).float())
 
     pipe.vae.decode = stop
     try:

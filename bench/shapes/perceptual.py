@@ -30,12 +30,13 @@ class Perceptual:
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """[B] for pictures [B,3,H,W] or videos [B,3,T,H,W] in 0..1."""
-        return torch.stack(
-            [
-                (x - y).square().sum(1).flatten(1).mean(1)
-                for x, y in zip(self._layers(a), self._layers(b), strict=True)
-            ]
-        ).sum(0)
+        with torch.autocast(a.device.type, enabled=False):  # differences are small
+            return torch.stack(
+                [
+                    (x - y).square().sum(1).flatten(1).mean(1)
+                    for x, y in zip(self._layers(a), self._layers(b), strict=True)
+                ]
+            ).sum(0)
 
     def _layers(self, pixels: Tensor) -> list[Tensor]:
         seen, layers = self.judge.taken(pixels), []

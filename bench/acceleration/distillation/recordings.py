@@ -153,7 +153,8 @@ def record(
         guided.append(_passes(pipe, _calls(pipe, room.draw(seed + part, chunk, **more))))
         room.tell({"done": part + 1, "of": num // chunk})
     together = tuple(joined([g[i] for g in guided]) for i in range(len(guided[0])))
-    return Recorded(torch.cat(kept), levels.float(), timesteps.float(), joined(asked), together)
+    with torch.autocast("cpu", enabled=False):  # which refuses half precision
+        return Recorded(torch.cat(kept), levels.float(), timesteps.float(), joined(asked), together)
 
 
 def _sample(pipe: Any, told: dict[str, Any]) -> None:
