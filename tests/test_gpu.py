@@ -101,3 +101,24 @@ def test_host_and_gpu_are_timed_apart(on_gpu):
     assert products_took.seconds == pytest.approx(products_took.device, rel=0.2)
     assert launches_took.device < launches_took.host
     assert launches_took.seconds == pytest.approx(launches_took.host, rel=0.5)
+
+
+@pytest.mark.parametrize("kind", ["dit", "pixart", "flux", "wan", "sd3"])
+@pytest.mark.parametrize(
+    "stack", ["none", "taylorseer(interval=2,first=1)", "diffsparse(allocator='uniform')", "toca"]
+)
+def test_captured_calls_give_the_same_samples(kind, stack):
+    subject, made = tiny(kind, steps=6), []
+    subject.pipeline.to("cuda")
+    before = torch.cuda.memory_allocated()
+    for text in (stack, "cudagraph" if stack == "none" else f"{stack}+cudagraph"):
+        parsed = Stack.parse(text)
+        with torch.inference_mode(), parsed.attached(subject.pipeline) as attached:
+            for which in ([0, 1], [1, 2], [2, 0], [0, 1]):
+                attached.start(6, 2)
+                samples = subject.generate(subject.sampling, which)
+            made.append(samples.cpu())
+    assert attached.counters()["cudagraph.replayed"] >= 12
+    assert (made[0] - made[1]).abs().max() <= 1e-4 * made[0].abs().max()
+    del samples, attached
+    assert torch.cuda.memory_allocated() <= before + (1 << 20)

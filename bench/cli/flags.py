@@ -190,11 +190,8 @@ def prepare_flags(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--dtype", default="float32", help="of weights and activations (default: float32)"
     )
-    prepare.add_argument(
-        "--autocast",
-        action="store_true",
-        help="multiply in bfloat16 meanwhile (torch.autocast), where that is faster",
-    )
+    how = "multiply in bfloat16 meanwhile (torch.autocast), where that is faster"
+    prepare.add_argument("--autocast", action="store_true", help=how)
     prepare.add_argument(
         "--prompts",
         default="",

@@ -63,6 +63,8 @@ class Attachment:
         self.shares: dict[tuple[int, int], float] = {}
         """Share of its tokens a sub-layer computed, by (step, sub-layer), in the generation under
         way or the last one."""
+        self.beside: Mapping[str, Attachment] = {}
+        """Those of all methods of the stack, this one too, by method."""
         self.artifact: Path | None = None
         """Folder of what was prepared for this method (see `artifact`)."""
         self.artifacts: Mapping[str, Path] = {}

@@ -190,7 +190,10 @@ def prepare(
                 }  # fmt: skip
                 if preparing.autocast:
                     made_with["autocast"] = "bfloat16"
-                with half_done(root / need.folder, preparing.arithmetic) as own, preparing.context():
+                with (
+                    half_done(root / need.folder, preparing.arithmetic) as own,
+                    preparing.context(),
+                ):
                     room = Workroom(
                         pipe=pipe, model=model, below=below,
                         sampling=below.adapt(sampling_of(model)),

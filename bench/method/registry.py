@@ -142,6 +142,7 @@ def method(
             "dial": None,
             "label": "",
             "autocasts": False,
+            "first_calls": 1,
         }
         for part, nothing in missing.items():
             if not hasattr(cls, part):

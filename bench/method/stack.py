@@ -141,11 +141,11 @@ class Stack:
 
     @property
     def compiling(self) -> tuple[Any, ...]:
-        """The methods of the stack that compile, in whose first calls that is done; not controls,
-        which claim everything so as to stand alone."""
+        """The methods of the stack that compile or capture, in whose first calls that is done; not
+        controls, which claim everything so as to stand alone."""
         return tuple(
             m for m in self.methods
-            if "compile" in m.traits.claims and m.traits.family != "control"
+            if {"compile", "launches"} & m.traits.claims and m.traits.family != "control"
         )  # fmt: skip
 
     def compiled_alone(self) -> Stack | None:
@@ -182,7 +182,7 @@ class Stack:
             attached = Attached(now, {})
             for m in self.methods:
                 at = attached.attachments[m.name] = Attachment(pipeline, now, undo)
-                at.artifacts = artifacts or {}
+                at.artifacts, at.beside = artifacts or {}, attached.attachments
                 at.artifact = at.artifacts.get(m.name)
                 m.attach(pipeline, at)
                 if (at.left_out or at.comparisons) and "guidance" not in m.traits.claims:

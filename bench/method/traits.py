@@ -41,6 +41,7 @@ CLAIMS: dict[str, str] = {
     "attended-tokens": "makes keys and values of other tokens than a sub-layer's own, merged ones say",
     "token-rows": "asks attention for the outputs of some tokens alone",
     "compile": "compiles the transformer, whole or in regions",
+    "launches": "decides how the host launches what the transformer computes",
 }
 """The parts of a pipeline a method can own alone. Two methods mix when their claims are
 disjoint."""

@@ -55,8 +55,12 @@ UNSTEADY = frozenset(
     }
 )
 """Tags of operations that go by random numbers, or whose outcome's form goes by values."""
-HOST_READS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
-"""Functions that give the numbers in a tensor to the host, and are no operations."""
+HOST_READS = frozenset({
+    Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.item, Tensor.__bool__,
+    Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.is_nonzero,
+})  # fmt: skip
+"""Functions that give the numbers in a tensor to the host, and are no operations: in inference mode `item`
+is none either."""
 PLAIN = frozenset({bool, int, float, str, torch.dtype})
 """Types of arguments of what is called in between that are the same in every call that is alike."""
 MOST_NUMBERS = 1 << 14

@@ -17,16 +17,20 @@ def compiled_graphs() -> int:
 
 
 class Compilation:
-    """The first call of each size of a batch, in which a compiled stack compiles."""
+    """The first calls of each size of a batch, in which a compiled stack compiles."""
 
-    def __init__(self, sampler: Sampler, batches: Sequence[Sequence[Request]]) -> None:
-        """Make these calls; their samples are not kept."""
+    def __init__(
+        self, sampler: Sampler, batches: Sequence[Sequence[Request]], calls: int = 1
+    ) -> None:
+        """Make so many calls of each size; their samples are not kept."""
         before, first = compiled_graphs(), {len(batch): batch for batch in reversed(batches)}
-        self._calls = [sampler(batch)[1] for batch in reversed(first.values())]
+        self._calls = [
+            sampler(batch)[1] for batch in reversed(first.values()) for _ in range(calls)
+        ]
         self._before, self._after = before, compiled_graphs()
 
     def as_dict(self, later: Sequence[Timing]) -> dict[str, Any]:
-        """For the record, `later` being all calls since: `seconds`, what the first call of each size
+        """For the record, `later` being all calls since: `seconds`, what the first calls of each size
         took longer than the fastest later one of that size, with which there has to be one;
         `graphs`, compiled in those first calls; `later_graphs`, compiled in later ones, whose times
         have that in them."""

@@ -1,0 +1,272 @@
+"""A generation's calls of the transformer, each captured once with all that the methods do in it, and
+replayed in the generations that follow: as CUDA graphs, which the host launches at once.
+
+What is called at a step, with which shapes, and what is computed of it has to be the same in every
+generation: methods that decide by numbers cannot be captured. What they keep from step to step stays
+in the memory of the graphs, which write it again in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ditbench.acceleration.compiling import watched
+from ditbench.models.calls import each_tensor
+
+if TYPE_CHECKING:
+    from ditbench.method.attachment import Attachment
+
+MOST_PLANS = 4
+"""Kinds of generations whose graphs are kept; of more, the oldest go."""
+PLAIN = (type(None), bool, int, float, str, torch.dtype)
+"""Types of arguments that are compared by their values."""
+Run = Callable[[], Any]
+Where = tuple[int, int]
+"""Step, and call of the step."""
+
+
+class Capture(Protocol):
+    """Graphs that share their memory, in the order in which they are captured."""
+
+    def __call__(self, run: Run) -> tuple[Any, Run]:
+        """What `run()` returns, in memory that stays, and what computes it again in its place from
+        the tensors that `run` read."""
+
+
+class CudaCapture:
+    """CUDA graphs in one pool of memory."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Run) -> tuple[Any, Run]:
+        """As `Capture`. RuntimeError of CUDA for what cannot be captured, such as waiting for a
+        number."""
+        graph = torch.cuda.CUDAGraph()
+        # other threads may go on with what they do
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            out = run()
+        graph.replay()  # capturing computes nothing
+        return out, graph.replay
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A captured call."""
+
+    where: Where
+    form: Any
+    inputs: list[Tensor]
+    """Where its tensors are read from."""
+    output: Any
+    replay: Run
+    counted: list[tuple[Attachment, dict[str, int], dict[Where, float]]]
+    """Events and shares of tokens that methods noted in it."""
+    held: list[Tensor]
+    """For the memory ledger: what methods keep after it, without values."""
+
+
+@dataclass(eq=False)
+class Plan:
+    """The calls of one kind of generation."""
+
+    is_warm: bool = False
+    """Whether a whole generation ran without being captured, in which kernels are compiled and
+    chosen, and what is kept for good is made."""
+    is_whole: bool = False
+    """Whether the calls of a whole generation are captured."""
+    calls: list[Call] = field(default_factory=list)
+    inputs: dict[Any, Tensor] = field(default_factory=dict)
+    capture: Capture | None = None
+    memory: set[int] = field(default_factory=set)
+    """Where what methods keep lay after the last call."""
+    inside: set[int] = field(default_factory=set)
+    """What of it is in the memory of graphs."""
+
+    def forget(self) -> None:
+        """Let go of what is captured."""
+        self.calls, self.inputs, self.capture = [], {}, None
+        self.memory, self.inside = set(), set()
+
+
+class CallGraphs:
+    """The transformer's forward: the first whole generation of a kind runs as it is, the second is
+    captured, all others are replayed."""
+
+    def __init__(
+        self, at: Attachment, forward: Callable[..., Any], make: Callable[[], Capture]
+    ) -> None:
+        """`make` makes what captures, for each kind of generation."""
+        self._at, self._forward, self._make = at, forward, make
+        self._plans: dict[Any, Plan] = {}
+        self._plan: Plan | None = None
+        """Of the generation under way; None where it runs as it is."""
+        self._begun = False
+        self._place = 0
+        """Calls so far in the generation."""
+        self._last: Where = (-1, 0)
+
+    def start(self) -> None:
+        """A generation begins, or, in its middle, methods are to start anew."""
+        if self._at.now.step:
+            return
+        if (plan := self._plan) is not None and not plan.is_whole:
+            whole = self._last[0] == self._at.now.num_steps - 1
+            if plan.calls:
+                plan.is_whole = whole
+                if not whole:
+                    plan.forget()
+            else:
+                plan.is_warm |= whole
+        self._plan, self._begun, self._place, self._last = None, False, 0, (-1, 0)
+
+    def forget(self) -> None:
+        """Let go of all graphs."""
+        self._plan = None
+        self._plans.clear()
+
+    def held(self) -> list[Tensor]:
+        """Tensors like those that methods keep after the call that was replayed last."""
+        plan = self._plan
+        replays = plan is not None and plan.is_whole and self._place
+        return plan.calls[self._place - 1].held if plan and replays else []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward. RuntimeError where a call is another than the one that was captured."""
+        now = self._at.now
+        where = now.step, now.branch
+        leaves, tree = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        form = None if watched() else form_of(leaves, tree)
+        if not self._begun:
+            self._begun = True
+            if form is not None and where == (0, 0):
+                self._plan = self._plan_for((form, now.num_steps, now.samples, now.passes))
+        self._last = where
+        plan = self._plan
+        if plan is None or not plan.is_warm:
+            return self._forward(*args, **kwargs)
+        self._place += 1
+        if plan.is_whole:
+            return self._replayed(plan, where, form, tensors)
+        return self._captured(plan, where, form, leaves, tree)
+
+    def _plan_for(self, key: Any) -> Plan:
+        if key not in self._plans:
+            while len(self._plans) >= MOST_PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[key] = Plan()
+        return self._plans[key]
+
+    def _captured(self, plan: Plan, where: Where, form: Any, leaves: list[Any], tree: Any) -> Any:
+        if form is None:
+            raise RuntimeError(f"the call at step {where[0]} has arguments that cannot be captured")
+        inputs: list[Tensor] = []
+        for place, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                key = place, _form(leaf)
+                if (stays := plan.inputs.get(key)) is None:
+                    stays = plan.inputs[key] = torch.empty_like(leaf)
+                inputs.append(stays.copy_(leaf))
+        given = iter(inputs)
+        read = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = tree_unflatten(read, tree)
+        if plan.capture is None:
+            plan.capture = self._make()
+        before = [(at, dict(at.counters), dict(at.shares)) for at in self._at.beside.values()]
+        earlier = set(map(_place, self._held_by_others()))
+        if plan.calls:
+            self._check_between(plan)
+        output, replay = plan.capture(lambda: self._forward(*args, **kwargs))
+        counted = [
+            (at, _more(at.counters, counters), _changed(at.shares, shares))
+            for at, counters, shares in before
+        ]
+        held = self._held_by_others()
+        plan.memory = set(map(_place, held))
+        plan.inside |= plan.memory - earlier
+        inside = [tensor for tensor in held if _place(tensor) in plan.inside]
+        kept = [torch.empty_like(tensor, device="meta") for tensor in inside]
+        plan.calls.append(Call(where, form, inputs, output, replay, counted, kept))
+        self._at.count("captured")
+        return each_tensor(Tensor.clone, output)
+
+    def _held_by_others(self) -> list[Tensor]:
+        others = (at for at in self._at.beside.values() if at is not self._at)
+        return [*{id(tensor): tensor for at in others for tensor in _held_by(at)}.values()]
+
+    def _check_between(self, plan: Plan) -> None:
+        """RuntimeError for a method that keeps a tensor made between the calls: a graph reads the one
+        of the generation in which it was captured. What goes by predictions (guidance) is computed
+        outside of the graphs."""
+        for name, at in self._at.beside.items():
+            if at is self._at or at.comparisons or at.left_out:
+                continue
+            if any(_place(tensor) not in plan.memory for tensor in _held_by(at)):
+                raise RuntimeError(
+                    f"{name} keeps tensors that are made between the calls of the transformer, which "
+                    "no graph would read anew"
+                )
+
+    def _replayed(self, plan: Plan, where: Where, form: Any, tensors: list[Tensor]) -> Any:
+        call = plan.calls[self._place - 1] if self._place <= len(plan.calls) else None
+        if call is None or call.where != where or call.form != form:
+            raise RuntimeError(
+                f"the call {where[1]} of step {where[0]} is another than when its graph was captured: "
+                "something decides by numbers, or watches from the middle of a generation on"
+            )
+        for stays, given in zip(call.inputs, tensors, strict=True):
+            stays.copy_(given)
+        call.replay()
+        for at, counters, shares in call.counted:
+            for event, by in counters.items():
+                at.counters[event] = at.counters.get(event, 0) + by
+            at.shares.update(shares)
+        self._at.count("replayed")
+        # the memory of a graph's output is written again by later ones
+        return each_tensor(Tensor.clone, call.output)
+
+
+def form_of(leaves: list[Any], tree: Any) -> Any:
+    """What a call's operations depend on but for the numbers in its tensors: types, shapes, strides
+    and devices of these, the other arguments, and modes of torch; None where that is not known."""
+    forms = []
+    for leaf in leaves:
+        if type(leaf) is Tensor:
+            forms.append(_form(leaf))
+        elif isinstance(leaf, PLAIN):
+            forms.append((type(leaf), leaf))
+        else:
+            return None
+    modes = torch.is_inference_mode_enabled(), torch.get_default_dtype()
+    return (*forms, tree, modes, torch._C._is_any_autocast_enabled())
+
+
+def _form(tensor: Tensor) -> Any:
+    return tensor.shape, tensor.dtype, tensor.stride(), tensor.device
+
+
+def _held_by(at: Attachment) -> list[Tensor]:
+    leaves = (leaf for store in at.held for leaf in tree_flatten(list(store()))[0])
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _place(tensor: Tensor) -> int:
+    """Of its memory, whatever part of it a tensor shows."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _more(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {
+        event: n - before.get(event, 0) for event, n in after.items() if n != before.get(event, 0)
+    }
+
+
+def _changed(after: Mapping[Where, float], before: Mapping[Where, float]) -> dict[Where, float]:
+    return {key: share for key, share in after.items() if before.get(key) != share}

@@ -1,0 +1,245 @@
+"""Calls of the transformer that are captured once and replayed, with operations done again in place of
+CUDA graphs (`operation_capture`)."""
+
+from functools import cache
+
+import pytest
+import torch
+from operation_capture import OperationCapture
+
+from ditbench.acceleration import call_graphs
+from ditbench.method import METHODS, Stage, method
+from ditbench.method.stack import Stack
+from ditbench.profiling.compiling import Compilation
+from ditbench.testing import KINDS, tiny
+
+STACKS = [
+    "none", "fora(interval=2)", "taylorseer(interval=2,first=1)",
+    "diffsparse(allocator='uniform',selector='change')", "toca(interval=2)", "duca(interval=3)",
+    "freqca", "delta_dit", "clusca", "radial", "frequency_tokens", "w4a4+fora(interval=2)",
+    "fewer_steps(steps=3)+fora(interval=2)", "compile(backend='eager')+fora(interval=2)",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def captured_here(monkeypatch):
+    monkeypatch.setattr(call_graphs, "CudaCapture", OperationCapture)
+
+
+@cache
+def subject(kind):
+    return tiny(kind, steps=6)
+
+
+def captured(text):
+    return Stack.parse("cudagraph" if text == "none" else f"{text}+cudagraph")
+
+
+def generations(stack, tried, *wanted):
+    """What generations of these samples give, and what is recorded of each."""
+    made = []
+    with torch.inference_mode(), stack.attached(tried.pipeline) as attached:
+        sampling = stack.adapt(tried.sampling)
+        for which in wanted:
+            attached.start(sampling.steps, len(which))
+            samples = tried.generate(sampling, which)
+            made.append((samples, attached.schedule(), attached.cache_bytes()))
+        counters = attached.counters()
+    return made, counters
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", STACKS)
+def test_replayed_generations_are_those_of_the_stack(kind, text):
+    stack, tried = Stack.parse(text), subject(kind)
+    if refusal := stack.refusal(tried.pipeline):
+        pytest.skip(refusal)
+    wanted = [0, 1], [1, 2], [2, 0], [0], [1, 0]
+    plain, counted = generations(stack, tried, *wanted)
+    replayed, counters = generations(captured(text), tried, *wanted)
+    for (samples, schedule, held), (again, same_schedule, same_held) in zip(
+        plain, replayed, strict=True
+    ):
+        assert torch.equal(samples, again)
+        assert schedule == same_schedule and held == same_held
+    calls = counters.pop("cudagraph.captured")
+    assert counters.pop("cudagraph.replayed") == 2 * calls and calls >= 3
+    # the regions that are compiled are not those where operations are watched
+    assert {n: v for n, v in counters.items() if n != "compile.regions"} == {
+        n: v for n, v in counted.items() if n != "compile.regions"
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["guidance_interval+fora(interval=2)", "cfg_cache+fora(interval=2)"]
+)
+@pytest.mark.parametrize("kind", ["dit", "pixart", "wan"])
+def test_passes_that_are_left_out_are_left_out_again(kind, text):
+    if refusal := Stack.parse(text).refusal(subject(kind).pipeline):
+        pytest.skip(refusal)
+    wanted = [[0, 1]] * 4
+    plain, counted = generations(Stack.parse(text), subject(kind), *wanted)
+    replayed, counters = generations(captured(text), subject(kind), *wanted)
+    assert all(
+        torch.equal(a[0], b[0]) and a[2] == b[2] for a, b in zip(plain, replayed, strict=True)
+    )
+    assert counters.items() >= counted.items()
+
+
+def test_what_decides_by_numbers_is_refused_before_anything_runs():
+    for text in (
+        "teacache(threshold=0.2)",
+        "firstblock",
+        "rapid3",
+        "top_tiles",
+        "adaptive_guidance",
+    ):
+        assert "waits for none" in captured(text).problems("flux")[0]
+    assert captured("meancache").problems("flux") == [
+        "meancache and cudagraph are declared incompatible"
+    ]
+    assert "captures" in captured("compile(mode='reduce-overhead')").problems("dit")[0]
+    assert not captured("compile").problems("dit")
+
+
+def test_it_needs_a_gpu_and_weights_that_stay_there(monkeypatch):
+    pipeline = subject("dit").pipeline
+    assert "CUDA" in captured("fora").refusal(pipeline)
+    assert captured("fora").refusal(pipeline, ("cuda",)) is None
+    block = pipeline.transformer.transformer_blocks[0]
+    monkeypatch.setattr(block, "_hf_hook", object(), raising=False)
+    assert "--offload" in captured("fora").refusal(pipeline, ("cuda",))
+
+
+@pytest.fixture
+def own_method():
+    """Declares a method for one test."""
+    names = []
+
+    def declare(name, attach):
+        made = type(name, (), {"attach": attach, "__doc__": "For a test."})
+        method(
+            name, family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"},
+        )(made)  # fmt: skip
+        names.append(name)
+
+    yield declare
+    for name in names:
+        METHODS.pop(name)
+
+
+def test_waiting_for_a_number_fails_with_a_reason(own_method):
+    def attach(self, pipeline, at):
+        forward = pipeline.transformer.forward
+
+        def looking(*args, **kwargs):
+            at.count("looked", int((args or (kwargs["hidden_states"],))[0].sum().item() > 0))
+            return forward(*args, **kwargs)
+
+        at.patch(pipeline.transformer, "forward", looking)
+
+    own_method("looking_test", attach)
+    with pytest.raises(RuntimeError, match="while capturing"):
+        generations(captured("looking_test"), subject("dit"), [0], [0])
+
+
+def test_tensors_that_are_made_between_the_calls_are_no_part_of_a_graph(own_method):
+    def attach(self, pipeline, at):
+        kept, forward, step = {}, pipeline.transformer.forward, pipeline.scheduler.step
+        at.keeps(kept)
+
+        def stepped(output, *args, **kwargs):
+            kept["last"] = output * 0.5
+            return step(output, *args, **kwargs)
+
+        at.patch(pipeline.scheduler, "step", stepped)
+        at.patch(pipeline.transformer, "forward", lambda *a, **k: forward(*a, **k))
+        at.count("attached")
+
+    own_method("between_test", attach)
+    with pytest.raises(
+        RuntimeError, match="between_test keeps tensors that are made between the calls"
+    ):
+        generations(captured("between_test"), subject("dit"), [0], [0])
+
+
+def test_a_generation_that_ends_early_is_neither_captured_nor_counted_as_the_first():
+    tried, stack = subject("dit"), captured("fora(interval=2)")
+    plain, _ = generations(Stack.parse("fora(interval=2)"), tried, [0])
+    with torch.inference_mode(), stack.attached(tried.pipeline) as attached:
+        scheduler = tried.pipeline.scheduler
+
+        def generate(steps=99):
+            step = scheduler.step
+            left = iter(range(steps))
+
+            def ending(*args, **kwargs):
+                if next(left, None) is None:
+                    raise KeyError("enough")
+                return step(*args, **kwargs)
+
+            scheduler.step = ending
+            attached.start(6, 1)
+            try:
+                return tried.generate(tried.sampling, [0])
+            except KeyError:
+                return None
+            finally:
+                scheduler.step = step
+
+        assert generate(2) is None and generate(2) is None  # cold
+        assert torch.equal(generate(), plain[0][0])  # runs as it is
+        assert "cudagraph.captured" not in attached.counters()
+        assert generate(2) is None  # captured in part, and let go
+        assert torch.equal(generate(), plain[0][0])  # captured
+        assert generate(3) is None  # replayed as far as it goes
+        assert torch.equal(generate(), plain[0][0])
+        assert attached.counters()["cudagraph.replayed"] == 4 + 6
+
+
+def test_what_is_watched_runs_as_it_is():
+    tried, stack = subject("dit"), captured("fora(interval=2)")
+    wanted = [[0, 1]] * 3
+    with torch.inference_mode(), stack.attached(tried.pipeline) as attached:
+        made = []
+        for which in (*wanted, None, *wanted[:1]):
+            attached.start(6, 2)
+            if which is None:
+                before = attached.counters()["cudagraph.replayed"]
+                with torch.utils.flop_counter.FlopCounterMode(display=False) as flops:
+                    made.append(tried.generate(tried.sampling, [0, 1]))
+                assert flops.get_total_flops() > 0
+                assert attached.counters()["cudagraph.replayed"] == before
+            else:
+                made.append(tried.generate(tried.sampling, which))
+        assert all(torch.equal(made[0], again) for again in made[1:])
+        assert attached.counters()["cudagraph.replayed"] == 12
+
+
+def test_few_kinds_of_generations_keep_their_graphs(monkeypatch):
+    monkeypatch.setattr(call_graphs, "MOST_PLANS", 1)
+    tried = subject("dit")
+    wanted = [[0], [0], [0, 1], [0], [0], [0]]
+    made, counters = generations(captured("fora(interval=2)"), tried, *wanted)
+    assert counters["cudagraph.captured"] == 12 and counters["cudagraph.replayed"] == 6
+    assert torch.equal(made[0][0], made[-1][0])
+
+
+def test_both_first_calls_of_a_size_are_before_the_times():
+    calls = []
+
+    class Took:
+        def __init__(self, size):
+            self.size, self.call_s = size, 1.0
+
+    def sampler(batch):
+        calls.append(len(batch))
+        return None, Took(len(batch))
+
+    done = Compilation(sampler, [[1, 2], [3, 4], [5]], captured("compile").compiling[1].first_calls)
+    assert calls == [2, 2, 1, 1]
+    assert done.as_dict([Took(2), Took(1)])["seconds"] == 0
+    assert [m.name for m in captured("fora+compile").compiled_alone().methods] == [
+        "compile",
+        "cudagraph",
+    ]
