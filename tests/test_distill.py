@@ -38,6 +38,7 @@ from ditbench.acceleration.distillation.scheduler import FewStepScheduler
 from ditbench.acceleration.distillation.student_files import fingerprint
 from ditbench.acceleration.distillation.students import Recipe, prepare_student
 from ditbench.method.prepare import Workroom
+from ditbench.method.preparing import Preparing
 from ditbench.method.stack import Stack
 from ditbench.models.calls import take_rows
 from ditbench.models.differentiable import paint
@@ -366,8 +367,9 @@ def test_backward_simulation_is_the_students_own_sampling(kind, steps):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("kind", ["pixart", "flux"])
+@pytest.mark.parametrize("autocast", [False, True])
 def test_every_recipe_moves_the_weights_and_keeps_them_finite_on_noise_and_on_flow_models(
-    kind, objective, tmp_path, monkeypatch
+    kind, objective, autocast, tmp_path
 ):
     room, told = room_of(kind), []
     few = Recipe(
@@ -381,7 +383,8 @@ def test_every_recipe_moves_the_weights_and_keeps_them_finite_on_noise_and_on_fl
         finish=0,
     )
     trained_room = replace(room, tell=lambda row: told.append(row))
-    prepare_student(tmp_path, trained_room, few)
+    with Preparing(autocast=autocast).context():
+        prepare_student(tmp_path, trained_room, few)
     weights = load_file(tmp_path / "student.safetensors")
     assert all(torch.isfinite(w).all() for w in weights.values())
     before = room.pipe.transformer.state_dict()

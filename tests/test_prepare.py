@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from ditbench.acceleration.caching.schedule import Schedule
-from ditbench.method import METHODS, Stage, artifact, knob, method, prepare
+from ditbench.cli import main
+from ditbench.method import METHODS, Stage, artifact, knob, method, prepare, preparing
 from ditbench.method.needs import needs_of, resolve
 from ditbench.method.probe import Trainee
 from ditbench.method.stack import Stack
@@ -364,3 +366,36 @@ def test_what_is_prepared_below_is_in_place_when_the_next_is_prepared(trained, m
     finally:
         METHODS.pop("above_test", None)
     assert seen == {f"{trained}.dit-tiny none 20 3": 1}
+
+
+def test_autocast_is_for_trainings_that_say_so_and_in_no_key(trained, monkeypatch, capsys):
+    words = ["prepare", trained, "--models", "dit-tiny", "--autocast"]
+    assert main(words) == 2
+    assert f"{trained} is not prepared under autocast; leave it out" in capsys.readouterr().err
+    products = []
+
+    def multiply(self, folder, room):
+        products.append(torch.ones(2, 2) @ torch.ones(2, 2))
+        return {"note": "made"}
+
+    monkeypatch.setattr(METHODS[trained], "autocasts", True)
+    monkeypatch.setattr(METHODS[trained], "prepare", multiply)
+    assert main(words) == 0 and products[0].dtype == torch.bfloat16
+    artifacts = resolve(models()["dit-tiny"], Stack.parse(trained), "bundled")
+    assert artifacts[trained].manifest["notes"]["autocast"] == "bfloat16"
+    how = preparing.Preparing(autocast=True)
+    assert how.flags == ("--autocast",) and how.arithmetic == "cpu in float32 with autocast"
+    assert (
+        needs_of(models()["dit-tiny"], Stack.parse(trained), "bundled", preparing=how)[0].key
+        == need(trained).key
+    )
+
+
+def test_weights_that_change_are_cast_anew_under_autocast():
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    with preparing.Preparing(autocast=True).context():
+        before = torch.nn.functional.linear(torch.ones(1, 2), weight)
+        with torch.no_grad():
+            weight.fill_(3)
+        after = torch.nn.functional.linear(torch.ones(1, 2), weight)
+    assert (before == 2).all() and (after == 6).all()
