@@ -274,7 +274,7 @@ def test_the_seconds_of_compiling_are_those_of_the_first_call_of_each_size_over_
     def timing(size, seconds):
         return Timing(size=size, call_s=seconds, text_s=0.0, denoise_s=seconds, decode_s=0.0)
 
-    measured = Compilation(sampler, [[1, 2, 3], [1, 2, 3], [1]])
+    measured = Compilation(sampler, [[1, 2, 3], [1, 2, 3], [1]], Stack.parse("compile"))
     found = measured.as_dict([timing(3, 2.5), timing(3, 2.0), timing(1, 1.0)])
     assert asked == [3, 1]
     assert found == {"seconds": 11.0, "graphs": 0, "later_graphs": 0}

@@ -10,7 +10,7 @@ from operation_capture import OperationCapture
 from ditbench.acceleration import call_graphs
 from ditbench.method import METHODS, Stage, method
 from ditbench.method.stack import Stack
-from ditbench.profiling.compiling import Compilation
+from ditbench.profiling.compiling import Compilation, compiled_graphs
 from ditbench.testing import KINDS, tiny
 
 STACKS = [
@@ -163,6 +163,81 @@ def test_tensors_that_are_made_between_the_calls_are_no_part_of_a_graph(own_meth
         generations(captured("between_test"), subject("dit"), [0], [0])
 
 
+def test_what_a_call_was_given_may_be_kept(own_method):
+    def attach(self, pipeline, at):
+        kept, forward = {}, pipeline.transformer.forward
+        at.keeps(kept)
+
+        def mixing(hidden, *args, **kwargs):
+            before = kept.get("before", hidden)
+            kept["before"] = hidden
+            at.count("mixed")
+            return forward(hidden + 0.1 * before, *args, **kwargs)
+
+        at.patch(pipeline.transformer, "forward", mixing)
+
+    own_method("mixing_test", attach)
+    wanted = [0, 1], [1, 2], [2, 0], [1, 0]
+    plain, _ = generations(Stack.parse("mixing_test"), subject("dit"), *wanted)
+    again, _ = generations(captured("mixing_test"), subject("dit"), *wanted)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(plain, again, strict=True))
+
+
+def test_graphs_are_given_tensors_of_the_strides_they_were_warmed_up_with():
+    seen = []
+
+    class Seeing:
+        def __call__(self, run):
+            return run(), lambda: None
+
+    class Now:
+        step, branch, num_steps, samples, passes = 0, 0, 1, 2, 1
+
+    class At:
+        now, beside, counters = Now(), {}, {}
+
+        def count(self, event):
+            self.counters[event] = self.counters.get(event, 0) + 1
+
+    def forward(*tensors, timestep):
+        seen.append([(t.stride(), t.clone()) for t in (*tensors, timestep)])
+        return tensors[0] * 2
+
+    graphs = call_graphs.CallGraphs(At(), forward, Seeing)
+    across = torch.randn(4, 3).t()
+    with torch.inference_mode():
+        for _ in range(2):
+            graphs.start()
+            graphs(across, across, timestep=torch.tensor(7).expand(3))
+        graphs.start()
+    assert len(seen) == 2 and graphs._plan is None
+    for (stride, value), (other_stride, other) in zip(*seen, strict=True):
+        assert stride == other_stride and torch.equal(value, other)
+
+
+def test_nothing_is_compiled_while_capturing(monkeypatch):
+    class Running:  # watches nothing, so that regions are compiled as on a GPU
+        def __call__(self, run):
+            return run(), lambda: None
+
+    monkeypatch.setattr(call_graphs, "CudaCapture", Running)
+    for text in ("none", "fora(interval=2)", "diffsparse(allocator='uniform',selector='change')"):
+        stack, tried = (
+            captured(f"compile(backend='eager')+{text}".replace("+none", "")),
+            subject("dit"),
+        )
+        torch._dynamo.reset()
+        with torch.inference_mode(), stack.attached(tried.pipeline) as attached:
+            made = []
+            for _ in range(2):
+                before = compiled_graphs()
+                attached.start(6, 2)
+                tried.generate(tried.sampling, [0, 1])
+                made.append(compiled_graphs() - before)
+            assert made[0] > 0 and made[1] == 0
+            assert attached.counters()["cudagraph.captured"] == 6
+
+
 def test_a_generation_that_ends_early_is_neither_captured_nor_counted_as_the_first():
     tried, stack = subject("dit"), captured("fora(interval=2)")
     plain, _ = generations(Stack.parse("fora(interval=2)"), tried, [0])
@@ -236,7 +311,7 @@ def test_both_first_calls_of_a_size_are_before_the_times():
         calls.append(len(batch))
         return None, Took(len(batch))
 
-    done = Compilation(sampler, [[1, 2], [3, 4], [5]], captured("compile").compiling[1].first_calls)
+    done = Compilation(sampler, [[1, 2], [3, 4], [5]], captured("compile"))
     assert calls == [2, 2, 1, 1]
     assert done.as_dict([Took(2), Took(1)])["seconds"] == 0
     assert [m.name for m in captured("fora+compile").compiled_alone().methods] == [

@@ -108,17 +108,32 @@ def test_host_and_gpu_are_timed_apart(on_gpu):
     "stack", ["none", "taylorseer(interval=2,first=1)", "diffsparse(allocator='uniform')", "toca"]
 )
 def test_captured_calls_give_the_same_samples(kind, stack):
-    subject, made = tiny(kind, steps=6), []
+    subject, made, left = tiny(kind, steps=6), [], []
     subject.pipeline.to("cuda")
-    before = torch.cuda.memory_allocated()
-    for text in (stack, "cudagraph" if stack == "none" else f"{stack}+cudagraph"):
-        parsed = Stack.parse(text)
-        with torch.inference_mode(), parsed.attached(subject.pipeline) as attached:
+    captured = "cudagraph" if stack == "none" else f"{stack}+cudagraph"
+    for text in (stack, captured, captured):
+        with torch.inference_mode(), Stack.parse(text).attached(subject.pipeline) as attached:
             for which in ([0, 1], [1, 2], [2, 0], [0, 1]):
                 attached.start(6, 2)
-                samples = subject.generate(subject.sampling, which)
-            made.append(samples.cpu())
-    assert attached.counters()["cudagraph.replayed"] >= 12
-    assert (made[0] - made[1]).abs().max() <= 1e-4 * made[0].abs().max()
-    del samples, attached
-    assert torch.cuda.memory_allocated() <= before + (1 << 20)
+                samples = subject.generate(subject.sampling, which).cpu()
+            made.append(samples)
+            replayed = attached.counters().get("cudagraph.replayed", 0)
+        assert replayed >= 12 or text == stack
+        del attached
+        left.append(torch.cuda.memory_allocated())
+    assert all((made[0] - other).abs().max() <= 1e-4 * made[0].abs().max() for other in made[1:])
+    assert left[2] <= left[1]  # the first time libraries keep memory to work in
+
+
+@pytest.mark.parametrize("stack", ["none", "fora(interval=2)", "diffsparse(allocator='uniform')"])
+def test_compiled_regions_are_captured(stack):
+    subject, made = tiny("dit", steps=6), []
+    subject.pipeline.to("cuda")
+    for text in (f"{stack}+compile", f"{stack}+compile+cudagraph"):
+        parsed = Stack.parse(text.removeprefix("none+"))
+        with torch.inference_mode(), parsed.attached(subject.pipeline) as attached:
+            for which in ([0, 1], [1, 2], [0, 1]):
+                attached.start(6, 2)
+                made.append(subject.generate(subject.sampling, which).cpu())
+    assert attached.counters()["cudagraph.replayed"] == 6
+    assert (made[2] - made[5]).abs().max() <= 1e-4 * made[2].abs().max()

@@ -82,7 +82,10 @@ class Plan:
     is_whole: bool = False
     """Whether the calls of a whole generation are captured."""
     calls: list[Call] = field(default_factory=list)
-    inputs: dict[Any, Tensor] = field(default_factory=dict)
+    sources: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Arguments of the calls that are captured, by their identity, and where graphs read them from. An
+    argument of several calls is one tensor for all of them, as it is without graphs; others have a
+    place for each call, for a method may keep what a call was given."""
     capture: Capture | None = None
     memory: set[int] = field(default_factory=set)
     """Where what methods keep lay after the last call."""
@@ -91,7 +94,7 @@ class Plan:
 
     def forget(self) -> None:
         """Let go of what is captured."""
-        self.calls, self.inputs, self.capture = [], {}, None
+        self.calls, self.sources, self.capture = [], {}, None
         self.memory, self.inside = set(), set()
 
 
@@ -118,6 +121,7 @@ class CallGraphs:
             return
         if (plan := self._plan) is not None and not plan.is_whole:
             whole = self._last[0] == self._at.now.num_steps - 1
+            plan.sources = {}
             if plan.calls:
                 plan.is_whole = whole
                 if not whole:
@@ -168,12 +172,17 @@ class CallGraphs:
         if form is None:
             raise RuntimeError(f"the call at step {where[0]} has arguments that cannot be captured")
         inputs: list[Tensor] = []
-        for place, leaf in enumerate(leaves):
+        for leaf in leaves:
             if isinstance(leaf, Tensor):
-                key = place, _form(leaf)
-                if (stays := plan.inputs.get(key)) is None:
-                    stays = plan.inputs[key] = torch.empty_like(leaf)
-                inputs.append(stays.copy_(leaf))
+                if id(leaf) not in plan.sources:
+                    plan.sources[id(leaf)] = (
+                        leaf,
+                        torch.empty_strided(
+                            leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device
+                        ),
+                    )
+                inputs.append(plan.sources[id(leaf)][1])
+                put(inputs[-1], leaf)
         given = iter(inputs)
         read = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = tree_unflatten(read, tree)
@@ -222,7 +231,7 @@ class CallGraphs:
                 "something decides by numbers, or watches from the middle of a generation on"
             )
         for stays, given in zip(call.inputs, tensors, strict=True):
-            stays.copy_(given)
+            put(stays, given)
         call.replay()
         for at, counters, shares in call.counted:
             for event, by in counters.items():
@@ -233,13 +242,21 @@ class CallGraphs:
         return each_tensor(Tensor.clone, call.output)
 
 
+def put(stays: Tensor, given: Tensor) -> None:
+    """Copy a tensor into another of its strides: of numbers that are repeated (`expand`), each once."""
+    once = tuple(slice(0, 1) if not stride else slice(None) for stride in stays.stride())
+    stays[once].copy_(given[once])
+
+
 def form_of(leaves: list[Any], tree: Any) -> Any:
     """What a call's operations depend on but for the numbers in its tensors: types, shapes, strides
-    and devices of these, the other arguments, and modes of torch; None where that is not known."""
-    forms = []
-    for leaf in leaves:
+    and devices of these, which are the same tensor, the other arguments, and modes of torch; None where
+    that is not known."""
+    forms: list[Any] = []
+    first: dict[int, int] = {}
+    for place, leaf in enumerate(leaves):
         if type(leaf) is Tensor:
-            forms.append(_form(leaf))
+            forms.append((first.setdefault(id(leaf), place), *_form(leaf)))
         elif isinstance(leaf, PLAIN):
             forms.append((type(leaf), leaf))
         else:

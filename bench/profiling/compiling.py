@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ditbench.method.stack import Stack
 from ditbench.models.requests import Request
 from ditbench.profiling.latency import Sampler, Timing
 
@@ -20,9 +21,10 @@ class Compilation:
     """The first calls of each size of a batch, in which a compiled stack compiles."""
 
     def __init__(
-        self, sampler: Sampler, batches: Sequence[Sequence[Request]], calls: int = 1
+        self, sampler: Sampler, batches: Sequence[Sequence[Request]], stack: Stack
     ) -> None:
-        """Make so many calls of each size; their samples are not kept."""
+        """Make as many calls of each size as the stack compiles in; their samples are not kept."""
+        calls = max(m.first_calls for m in stack.compiling)
         before, first = compiled_graphs(), {len(batch): batch for batch in reversed(batches)}
         self._calls = [
             sampler(batch)[1] for batch in reversed(first.values()) for _ in range(calls)

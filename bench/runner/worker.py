@@ -176,8 +176,7 @@ def _measure(
             later: list[Timing] = []
             compilation = None
             if cell.stack.compiling:  # before anything is measured
-                calls = max(m.first_calls for m in cell.stack.compiling)
-                compilation = Compilation(sampler, [parts[i] for i in (0, *coming)], calls)
+                compilation = Compilation(sampler, [parts[i] for i in (0, *coming)], cell.stack)
 
             def warm_up() -> None:
                 """With the real batch and the real number of steps; its samples count, its time

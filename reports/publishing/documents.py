@@ -49,7 +49,8 @@ def rewritten(text: str, published: Path, renamed: Mapping[str, Path] | None = N
     that `renamed` has elsewhere.
 
     A table stands between the lines `<!-- table: KIND RUN [ARGUMENT ...] -->` and
-    `<!-- end of table -->`; those of `SIMULATED` name a model in place of a run. Raises ValueError
+    `<!-- end of table -->`, an argument `+RUN` being a further run; those of `SIMULATED` name a model
+    in place of a run. Raises ValueError
     for a marker without its partner, an unknown kind, or
     a run that is missing.
     """
@@ -68,11 +69,14 @@ def _block(marker: str, published: Path, renamed: Mapping[str, Path]) -> str:
     if kind not in TABLES:
         kinds = ", ".join([*TABLES, *SIMULATED])
         raise ValueError(f"{kind!r} is no kind of table; there are {kinds}")
+    runs = [run, *[text[1:] for text in arguments if text.startswith("+")]]
     try:
-        section = section_of(renamed.get(run, published / run))
+        sections = [section_of(renamed.get(name, published / name)) for name in runs]
     except ValueError as error:
         raise ValueError(f"table {marker!r}: {error}") from error
-    return f"{START}{marker} -->\n\n{TABLES[kind](section, *arguments)}\n{END}"
+    others = [text for text in arguments if not text.startswith("+")]
+    beside = {"beside": sections[1:]} if sections[1:] else {}
+    return f"{START}{marker} -->\n\n{TABLES[kind](sections[0], *others, **beside)}\n{END}"
 
 
 def rewrite(checkout: Path) -> list[Path]:

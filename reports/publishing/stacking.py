@@ -14,11 +14,11 @@ from ditbench.reports.sections.section import Section
 Row = Mapping[str, Any]
 
 
-def verdict_table(section: Section) -> str:
-    """Markdown of a run's verdicts on combinations: a row per combination that ran on some model and
-    a column per model, one word a cell. Combinations whose methods were prepared alone ("frozen")
+def verdict_table(section: Section, *, beside: Sequence[Section] = ()) -> str:
+    """Markdown of the verdicts of a run, and of those `beside` it, on combinations: a row per combination that ran on some model
+    and a column per model, one word a cell. Combinations whose methods were prepared alone ("frozen")
     are left out where the same methods ran as prepared in the stack."""
-    rows = document(section.stacking)
+    rows = [row for one in (section, *beside) for row in document(one.stacking)]
     tuned = {_combination(row) for row in rows if row["reading"] != "frozen"}
     rows = [r for r in rows if r["reading"] != "frozen" or _methods(r) not in tuned]
     return _table(rows, lambda row: str(row["verdict"]) if "alignment" in row else DASH)
