@@ -262,9 +262,10 @@ def test_publishing_finds_every_table_up_to_date_and_makes_a_changed_one_again(t
     ("old", "new", "why"),
     [
         ("<!-- table: verdicts", "<!-- table: verdict", "'verdict' is no kind of table"),
-        ("-stacking -->", "-gpu -->", "-gpu is no run folder"),
+        ("-stacking +", "-gpu +", "-gpu is no run folder"),
+        ("+2026-11-28-stacking-1024", "+2026-11-28-none", "-none is no run folder"),
         ("<!-- end of table -->\n", "", "1 tables begin and 0 end"),
-        ("-stacking -->", "-stacking again -->", "README.md: "),
+        ("-stacking +", "-stacking again +", "README.md: "),
     ],
 )
 def test_publishing_names_a_marker_it_cannot_follow_and_writes_nothing(tmp_path, old, new, why):
