@@ -1,17 +1,17 @@
 """Calls of the transformer that are captured once and replayed, with operations done again in place of
-CUDA graphs (`operation_capture`)."""
+CUDA graphs (`ditbench.testing.captured`)."""
 
 from functools import cache
 
 import pytest
 import torch
-from operation_capture import OperationCapture
 
 from ditbench.acceleration import call_graphs
 from ditbench.method import METHODS, Stage, method
 from ditbench.method.stack import Stack
 from ditbench.profiling.compiling import Compilation, compiled_graphs
 from ditbench.testing import KINDS, tiny
+from ditbench.testing.captured import OperationCapture
 
 STACKS = [
     "none", "fora(interval=2)", "taylorseer(interval=2,first=1)",

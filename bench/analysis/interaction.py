@@ -35,6 +35,7 @@ from ditbench.analysis.controls import (
     speed_over,
     sum_range,
 )
+from ditbench.analysis.judges import FIRST, SECOND
 from ditbench.analysis.primary import Primary, by_model, primary_metrics
 from ditbench.analysis.rows import Record
 from ditbench.extractors.references import ReferenceSets
@@ -171,7 +172,8 @@ def interactions(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row per model and combination of `parts` (of all models, or by model): stack, gamma_flops, gamma_clock, the
     interactions of the primary score (`alignment`, of the `metric` that the row names) and distance
-    (`frechet`, of its `distance`) (estimates), the controls (at equal time, at equal FLOPs, a student of fewer
+    (`frechet`, of its `distance`) (estimates), that of the score by the second judge where it has looked
+    (`second_judge`), the controls (at equal time, at equal FLOPs, a student of fewer
     steps) and what the stack has over each, the basis of the verdict, verdict with reason and
     adjusted p-values, the controls it was reached without (`controls_left_out`), and where it is inconclusive
     samples_needed (videos, of a video model) and num_samples_needed (what --num-samples would be). A cell that is missing or was not
@@ -222,6 +224,17 @@ def together(
                 }
                 rows.append(row | _row(parts, text, cells, scores, sets, primary[model]))
     return judged(rows)
+
+
+def _mean_interaction(metric: Metric, scores: Sequence[Scores]) -> Estimate:
+    """Of a metric by sample: `scores` of none, of each part and of them together."""
+    first, *alone, together = (goodness(metric, s) for s in scores)
+    # thirds add up to zero again
+    each = np.round(together - sum(alone) + (len(alone) - 1) * first, 9)
+    return statistics.mean(
+        each, scores[0].arrays["group"], bounds=sum_range(metric, len(alone)),
+        blocks=scores[0].blocks,
+    )  # fmt: skip
 
 
 def _distance(
@@ -300,18 +313,14 @@ def _row(
     metric = primary.score
     if not all(s is not None and metric.name in s.arrays for s in mine):
         return row | {"verdict": "not scored"}
-    values = [goodness(metric, s) for s in mine if s is not None]
-    if len({len(array) for array in values}) > 1:
+    scored = [s for s in mine if s is not None]
+    if len({len(s.arrays[metric.name]) for s in scored}) > 1:
         return row | {"verdict": "not scored on the same samples"}
-    base = mine[0]
-    assert base is not None
-    # thirds add up to zero again
-    each = np.round(values[-1] - sum(values[1:-1]) + (len(alone) - 1) * values[0], 9)
-    interaction = statistics.mean(
-        each, base.arrays["group"], bounds=sum_range(metric, len(alone)), blocks=base.blocks
-    )
     row |= {"metric": metric.name, "distance": primary.distance.name}
-    row["alignment"] = interaction
+    row["alignment"] = interaction = _mean_interaction(metric, scored)
+    second = metrics().get(metric.name.replace(FIRST, SECOND)) if FIRST in metric.name else None
+    if second and all(second.name in s.arrays for s in scored):
+        row["second_judge"] = _mean_interaction(second, scored)
     if all(s.shape_of(primary.distance.features) for s in mine if s is not None):
         cells_of = [none, *alone, together]
         row["frechet"] = _distance(

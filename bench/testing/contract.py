@@ -29,6 +29,7 @@ from ditbench.method.traces import (
 from ditbench.models.sublayers import sublayers
 from ditbench.profiling import counting
 from ditbench.profiling.flops import alike_every_call
+from ditbench.testing import captured
 from ditbench.testing.dials import turns
 from ditbench.testing.kept import left_alive
 from ditbench.testing.subjects import KINDS, Subject, tiny
@@ -203,6 +204,11 @@ def _try_runs(
             swallowed = _swallows_error(pipeline, lambda: generate(attached, 0))
             same = torch.equal(generate(attached, 0), first)
             checks.append(Check(name, not swallowed and same, swallowed))
+    name = "captured calls give the same samples"
+    with checks.naming(name):
+        checks.append(
+            Check(name, *captured.gives_the_same(stack, pipeline, artifacts, generate, first))
+        )
 
 
 def _counted(stack: Stack, pipeline: Any, generate: Callable[[], object]) -> tuple[bool, str]:

@@ -12,7 +12,7 @@ from ditbench.reports.publishing.contrasts import against_table, floor_table, ma
 from ditbench.reports.publishing.needs import needs_table
 from ditbench.reports.publishing.run import run_table
 from ditbench.reports.publishing.speeds import blocks_table, speeds_table
-from ditbench.reports.publishing.stacking import answer_table, verdict_table
+from ditbench.reports.publishing.stacking import answer_table, judges_table, verdict_table
 from ditbench.reports.publishing.surface import surface_table
 from ditbench.reports.sections.section import Section, read_sections
 
@@ -24,6 +24,7 @@ TABLES: Mapping[str, Callable[..., str]] = {
     "against": against_table,
     "blocks": blocks_table,
     "floor": floor_table,
+    "judges": judges_table,
     "matched": matched_table,
     "run": run_table,
     "speeds": speeds_table,

@@ -31,6 +31,22 @@ def answer_table(section: Section) -> str:
     return _table(document(section.stacking), _answer)
 
 
+def judges_table(section: Section, *, beside: Sequence[Section] = ()) -> str:
+    """Markdown of the interactions of runs by both judges: a row per pair of methods, a column per
+    model; in each cell the alignment interaction by the first judge, and by the second, through which
+    nothing was trained."""
+    rows = [row for one in (section, *beside) for row in document(one.stacking)]
+    pairs = [row for row in rows if len(row.get("parts", ())) == 2]
+    return _table(pairs, _by_both)
+
+
+def _by_both(row: Row) -> str:
+    if "alignment" not in row:
+        return DASH
+    by = [row["alignment"], *([row["second_judge"]] if "second_judge" in row else [])]
+    return "; ".join(spoken(estimate, 3, signed=True) for estimate in by)
+
+
 def _table(rows: Sequence[Row], show: Callable[[Row], str]) -> str:
     cells = {(_combination(row), row["model"]): show(row) for row in rows}
     measured = {_combination(row) for row in rows if "alignment" in row}
