@@ -1,4 +1,4 @@
-"""Every call of the transformer as one CUDA graph: the host launches a step at once."""
+"""Every call of the transformer as one CUDA graph, which the host launches with one operation."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from ditbench.method import Attachment, Stage, method
 
 @method(
     "cudagraph", family="compilation", stage=Stage.COMPILE, claims={"launches"}, needs={"cuda"},
-    conflicts={"meancache"},
     paper="CUDA graphs, https://docs.nvidia.com/cuda/cuda-programming-guide/",
 )  # fmt: skip
 class CudaGraph:
     """Capture the transformer's calls of a generation, each with all that the other methods do in it,
-    and replay them: a step costs the host one launch, whatever is computed in it. The counters are
-    of calls `captured` and `replayed`.
+    and replay them: the host launches each with one operation, whatever is computed in it. The
+    counters are of calls `captured` and `replayed`.
 
-    The first generation of a batch size runs as it is, the second is captured, which takes as long
-    again, and the following are replayed. Every step keeps a graph, and what it computes with stays
-    allocated. Methods that decide by numbers are refused: a graph waits for none; so is `meancache`,
-    which goes by what the sampler made between the calls.
+    The first generation of a batch size runs without capture, the second is captured, which takes as
+    long again, and the following are replayed. Every step keeps a graph, and the memory that it
+    computes in stays allocated. Refused are methods that choose by computed values what to compute,
+    and those that use what the sampler makes between the calls.
     """
 
     first_calls = 2
@@ -30,9 +29,13 @@ class CudaGraph:
         """The others must compute the same in every generation."""
         for other in beside:
             if getattr(other, "mode", "default") != "default":
-                return f"{other.name} captures its regions itself; leave its mode out"
-            if other.traits.decides_per_batch or other.traits.cost_by_sample:
-                return f"{other.name} decides by numbers what is computed, and a CUDA graph waits for none"
+                return f"{other.name}(mode={other.mode!r}) has CUDA graphs of its own; leave its mode out"
+            if other.name == "meancache" or getattr(other, "between", "") == "meanvelocity":
+                return f"{other.name} uses what the sampler makes between the transformer's calls, which no graph reads anew"
+            if other.traits.family != "control" and (
+                other.traits.decides_per_batch or other.traits.cost_by_sample
+            ):
+                return f"{other.name} chooses by computed values what to compute, and a captured CUDA graph cannot"
         return None
 
     def check(self, pipeline: Any) -> str | None:

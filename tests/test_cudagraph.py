@@ -1,12 +1,14 @@
 """Calls of the transformer that are captured once and replayed, with operations done again in place of
 CUDA graphs (`ditbench.testing.captured`)."""
 
+import json
 from functools import cache
 
 import pytest
 import torch
 
 from ditbench.acceleration import call_graphs
+from ditbench.cli import main
 from ditbench.method import METHODS, Stage, method
 from ditbench.method.stack import Stack
 from ditbench.profiling.compiling import Compilation, compiled_graphs
@@ -86,20 +88,33 @@ def test_passes_that_are_left_out_are_left_out_again(kind, text):
     assert counters.items() >= counted.items()
 
 
-def test_what_decides_by_numbers_is_refused_before_anything_runs():
-    for text in (
-        "teacache(threshold=0.2)",
-        "firstblock",
-        "rapid3",
-        "top_tiles",
-        "adaptive_guidance",
-    ):
-        assert "waits for none" in captured(text).problems("flux")[0]
-    assert captured("meancache").problems("flux") == [
-        "meancache and cudagraph are declared incompatible"
-    ]
-    assert "captures" in captured("compile(mode='reduce-overhead')").problems("dit")[0]
+def test_what_chooses_by_values_is_refused_before_anything_runs():
+    chooses = ("teacache(threshold=0.2)", "firstblock", "rapid3", "top_tiles", "adaptive_guidance")
+    for text in chooses:
+        assert "chooses by computed values" in captured(text).problems("flux")[0]
+    for text in ("meancache", "schedule(between='meanvelocity')"):
+        assert "between the transformer's calls" in captured(text).problems("flux")[0]
+    assert "of its own" in captured("compile(mode='reduce-overhead')").problems("dit")[0]
+    assert captured("rerun").problems("dit") == ["cudagraph and rerun both claim launches"]
     assert not captured("compile").problems("dit")
+
+
+def test_weights_that_are_moved_are_refused_in_the_plan_and_flops_are_those_without(capsys):
+    assert "--offload model" in captured("fora").kept_away("model")
+    assert "--offload sequential" in captured("fora").kept_away("sequential")
+    assert not captured("fora").kept_away("text") and not Stack.parse("fora").kept_away("model")
+    words = [
+        "count",
+        "--models",
+        "dit-tiny",
+        "--methods",
+        "fora,fora+cudagraph,cudagraph",
+        "--json",
+    ]
+    assert main(words) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    none, fora, both, alone = (row["flops"] for row in rows)
+    assert fora == both < alone == none
 
 
 def test_it_needs_a_gpu_and_weights_that_stay_there(monkeypatch):

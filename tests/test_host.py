@@ -201,3 +201,12 @@ def test_the_gpu_of_a_round_reaches_the_record(monkeypatch, driver):
         "dtype": "bfloat16", "probe": {"flops": 1.0}, "before": watched.before,
         "after": watched.before,
     }  # fmt: skip
+
+
+def test_of_a_merged_baseline_the_sessions_count_in_which_the_row_was_timed():
+    busy = {"before": {"used_bytes": 30e9}}
+    none = record(session="a") | {
+        "host": [*record(session="a")["host"], *record(session="b", **busy)["host"]]
+    }
+    assert host.doubts(none, record(session="a")) == []
+    assert host.doubts(none, record(session="b")) == host.doubts(none) != []

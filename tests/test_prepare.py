@@ -371,7 +371,10 @@ def test_what_is_prepared_below_is_in_place_when_the_next_is_prepared(trained, m
 def test_autocast_is_for_trainings_that_say_so_and_in_no_key(trained, monkeypatch, capsys):
     words = ["prepare", trained, "--models", "dit-tiny", "--autocast"]
     assert main(words) == 2
-    assert f"{trained} is not prepared under autocast; leave it out" in capsys.readouterr().err
+    assert (
+        f"{trained} cannot be prepared with autocast; leave --autocast out"
+        in capsys.readouterr().err
+    )
     products = []
 
     def multiply(self, folder, room):

@@ -46,12 +46,18 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Run) -> tuple[Any, Run]:
-        """As `Capture`. RuntimeError of CUDA for what cannot be captured, such as waiting for a
-        number."""
+        """As `Capture`. RuntimeError for what cannot be captured, such as waiting for a number."""
         graph = torch.cuda.CUDAGraph()
-        # other threads may go on with what they do
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            out = run()
+        try:
+            # other threads may go on with what they do
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                out = run()
+        except RuntimeError as error:
+            first = next(iter(str(error.__context__ or error).strip().splitlines()), "")
+            raise RuntimeError(
+                "a call of the transformer cannot be captured as a CUDA graph: something in it waits for "
+                f"the GPU, compiles, or moves tensors from the host ({first})"
+            ) from error
         graph.replay()  # capturing computes nothing
         return out, graph.replay
 

@@ -19,10 +19,15 @@ OTHERS_BYTES = 1e9
 """Memory in use before we were on a GPU, above which others are on it too."""
 
 
-def doubts(record: Mapping[str, Any]) -> list[str]:
-    """Why the times of a record are not to be trusted, a sentence each; none on the CPU."""
+def doubts(record: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> list[str]:
+    """Why the times of a record are not to be trusted, a sentence each; none on the CPU. Of those of a
+    baseline, the sessions in which the record `beside` it was timed too: the others of a merged run
+    are paired with nothing of it."""
     sentences: list[str] = []
+    shared = None if beside is None else {s.get("session") for s in beside.get("host") or []}
     for state in record.get("host") or []:
+        if shared is not None and state.get("session") not in shared:
+            continue
         environment = environment_of(record, state.get("session", ""))
         device, memory = str(environment.get("device", "")), environment.get("device_memory_bytes")
         sentences += _of_round(state, gpu_called(device, memory))

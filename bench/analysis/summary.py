@@ -95,7 +95,7 @@ def _row(
     if none is not None and record["stack"] != "none" and measured:
         disagreement = judges.disagreement(scores.get(record["key"]), scores.get(none["key"]))
     drift = times.drift(none["timing"], record["timing"]) if none is not None else None
-    doubted = list(dict.fromkeys(host.doubts(record) + (host.doubts(none) if none else [])))
+    doubted = list(dict.fromkeys(host.doubts(record) + (host.doubts(none, record) if none else [])))
     return {
         "key": record["key"],
         "model": record["model"],

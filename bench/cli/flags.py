@@ -190,7 +190,7 @@ def prepare_flags(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--dtype", default="float32", help="of weights and activations (default: float32)"
     )
-    how = "multiply in bfloat16 meanwhile (torch.autocast), where that is faster"
+    how = "train with products and attention in bfloat16 (torch.autocast), weights in float32; distill"
     prepare.add_argument("--autocast", action="store_true", help=how)
     prepare.add_argument(
         "--prompts",

@@ -92,6 +92,9 @@ def prepare(args: argparse.Namespace) -> int:
                 preparing,
             )
     for row in rows:
+        if not row["made"]:
+            done = f"{row['model']}: {row['method']} was prepared before ({row['folder']})"
+            print(f"ditbench: {done}; nothing was trained", file=sys.stderr)
         # what was there is left alone, but for a card that a full disk left out
         if row["made"] or not (Path(row["folder"]) / CARD).is_file():
             write_card(Path(row["folder"]))

@@ -170,7 +170,9 @@ def prepare(
             # Looked up one by one: the key of what is on top holds the content of what is below.
             stacked = Stack((*below.methods, method))
             if preparing.autocast and not method.autocasts:
-                raise ValueError(f"{method.name} is not prepared under autocast; leave it out")
+                raise ValueError(
+                    f"{method.name} cannot be prepared with autocast; leave --autocast out"
+                )
             need = needs_of(model, stacked, weights, plugins, root, preparing)[-1]
             artifact, made = find(need, root), False
             if artifact is None:

@@ -119,6 +119,11 @@ class Stack:
         it, in one sentence; "" when all can."""
         away = {"model": (Stage.PRECISION,), "sequential": (Stage.WEIGHTS, Stage.PRECISION)}
         for m in self.methods:
+            if "launches" in m.traits.claims and m.traits.needs and offload in away:
+                return (
+                    f"{m.name}: its graphs look for the transformer's weights on the GPU, where --offload "
+                    f"{offload} does not leave them; use --offload text"
+                )
             if m.traits.stage in away.get(offload, ()):
                 return (
                     f"{m.name}: it changes the transformer's weights on the GPU, where --offload "

@@ -209,6 +209,10 @@ def _count_on_meta(
     if hasattr(pipe.scheduler, "index_for_timestep"):
         # found by value, of which the meta device has none: sampling begins at the first
         pipe.scheduler.index_for_timestep = lambda timestep, schedule_timesteps=None: 0
+    # launches are no FLOPs, and what decides on them needs a device to launch on
+    stack = type(stack)(
+        tuple(m for m in stack.methods if not (m.traits.needs and "launches" in m.traits.claims))
+    )
     if reason := stack.refusal(pipe):
         raise _CannotSay(reason)
     for m in stack.methods:

@@ -135,7 +135,9 @@ def _show_model(out: Console, section: Section, model: str, title: str) -> None:
     for finding in findings(section, model):
         out.print(Text(finding, style=DIM))
     for note, stacks in _notes(rows).items():
-        out.print(Text(f"{', '.join(stacks)}: {note}", style=WARN))
+        several = len(stacks) > 3 and set(stacks) == {row["stack"] for row in rows}
+        of = "all" if several else ", ".join(stacks)
+        out.print(Text(f"{of}: {note}", style=WARN))
 
 
 def _notes(rows: Sequence[ReportRow]) -> dict[str, list[str]]:
