@@ -209,7 +209,7 @@ def test_graphs_are_given_tensors_of_the_strides_they_were_warmed_up_with():
         step, branch, num_steps, samples, passes = 0, 0, 1, 2, 1
 
     class At:
-        now, beside, counters = Now(), {}, {}
+        now, beside, counters, blocks = Now(), {}, {}, []
 
         def count(self, event):
             self.counters[event] = self.counters.get(event, 0) + 1

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ditbench.acceleration.compiling import watched
 from ditbench.models.calls import each_tensor
+from ditbench.models.recorded import lists_of
 
 if TYPE_CHECKING:
     from ditbench.method.attachment import Attachment
@@ -95,13 +96,16 @@ class Plan:
     capture: Capture | None = None
     memory: set[int] = field(default_factory=set)
     """Where what methods keep lay after the last call."""
+    constants: dict[int, object] = field(default_factory=dict)
+    """Lists of operations (`models.recorded`) whose constants graphs may read, by identity: they are
+    not to go before the graphs."""
     inside: set[int] = field(default_factory=set)
     """What of it is in the memory of graphs."""
 
     def forget(self) -> None:
         """Let go of what is captured."""
         self.calls, self.sources, self.capture = [], {}, None
-        self.memory, self.inside = set(), set()
+        self.memory, self.inside, self.constants = set(), set(), {}
 
 
 class CallGraphs:
@@ -203,6 +207,8 @@ class CallGraphs:
             (at, _more(at.counters, counters), _changed(at.shares, shares))
             for at, counters, shares in before
         ]
+        for block in self._at.blocks:
+            plan.constants |= {id(one): one for one in lists_of(block.module)}
         held = self._held_by_others()
         plan.memory = set(map(_place, held))
         plan.inside |= plan.memory - earlier

@@ -38,15 +38,17 @@ ROUTED = frozenset({"forward", "_old_forward"})
 CONSTANTS = frozenset({int, bool, str, float, torch.dtype})
 """Types of arguments that are compared by their values."""
 LIBRARIES = ("torch", "diffusers")
-"""Packages whose modules do the same to the same tensors, their hooks, settings and forwards being
-what they were."""
+"""Packages whose modules do the same to the same tensors, but for hooks, settings and forwards."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-
-
 _LISTS: WeakKeyDictionary[nn.Module, dict[Any, _List]] = WeakKeyDictionary()
 """The lists of every block, which outlive a method: they hold nothing of it."""
 _CONSTANTS: WeakValueDictionary[Any, Tensor] = WeakValueDictionary()
 """What is made of no input, such as the frequencies of a time embedding."""
+
+
+def lists_of(block: nn.Module) -> list[object]:
+    """The lists of a block there are now: whoever keeps them keeps the constants that they use."""
+    return [*_LISTS.get(block, {}).values()]
 
 
 class Recordings:
