@@ -1,6 +1,8 @@
 """Surfaces: what a method gives between whole steps, where the truth is known."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from ditbench.cli.commands import main
 from ditbench.method.stack import Stack
 from ditbench.records.scores import Scores
 from ditbench.reports.figures.surface import CLOSEST, _apart
+from ditbench.reports.publishing.surface import surface_table
 
 N = 64
 SCORE, DISTANCE = "align.shapes_v1", "perceptual.shapes_v1"
@@ -224,3 +227,23 @@ def test_numbers_under_a_logarithmic_axis_do_not_cover_each_other():
     assert gaps.min() >= CLOSEST
     assert _apart([0.1, 0.2, 0.4, 1.0], [0.05, 1.0]) == [0.1, 0.2, 0.4, 1.0]
     assert _apart([1.0], [1.0]) == [1.0]
+
+
+def test_the_table_for_readmes_is_of_flops_or_of_time(cells):
+    (surface,) = surfaces(*cells)
+    section = SimpleNamespace(surfaces=[surface])
+    gains = r"keep.*; ([+-]\d\.\d{3})"
+    by_flops, by_time = surface_table(section), surface_table(section, "time")
+    # what a step costs is 100 FLOPs, and 100 milliseconds
+    assert re.findall(gains, by_flops) == re.findall(gains, by_time) != []
+    records, scores = cells
+    for r in records:
+        if r["methods"] and r["methods"][-1]["name"] == "diffsparse":
+            r["timing"] = [t | {"call_s": 1.2 * t["call_s"]} for t in r["timing"]]
+    (slower,) = surfaces(records, scores)
+    rows = [surface_table(SimpleNamespace(surfaces=[slower]), by) for by in ("flops", "time")]
+    assert rows[0] == by_flops
+    beyond = [re.findall(gains, table) for table in rows]
+    assert all(float(b) < float(a) for a, b in zip(*beyond, strict=True) if b) and beyond[1]
+    with pytest.raises(ValueError, match="'clock' is no cost of a surface"):
+        surface_table(section, "clock")
