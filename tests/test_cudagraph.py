@@ -287,6 +287,37 @@ def test_a_generation_that_ends_early_is_neither_captured_nor_counted_as_the_fir
         assert attached.counters()["cudagraph.replayed"] == 4 + 6
 
 
+def test_an_error_in_the_last_call_of_a_capture_leaves_no_part_of_it():
+    tried, stack = subject("dit"), captured("fora(interval=2)")
+    plain, _ = generations(Stack.parse("fora(interval=2)"), tried, [0])
+    block = tried.pipeline.transformer.transformer_blocks[-1]
+    with torch.inference_mode(), stack.attached(tried.pipeline) as attached:
+
+        def generate(fails=False):
+            attached.start(6, 1)
+
+            def stop(*_):
+                if attached.now.step == 5:
+                    raise KeyError("last")
+
+            hook = block.register_forward_pre_hook(stop) if fails else None
+            try:
+                return tried.generate(tried.sampling, [0])
+            finally:
+                if hook is not None:
+                    hook.remove()
+
+        with pytest.raises(KeyError):
+            generate(fails=True)
+        generate()
+        assert attached.counters().get("cudagraph.captured", 0) == 0  # the first was not whole
+        with pytest.raises(KeyError):
+            generate(fails=True)  # while capturing
+        made = [generate() for _ in range(2)]
+        assert all(torch.equal(samples, plain[0][0]) for samples in made)
+        assert attached.counters()["cudagraph.replayed"] == 6
+
+
 def test_what_is_watched_runs_as_it_is():
     tried, stack = subject("dit"), captured("fora(interval=2)")
     wanted = [[0, 1]] * 3

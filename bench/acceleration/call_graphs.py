@@ -122,7 +122,7 @@ class CallGraphs:
         """Of the generation under way; None where it runs as it is."""
         self._begun = False
         self._place = 0
-        """Calls so far in the generation."""
+        """Calls that were replayed so far in the generation."""
         self._last: Where = (-1, 0)
 
     def start(self) -> None:
@@ -162,14 +162,15 @@ class CallGraphs:
             self._begun = True
             if form is not None and where == (0, 0):
                 self._plan = self._plan_for((form, now.num_steps, now.samples, now.passes))
-        self._last = where
         plan = self._plan
         if plan is None or not plan.is_warm:
-            return self._forward(*args, **kwargs)
-        self._place += 1
-        if plan.is_whole:
-            return self._replayed(plan, where, form, tensors)
-        return self._captured(plan, where, form, leaves, tree)
+            output = self._forward(*args, **kwargs)
+        elif plan.is_whole:
+            output = self._replayed(plan, where, form, tensors)
+        else:
+            output = self._captured(plan, where, form, leaves, tree)
+        self._last = where  # only now: a call that raised an error is none
+        return output
 
     def _plan_for(self, key: Any) -> Plan:
         if key not in self._plans:
@@ -236,7 +237,7 @@ class CallGraphs:
                 )
 
     def _replayed(self, plan: Plan, where: Where, form: Any, tensors: list[Tensor]) -> Any:
-        call = plan.calls[self._place - 1] if self._place <= len(plan.calls) else None
+        call = plan.calls[self._place] if self._place < len(plan.calls) else None
         if call is None or call.where != where or call.form != form:
             raise RuntimeError(
                 f"the call {where[1]} of step {where[0]} is another than when its graph was captured: "
@@ -245,6 +246,7 @@ class CallGraphs:
         for stays, given in zip(call.inputs, tensors, strict=True):
             put(stays, given)
         call.replay()
+        self._place += 1
         for at, counters, shares in call.counted:
             for event, by in counters.items():
                 at.counters[event] = at.counters.get(event, 0) + by
