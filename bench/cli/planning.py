@@ -75,7 +75,7 @@ def tell_plan(planned: Forecast, as_json: bool, elsewhere: bool = False) -> int:
         row["shards"] = num_shards(cell) if num_shards(cell) > 1 else None
     disk = sum(disk_bytes(cell) for cell in cells if not cell.refusal or cell.wants_device)
     lines = [
-        f"{len(cells)} cells, to be written to {cells[0].spec.folder}; samples take at most "
+        f"{len(cells)} cell{'' if len(cells) == 1 else 's'}, to be written to {cells[0].spec.folder}; samples take at most "
         f"{disk / 1e9:.2g} GB there"
     ]
     lines += sharing(cells)
