@@ -33,6 +33,10 @@ class CudaGraph:
                 return f"{other.name} captures its regions itself; leave its mode out"
             if other.traits.decides_per_batch or other.traits.cost_by_sample:
                 return f"{other.name} decides by numbers what is computed, and a CUDA graph waits for none"
+            if getattr(other, "target", "residual") not in ("residual", "auto"):
+                return f"{other.name} reads the noise level of a step, and a CUDA graph waits for no number; leave its target out"
+            if getattr(other, "_between", getattr(other, "between", "")) == "meanvelocity":
+                return f"{other.name} goes by what the sampler made between the calls, which no graph would read anew"
         return None
 
     def check(self, pipeline: Any) -> str | None:
@@ -47,8 +51,14 @@ class CudaGraph:
         """Put the graphs round all that changes the transformer's forward."""
         from ditbench.acceleration.call_graphs import CallGraphs, CudaCapture
 
-        graphs = CallGraphs(at, pipeline.transformer.forward, CudaCapture)
+        transformer = pipeline.transformer
+        graphs = CallGraphs(
+            at, transformer.forward, CudaCapture,
+            lambda: getattr(pipeline, "do_classifier_free_guidance", None),
+            [part for part in transformer.modules() if part is not transformer],
+        )  # fmt: skip
         at.on_start(graphs.start)
+        at.on_end(graphs.end)
         at.held.append(graphs.held)
         at.undo(graphs.forget)
-        at.patch(pipeline.transformer, "forward", graphs)
+        at.patch(transformer, "forward", graphs)

@@ -8,12 +8,13 @@ in the memory of the graphs, which write it again in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ditbench.acceleration.compiling import watched
@@ -48,10 +49,22 @@ class CudaCapture:
     def __call__(self, run: Run) -> tuple[Any, Run]:
         """As `Capture`. RuntimeError of CUDA for what cannot be captured, such as waiting for a
         number."""
-        graph = torch.cuda.CUDAGraph()
-        # other threads may go on with what they do
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            out = run()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        failed: BaseException | None = None
+        try:
+            # other threads may go on with what they do
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                try:
+                    out = run()
+                except BaseException as error:
+                    failed = error
+                    raise
+        except BaseException as error:
+            # where a capture was broken off torch fails to end it, and stays on its stream
+            torch.cuda.set_stream(stream)
+            if failed is not None and failed is not error:
+                raise failed from None
+            raise
         graph.replay()  # capturing computes nothing
         return out, graph.replay
 
@@ -87,6 +100,8 @@ class Plan:
     argument of several calls is one tensor for all of them, as it is without graphs; others have a
     place for each call, for a method may keep what a call was given."""
     capture: Capture | None = None
+    outside: set[int] = field(default_factory=set)
+    """Where what methods keep lay before the first call."""
     memory: set[int] = field(default_factory=set)
     """Where what methods keep lay after the last call."""
     inside: set[int] = field(default_factory=set)
@@ -95,7 +110,7 @@ class Plan:
     def forget(self) -> None:
         """Let go of what is captured."""
         self.calls, self.sources, self.capture = [], {}, None
-        self.memory, self.inside = set(), set()
+        self.outside, self.memory, self.inside = set(), set(), set()
 
 
 class CallGraphs:
@@ -103,32 +118,40 @@ class CallGraphs:
     captured, all others are replayed."""
 
     def __init__(
-        self, at: Attachment, forward: Callable[..., Any], make: Callable[[], Capture]
+        self,
+        at: Attachment,
+        forward: Callable[..., Any],
+        make: Callable[[], Capture],
+        guided: Callable[[], Any] = lambda: None,
+        parts: Iterable[nn.Module] = (),
     ) -> None:
-        """`make` makes what captures, for each kind of generation."""
-        self._at, self._forward, self._make = at, forward, make
+        """`make` makes what captures, for each kind of generation. `guided()`: what the pipeline says
+        of the guidance of the generation under way, whose second pass may be a call of its own;
+        `parts`: modules inside of the transformer, whose hooks a graph does not call."""
+        self._at, self._forward, self._make, self._guided = at, forward, make, guided
+        self._hooks = [
+            store for part in parts for store in (part._forward_pre_hooks, part._forward_hooks)
+        ]
+        self._expected = self._count_hooks()
         self._plans: dict[Any, Plan] = {}
         self._plan: Plan | None = None
         """Of the generation under way; None where it runs as it is."""
         self._begun = False
         self._place = 0
         """Calls so far in the generation."""
-        self._last: Where = (-1, 0)
 
     def start(self) -> None:
         """A generation begins, or, in its middle, methods are to start anew."""
         if self._at.now.step:
             return
-        if (plan := self._plan) is not None and not plan.is_whole:
-            whole = self._last[0] == self._at.now.num_steps - 1
-            plan.sources = {}
-            if plan.calls:
-                plan.is_whole = whole
-                if not whole:
-                    plan.forget()
-            else:
-                plan.is_warm |= whole
-        self._plan, self._begun, self._place, self._last = None, False, 0, (-1, 0)
+        if self._plan is not None and not self._plan.is_whole:
+            self._plan.forget()  # it ended early
+        self._plan, self._begun, self._place = None, False, 0
+
+    def end(self) -> None:
+        """The last step of a generation is done."""
+        if (plan := self._plan) is not None:
+            plan.is_warm, plan.is_whole, plan.sources = True, bool(plan.calls), {}
 
     def forget(self) -> None:
         """Let go of all graphs."""
@@ -150,16 +173,22 @@ class CallGraphs:
         form = None if watched() else form_of(leaves, tree)
         if not self._begun:
             self._begun = True
-            if form is not None and where == (0, 0):
-                self._plan = self._plan_for((form, now.num_steps, now.samples, now.passes))
-        self._last = where
+            if form is not None and where == (0, 0) and self._count_hooks() == self._expected:
+                sizes = now.num_steps, now.samples, now.passes, now.grid, now.text_tokens
+                self._plan = self._plan_for((form, sizes, self._guided()))
         plan = self._plan
-        if plan is None or not plan.is_warm:
+        if plan is None:
             return self._forward(*args, **kwargs)
+        if not plan.is_warm:
+            with _without_kept_casts():
+                return self._forward(*args, **kwargs)
         self._place += 1
         if plan.is_whole:
             return self._replayed(plan, where, form, tensors)
         return self._captured(plan, where, form, leaves, tree)
+
+    def _count_hooks(self) -> int:
+        return sum(map(len, self._hooks))
 
     def _plan_for(self, key: Any) -> Plan:
         if key not in self._plans:
@@ -192,7 +221,10 @@ class CallGraphs:
         earlier = set(map(_place, self._held_by_others()))
         if plan.calls:
             self._check_between(plan)
-        output, replay = plan.capture(lambda: self._forward(*args, **kwargs))
+        else:
+            plan.outside = earlier
+        with _without_kept_casts():
+            output, replay = plan.capture(lambda: self._forward(*args, **kwargs))
         counted = [
             (at, _more(at.counters, counters), _changed(at.shares, shares))
             for at, counters, shares in before
@@ -226,9 +258,16 @@ class CallGraphs:
     def _replayed(self, plan: Plan, where: Where, form: Any, tensors: list[Tensor]) -> Any:
         call = plan.calls[self._place - 1] if self._place <= len(plan.calls) else None
         if call is None or call.where != where or call.form != form:
+            plan.forget()  # so that the next generation can be another
+            plan.is_warm = plan.is_whole = False
             raise RuntimeError(
                 f"the call {where[1]} of step {where[0]} is another than when its graph was captured: "
                 "something decides by numbers, or watches from the middle of a generation on"
+            )
+        if self._place == 1 and not plan.outside <= set(map(_place, self._held_by_others())):
+            raise RuntimeError(
+                "a method keeps tensors that are made anew before every generation, which no graph "
+                "would read"
             )
         for stays, given in zip(call.inputs, tensors, strict=True):
             put(stays, given)
@@ -261,8 +300,29 @@ def form_of(leaves: list[Any], tree: Any) -> Any:
             forms.append((type(leaf), leaf))
         else:
             return None
+    types = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
+    casts = [
+        (t, torch.get_autocast_dtype(t))
+        for t in types
+        if torch.amp.is_autocast_available(t) and torch.is_autocast_enabled(t)
+    ]
     modes = torch.is_inference_mode_enabled(), torch.get_default_dtype()
-    return (*forms, tree, modes, torch._C._is_any_autocast_enabled())
+    return (*forms, tree, modes, frozenset(casts))
+
+
+@contextmanager
+def _without_kept_casts() -> Iterator[None]:
+    """Under autocast weights are cast in every call: those that it keeps it lets go of at its end. In
+    the calls before too, or regions would be compiled again."""
+    if not torch._C._is_any_autocast_enabled():
+        yield
+        return
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _form(tensor: Tensor) -> Any:

@@ -301,8 +301,12 @@ class Shuffle(Selector):
         super().__init__(now, rules)
         self.drawn: dict[tuple[int, int, int], Tensor] = {}
         """(step, sub-layer, N) -> [N], on the host."""
+        self.tables: list[tuple[list[tuple[int, int, int]], Tensor]] = []
+        """Those of one length that were drawn in a generation, [K,N]. They stay where they are, for a
+        CUDA graph reads them there."""
         self.orders: dict[tuple[int, int, int], Tensor] = {}
         """Those on the device, in this generation."""
+        self._device = torch.device("cpu")
 
     def looks(self, sublayer: Sublayer) -> bool:
         """At nothing."""
@@ -311,10 +315,11 @@ class Shuffle(Selector):
     def attach(self, at: Attachment) -> None:
         """Has them leave the device with the generation."""
         at.keeps(self.orders, rows=False)
+        at.on_end(self._gather)
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Uniform over 0..1."""
-        key = self.now.step, sublayer.index, hidden.shape[1]
+        key, self._device = (self.now.step, sublayer.index, hidden.shape[1]), hidden.device
         if self.drawn and not self.orders:
             self._bring(hidden.device)
         if key not in self.orders:
@@ -330,11 +335,18 @@ class Shuffle(Selector):
         if device.type == "cpu":
             self.orders.update(self.drawn)
             return
-        for n in dict.fromkeys(n for _, _, n in self.drawn):
-            keys = [key for key in self.drawn if key[2] == n]
-            table = torch.stack([self.drawn[key] for key in keys])
+        for keys, table in self.tables:
             rows = table.to(device, non_blocking=True).unbind()
             self.orders.update(zip(keys, rows, strict=True))
+
+    def _gather(self) -> None:
+        """Put those that this generation drew where they can be copied from."""
+        there = {key for keys, _ in self.tables for key in keys}
+        for n in dict.fromkeys(n for _, _, n in self.drawn):
+            if keys := [key for key in self.drawn if key[2] == n and key not in there]:
+                table = torch.stack([self.drawn[key] for key in keys])
+                pinned = table.pin_memory() if self._device.type == "cuda" else table
+                self.tables.append((keys, pinned))
 
 
 def selector(name: str) -> Callable[[type[Selector]], type[Selector]]:
