@@ -30,8 +30,11 @@ class CudaGraph:
         for other in beside:
             if getattr(other, "mode", "default") != "default":
                 return f"{other.name}(mode={other.mode!r}) has CUDA graphs of its own; leave its mode out"
-            if other.name == "meancache" or getattr(other, "between", "") == "meanvelocity":
+            between = getattr(other, "_between", getattr(other, "between", ""))
+            if other.name == "meancache" or between == "meanvelocity":
                 return f"{other.name} uses what the sampler makes between the transformer's calls, which no graph reads anew"
+            if getattr(other, "target", "residual") not in ("residual", "auto"):
+                return f"{other.name} reads the noise level of a step, which a captured CUDA graph cannot; leave its target out"
             if other.traits.family != "control" and (
                 other.traits.decides_per_batch or other.traits.cost_by_sample
             ):
@@ -48,10 +51,6 @@ class CudaGraph:
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
         """Put the graphs round all that changes the transformer's forward."""
-        from ditbench.acceleration.call_graphs import CallGraphs, CudaCapture
+        from ditbench.acceleration.call_graphs import CudaCapture, capture_calls
 
-        graphs = CallGraphs(at, pipeline.transformer.forward, CudaCapture)
-        at.on_start(graphs.start)
-        at.held.append(graphs.held)
-        at.undo(graphs.forget)
-        at.patch(pipeline.transformer, "forward", graphs)
+        capture_calls(pipeline, at, CudaCapture)

@@ -2,10 +2,14 @@
 CUDA graphs (`ditbench.testing.captured`)."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
 
 from ditbench.acceleration import call_graphs
 from ditbench.cli import main
@@ -96,6 +100,7 @@ def test_what_chooses_by_values_is_refused_before_anything_runs():
         assert "between the transformer's calls" in captured(text).problems("flux")[0]
     assert "of its own" in captured("compile(mode='reduce-overhead')").problems("dit")[0]
     assert captured("rerun").problems("dit") == ["cudagraph and rerun both claim launches"]
+    assert "noise level" in captured("schedule(target='x0')").problems("flux")[0]
     assert not captured("compile").problems("dit")
 
 
@@ -207,6 +212,7 @@ def test_graphs_are_given_tensors_of_the_strides_they_were_warmed_up_with():
 
     class Now:
         step, branch, num_steps, samples, passes = 0, 0, 1, 2, 1
+        grid, text_tokens = (1, 1, 3), 0
 
     class At:
         now, beside, counters, blocks = Now(), {}, {}, []
@@ -224,6 +230,7 @@ def test_graphs_are_given_tensors_of_the_strides_they_were_warmed_up_with():
         for _ in range(2):
             graphs.start()
             graphs(across, across, timestep=torch.tensor(7).expand(3))
+            graphs.end()
         graphs.start()
     assert len(seen) == 2 and graphs._plan is None
     for (stride, value), (other_stride, other) in zip(*seen, strict=True):
@@ -318,6 +325,150 @@ def test_an_error_in_the_last_call_of_a_capture_leaves_no_part_of_it():
         assert attached.counters()["cudagraph.replayed"] == 6
 
 
+def same(text, tried, wanted):
+    """Generations, each of (samples, what of the sampling is another), give the same with graphs; the
+    counters of these."""
+    made = []
+    for stack in (Stack.parse(text), captured(text)):
+        with torch.inference_mode(), stack.attached(tried.pipeline) as attached:
+            outputs = []
+            for which, other in wanted:
+                sampling = replace(tried.sampling, **other)
+                attached.start(sampling.steps, len(which))
+                outputs.append(tried.generate(sampling, which))
+            made.append(outputs)
+            counters = attached.counters()
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+    return counters["cudagraph.captured"], counters["cudagraph.replayed"]
+
+
+def test_generations_that_differ_in_what_no_argument_shows_are_of_different_kinds():
+    # the second pass is a call of its own
+    wanted = [([0], {}), ([0], {"guidance": 1.0})] * 4
+    assert same("fora(interval=2)", subject("wan"), wanted) == (12 + 6, 24 + 12)
+    # as many tokens, in other rows and columns
+    wanted = [([0], {})] * 3 + [([0], {"height": 48, "width": 32})] * 3
+    assert same("tile_window", subject("flux"), wanted) == (12, 12)
+    wanted = [([0], {}), ([0], {"steps": 4})] * 3
+    assert same("fora(interval=2)", subject("dit"), wanted) == (6 + 4, 6 + 4)
+
+
+def test_a_sampler_that_makes_other_steps_than_it_is_asked_for_is_captured():
+    tried = tiny("pixart", steps=6)
+    tried.pipeline.scheduler = HeunDiscreteScheduler.from_config(tried.pipeline.scheduler.config)
+    assert same("fora(interval=2)", tried, [([0], {})] * 4) == (11, 22)
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("dit", 6), ("wan", 12)])
+def test_a_call_that_fails_while_it_is_captured_leaves_no_graphs(kind, calls):
+    tried, stack = subject(kind), captured("fora(interval=2)")
+    plain, _ = generations(Stack.parse("fora(interval=2)"), tried, [0])
+    with torch.inference_mode(), stack.attached(tried.pipeline) as attached:
+
+        def generate(fails_at=0):
+            left = iter(range(fails_at - 1))
+
+            def failing(*_):
+                if fails_at and next(left, None) is None:
+                    raise KeyError("in the middle")
+
+            hook = tried.pipeline.transformer.register_forward_pre_hook(failing)
+            attached.start(6, 1)
+            try:
+                return tried.generate(tried.sampling, [0])
+            finally:
+                hook.remove()
+
+        generate()
+        for fails_at in (calls, calls - 1, 1):  # in the last step, and before anything is captured
+            with pytest.raises(KeyError):
+                generate(fails_at)
+        for _ in range(2):
+            assert torch.equal(generate(), plain[0][0])
+        assert attached.counters()["cudagraph.replayed"] == calls
+
+
+def test_hooks_that_were_put_on_later_are_called():
+    tried, called = subject("dit"), []
+    with torch.inference_mode(), captured("none").attached(tried.pipeline) as attached:
+        for hooked in (False, False, False, True, False):
+            block = tried.pipeline.transformer.transformer_blocks[0]
+            hook = block.register_forward_hook(lambda *_: called.append(1)) if hooked else None
+            attached.start(6, 1)
+            tried.generate(tried.sampling, [0])
+            if hook:
+                hook.remove()
+        assert len(called) == 6 and attached.counters()["cudagraph.replayed"] == 12
+
+
+def test_tensors_that_are_made_before_a_generation_are_no_part_of_a_graph(own_method):
+    def attach(self, pipeline, at):
+        kept, forward, made = {}, pipeline.transformer.forward, []
+
+        def begin():
+            made.append(torch.full((1,), 0.01 * len(made)))  # so that no address comes again
+            kept["shift"] = made[-1]
+
+        def shifted(hidden, *args, **kwargs):
+            at.count("shifted")
+            return forward(hidden + kept["shift"], *args, **kwargs)
+
+        at.keeps(kept)
+        at.on_start(begin)
+        at.patch(pipeline.transformer, "forward", shifted)
+
+    own_method("begin_test", attach)
+    with pytest.raises(RuntimeError, match="made anew before every generation"):
+        generations(captured("begin_test"), subject("dit"), [0], [0], [0])
+
+
+def test_another_type_of_autocast_is_another_kind_of_generation():
+    tried, made = subject("dit"), []
+    for stack in (Stack.parse("fora(interval=2)"), captured("fora(interval=2)")):
+        with torch.inference_mode(), stack.attached(tried.pipeline) as attached:
+            for kind in [torch.bfloat16] * 3 + [torch.float16] * 3:
+                attached.start(6, 1)
+                with torch.autocast("cpu", dtype=kind):
+                    made.append(tried.generate(tried.sampling, [0]))
+    assert all(torch.equal(a, b) for a, b in zip(made[:6], made[6:], strict=True))
+    assert attached.counters()["cudagraph.captured"] == 12
+
+
+def test_what_broke_a_capture_off_is_what_is_raised(monkeypatch):
+    monkeypatch.undo()
+    streams = []
+
+    class Graph:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            streams.append("capturing")
+
+        def __exit__(self, *error):  # as torch's: its stream is left after a capture that ended
+            if error[0] is not None:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            streams.append("ended")
+
+        def replay(self):
+            streams.append("replayed")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "own")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    capture = call_graphs.CudaCapture()
+
+    def short_of_memory():
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        capture(short_of_memory)
+    assert streams == ["capturing", "own"]
+    assert capture(lambda: 3)[0] == 3 and streams[2:] == ["capturing", "ended", "replayed"]
+
+
 def test_what_is_watched_runs_as_it_is():
     tried, stack = subject("dit"), captured("fora(interval=2)")
     wanted = [[0, 1]] * 3
@@ -335,6 +486,67 @@ def test_what_is_watched_runs_as_it_is():
                 made.append(tried.generate(tried.sampling, which))
         assert all(torch.equal(made[0], again) for again in made[1:])
         assert attached.counters()["cudagraph.replayed"] == 12
+
+
+HOST_COPIES = """
+import torch
+from ditbench.acceleration import call_graphs
+from ditbench.method.stack import Stack
+from ditbench.testing import tiny, valued_device
+from ditbench.testing.valued_device import NAME, with_values
+
+run, capturing, waited, later = valued_device._run, [False], [], []
+
+def seeing(func, types, args, kwargs):
+    if capturing[0] and func.overloadpacket in valued_device._COPIES:
+        to = kwargs.get("device")
+        into_host = to is not None and torch.device(to).type != NAME
+        from_host = not into_host and type(args[-1 if func.overloadpacket is torch.ops.aten.copy_ else 0]) is torch.Tensor
+        if into_host or from_host and not kwargs.get("non_blocking"):
+            waited.append(str(func))
+        elif from_host:
+            later.append(args[0].untyped_storage()._cdata)
+    return run(func, types, args, kwargs)
+
+class Capture:
+    def __call__(self, do):
+        capturing[0] = True
+        try:
+            return do(), lambda: None
+        finally:
+            capturing[0] = False
+
+valued_device._run = seeing
+call_graphs.CudaCapture, call_graphs.watched = Capture, torch.is_grad_enabled
+call_graphs.form_of = lambda leaves, tree: len(leaves)
+with with_values(), torch.no_grad():
+    tried = tiny("wan", steps=6)
+    tried.pipeline.to(NAME)
+    for text in ("none", "radial", "tile_window", "fpsattention", "diffsparse(allocator='uniform')",
+                 "clusca(interval=2)", "duca(interval=3,selector='shuffle')"):
+        stack = Stack.parse((text + "+cudagraph").removeprefix("none+"))
+        with stack.attached(tried.pipeline) as attached:
+            for _ in range(2):
+                attached.start(6, 1)
+                tried.pipeline(**tried.arguments(tried.sampling, [0]))
+            assert attached.counters()["cudagraph.captured"] == 12, text
+            assert not waited, (text, waited)
+            if later:  # a graph reads what it copies when it is replayed: that has to be there
+                kept = {
+                    made.untyped_storage()._cdata
+                    for end in attached.attachments[text.partition("(")[0]].ends
+                    for _, made in end.__self__.tables
+                }
+                assert set(later) <= kept, text
+                later.clear()
+"""
+
+
+def test_nothing_is_copied_from_the_host_while_capturing():
+    done = subprocess.run(
+        [sys.executable, "-c", HOST_COPIES], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_few_kinds_of_generations_keep_their_graphs(monkeypatch):

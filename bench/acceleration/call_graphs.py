@@ -8,14 +8,15 @@ in the memory of the graphs, which write it again in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ditbench.acceleration.call_forms import form_of, put, without_kept_casts
 from ditbench.acceleration.compiling import watched
 from ditbench.models.calls import each_tensor
 from ditbench.models.recorded import lists_of
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 MOST_PLANS = 4
 """Kinds of generations whose graphs are kept; of more, the oldest go."""
-PLAIN = (type(None), bool, int, float, str, torch.dtype)
-"""Types of arguments that are compared by their values."""
 Run = Callable[[], Any]
 Where = tuple[int, int]
 """Step, and call of the step."""
@@ -47,18 +46,29 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Run) -> tuple[Any, Run]:
-        """As `Capture`. RuntimeError for what cannot be captured, such as waiting for a number."""
-        graph = torch.cuda.CUDAGraph()
+        """As `Capture`. RuntimeError for what CUDA cannot capture, such as waiting for a number; what
+        else is raised inside comes through."""
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        failed: BaseException | None = None
         try:
             # other threads may go on with what they do
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                out = run()
-        except RuntimeError as error:
-            first = next(iter(str(error.__context__ or error).strip().splitlines()), "")
-            raise RuntimeError(
-                "a call of the transformer cannot be captured as a CUDA graph: something in it waits for "
-                f"the GPU, compiles, or moves tensors from the host ({first})"
-            ) from error
+                try:
+                    out = run()
+                except BaseException as error:
+                    failed = error
+                    raise
+        except BaseException as error:
+            # where a capture was broken off torch fails to end it, and stays on its stream
+            torch.cuda.set_stream(stream)
+            cause = error if failed is None else failed
+            if isinstance(cause, getattr(torch, "AcceleratorError", ())):
+                first = next(iter(str(cause).strip().splitlines()), "")
+                raise RuntimeError(
+                    "a call of the transformer cannot be captured as a CUDA graph: something in it waits "
+                    f"for the GPU, compiles, or moves tensors from the host ({first})"
+                ) from cause
+            raise cause from None
         graph.replay()  # capturing computes nothing
         return out, graph.replay
 
@@ -94,6 +104,8 @@ class Plan:
     argument of several calls is one tensor for all of them, as it is without graphs; others have a
     place for each call, for a method may keep what a call was given."""
     capture: Capture | None = None
+    outside: set[int] = field(default_factory=set)
+    """Where what methods keep lay before the first call."""
     memory: set[int] = field(default_factory=set)
     """Where what methods keep lay after the last call."""
     constants: dict[int, object] = field(default_factory=dict)
@@ -105,7 +117,23 @@ class Plan:
     def forget(self) -> None:
         """Let go of what is captured."""
         self.calls, self.sources, self.capture = [], {}, None
-        self.memory, self.inside, self.constants = set(), set(), {}
+        self.outside, self.memory, self.inside, self.constants = set(), set(), set(), {}
+
+
+def capture_calls(pipeline: Any, at: Attachment, make: Callable[[], Capture]) -> None:
+    """Have the calls of a pipeline's transformer captured by what `make` makes, and replayed, until `at`
+    is detached."""
+    transformer = pipeline.transformer
+    graphs = CallGraphs(
+        at, transformer.forward, make,
+        lambda: getattr(pipeline, "do_classifier_free_guidance", None),
+        [part for part in transformer.modules() if part is not transformer],
+    )  # fmt: skip
+    at.on_start(graphs.start)
+    at.on_end(graphs.end)
+    at.held.append(graphs.held)
+    at.undo(graphs.forget)
+    at.patch(transformer, "forward", graphs)
 
 
 class CallGraphs:
@@ -113,32 +141,40 @@ class CallGraphs:
     captured, all others are replayed."""
 
     def __init__(
-        self, at: Attachment, forward: Callable[..., Any], make: Callable[[], Capture]
+        self,
+        at: Attachment,
+        forward: Callable[..., Any],
+        make: Callable[[], Capture],
+        guided: Callable[[], Any] = lambda: None,
+        parts: Iterable[nn.Module] = (),
     ) -> None:
-        """`make` makes what captures, for each kind of generation."""
-        self._at, self._forward, self._make = at, forward, make
+        """`make` makes what captures, for each kind of generation. `guided()`: what the pipeline says
+        of the guidance of the generation under way, whose second pass may be a call of its own;
+        `parts`: modules inside of the transformer, whose hooks a graph does not call."""
+        self._at, self._forward, self._make, self._guided = at, forward, make, guided
+        self._hooks = [
+            store for part in parts for store in (part._forward_pre_hooks, part._forward_hooks)
+        ]
+        self._expected = self._count_hooks()
         self._plans: dict[Any, Plan] = {}
         self._plan: Plan | None = None
         """Of the generation under way; None where it runs as it is."""
         self._begun = False
         self._place = 0
-        """Calls that were replayed so far in the generation."""
-        self._last: Where = (-1, 0)
+        """Calls so far in the generation."""
 
     def start(self) -> None:
         """A generation begins, or, in its middle, methods are to start anew."""
         if self._at.now.step:
             return
-        if (plan := self._plan) is not None and not plan.is_whole:
-            whole = self._last[0] == self._at.now.num_steps - 1
-            plan.sources = {}
-            if plan.calls:
-                plan.is_whole = whole
-                if not whole:
-                    plan.forget()
-            else:
-                plan.is_warm |= whole
-        self._plan, self._begun, self._place, self._last = None, False, 0, (-1, 0)
+        if self._plan is not None and not self._plan.is_whole:
+            self._plan.forget()  # it ended early
+        self._plan, self._begun, self._place = None, False, 0
+
+    def end(self) -> None:
+        """The last step of a generation is done."""
+        if (plan := self._plan) is not None:
+            plan.is_warm, plan.is_whole, plan.sources = True, bool(plan.calls), {}
 
     def forget(self) -> None:
         """Let go of all graphs."""
@@ -160,17 +196,22 @@ class CallGraphs:
         form = None if watched() else form_of(leaves, tree)
         if not self._begun:
             self._begun = True
-            if form is not None and where == (0, 0):
-                self._plan = self._plan_for((form, now.num_steps, now.samples, now.passes))
+            if form is not None and where == (0, 0) and self._count_hooks() == self._expected:
+                sizes = now.num_steps, now.samples, now.passes, now.grid, now.text_tokens
+                self._plan = self._plan_for((form, sizes, self._guided()))
         plan = self._plan
-        if plan is None or not plan.is_warm:
-            output = self._forward(*args, **kwargs)
-        elif plan.is_whole:
-            output = self._replayed(plan, where, form, tensors)
-        else:
-            output = self._captured(plan, where, form, leaves, tree)
-        self._last = where  # only now: a call that raised an error is none
-        return output
+        if plan is None:
+            return self._forward(*args, **kwargs)
+        if not plan.is_warm:
+            with without_kept_casts():
+                return self._forward(*args, **kwargs)
+        self._place += 1
+        if plan.is_whole:
+            return self._replayed(plan, where, form, tensors)
+        return self._captured(plan, where, form, leaves, tree)
+
+    def _count_hooks(self) -> int:
+        return sum(map(len, self._hooks))
 
     def _plan_for(self, key: Any) -> Plan:
         if key not in self._plans:
@@ -203,7 +244,10 @@ class CallGraphs:
         earlier = set(map(_place, self._held_by_others()))
         if plan.calls:
             self._check_between(plan)
-        output, replay = plan.capture(lambda: self._forward(*args, **kwargs))
+        else:
+            plan.outside = earlier
+        with without_kept_casts():
+            output, replay = plan.capture(lambda: self._forward(*args, **kwargs))
         counted = [
             (at, _more(at.counters, counters), _changed(at.shares, shares))
             for at, counters, shares in before
@@ -237,16 +281,22 @@ class CallGraphs:
                 )
 
     def _replayed(self, plan: Plan, where: Where, form: Any, tensors: list[Tensor]) -> Any:
-        call = plan.calls[self._place] if self._place < len(plan.calls) else None
+        call = plan.calls[self._place - 1] if self._place <= len(plan.calls) else None
         if call is None or call.where != where or call.form != form:
+            plan.forget()  # so that the next generation can be another
+            plan.is_warm = plan.is_whole = False
             raise RuntimeError(
                 f"the call {where[1]} of step {where[0]} is another than when its graph was captured: "
                 "something decides by numbers, or watches from the middle of a generation on"
             )
+        if self._place == 1 and not plan.outside <= set(map(_place, self._held_by_others())):
+            raise RuntimeError(
+                "a method keeps tensors that are made anew before every generation, which no graph "
+                "would read"
+            )
         for stays, given in zip(call.inputs, tensors, strict=True):
             put(stays, given)
         call.replay()
-        self._place += 1
         for at, counters, shares in call.counted:
             for event, by in counters.items():
                 at.counters[event] = at.counters.get(event, 0) + by
@@ -254,33 +304,6 @@ class CallGraphs:
         self._at.count("replayed")
         # the memory of a graph's output is written again by later ones
         return each_tensor(Tensor.clone, call.output)
-
-
-def put(stays: Tensor, given: Tensor) -> None:
-    """Copy a tensor into another of its strides: of numbers that are repeated (`expand`), each once."""
-    once = tuple(slice(0, 1) if not stride else slice(None) for stride in stays.stride())
-    stays[once].copy_(given[once])
-
-
-def form_of(leaves: list[Any], tree: Any) -> Any:
-    """What a call's operations depend on but for the numbers in its tensors: types, shapes, strides
-    and devices of these, which are the same tensor, the other arguments, and modes of torch; None where
-    that is not known."""
-    forms: list[Any] = []
-    first: dict[int, int] = {}
-    for place, leaf in enumerate(leaves):
-        if type(leaf) is Tensor:
-            forms.append((first.setdefault(id(leaf), place), *_form(leaf)))
-        elif isinstance(leaf, PLAIN):
-            forms.append((type(leaf), leaf))
-        else:
-            return None
-    modes = torch.is_inference_mode_enabled(), torch.get_default_dtype()
-    return (*forms, tree, modes, torch._C._is_any_autocast_enabled())
-
-
-def _form(tensor: Tensor) -> Any:
-    return tensor.shape, tensor.dtype, tensor.stride(), tensor.device
 
 
 def _held_by(at: Attachment) -> list[Tensor]:

@@ -51,6 +51,7 @@ class Attachment:
         self.engaged = False
         """Whether any counted event was the method at work (`count(..., idle=True)` is not)."""
         self.starts: list[Callable[[], object]] = []
+        self.ends: list[Callable[[], object]] = []
         self.inspections: list[Callable[[ExitStack], object]] = []
         self.held: list[Callable[[], Iterable[Any]]] = []
         self.stores: list[dict[Any, Any]] = []
@@ -184,6 +185,10 @@ class Attachment:
         """Call `reset` before every generation, so that nothing leaks from one to the next."""
         self.starts.append(reset)
 
+    def on_end(self, done: Callable[[], object]) -> None:
+        """Call `done` after the last sampler step of every generation that comes so far."""
+        self.ends.append(done)
+
     def on_inspection(self, watch: Callable[[ExitStack], object]) -> None:
         """Call `watch(undo)` before the one generation that is counted and neither timed nor
         weighed: what costs time or memory to find out for the record belongs there. What it hooks
@@ -234,6 +239,8 @@ class Attachment:
             store.clear()
         if self.starts_anew:
             self.start_anew()
+        for done in self.ends:
+            done()
 
     def start_anew(self) -> None:
         """Have the method forget what it knows of this generation."""

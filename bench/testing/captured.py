@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ditbench.acceleration.call_graphs import CallGraphs, Run
+from ditbench.acceleration.call_graphs import Run, capture_calls
 from ditbench.method.attached import Attached
 from ditbench.method.probe import Trainee
 from ditbench.method.registry import find
@@ -91,10 +91,7 @@ class _Captured(Trainee):
 
     def attach(self, pipeline: Any, at: Any) -> None:
         """Put it round the transformer's forward."""
-        graphs = CallGraphs(at, pipeline.transformer.forward, OperationCapture)
-        at.on_start(graphs.start)
-        at.undo(graphs.forget)
-        at.patch(pipeline.transformer, "forward", graphs)
+        capture_calls(pipeline, at, OperationCapture)
 
 
 def gives_the_same(

@@ -109,9 +109,11 @@ class Call:
     ) -> Mask | None:
         """The mask of `kept()` [T,T] over image tiles, made once for each `key` and layout."""
         masks = self._owner.masks
-        at = key, layout.text, layout.text_first, len(layout.image)
+        grid, device = self._owner.at.now.grid, layout.of_tokens.device
+        at = key, grid, layout.text, layout.text_first, len(layout.image), device
         if at not in masks:
-            masks[at] = layout.mask(kept())
+            with torch.inference_mode(False):  # generations with gradients may follow
+                masks[at] = layout.mask(kept())
         made: Mask | None = masks[at]
         return made
 
@@ -147,16 +149,15 @@ class SparseAttention:
     def __init__(self, at: Attachment, kernel: str, attend: Attend) -> None:
         self.at, self.kernel, self._attend = at, kernel, attend
         self.masks: dict[Any, Any] = {}
-        """Of this generation, by key."""
+        """By key; the same in every generation, as layouts are."""
         self._layouts: dict[Any, Layout] = {}
         self._shares: list[float] | None = None
         """Shares of pairs computed, while they are looked at."""
 
     def install(self) -> None:
         """Reroute every attention of image tokens to themselves."""
-        for store in (self.masks, self._layouts):
-            self.at.on_start(store.clear)
-        self.at.holds(self._tensors)
+        # kept for good: a CUDA graph copies nothing from the host
+        self.at.held.append(self._tensors)
         self.at.on_inspection(self._inspect)
         for sublayer in self.at.sublayers:
             if sublayer.spec.keys in ("own", "both"):
@@ -171,7 +172,8 @@ class SparseAttention:
         """See `Call.layout`."""
         spec, now = call.sublayer.spec, self.at.now
         text = now.text_tokens if "both" in (spec.stream, spec.keys) else 0
-        at = key, now.grid, text, call.sublayer.text_first
+        device = call.k.device
+        at = key, now.grid, text, call.sublayer.text_first, device
         if at not in self._layouts:
             tiles = image()
             if len(tiles) + text != call.k.shape[2]:
@@ -182,12 +184,13 @@ class SparseAttention:
             count = int(tiles.max()) + 1
             lots = [tiles, np.full(text, count)]
             of_tokens = np.concatenate(lots[::-1] if call.sublayer.text_first else lots)
-            total, device = count + bool(text), call.k.device
+            total = count + bool(text)
             sizes = np.bincount(of_tokens, minlength=total).astype(np.float32)
-            self._layouts[at] = Layout(
-                tiles, text, call.sublayer.text_first, total,
-                torch.from_numpy(of_tokens).to(device), torch.from_numpy(sizes).to(device),
-            )  # fmt: skip
+            with torch.inference_mode(False):  # generations with gradients may follow
+                self._layouts[at] = Layout(
+                    tiles, text, call.sublayer.text_first, total,
+                    torch.from_numpy(of_tokens).to(device), torch.from_numpy(sizes).to(device),
+                )  # fmt: skip
         return self._layouts[at]
 
     def note(self, arguments: tuple[Tensor, ...], pairs: int, queries: int) -> None:

@@ -25,6 +25,7 @@ from ditbench.acceleration.caching.attention_map import (
     received_by,
 )
 from ditbench.acceleration.caching.fused_ranking import by_kernel
+from ditbench.acceleration.caching.random_orders import RandomOrders
 from ditbench.acceleration.caching.token_settings import SELECTORS
 from ditbench.models.token_rows import put, take
 
@@ -293,16 +294,13 @@ class Shuffle(Selector):
     sub-layer.
 
     The authors' `random` draws one for every sample, which would make a sample depend on its place
-    in the batch. They are the same in every generation: drawn in the first, on the host, and
-    brought to the device in one copy by each later one.
+    in the batch. They are the same in every generation.
     """
 
     def __init__(self, now: Now, rules: Rules) -> None:
         super().__init__(now, rules)
-        self.drawn: dict[tuple[int, int, int], Tensor] = {}
-        """(step, sub-layer, N) -> [N], on the host."""
-        self.orders: dict[tuple[int, int, int], Tensor] = {}
-        """Those on the device, in this generation."""
+        self._random = RandomOrders()
+        self.orders = self._random.here
 
     def looks(self, sublayer: Sublayer) -> bool:
         """At nothing."""
@@ -310,31 +308,12 @@ class Shuffle(Selector):
 
     def attach(self, at: Attachment) -> None:
         """Has them leave the device with the generation."""
-        at.keeps(self.orders, rows=False)
+        self._random.attach(at)
 
     def score(self, sublayer: Sublayer, hidden: Tensor, cached: Tensor) -> Tensor:
         """Uniform over 0..1."""
         key = self.now.step, sublayer.index, hidden.shape[1]
-        if self.drawn and not self.orders:
-            self._bring(hidden.device)
-        if key not in self.orders:
-            if key not in self.drawn:
-                g = torch.Generator().manual_seed(1_000_003 * self.now.step + sublayer.index)
-                self.drawn[key] = torch.rand(hidden.shape[1], generator=g)
-            # not waited for: the host's copy is taken before the call returns, pinned or not
-            self.orders[key] = self.drawn[key].to(hidden.device, non_blocking=True)
-        return self.orders[key].expand(len(hidden), -1)
-
-    def _bring(self, device: torch.device) -> None:
-        """All that were drawn, those of one length in one copy."""
-        if device.type == "cpu":
-            self.orders.update(self.drawn)
-            return
-        for n in dict.fromkeys(n for _, _, n in self.drawn):
-            keys = [key for key in self.drawn if key[2] == n]
-            table = torch.stack([self.drawn[key] for key in keys])
-            rows = table.to(device, non_blocking=True).unbind()
-            self.orders.update(zip(keys, rows, strict=True))
+        return self._random.of(key, hidden.device).expand(len(hidden), -1)
 
 
 def selector(name: str) -> Callable[[type[Selector]], type[Selector]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,11 @@ def _add_intervals(transformer: Any, levels: list[float], at: Attachment) -> Non
     intervals = Intervals(transformer).to(transformer.device, transformer.dtype)
     at.undo(intervals.remove, transformer)
 
+    # where a CUDA graph can read them
+    told = torch.tensor([high - low for high, low in pairwise(levels)], device=transformer.device)
+
     def tell(*_: Any) -> None:
-        i = at.now.step
-        intervals.length = torch.tensor([levels[i] - levels[i + 1]])
+        intervals.length = told[at.now.step, None]
 
     at.undo(transformer.register_forward_pre_hook(tell).remove)
 
