@@ -696,7 +696,7 @@ def test_teacache_finds_the_threshold_that_skips_a_share_alone_or_over_what_is_b
     ):
         assert torch.equal(plain, tried.generate(tried.sampling, range(8)))
     checks = check_method("teacache(saved=0.5)", tried, {"teacache": tmp_path / "alone"})
-    assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 12
+    assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 13
 
 
 def test_teacache_without_the_threshold_it_is_asked_for_names_the_command():
@@ -729,7 +729,7 @@ def test_magcache_is_calibrated_and_skips_by_its_ratios(kind, tmp_path):
     # of 8 steps the first two are kept, then two of every three are skipped
     assert reused[2] == 4 * passes
     checks = check_method("magcache(threshold=1e9)", tried, {"magcache": tmp_path})
-    assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 12
+    assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 13
 
 
 # firstblock

@@ -321,7 +321,7 @@ def prepared(tmp_path):
 def test_what_was_prepared_keeps_the_contract(kind, text, prepared):
     subject = tiny(kind, steps=4)
     checks = check_method(text, subject, prepared(subject))
-    assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 12
+    assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 13
 
 
 def test_a_replay_records_the_steps_it_computes(tmp_path):

@@ -180,4 +180,4 @@ def test_a_replay_keeps_the_contract(tmp_path):
     write_steps(tmp_path, [(0, 2), (0, 1, 3)], 4)
     for kind in ("wan", "pixart"):
         checks = check_method("replay(prompts=3)", tiny(kind, steps=4), {"replay": tmp_path})
-        assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 12
+        assert not [f"{c.name}: {c.note}" for c in checks if not c.passed] and len(checks) == 13

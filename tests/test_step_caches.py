@@ -425,4 +425,4 @@ def test_l2p_is_prepared_from_whole_generations_and_keeps_the_contract(kind, tmp
     numbers = sum(part.shape[1] for part in parts)
     near(linear_predictor.read_gram(tmp_path / "gram.safetensors"), sum(p @ p.T for p in parts) / numbers)  # fmt: skip
     checks = check_method("l2p(interval=2,first=1)", tried, {"l2p": tmp_path})
-    assert not [check for check in checks if not check.passed] and len(checks) == 12
+    assert not [check for check in checks if not check.passed] and len(checks) == 13

@@ -129,6 +129,8 @@ def capture_calls(pipeline: Any, at: Attachment, make: Callable[[], Capture]) ->
         lambda: getattr(pipeline, "do_classifier_free_guidance", None),
         [part for part in transformer.modules() if part is not transformer],
     )  # fmt: skip
+    for other in at.beside.values():
+        other.is_captured = True
     at.on_start(graphs.start)
     at.on_end(graphs.end)
     at.held.append(graphs.held)

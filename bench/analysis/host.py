@@ -24,7 +24,8 @@ def doubts(record: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -
     baseline, the sessions in which the record `beside` it was timed too: the others of a merged run
     are paired with nothing of it."""
     sentences: list[str] = []
-    shared = None if beside is None else {s.get("session") for s in beside.get("host") or []}
+    timed = (beside or {}).get("host") or []
+    shared = {state.get("session") for state in timed} if timed else None
     for state in record.get("host") or []:
         if shared is not None and state.get("session") not in shared:
             continue

@@ -64,6 +64,9 @@ class Attachment:
         self.shares: dict[tuple[int, int], float] = {}
         """Share of its tokens a sub-layer computed, by (step, sub-layer), in the generation under
         way or the last one."""
+        self.is_captured = False
+        """Whether the transformer's calls are captured and replayed (`cudagraph`): what is made once for
+        a size, from the host, is then to stay, for a graph copies nothing from there."""
         self.beside: Mapping[str, Attachment] = {}
         """Those of all methods of the stack, this one too, by method."""
         self.artifact: Path | None = None

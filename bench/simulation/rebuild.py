@@ -40,7 +40,7 @@ MODELS = (
 """Models whose rows are bundled: all of full size but Wan 14B, of which a row takes a quarter of an
 hour."""
 SIMULATED_WHEN_ASKED = (
-    "adaptive_guidance", "barycache", "cfg_cache", "clusca", "compile", "dicache", "easycache",
+    "adaptive_guidance", "barycache", "cfg_cache", "clusca", "compile", "cudagraph", "dicache", "easycache",
     "fp8_attention", "fpsattention", "freqca", "frequency_tokens", "guidance_interval", "hicache",
     "l2p", "lazy_queries", "meancache", "radial", "rapid3", "replay", "schedule", "seacache",
     "sparsecast", "speca", "stitch", "tile_window", "top_tiles", "w4a4", "w6a8", "zipr1",

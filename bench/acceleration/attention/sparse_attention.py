@@ -149,15 +149,20 @@ class SparseAttention:
     def __init__(self, at: Attachment, kernel: str, attend: Attend) -> None:
         self.at, self.kernel, self._attend = at, kernel, attend
         self.masks: dict[Any, Any] = {}
-        """By key; the same in every generation, as layouts are."""
+        """Of this generation, by key; where calls are captured, of all, as layouts are."""
         self._layouts: dict[Any, Layout] = {}
         self._shares: list[float] | None = None
         """Shares of pairs computed, while they are looked at."""
 
+    def _begin(self) -> None:
+        if not self.at.is_captured:
+            self.masks.clear()
+            self._layouts.clear()
+
     def install(self) -> None:
         """Reroute every attention of image tokens to themselves."""
-        # kept for good: a CUDA graph copies nothing from the host
-        self.at.held.append(self._tensors)
+        self.at.on_start(self._begin)
+        self.at.holds(self._tensors)
         self.at.on_inspection(self._inspect)
         for sublayer in self.at.sublayers:
             if sublayer.spec.keys in ("own", "both"):

@@ -57,4 +57,6 @@ class RandomOrders:
         for n in dict.fromkeys(n for _, _, n in new):
             keys = [key for key in new if key[2] == n]
             table = torch.stack([self.drawn[key] for key in keys])
-            self.tables.append((keys, table.pin_memory() if torch.cuda.is_initialized() else table))
+            table = table.pin_memory() if torch.cuda.is_initialized() else table
+            self.tables.append((keys, table))
+            self.drawn.update(zip(keys, table.unbind(), strict=True))  # not held twice
