@@ -55,11 +55,13 @@ def _add_intervals(transformer: Any, levels: list[float], at: Attachment) -> Non
     intervals = Intervals(transformer).to(transformer.device, transformer.dtype)
     at.undo(intervals.remove, transformer)
 
-    # where a CUDA graph can read them
-    told = torch.tensor([high - low for high, low in pairwise(levels)], device=transformer.device)
+    # on the device: a CUDA graph copies nothing from the host
+    lengths = torch.tensor(
+        [high - low for high, low in pairwise(levels)], device=transformer.device
+    )
 
     def tell(*_: Any) -> None:
-        intervals.length = told[at.now.step, None]
+        intervals.length = lengths[at.now.step, None]
 
     at.undo(transformer.register_forward_pre_hook(tell).remove)
 
