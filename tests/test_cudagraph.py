@@ -16,7 +16,7 @@ from ditbench.cli import main
 from ditbench.method import METHODS, Stage, method
 from ditbench.method.stack import Stack
 from ditbench.profiling.compiling import Compilation, compiled_graphs
-from ditbench.testing import KINDS, tiny
+from ditbench.testing import KINDS, check_method, tiny
 from ditbench.testing.captured import OperationCapture
 
 STACKS = [
@@ -576,3 +576,29 @@ def test_both_first_calls_of_a_size_are_before_the_times():
         "compile",
         "cudagraph",
     ]
+
+
+def test_the_contract_passes_what_cannot_be_captured_and_not_what_breaks(own_method):
+    def failing(reason):
+        def attach(self, pipeline, at):
+            forward = pipeline.transformer.forward
+
+            def run(hidden, *args, **kwargs):
+                at.count("ran")
+                if at.is_captured:
+                    raise reason
+                return forward(hidden + 0.1, *args, **kwargs)
+
+            at.patch(pipeline.transformer, "forward", run)
+
+        return attach
+
+    own_method("refusing_test", failing(call_graphs.CannotCaptureError("it waits")))
+    own_method("breaking_test", failing(RuntimeError("shapes differ")))
+    clause = "captured calls give the same samples"
+    for name, passed, note in (
+        ("refusing_test", True, "not with cudagraph: it waits"),
+        ("breaking_test", False, "shapes differ"),
+    ):
+        (check,) = [c for c in check_method(name, subject("dit")) if c.name == clause]
+        assert check.passed == passed and note in check.note

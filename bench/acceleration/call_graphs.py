@@ -31,6 +31,10 @@ Where = tuple[int, int]
 """Step, and call of the step."""
 
 
+class CannotCaptureError(RuntimeError):
+    """A call that cannot be captured, or cannot be replayed as it was."""
+
+
 class Capture(Protocol):
     """Graphs that share their memory, in the order in which they are captured."""
 
@@ -46,7 +50,7 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Run) -> tuple[Any, Run]:
-        """As `Capture`. RuntimeError for what CUDA cannot capture, such as waiting for a number; what
+        """As `Capture`. CannotCaptureError for what CUDA cannot capture, such as waiting for a number; what
         else is raised inside comes through."""
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         failed: BaseException | None = None
@@ -64,7 +68,7 @@ class CudaCapture:
             cause = error if failed is None else failed
             if isinstance(cause, getattr(torch, "AcceleratorError", ())):
                 first = next(iter(str(cause).strip().splitlines()), "")
-                raise RuntimeError(
+                raise CannotCaptureError(
                     "a call of the transformer cannot be captured as a CUDA graph: something in it waits "
                     f"for the GPU, compiles, or moves tensors from the host ({first})"
                 ) from cause
@@ -190,7 +194,7 @@ class CallGraphs:
         return plan.calls[self._place - 1].held if plan and replays else []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward. RuntimeError where a call is another than the one that was captured."""
+        """The forward. CannotCaptureError where a call is another than the one that was captured."""
         now = self._at.now
         where = now.step, now.branch
         leaves, tree = tree_flatten((args, kwargs))
@@ -224,7 +228,9 @@ class CallGraphs:
 
     def _captured(self, plan: Plan, where: Where, form: Any, leaves: list[Any], tree: Any) -> Any:
         if form is None:
-            raise RuntimeError(f"the call at step {where[0]} has arguments that cannot be captured")
+            raise CannotCaptureError(
+                f"the call at step {where[0]} has arguments that cannot be captured"
+            )
         inputs: list[Tensor] = []
         for leaf in leaves:
             if isinstance(leaf, Tensor):
@@ -270,14 +276,14 @@ class CallGraphs:
         return [*{id(tensor): tensor for at in others for tensor in _held_by(at)}.values()]
 
     def _check_between(self, plan: Plan) -> None:
-        """RuntimeError for a method that keeps a tensor made between the calls: a graph reads the one
+        """CannotCaptureError for a method that keeps a tensor made between the calls: a graph reads the one
         of the generation in which it was captured. What goes by predictions (guidance) is computed
         outside of the graphs."""
         for name, at in self._at.beside.items():
             if at is self._at or at.comparisons or at.left_out:
                 continue
             if any(_place(tensor) not in plan.memory for tensor in _held_by(at)):
-                raise RuntimeError(
+                raise CannotCaptureError(
                     f"{name} keeps tensors that are made between the calls of the transformer, which "
                     "no graph would read anew"
                 )
@@ -287,12 +293,12 @@ class CallGraphs:
         if call is None or call.where != where or call.form != form:
             plan.forget()  # so that the next generation can be another
             plan.is_warm = plan.is_whole = False
-            raise RuntimeError(
+            raise CannotCaptureError(
                 f"the call {where[1]} of step {where[0]} is another than when its graph was captured: "
                 "something decides by numbers, or watches from the middle of a generation on"
             )
         if self._place == 1 and not plan.outside <= set(map(_place, self._held_by_others())):
-            raise RuntimeError(
+            raise CannotCaptureError(
                 "a method keeps tensors that are made anew before every generation, which no graph "
                 "would read"
             )

@@ -199,6 +199,7 @@ def _count_on_meta(
     """FLOPs, and what was computed: shares [T,L] and sizes; None of a stack that does not say."""
     import torch
 
+    from ditbench.method.stack import Stack
     from ditbench.models.architecture import build
     from ditbench.models.sublayers import call_sizes, sublayers
     from ditbench.profiling.flop_counter import Counter
@@ -210,7 +211,7 @@ def _count_on_meta(
         # found by value, of which the meta device has none: sampling begins at the first
         pipe.scheduler.index_for_timestep = lambda timestep, schedule_timesteps=None: 0
     # launches are no FLOPs, and what decides on them needs a device to launch on
-    stack = type(stack)(
+    stack = Stack(
         tuple(m for m in stack.methods if not (m.traits.needs and "launches" in m.traits.claims))
     )
     if reason := stack.refusal(pipe):

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ditbench.acceleration.call_graphs import Run, capture_calls
+from ditbench.acceleration.call_graphs import CannotCaptureError, Run, capture_calls
 from ditbench.method.attached import Attached
 from ditbench.method.probe import Trainee
 from ditbench.method.registry import find
@@ -27,12 +27,12 @@ WAITS = frozenset({
 """What no CUDA graph can have in it: the host would wait for a number."""
 
 
-class Uncapturable(RuntimeError):
+class UncapturableError(CannotCaptureError):
     """The host waits for a number while its operations are captured."""
 
 
 class OperationCapture:
-    """As `call_graphs.Capture`: raises `Uncapturable` where CUDA would refuse."""
+    """As `call_graphs.Capture`: raises `UncapturableError` where CUDA would refuse."""
 
     def __call__(self, run: Run) -> tuple[Any, Run]:
         """What `run()` returns, and what does its operations again."""
@@ -50,7 +50,7 @@ class _Noted(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in WAITS:
-            raise Uncapturable(f"{func} while capturing")
+            raise UncapturableError(f"{func} while capturing")
         out = func(*args, **kwargs)
         given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         views = all(tensor.untyped_storage()._cdata in given for tensor in _tensors(out))
@@ -72,7 +72,7 @@ class _Waiting(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in HOST_READS:
-            raise Uncapturable(f"{func.__name__} while capturing")
+            raise UncapturableError(f"{func.__name__} while capturing")
         return func(*args, **(kwargs or {}))
 
 
@@ -113,7 +113,7 @@ def gives_the_same(
             for which in (0, 1):  # as it is, and captured
                 generate(attached, which)
             again = generate(attached, 0)
-    except RuntimeError as error:
+    except CannotCaptureError as error:
         return True, f"not with cudagraph: {error}"
     apart = float((again.double() - first.double()).norm() / first.double().norm())
     return torch.equal(again, first), f"relative {apart:.1e}"
