@@ -11,6 +11,7 @@ from ditbench.method.artifact import Artifact, Need, find
 from ditbench.method.plugins import source_sha256
 from ditbench.method.preparing import PLAINLY, Preparing
 from ditbench.method.stack import Stack
+from ditbench.method.traits import EXACT
 from ditbench.models.own import own_flags
 from ditbench.models.prompts import find_training_prompts
 from ditbench.models.requests import takes_prompts
@@ -113,7 +114,8 @@ def below_of(stack: Stack, method: Any) -> Stack:
     """What a method of a stack is prepared on top of: the methods that attach before it, and those
     that set the sampler's steps whenever they attach; or nothing where it was tuned alone.
 
-    Without those that claim what the method is `blind_to`.
+    Without those that claim what the method is `blind_to`, and those that change samples by rounding
+    alone.
     """
     if getattr(method, "tuned", "stack") == "alone":
         return Stack()
@@ -124,7 +126,12 @@ def below_of(stack: Stack, method: Any) -> Stack:
         if i < place or (i > place and m.traits.claims & SETS_STEPS)
     ]
     return Stack(
-        tuple(m for m in before if not m.traits.claims & getattr(method, "blind_to", frozenset()))
+        tuple(
+            m
+            for m in before
+            if not m.traits.claims & getattr(method, "blind_to", frozenset())
+            and not (m.traits.claims and m.traits.claims <= EXACT)
+        )
     )
 
 

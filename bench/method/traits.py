@@ -41,10 +41,14 @@ CLAIMS: dict[str, str] = {
     "attended-tokens": "makes keys and values of other tokens than a sub-layer's own, merged ones say",
     "token-rows": "asks attention for the outputs of some tokens alone",
     "compile": "compiles the transformer, whole or in regions",
+    "modulation": "decides how blocks come by the scale, shift and gate of their norms",
     "launches": "decides how the host launches what the transformer computes",
 }
 """The parts of a pipeline a method can own alone. Two methods mix when their claims are
 disjoint."""
+EXACT = frozenset({"modulation", "compile", "launches"})
+"""What a method may claim and change samples by rounding alone: nothing is prepared anew on top of
+one that claims nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,18 @@ KINDS: dict[str, Kind] = {
 """The kinds that methods know, with the names diffusers gives to their linear layers."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Modulation:
+    """How the blocks of a family make scale, shift and gate of time and condition."""
+
+    conditions: tuple[str, ...]
+    """Arguments of the transformer that they depend on besides `timestep`; those that are None do not
+    count."""
+    embeddings: Callable[[Any, Any, Mapping[str, Any], Any], Callable[[Any], Any]]
+    """f(transformer, times [R], conditions by name [R,...], dtype of the stream) -> g; g(the norm's own
+    embedding module, or None) is the embedding [R,D] that the norm is given, or makes itself."""
+
+
 def patch_grid(transformer: Any, hidden: Any, _arguments: Mapping[str, Any]) -> Grid | None:
     """The token grid of a call whose hidden states are [B,C,H,W] or [B,C,T,H,W] latents, by the
     transformer's patch size."""
@@ -136,6 +148,9 @@ class Family:
     (`pending.Pending`): the streams, and what the modulation is made of. Empty: nothing waits."""
     casts: bool = False
     """Whether its blocks cast the streams to float32 and back around norms and gates."""
+
+    modulation: Modulation | None = None
+    """Where every block makes scale, shift and gate by weights of its own (`models.modulation`)."""
 
     guidance: Guidance
     time_scale: float = 1.0

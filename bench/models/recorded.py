@@ -37,7 +37,7 @@ ROUTED = frozenset({"forward", "_old_forward"})
 """Attributes that are a function while a method is attached."""
 CONSTANTS = frozenset({int, bool, str, float, torch.dtype})
 """Types of arguments that are compared by their values."""
-LIBRARIES = ("torch", "diffusers")
+LIBRARIES = ("torch.", "diffusers.", "ditbench.models.")
 """Packages whose modules do the same to the same tensors, but for hooks, settings and forwards."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _LISTS: WeakKeyDictionary[nn.Module, dict[Any, _List]] = WeakKeyDictionary()
@@ -338,7 +338,7 @@ class _Parts:
 def _settings_of(part: nn.Module) -> tuple[Any, Any, int]:
     """(get, values, many): get(attributes) == values while the attributes of a module that may decide
     what it does are what they are now, and there are as many. Raises `Unknown`."""
-    if type(part).__module__.partition(".")[0] not in LIBRARIES:
+    if not type(part).__module__.startswith(LIBRARIES):
         raise Unknown(f"{type(part).__name__} is of no library")
     own = vars(part)
     get = itemgetter(*[n for n, v in own.items() if n not in ROUTED and _is_setting(v)])

@@ -42,7 +42,7 @@ hour."""
 SIMULATED_WHEN_ASKED = (
     "adaptive_guidance", "barycache", "cfg_cache", "clusca", "compile", "cudagraph", "dicache", "easycache",
     "fp8_attention", "fpsattention", "freqca", "frequency_tokens", "guidance_interval", "hicache",
-    "l2p", "lazy_queries", "meancache", "radial", "rapid3", "replay", "schedule", "seacache",
+    "l2p", "lazy_queries", "meancache", "modulation_ahead", "radial", "rapid3", "replay", "schedule", "seacache",
     "sparsecast", "speca", "stitch", "tile_window", "top_tiles", "w4a4", "w6a8", "zipr1",
 )  # fmt: skip
 """Methods of which no rows are bundled yet: they are simulated where a plan or an estimate wants

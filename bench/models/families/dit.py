@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ditbench.models.family import Architecture, Family
+from ditbench.models.family import Architecture, Family, Modulation
 
 if TYPE_CHECKING:
     from ditbench.models.sampling import Request, Sampling
@@ -35,6 +35,13 @@ def _resize(model: str, parts: Architecture, sampling: Sampling) -> Mapping[str,
     return {"transformer.sample_size": sampling.height // down}
 
 
+def _embeddings(
+    _transformer: Any, times: Any, given: Mapping[str, Any], dtype: Any
+) -> Callable[[Any], Any]:
+    """Every block has its own."""
+    return lambda embedding: embedding(times, given["class_labels"], hidden_dtype=dtype)
+
+
 def _narrow(parts: Any) -> Any:
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
@@ -58,6 +65,7 @@ FAMILY = Family(
     stacks=(("transformer_blocks", (("self", "attn1", "norm1"), ("mlp", "ff", "norm3"))),),
     rows=_rows,
     contexts=("self",),
+    modulation=Modulation(conditions=("class_labels",), embeddings=_embeddings),
     guidance="batched, conditional first",
     latent_output=False,  # its pipeline always decodes
     class_labels=True,

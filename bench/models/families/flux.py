@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ditbench.models.family import Architecture, Family, Grid
+from ditbench.models.family import Architecture, Family, Grid, Modulation
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -255,6 +255,15 @@ def _tokenizers(pipe: Any, sampling: Sampling) -> dict[str, int]:
     return {"tokenizer": int(pipe.tokenizer_max_length), "tokenizer_2": sampling.text_tokens}
 
 
+def _embeddings(
+    transformer: Any, times: Any, given: Mapping[str, Any], dtype: Any
+) -> Callable[[Any], Any]:
+    """One for all blocks, as the transformer's forward makes it."""
+    more = [given["guidance"].to(dtype) * 1000] if "guidance" in given else []
+    made = transformer.time_text_embed(times.to(dtype) * 1000, *more, given["pooled_projections"])
+    return lambda _: made
+
+
 def _narrow(parts: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
@@ -294,6 +303,7 @@ FAMILY = Family(
     rows=lambda: {"joint": joint_attention},
     contexts=("joint", "single"),
     reroute=lambda: {"single": reroute_single},
+    modulation=Modulation(conditions=("pooled_projections", "guidance"), embeddings=_embeddings),
     block_outputs=("text", "image"),
     guidance="embedded",
     takes_lora=True,

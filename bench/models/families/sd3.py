@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ditbench.models.family import Architecture, Family
+from ditbench.models.family import Architecture, Family, Modulation
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,6 +97,14 @@ def _tokenizers(pipe: Any, sampling: Sampling) -> dict[str, int]:
     return {"tokenizer": clip, "tokenizer_2": clip, "tokenizer_3": sampling.text_tokens}
 
 
+def _embeddings(
+    transformer: Any, times: Any, given: Mapping[str, Any], _dtype: Any
+) -> Callable[[Any], Any]:
+    """One for all blocks."""
+    made = transformer.time_text_embed(times, given["pooled_projections"])
+    return lambda _: made
+
+
 def _narrow(parts: Any) -> Any:
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,
@@ -143,6 +151,7 @@ FAMILY = Family(
     rows=lambda: {"joint": joint_attention, "self": joint_attention},
     contexts=("joint", "self"),
     text_first=False,
+    modulation=Modulation(conditions=("pooled_projections",), embeddings=_embeddings),
     block_outputs=("text", "image"),
     guidance="batched, conditional last",
     takes_lora=True,
