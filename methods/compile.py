@@ -31,6 +31,12 @@ class Compile:
     """Whether a dimension that changes becomes a variable of one graph, instead of a graph for each
     size: fewer graphs, of slower code. For methods that choose samples or tokens freely."""
 
+    def uncapturable(self) -> str | None:
+        """A mode with graphs of its own."""
+        if self.mode == "default":
+            return None
+        return f"has CUDA graphs of its own with mode={self.mode!r}; leave its mode out"
+
     def check(self, pipeline: Any) -> str | None:
         """A transformer without an anatomy is refused, as is a machine without a compiler."""
         from ditbench.acceleration.compiling import no_compiler

@@ -28,13 +28,8 @@ class CudaGraph:
     def lacks(self, beside: Sequence[Any]) -> str | None:
         """The others must compute the same in every generation."""
         for other in beside:
-            if getattr(other, "mode", "default") != "default":
-                return f"{other.name}(mode={other.mode!r}) has CUDA graphs of its own; leave its mode out"
-            between = getattr(other, "_between", getattr(other, "between", ""))
-            if other.name == "meancache" or between == "meanvelocity":
-                return f"{other.name} uses what the sampler makes between the transformer's calls, which no graph reads anew"
-            if getattr(other, "target", "residual") not in ("residual", "auto"):
-                return f"{other.name} reads the noise level of a step, which a captured CUDA graph cannot; leave its target out"
+            if reason := other.uncapturable():
+                return f"{other.name} {reason}"
             if other.traits.family != "control" and (
                 other.traits.decides_per_batch or other.traits.cost_by_sample
             ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ditbench.acceleration.caching.between_steps import compute_at, is_flow
+from ditbench.acceleration.caching.between_steps import compute_at, is_flow, why_uncapturable
 from ditbench.acceleration.caching.passes import follows_interval
 from ditbench.method import Attachment, Stage, knob, method
 
@@ -38,6 +38,10 @@ class MeanCache:
     """Steps back to r; 1 reuses the last velocity as it is."""
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("interval", 1, 10)
+
+    def uncapturable(self) -> str | None:
+        """It watches the sampler."""
+        return why_uncapturable("meanvelocity")
 
     def check(self, pipeline: Any) -> str | None:
         """What the sampler is given has to be the velocity of a flow."""

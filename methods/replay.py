@@ -13,6 +13,7 @@ from ditbench.acceleration.caching.between_steps import (
     compute_at,
     order_of,
     why_no_rule,
+    why_uncapturable,
 )
 from ditbench.acceleration.caching.schedule import refuse_other_length
 from ditbench.method import Attachment, Stage, knob, method
@@ -88,6 +89,10 @@ class Replay:
         """The files that the method's knobs name."""
         files: list[Path] = self._of.inputs()
         return files
+
+    def uncapturable(self) -> str | None:
+        """A rule that watches the sampler."""
+        return why_uncapturable(self._between)
 
     def check(self, pipeline: Any) -> str | None:
         """Where the method itself cannot run, nothing is recorded."""

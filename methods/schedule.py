@@ -13,6 +13,7 @@ from ditbench.acceleration.caching.between_steps import (
     compute_at,
     order_of,
     why_no_rule,
+    why_uncapturable,
 )
 from ditbench.acceleration.caching.fixed_steps import (
     RULES,
@@ -150,6 +151,12 @@ class FixedSchedule:
             folder, room, search=self.search, computed=self.computed, between=self.between,
             order=self.order, trials=self.trials,
         )  # fmt: skip
+
+    def uncapturable(self) -> str | None:
+        """A rule that watches the sampler, or a target that goes by the noise level of a step."""
+        if self.target in ("residual", "auto"):
+            return why_uncapturable(self.between)
+        return "reads the noise level of a step, which a captured CUDA graph cannot; leave its target out"
 
     def check(self, pipeline: Any) -> str | None:
         """A published schedule is for its family, a mean velocity for flows."""

@@ -57,6 +57,11 @@ class Method(Protocol):
         """What the method cannot do without and none of the other methods of the stack has, in one
         sentence; None where there is all it needs."""
 
+    def uncapturable(self) -> str | None:
+        """Why the transformer's calls cannot be captured once and replayed with what the method does in
+        them (`cudagraph`), in words that follow on its name; None where they can. What decides by
+        computed values cannot (`decides_per_batch`, `cost_by_sample`), and need not say so."""
+
     def recipe(self) -> dict[str, Any] | None:
         """All that what `prepare(folder, room)` makes depends on, with a version; None when nothing
         has to be prepared."""
@@ -132,6 +137,7 @@ def method(
             "unfit": lambda self, sampling: None,
             "relies_on": lambda self, family: {},
             "lacks": lambda self, beside: None,
+            "uncapturable": lambda self: None,
             "recipe": lambda self: None,
             "unpreparable": lambda self, sampling: None,
             "caution": lambda self, model: None,

@@ -54,6 +54,13 @@ def why_no_rule(pipeline: Any, between: Between) -> str | None:
     )
 
 
+def why_uncapturable(between: Between) -> str | None:
+    """Why no graph can replay what the rule does (`Method.uncapturable`); None where one can."""
+    if between != "meanvelocity":
+        return None
+    return "uses what the sampler makes between the transformer's calls, which no graph reads anew"
+
+
 def compute_at(
     pipeline: Any, at: Attachment, computes: Computes, between: Between, order: int | None = None,
     span: int = SPAN, target: Target = "residual",
