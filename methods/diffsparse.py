@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ditbench.acceleration.caching.token_settings import (
     DIFFSPARSE,
     SELECTORS,
+    refuse_stride,
     relied_on,
     selector_files,
     without_settings,
@@ -65,6 +66,10 @@ class DiffSparse:
     selector: str = knob("attention", choices=lambda: SELECTORS)
     """What tokens are ranked by: `attention` (the paper's), `change`, `similarity`, `norm` or
     `shuffle`."""
+    query_stride: int = knob(1, low=1, high=64)
+    """Rank by the attention of one query in so many (`selector='attention'`), another one at every step
+    and block; 1: of all, as the authors. The scores of all queries are made once more for the ranking
+    alone. An odd number goes through all columns of the image."""
     by_macs: bool = True
     """Weigh the budget by multiply-accumulates; off: every sub-layer counts alike, as the paper's
     equation has it."""
@@ -85,6 +90,7 @@ class DiffSparse:
     dial: ClassVar[tuple[str, float, float]] = ("keep", 0.3, 1)
 
     def __post_init__(self) -> None:
+        refuse_stride("diffsparse", self.selector, self.query_stride)
         if self.times and (self.schedule or not self.by_macs):
             other = "a schedule" if self.schedule else "by_macs=False"
             raise ValueError(f"diffsparse: times decide what levels cost, which {other} rules out")
@@ -165,7 +171,7 @@ class DiffSparse:
     def check(self, pipeline: Any) -> str | None:
         """There must be settings for the family, and a schedule or times given as a file must be
         readable and fit."""
-        if reason := without_settings("diffsparse", DIFFSPARSE, pipeline):
+        if reason := without_settings("diffsparse", DIFFSPARSE, pipeline, self.query_stride):
             return reason
         if self.times:
             from ditbench.acceleration.caching.level_times import weights_in_time
@@ -234,7 +240,9 @@ class DiffSparse:
         if self.keep == 1:
             return
         family = family_of(pipeline.transformer).name
-        cache = TokenCache(at, self.selector, DIFFSPARSE[family])
+        cache = TokenCache(
+            at, self.selector, replace(DIFFSPARSE[family], query_stride=self.query_stride)
+        )
         schedules: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
         def now(sublayer: Sublayer) -> tuple[float, bool]:

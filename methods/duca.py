@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +12,7 @@ from ditbench.acceleration.caching.token_settings import (
     DUCA,
     SELECTORS,
     places,
+    refuse_stride,
     relied_on,
     selector_files,
     without_settings,
@@ -48,6 +50,10 @@ class Duca:
     for the family."""
     selector: str = knob("attention", choices=lambda: SELECTORS)
     """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `shuffle`."""
+    query_stride: int = knob(1, low=1, high=64)
+    """Rank by the attention of one query in so many (`selector='attention'`), another one at every step
+    and block; 1: of all, as the authors. The scores of all queries are made once more for the ranking
+    alone. An odd number goes through all columns of the image."""
     quirk: bool | None = None
     """Place steps in their period block by block, so that some are full in the first block only;
     off: they are full. None: on DiT, as the authors' code and numbers have it; PixArt's period
@@ -58,13 +64,16 @@ class Duca:
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
+    def __post_init__(self) -> None:
+        refuse_stride("duca", self.selector, self.query_stride)
+
     def inputs(self) -> list[Path]:
         """The file of a selector from outside."""
         return selector_files(self.selector)
 
     def check(self, pipeline: Any) -> str | None:
         """There must be settings for the family."""
-        return without_settings("duca", DUCA, pipeline)
+        return without_settings("duca", DUCA, pipeline, self.query_stride)
 
     def relies_on(self, family: str) -> dict[str, str]:
         """Nothing at an interval of 1."""
@@ -77,7 +86,7 @@ class Duca:
 
         if self.interval == 1:
             return
-        rules = DUCA[family_of(pipeline.transformer).name]
+        rules = replace(DUCA[family_of(pipeline.transformer).name], query_stride=self.query_stride)
         interval = self.interval or rules.interval
         ratio = rules.ratio if self.ratio is None else self.ratio
         token_cache = TokenCache(at, self.selector, rules, interval, attend=self.attend)

@@ -3,6 +3,7 @@ arXiv:2410.05317)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,6 +14,7 @@ from ditbench.acceleration.caching.token_settings import (
     TOCA_DDPM250,
     Rules,
     places,
+    refuse_stride,
     relied_on,
     selector_files,
     without_settings,
@@ -48,6 +50,10 @@ class Toca:
     the family."""
     selector: str = knob("attention", choices=lambda: SELECTORS)
     """What tokens are ranked by: `attention`, `change`, `similarity`, `norm` or `shuffle`."""
+    query_stride: int = knob(1, low=1, high=64)
+    """Rank by the attention of one query in so many (`selector='attention'`), another one at every step
+    and block; 1: of all, as the authors. The scores of all queries are made once more for the ranking
+    alone. An odd number goes through all columns of the image."""
     quirk: bool | None = None
     """Test for a full step block by block, so that two of DiT's 50 steps and one of PixArt's 20 are
     full in the first block only; off: they are full. The authors' code does so for both; None: on
@@ -61,9 +67,12 @@ class Toca:
     off: ClassVar[dict[str, object]] = {"interval": 1}
     dial: ClassVar[tuple[str, float, float]] = ("ratio", 0, 1)
 
+    def __post_init__(self) -> None:
+        refuse_stride("toca", self.selector, self.query_stride)
+
     def check(self, pipeline: Any) -> str | None:
         """There must be settings for the family, and only DiT has a choice of them."""
-        if reason := without_settings("toca", TOCA, pipeline):
+        if reason := without_settings("toca", TOCA, pipeline, self.query_stride):
             return reason
         from ditbench.models.family import family_of
 
@@ -97,6 +106,7 @@ class Toca:
         rules = self.rules(pipeline)
         interval = self.interval or rules.interval
         ratio = rules.ratio if self.ratio is None else self.ratio
+        rules = replace(rules, query_stride=self.query_stride)
         token_cache = TokenCache(at, self.selector, rules, interval, attend=self.attend)
         phases = cache(lambda steps: rules.phases(interval, steps))
         by_block = rules.by_block if self.quirk is None else self.quirk

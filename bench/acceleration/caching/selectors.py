@@ -121,8 +121,8 @@ class Attention(Selector):
         return sublayer.kind not in ("mlp", "context_mlp") and signal in self.rules.signals
 
     def run(self, sublayer: Sublayer, run: Run, rows: Tensor | None, *, every: bool) -> Any:
-        """Watches the attention map. Of some rows, `received` is the mean over those and `entropy`
-        is renewed for those alone."""
+        """Watches the attention map. Of some rows, `received` is the mean over those (one in
+        `Rules.query_stride`) and `entropy` is renewed for those alone."""
         if not self.looks(sublayer):
             return super().run(sublayer, run, rows, every=every)
         signal = "entropy" if sublayer.kind == "cross" else "received"
@@ -145,6 +145,12 @@ class Attention(Selector):
                     f"{sublayer.name} attends to {seen} tokens in place of {whole}, so which tokens are "
                     "attended to is not known: choose another selector"
                 )
+            if (stride := self.rules.query_stride) > 1:
+                # another one at every step and block, for tokens attend to themselves more than to others
+                first = (self.now.step + sublayer.block) % stride
+                q = q[:, :, first::stride]
+                if mask is not None and mask.ndim > 1 and mask.shape[-2] > 1:
+                    mask = mask[..., first::stride, :]
             by = fused_ranking.received if by_kernel(q, k, mask) else received_by
             self.signals[at] = by(q, k, mask)
         else:

@@ -107,6 +107,8 @@ class Rules:
     code does for DiT and PixArt."""
     soft: float = 0.25
     """What a token that has waited for an interval gets more."""
+    query_stride: int = 1
+    """How much tokens are attended to is the mean over one query in so many."""
 
     def count(self, step: int, steps: int) -> int:
         """A step's number as the family's code counts it."""
@@ -138,14 +140,30 @@ class Rules:
         return kinds
 
 
-def without_settings(method: str, settings: Mapping[str, Any], pipeline: Any) -> str | None:
+def refuse_stride(method: str, selector: str, query_stride: int) -> None:
+    """ValueError for a stride of queries where tokens are not ranked by attention."""
+    if query_stride > 1 and selector != "attention":
+        raise ValueError(
+            f"{method}: query_stride is of selector='attention', and not of selector={selector!r}"
+        )
+
+
+def without_settings(
+    method: str, settings: Mapping[str, Any], pipeline: Any, query_stride: int = 1
+) -> str | None:
     """Why a method with settings by family cannot take a pipeline, in one sentence: it has none for
-    its family; None when it has."""
+    its family, or a stride of queries where those do not look at how much tokens are attended to;
+    None when it can."""
     from ditbench.models.family import family_of
 
     family = family_of(pipeline.transformer)
     if family.name in settings:
-        return None
+        if query_stride == 1 or "received" in settings[family.name].signals:
+            return None
+        return (
+            f"{method} ranks the tokens of {family.title} by how widely they attend to the text, which "
+            "takes all queries; leave query_stride out"
+        )
     return (
         f"{method} has no settings for the family {family.name}; it has for {', '.join(settings)}"
     )
