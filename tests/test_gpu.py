@@ -109,6 +109,7 @@ def test_host_and_gpu_are_timed_apart(on_gpu):
     [
         "none", "taylorseer(interval=2,first=1)", "diffsparse(allocator='uniform')", "toca", "clusca",
         "duca(selector='shuffle')", "tile_window", "radial", "frequency_tokens", "int8",
+        "modulation_ahead+fora(interval=2)", "diffsparse(allocator='uniform',query_stride=3)",
     ],
 )  # fmt: skip
 def test_captured_calls_give_the_same_samples(kind, stack):

@@ -145,7 +145,7 @@ class Attention(Selector):
                     f"{sublayer.name} attends to {seen} tokens in place of {whole}, so which tokens are "
                     "attended to is not known: choose another selector"
                 )
-            if (stride := self.rules.query_stride) > 1:
+            if (stride := min(self.rules.query_stride, q.shape[2])) > 1:
                 # another one at every step and block, for tokens attend to themselves more than to others
                 first = (self.now.step + sublayer.block) % stride
                 q = q[:, :, first::stride]
