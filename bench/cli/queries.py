@@ -131,6 +131,7 @@ def _set_by_command(requested: Mapping[str, Any], device: str) -> dict[str, Any]
     processes that cells share, and what the GPU is set to."""
     from dataclasses import replace
 
+    from ditbench.records.allocator import allocator, keep_freed_memory
     from ditbench.records.gpu_state import read
     from ditbench.runner.plan import missing_device
     from ditbench.runner.spec import Spec
@@ -141,6 +142,8 @@ def _set_by_command(requested: Mapping[str, Any], device: str) -> dict[str, Any]
     spec = replace(Spec(), device=device, process=requested.get("process", "auto"))
     if spec.process_of_device == "round":
         fields["process"] = "round"
+    if not device.startswith("cuda") and keep_freed_memory():
+        fields["allocator"] = allocator()
     if device.startswith("cuda") and not missing_device(device):
         import torch
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditbench.records.allocator import give_back_freed_memory
+
 if TYPE_CHECKING:
     from ditbench.method.attached import Attached
 
@@ -36,6 +38,7 @@ def measure_memory(
         generate()
         torch.cuda.synchronize(device)
     else:
+        give_back_freed_memory()
         before = _resident("VmRSS")
         _forget_high_water()
         generate()

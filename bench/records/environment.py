@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ditbench import ROOT, __version__
+from ditbench.records.allocator import allocator
 
 PACKAGES = (
     "torch",
@@ -42,7 +43,7 @@ VARIABLES = (
 """The only environment variables a record may hold."""
 MACHINE = (
     "device", "processor", "cores", "threads", "process", "gpu", "capability", "cuda", "tf32",
-    "packages", "variables",
+    "packages", "variables", "allocator",
 )  # fmt: skip
 """Fields of an environment that two times must share before one is divided by the other."""
 
@@ -72,6 +73,8 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "device": "cpu",
     }
+    if not device.startswith("cuda") and allocator():
+        environment["allocator"] = allocator()
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
         if triton := _version("triton"):  # which compiles kernels of ours, and torch.compile's

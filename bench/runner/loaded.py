@@ -12,6 +12,7 @@ from ditbench.method.traces import Unchanged
 from ditbench.models.encoded_text import EncodedText
 from ditbench.models.placement import to_host
 from ditbench.records import gpu_state
+from ditbench.records.allocator import give_back_freed_memory, keep_freed_memory
 from ditbench.runner.failures import out_of_memory
 from ditbench.runner.plan import Cell
 
@@ -63,6 +64,8 @@ class Loaded:
         _release(cell.spec.device)
         if self.pipe is None and cell.spec.device.startswith("cuda"):
             self.gpu = Watched(cell.spec.device, cell.spec.dtype)
+        if self.pipe is None and not cell.spec.device.startswith("cuda"):
+            keep_freed_memory()
         if self.pipe is None:
             began, spec = time.monotonic(), cell.spec
             with torch.inference_mode(False):  # or torch does not count what is written to weights
@@ -76,6 +79,7 @@ class Loaded:
             self.text = EncodedText()
             self.seconds = time.monotonic() - began
             self.unchanged = Unchanged(self.pipe)
+            give_back_freed_memory()
         seed_everything()
         return self.pipe
 

@@ -20,6 +20,7 @@ from ditbench.acceleration.caching.whole_rows import evenly
 from ditbench.method.stack import Stack
 from ditbench.models.family import family_named
 from ditbench.models.sampling import Sampling, sampling_of
+from ditbench.records.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from ditbench.models.sublayers import Sublayer
@@ -63,6 +64,8 @@ def subject_of(model: Model, device: str, dtype: str, batch: int) -> Subject:
     from ditbench.models.sublayers import call_sizes
     from ditbench.quiet import quiet
 
+    if not device.startswith("cuda"):
+        keep_freed_memory()
     sampling, of = sampling_of(model), _listed(model)
     if whole := model.group == "tiny":
         pipe = load(model, weights="bundled", device=device, dtype=dtype)
