@@ -21,7 +21,7 @@ MAP = 1 << 26
 1024x1024 the whole has 510 million, of Wan at 480p and 81 frames 13 billion."""
 CACHED_MAP = 1 << 20
 """The same on a CPU, whose caches then hold a piece: at 1,024 tokens that takes a quarter of the time of
-the whole in float32, an eighth in bfloat16."""
+the whole in float32, a seventh in bfloat16."""
 
 
 class Watch(TorchFunctionMode):
