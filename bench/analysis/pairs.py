@@ -91,13 +91,13 @@ def pair_matrices(
         for row in stacking
     }
     recorded = {m["name"]: str(m.get("family", "")) for r in records for m in _methods(r)}
-    known = _defaults()
+    known, stacks = _defaults(), dict[tuple[str, ...], Stack]()
     by_family = recorded | {name: m.traits.family for name, m in known.items()}
     ordered = tuple(sorted(by_family, key=lambda name: (by_family[name], name)))
     matrices = []
     for model in dict.fromkeys(r["model"] for r in records):
         of_model = [r for r in records if r["model"] == model]
-        judge = _Judge(model, of_model, verdicts, known)
+        judge = _Judge(model, of_model, verdicts, known, stacks)
         pairs = tuple(judge.combination(pair) for pair in combinations(ordered, 2))
         never = {frozenset(c.methods) for c in pairs if c.state == "refused"}
         triples = [
@@ -154,8 +154,10 @@ class _Judge:
 
     def __init__(
         self, model: str, records: Sequence[Record], verdicts: Mapping[tuple[str, str], str],
-        known: Mapping[str, Method],
+        known: Mapping[str, Method], stacks: dict[tuple[str, ...], Stack],
     ) -> None:  # fmt: skip
+        """`stacks`: those of the methods that were met, for all models."""
+        self.stacks = stacks
         self.model, self.verdicts, self.known = model, verdicts, known
         family = records[0]["family"]
         # of a plug-in's family that is not installed here nothing is known
@@ -209,7 +211,10 @@ class _Judge:
     def refusal(self, methods: Sequence[str]) -> str:
         """Why the methods at default knobs cannot be used together, in the order in which `plan`, and
         then the loaded model, would say it; "" where nothing is known against it."""
-        stack = Stack.of(*(self.known[name] for name in methods if name in self.known))
+        key = tuple(methods)
+        if key not in self.stacks:
+            self.stacks[key] = Stack.of(*(self.known[name] for name in key if name in self.known))
+        stack = self.stacks[key]
         if problems := stack.problems(self.family):
             return "; ".join(problems)
         for m in stack.methods:
