@@ -1,17 +1,22 @@
 """Scale, shift and gate of blocks that are worked out for all steps at once (`modulation_ahead`)."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from diffusers import FlowMatchHeunDiscreteScheduler, HeunDiscreteScheduler
+from safetensors.torch import save_file
 
 from ditbench.acceleration import call_graphs
+from ditbench.acceleration.distillation.interval_embedding import NAME, Intervals
+from ditbench.acceleration.distillation.student_files import NOTES, WEIGHTS, fingerprint
 from ditbench.method import Stack
 from ditbench.method.needs import below_of
 from ditbench.models.modulation import modulating_norms
 from ditbench.models.recorded import lists_of
+from ditbench.profiling.memory import ledger
 from ditbench.testing import check_method, tiny
 from ditbench.testing.captured import OperationCapture
 
@@ -82,7 +87,8 @@ def test_the_weights_are_read_once_a_generation_and_come_back(kind):
     _, _, held = generations(with_table(""), tried, [[0, 1]])
     made = len(rows)
     assert made == len(layers) and {*rows} == {6 * 2 * (1 if kind == "flux" else 2)}
-    assert held == rows[0] * sum(one.out_features for one in layers) * 4
+    # of all six steps, and of the one under way
+    assert held == rows[0] * 7 // 6 * sum(one.out_features for one in layers) * 4
     generations(with_table(""), tried, [[0, 1], [1]])
     assert len(rows) == 3 * made
     for hook in hooks:
@@ -198,6 +204,103 @@ def test_captured_calls_follow_a_scheduler_whose_times_change(monkeypatch):
         made.append(out)
     assert_alike(*made)
     assert not torch.equal(made[0][2], made[0][3])
+
+
+@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize("text", ["", "fora(interval=2)"])
+def test_a_student_with_a_second_time_is_told_it_at_every_step(kind, text, tmp_path):
+    """MeanFlow's, whose interval is no argument of the transformer."""
+    tried = tiny(kind, steps=3)
+    transformer = tried.pipeline.transformer
+    sampler = {
+        "timesteps": [950.0, 700.0, 250.0],
+        "levels": [0.95, 0.8, 0.3, 0.0],
+        "noise": kind == "dit",
+    }
+    notes = {"teacher": fingerprint(transformer), "sampler": sampler}
+    intervals = Intervals(transformer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for own in intervals.parameters():
+            own.data.normal_(0, 0.05)
+    own = {name: x for name, x in transformer.state_dict().items() if name.startswith(NAME)}
+    save_file(own, tmp_path / WEIGHTS)
+    intervals.remove(transformer)
+    (tmp_path / NOTES).write_text(json.dumps(notes))
+    student = f"distill(steps=3,student='{tmp_path}')" + (f"+{text}" if text else "")
+    plain, _, _ = generations(Stack.parse(student), tried)
+    assert_alike(generations(with_table(student), tried)[0], plain)
+
+
+def test_a_generation_that_was_broken_off_is_not_held_against_the_next(monkeypatch):
+    tried, calls = subject("flux"), []
+    transformer = tried.pipeline.transformer
+    with torch.inference_mode(), with_table("").attached(tried.pipeline) as attached:
+        inner = transformer.forward
+
+        def later(*args, timestep, **kwargs):
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyError("broken off")
+            return inner(*args, timestep=timestep * (1 if len(calls) == 1 else 0.99), **kwargs)
+
+        monkeypatch.setattr(transformer, "forward", later)
+        attached.start(6, 2)
+        with pytest.raises(KeyError, match="broken off"):
+            tried.generate(tried.sampling, [0, 1])
+        monkeypatch.undo()
+        attached.start(6, 1)
+        assert not attached.cache_bytes()
+        again = tried.generate(tried.sampling, [0])
+    assert_alike([again], generations(Stack(), tried, [[0]])[0])
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_autocast_may_change_types_between_steps(kind):
+    tried = subject(kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, _, _ = generations(Stack(), tried, [[0, 1], [2]])
+        ahead, counters, _ = generations(with_table(""), tried, [[0, 1], [2]])
+    assert_alike(ahead, plain, 0.1)
+    assert counters["modulation_ahead.steps_looked_up"] == 12
+
+
+def test_a_block_can_be_run_after_a_generation():
+    tried = subject("dit")
+    block = tried.pipeline.transformer.transformer_blocks[0]
+    given = torch.randn(1, 4, block.norm1.linear.in_features)
+    more = {"timestep": torch.tensor([17]), "class_labels": torch.tensor([1])}
+    with torch.inference_mode():
+        plain = block(given, **more)
+        with with_table("").attached(tried.pipeline) as attached:
+            attached.start(6, 1)
+            tried.generate(tried.sampling, [0])
+            assert torch.equal(block(given, **more), plain)
+
+
+def test_the_share_that_is_quantised_is_about_what_it_is_without():
+    tried, shares = subject("flux"), []
+    for stack in (Stack.parse("w4a4"), with_table("w4a4")):
+        with torch.inference_mode(), stack.attached(tried.pipeline) as attached:
+            attached.start(6, 1)
+            with attached.inspected():
+                tried.generate(tried.sampling, [0])
+            shares.append(attached.notes()["w4a4.share_of_linear_macs"])
+    assert shares[1] == pytest.approx(shares[0], abs=0.01)
+
+
+def test_what_captured_calls_look_up_is_no_weight(monkeypatch):
+    monkeypatch.setattr(call_graphs, "CudaCapture", OperationCapture)
+    tried = subject("flux")
+    alone = ledger(tried.pipeline, None, "cpu")["weights_bytes"]
+    with (
+        torch.inference_mode(),
+        with_table("cudagraph").attached(tried.pipeline) as attached,
+    ):
+        for _ in range(3):
+            attached.start(6, 2)
+            tried.generate(tried.sampling, [0, 1])
+        assert ledger(tried.pipeline, attached, "cpu")["weights_bytes"] == alone
 
 
 def test_training_goes_through_the_layers():

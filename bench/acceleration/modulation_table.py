@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ditbench.acceleration.distillation.interval_embedding import NAME
 from ditbench.models.family import family_of
 from ditbench.models.modulation import Looked, Passed, Table, modulating_norms
 
@@ -48,15 +50,18 @@ class Lookup:
         self._out: dict[Any, Tensor] = {}
         self._times: dict[int, Tensor] = {}
         """What the scheduler has set, by how many."""
-        self._of_call: dict[int, Table] = {}
-        """Of the generation under way, by which call of a step it is for."""
+        self._of_call: dict[Any, Table] = {}
+        """Of the generation under way, by which call of a step it is for, and the types of its time and
+        stream, which autocast changes after the first step."""
         self._read: Tensor | None = None
         """Where the norms read now."""
         self._is_begun = False
         self._stand_ins = [*self._put_in()]
         at.on_start(self._start)
         at.on_end(self._check)
-        at.held.append(lambda: [table.rows for table in self._tables.values()])
+        at.held.append(
+            lambda: [*(table.rows for table in self._tables.values()), *self._out.values()]
+        )
         at.undo(transformer.register_forward_pre_hook(self._called, with_kwargs=True).remove)
         self._forward = at.patch(transformer, "forward", self)
 
@@ -72,21 +77,28 @@ class Lookup:
 
     def _start(self) -> None:
         if not self._at.now.step:  # or methods are to start anew in the middle
-            self._of_call, self._is_begun = {}, True
+            self._let_go()  # of a generation that was broken off
+            self._is_begun = True
 
     def _check(self) -> None:
         """The last step is done: the decoder needs the memory."""
-        tables, self._of_call, self._is_begun = self._tables.values(), {}, False
-        wrong = any(_has_values(table.unknown) and bool(table.unknown) for table in tables)
-        if not self._at.is_captured:  # else graphs read it
-            self._tables, self._out, self._times, self._read = {}, {}, {}, None
-            for part in self._stand_ins:
-                if isinstance(part, Looked):
-                    part.row = None
+        found = [table.unknown for table in self._tables.values() if _has_values(table.unknown)]
+        wrong = any(map(bool, found))
+        self._let_go()
         if wrong:
-            for table in tables:
-                table.unknown.zero_()
             raise RuntimeError(UNKNOWN)
+
+    def _let_go(self) -> None:
+        self._of_call, self._is_begun = {}, False
+        self._set(False)
+        if self._at.is_captured:  # graphs read the rest
+            for table in self._tables.values():
+                table.unknown.zero_()
+            return
+        self._tables, self._out, self._times, self._read = {}, {}, {}, None
+        for part in self._stand_ins:
+            if isinstance(part, Looked):
+                part.row = None
 
     def _called(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Before every call, also of one that is replayed from a graph."""
@@ -134,9 +146,10 @@ class Lookup:
             self._conditions(given),
         )
         with torch.no_grad():
-            table = self._of_call.get(branch := self._at.now.branch)
+            call = self._at.now.branch, time.dtype, hidden.dtype
+            table = self._of_call.get(call)
             if table is None or table.count < len(hidden):  # or guidance begins in the middle
-                table = self._of_call[branch] = self._filled(given, conditions)
+                table = self._of_call[call] = self._filled(given, conditions)
             out = self._row_of(len(hidden), hidden)
             table.look_up(time.expand(len(hidden)), conditions, out)
         self._at.count("steps_looked_up")
@@ -160,7 +173,6 @@ class Lookup:
         table.times.copy_(self._family.transformer_time(times.to(time.dtype)))
         for before, now in zip(table.conditions, conditions, strict=True):
             before.copy_(now)
-        table.unknown.zero_()
         steps = len(times)
         repeated = {
             name: value.repeat(steps, *[1] * (value.ndim - 1))
@@ -168,12 +180,15 @@ class Lookup:
             if any(value is one for one in conditions)
         }
         assert self._family.modulation is not None
-        embedding_for = self._family.modulation.embeddings(
-            self._transformer, table.times.repeat_interleave(count), repeated, hidden.dtype
-        )
-        parts = zip(self._own, table.rows.split(self._widths, 1), strict=True)
-        for (embedding, silu, linear), into in parts:
-            into.copy_(linear(silu(embedding_for(embedding))))
+        # MeanFlow's students have a second time, which the transformer is not given
+        intervals = getattr(self._transformer, NAME, None)
+        with nullcontext() if intervals is None else intervals.at_all_steps(count):
+            embedding_for = self._family.modulation.embeddings(
+                self._transformer, table.times.repeat_interleave(count), repeated, hidden.dtype
+            )
+            parts = zip(self._own, table.rows.split(self._widths, 1), strict=True)
+            for (embedding, silu, linear), into in parts:
+                into.copy_(linear(silu(embedding_for(embedding))))
         return table
 
     def _empty(self, time: Tensor, steps: int, conditions: list[Tensor], hidden: Tensor) -> Table:

@@ -184,13 +184,21 @@ def linears_of(parts: Collection[Sublayer]) -> list[nn.Linear]:
 
 
 def _counting(
-    transformer: nn.Module, chosen: Collection[nn.Linear], undo: ExitStack
+    transformer: nn.Module,
+    chosen: Collection[nn.Linear],
+    undo: ExitStack,
+    batch: Callable[[], int] | None = None,
 ) -> dict[bool, int]:
-    """Multiplications of linear layers from now on, by whether they are among the chosen."""
+    """Multiplications of linear layers from now on, by whether they are among the chosen. `batch`: the
+    rows of the call under way, where a layer that is given more vectors of conditions than those, of all
+    steps at once (`modulation_ahead`), counts for this call's alone."""
     macs, chosen_ids = {True: 0, False: 0}, {id(linear) for linear in chosen}
 
     def count(linear: nn.Linear, inputs: tuple[Any, ...]) -> None:
-        macs[id(linear) in chosen_ids] += inputs[0].numel() * linear.out_features
+        (given, *_), is_chosen = inputs, id(linear) in chosen_ids
+        if batch is not None and not is_chosen and given.ndim == 2:
+            given = given[: batch()]
+        macs[is_chosen] += given.numel() * linear.out_features
 
     for module in transformer.modules():
         if isinstance(module, nn.Linear):
@@ -202,7 +210,7 @@ def _note_first_run(
     transformer: nn.Module, at: Attachment, chosen: dict[nn.Linear, Tensor], undo: ExitStack
 ) -> None:
     """Watch the transformer's next run, and leave the share and the error as notes."""
-    macs = _counting(transformer, chosen, undo)
+    macs = _counting(transformer, chosen, undo, lambda: at.now.batch)
     squares = _comparing(chosen, undo)
 
     def done(*_: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,12 +54,15 @@ def ledger(pipe: Any, attached: Attached | None, device: str) -> dict[str, Any]:
     what the stack's methods keep, and the peak since it was last reset; wherever a generation is, or
     where it failed."""
     parts = [part for part in pipe.components.values() if hasattr(part, "parameters")]
-    weights = sum(
-        t.untyped_storage().nbytes()
+    storages = [
+        t.untyped_storage()
         for part in (*parts, *(attached.networks() if attached else ()))
         for t in tensors_of(part)
         if t.device.type == device.partition(":")[0]
-    )
+    ]
+    # modules may show parts of what a method keeps, as those of `modulation_ahead` do
+    kept = _places(t.untyped_storage() for t in attached.method_tensors()) if attached else {}
+    weights = sum(n for place, n in _places(storages).items() if place not in kept)
     if device.startswith("cuda"):
         import torch
 
@@ -74,6 +77,11 @@ def ledger(pipe: Any, attached: Attached | None, device: str) -> dict[str, Any]:
         "reserved_bytes": reserved,
         "source": source,
     }
+
+
+def _places(storages: Iterable[Any]) -> dict[int, int]:
+    """Their bytes, each once."""
+    return {storage._cdata: storage.nbytes() for storage in storages}
 
 
 def tensors_of(part: Any) -> Iterator[Any]:

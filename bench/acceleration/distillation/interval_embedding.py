@@ -5,11 +5,13 @@ Every time embedding of the transformer gets a branch for the interval, whose ou
 own; it starts at nothing, so that a student starts as its teacher. The interval is set from
 outside, for transformers have no argument for it.
 
-B rows of a batch, D width.
+B rows of a batch, D width, T steps of a sampler.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +42,8 @@ class Intervals(nn.Module):
         )
         self.length = torch.zeros(1)
         """[B] or [1]: what is asked for, in levels."""
+        self.of_steps: Tensor | None = None
+        """[T]: those of all steps, where a sampler is followed; None: they are set from outside."""
         for branch in self.branches:
             for end in branch.linear_2.parameters():  # type: ignore[union-attr]
                 nn.init.zeros_(end)
@@ -56,6 +60,18 @@ class Intervals(nn.Module):
             return out + branch(embedding)  # type: ignore[no-any-return]
 
         return add
+
+    @contextmanager
+    def at_all_steps(self, rows: int) -> Iterator[None]:
+        """Inside, what is asked for is all steps after each other, each for so many rows, as
+        `modulation_ahead` makes their embeddings."""
+        before = self.length
+        if self.of_steps is not None:
+            self.length = self.of_steps.repeat_interleave(rows)
+        try:
+            yield
+        finally:
+            self.length = before
 
     def remove(self, transformer: nn.Module) -> None:
         """Take the branches out again."""

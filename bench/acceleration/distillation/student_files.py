@@ -56,7 +56,7 @@ def _add_intervals(transformer: Any, levels: list[float], at: Attachment) -> Non
     at.undo(intervals.remove, transformer)
 
     # on the device: a CUDA graph copies nothing from the host
-    lengths = torch.tensor(
+    lengths = intervals.of_steps = torch.tensor(
         [high - low for high, low in pairwise(levels)], device=transformer.device
     )
 
