@@ -19,7 +19,8 @@ class ModulationAhead:
     for each norm, which every step reads for a few rows. The times are known ahead and the condition stays,
     so that they are read once a generation. The samples differ by rounding. The table, which enters the
     memory ledger, has as many rows as steps times rows of the batch. Training runs without it. A sampler
-    that asks for a time which its scheduler did not set ends the generation with an error.
+    that asks for a time which its scheduler did not set ends the generation with an error after the last
+    step; a generation that is broken off before it is not looked at.
     """
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
