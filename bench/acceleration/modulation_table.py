@@ -38,8 +38,9 @@ class Lookup:
         self._pipeline, self._at = pipeline, at
         transformer = self._transformer = pipeline.transformer
         self._family = family_of(transformer)
-        if self._family.modulation is None:
+        if (made_of := self._family.modulation) is None:
             raise ValueError(f"{self._family.title} has one modulation for all blocks")
+        self._made_of = made_of
         self._signature = inspect.signature(type(transformer).forward)
         self._norms: list[Any] = modulating_norms(transformer)
         self._widths: list[int] = [norm.linear.out_features for norm in self._norms]
@@ -102,8 +103,9 @@ class Lookup:
 
     def _called(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Before every call, also of one that is replayed from a graph."""
-        time = self._given(args, kwargs).get("timestep")
-        if self._at.now.step or not isinstance(time, Tensor):
+        if self._at.now.step:
+            return
+        if not isinstance(time := self._given(args, kwargs).get("timestep"), Tensor):
             return
         times, device = self._pipeline.scheduler.timesteps, time.device
         with torch.inference_mode(False):
@@ -136,7 +138,7 @@ class Lookup:
                 part.live = live
 
     def _conditions(self, given: Mapping[str, Any]) -> list[Any]:
-        names = self._family.modulation.conditions if self._family.modulation else ()
+        names = self._made_of.conditions
         return [given[name] for name in names if given.get(name) is not None]
 
     def _look_up(self, given: Mapping[str, Any]) -> None:
@@ -179,11 +181,10 @@ class Lookup:
             for name, value in given.items()
             if any(value is one for one in conditions)
         }
-        assert self._family.modulation is not None
         # MeanFlow's students have a second time, which the transformer is not given
         intervals = getattr(self._transformer, NAME, None)
         with nullcontext() if intervals is None else intervals.at_all_steps(count):
-            embedding_for = self._family.modulation.embeddings(
+            embedding_for = self._made_of.embeddings(
                 self._transformer, table.times.repeat_interleave(count), repeated, hidden.dtype
             )
             parts = zip(self._own, table.rows.split(self._widths, 1), strict=True)

@@ -80,7 +80,7 @@ class Table:
         """Put the rows of a call into `out` [B,W]; `times` [B], `conditions` each [B,...]. On the
         device alone: the host does not wait."""
         at_time = times[:, None] == self.times
-        of_row = torch.ones(len(out), self.count, device=out.device) > 0
+        of_row = torch.ones(len(out), self.count, dtype=torch.bool, device=out.device)
         for given, before in zip(conditions, self.conditions, strict=True):
             given, before = (one.reshape(len(one), -1) for one in (given, before))
             of_row &= (given[:, None] == before).all(-1)

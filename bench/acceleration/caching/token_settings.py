@@ -161,8 +161,8 @@ def without_settings(
         if query_stride == 1 or "received" in settings[family.name].signals:
             return None
         return (
-            f"{method} ranks the tokens of {family.title} by how widely they attend to the text, which "
-            "takes all queries; leave query_stride out"
+            f"the tokens of {family.title} are ranked by how widely they attend to the text, which takes "
+            "all queries; leave query_stride out"
         )
     return (
         f"{method} has no settings for the family {family.name}; it has for {', '.join(settings)}"
