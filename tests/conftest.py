@@ -6,6 +6,7 @@ runs files side by side.
 
 import gc
 import os
+import random
 import sys
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -44,6 +45,16 @@ tests, and the longest files have few."""
 def pytest_xdist_auto_num_workers():
     """One more than there are cores: tests that wait for processes leave theirs idle."""
     return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) + 1
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures of any scope
+def pytest_runtest_setup(item):
+    """What a test draws does not go by the tests that ran before it in the same process."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks

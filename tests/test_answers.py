@@ -16,6 +16,7 @@ from ditbench import reports
 from ditbench.cli.commands import main
 from ditbench.cli.parser import GATE, OK, USAGE
 from ditbench.method import METHODS
+from ditbench.records.allocator import keep_freed_memory
 from ditbench.records.environment import describe
 from ditbench.records.files import write_json
 from ditbench.records.scores import read_file, write_file
@@ -38,6 +39,12 @@ def advice(folder, **limits):
     (section,) = read_sections([folder])
     rows, sentences = recommend(section, Limits(**limits))
     return {row["stack"]: row for row in rows}, sentences
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_kept():
+    """As in every process that loads a model, so that what `describe` says is what a run records."""
+    keep_freed_memory()
 
 
 @pytest.fixture

@@ -90,6 +90,7 @@ def test_nvfp4_has_scales_of_e4m3_under_an_outer_one():
 
 @pytest.mark.parametrize("smoothed", [False, True])
 def test_a_layer_in_four_bits_is_a_low_rank_branch_and_a_rounded_rest(smoothed):
+    torch.manual_seed(25)  # no weight is so near a half step that decompositions may differ
     linear = nn.Linear(64, 24).double()
     weight, bias = linear.weight.detach().numpy().copy(), linear.bias.detach().numpy()
     x, reach = draw(7, 64), np.abs(draw(64, seed=1)) + 0.1
