@@ -12,9 +12,9 @@ from ditbench.method import Attachment, Stage, method
     paper="torch.compile, doi:10.1145/3620665.3640366",
 )  # fmt: skip
 class Compile:
-    """Compile the regions of the blocks: whole blocks where nothing is rerouted inside, or where all of
-    it is computed and no method looks at more than outputs, else each sub-layer, and norm and
-    modulation before it. The counter `regions` counts their calls.
+    """Compile the regions of the blocks: whole blocks where nothing is rerouted inside, or where each
+    sub-layer is computed for all tokens or not at all and no method looks at more than outputs, else
+    each sub-layer, and norm and modulation before it. The counter `regions` counts their calls.
 
     Every shape is a graph of its own: the batch, its remainder at the end of a run, and the few
     numbers of tokens that sparse methods compute. Compiling takes seconds to minutes, which the

@@ -15,12 +15,12 @@ from ditbench.method import Attachment, Stage, method
 class ModulationAhead:
     """Make what blocks scale, shift and gate by once for all steps, and look it up at each.
 
-    The blocks of DiT, FLUX and SD3 make it of the time and the condition by weights of their own, 6 D x D
-    for each norm, which every step reads for a few rows. The times are known ahead and the condition stays,
-    so that they are read once a generation. The samples differ by rounding. The table, which enters the
-    memory ledger, has as many rows as steps times rows of the batch. Training runs without it. A sampler
-    that asks for a time which its scheduler did not set ends the generation with an error after the last
-    step; a generation that is broken off before it is not looked at.
+    The blocks of DiT, FLUX and SD3 make it of the time and the condition by weights of their own, 2 to 9
+    times D x D for each norm (DiT: 6), which every step reads for a few rows. The times are known ahead and
+    the condition stays, so that they are read once a generation. The samples differ by rounding. The table,
+    which enters the memory ledger, has as many rows as steps times rows of the batch. Training runs without
+    it. A time that the scheduler did not set, or a condition that changes, ends the generation with an error
+    after its last step; a generation that is broken off earlier is not checked.
     """
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
