@@ -20,7 +20,7 @@ from ditbench.method.generation import Now
 from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
 from ditbench.models.sublayers import sublayers
-from ditbench.models.token_rows import SingleRun
+from ditbench.models.token_rows import SingleRun, put
 from ditbench.simulation.device import NAME, simulated
 from ditbench.testing import KINDS, check_method, tiny
 
@@ -437,7 +437,7 @@ def test_watching_attention_changes_nothing_and_what_is_received_adds_up_to_one(
     assert all(torch.allclose(v.sum(1), torch.ones(len(v)), atol=1e-4) for v in received.values())
 
 
-@pytest.mark.parametrize("masked", ["no", "keys", "rows"])
+@pytest.mark.parametrize("masked", ["no", "keys", "rows", "heads", "all"])
 @pytest.mark.parametrize("limit", [1, 2 * 3 * 8 * 5, 2 * 3 * 8 * 7])
 def test_an_attention_map_in_pieces_gives_the_signals_of_the_whole(monkeypatch, masked, limit):
     g = torch.Generator().manual_seed(0)
@@ -446,6 +446,8 @@ def test_an_attention_map_in_pieces_gives_the_signals_of_the_whole(monkeypatch, 
         "no": None,
         "keys": torch.randn(2, 1, 1, 8, generator=g),
         "rows": torch.rand(2, 3, 7, 8, generator=g) < 0.9,
+        "heads": torch.rand(3, 7, 8, generator=g) < 0.9,
+        "all": torch.randn(7, 8, generator=g),
     }
     mask = masks[masked]
     whole = (q @ k.transpose(-1, -2)) * 4**-0.5
@@ -453,9 +455,47 @@ def test_an_attention_map_in_pieces_gives_the_signals_of_the_whole(monkeypatch, 
     p = whole.softmax(-1).mean(1)
     expected = p.mean(1), -(p * p.clamp(min=1e-12).log()).sum(-1)
     monkeypatch.setattr(attention_map, "MAP", limit)
+    monkeypatch.setattr(attention_map, "QUERIES", 2)
     signals = attention_map.received_by(q, k, mask), attention_map.entropy_of(q, k, mask)
     compare = torch.equal if limit >= 2 * 3 * 8 * 7 else torch.allclose  # whole: to the last bit
     assert all(compare(a, b) for a, b in zip(signals, expected, strict=True))
+    for size in (1, 2, 7):  # queries
+        scaled = q * 4**-0.5
+        pieces = [attention_map.in_pieces(scaled, k, mask, size)]
+        pieces += [attention_map.in_pieces_of_heads(scaled, k, mask, size, n) for n in (1, 2, 3)]
+        for some in map(list, pieces):
+            assert {len(piece[0]) for piece in some} <= {size, 7 % size}
+            assert torch.allclose(torch.cat(some, 1), p)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", ["rows", "across", "every other"])
+def test_rows_are_put_where_they_belong(order, dtype):
+    """Whatever the order in memory: of a tensor that stands across, and of a part of one."""
+    whole = torch.randn(2, 12, 5).to(dtype)
+    make = {
+        "rows": lambda: whole[:, :6].clone(),
+        "across": lambda: whole[:, :6].transpose(1, 2).contiguous().transpose(1, 2),
+        "every other": lambda: whole.clone()[:, ::2],
+    }[order]
+    x, value = make(), torch.randn(2, 3, 5).to(dtype)
+    rows = torch.tensor([[4, 0, 2], [1, 5, 3]])
+    want = x.clone()
+    for sample in range(2):
+        for i, row in enumerate(rows[sample]):
+            want[sample, row] = value[sample, i]
+    before = x.clone()
+    assert torch.equal(put(x, rows, value), want) and torch.equal(x, before)
+    assert torch.equal(put(x, rows, value.transpose(1, 2).contiguous().transpose(1, 2)), want)
+    written = put(x, rows, value, in_place=True)
+    assert torch.equal(x, want) and written.data_ptr() == x.data_ptr()
+
+
+def test_rows_that_are_put_have_gradients():
+    x, value = torch.randn(2, 4, 3, requires_grad=True), torch.randn(2, 1, 3, requires_grad=True)
+    put(x, torch.tensor([[1], [3]]), value).sum().backward()
+    assert torch.equal(value.grad, torch.ones(2, 1, 3))
+    assert x.grad.sum(-1).tolist() == [[3, 0, 3, 3], [3, 3, 3, 0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
