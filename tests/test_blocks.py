@@ -13,7 +13,7 @@ from ditbench.acceleration.caching import block_benchmark as benchmark
 from ditbench.acceleration.caching import timing
 from ditbench.acceleration.caching.block_times import BlockTimes, Times, Work
 from ditbench.acceleration.caching.budget import DENSE
-from ditbench.acceleration.caching.level_times import LevelProbe, lists_of
+from ditbench.acceleration.caching.level_times import lists_of
 from ditbench.acceleration.caching.schedule import LEVELS
 from ditbench.acceleration.caching.timing import least_times, work_of
 from ditbench.cli import blocks as commands
@@ -286,13 +286,6 @@ def test_blocks_of_full_size_models_are_built_in_few(name, monkeypatch):
     assert not any("forward" in vars(m) for m in subject.pipe.transformer.modules())
 
 
-def test_levels_are_timed_with_the_ranking_asked_for():
-    pipe = load(PIXART, weights="bundled", device="cpu", dtype="float32")
-    probe = LevelProbe("attention", 7)
-    with Stack((probe,)).attached(pipe):
-        assert probe.cache.rules.query_stride == 7
-
-
 def test_a_schedule_by_time_avoids_levels_that_do_not_pay(tmp_path):
     """Parts of a sub-layer that take longer than all of it are left out of the schedule."""
     pipe = load(PIXART, weights="bundled", device="cpu", dtype="float32")
@@ -367,7 +360,6 @@ def test_sparsecast_spends_its_share_of_measured_time(tmp_path):
 def test_the_command_prints_blocks_and_schedules(tmp_path, capsys):
     file = tmp_path / "times.json"
     words = ["blocks", "--models", "flux-tiny", "--repeats", "1", "--out", str(file), "--json"]
-    words += ["--query-stride", "5"]
     assert main(words) == 0
     out = capsys.readouterr().out
     told = " ".join(out.split())  # however wide the terminal is
@@ -375,15 +367,13 @@ def test_the_command_prints_blocks_and_schedules(tmp_path, capsys):
     rows = json.loads(out[out.rindex("\n[") + 1 :])
     assert {r["schedule"] for r in rows if "schedule" in r} >= {"dense", "uniform, by time"}
     about = Times.read(file).about
-    assert (about["model"], about["rows"], about["query_stride"]) == ("flux-tiny", "torch", 5)
+    assert (about["model"], about["rows"]) == ("flux-tiny", "torch")
     for wrong, sentence in (
         (["--keep", "0"], "--keep: 0.0 is not above 0 and at most 1"),
         (["--repeats", "0"], "--repeats: 0 is less than 1"),
         (["--device", "cuda"], "this machine has no GPU that torch can use"),
         (["--dtype", "int3"], "'int3' is none of float32"),
         (["--selector", "nrm"], "no selector 'nrm'; did you mean norm?"),
-        (["--query-stride", "0"], "--query-stride: 0 is not from 1 to 64"),
-        (["--query-stride", "7", "--selector", "norm"], "query_stride is of selector='attention'"),
         (["--models", "tiny", "--out", str(file)], "--out: it takes the times of one model, not of 4"),
         (["--out", str(tmp_path)], "is a folder, not a file"),
         (["--out", str(tmp_path / "none" / "times.json")], "--out: there is no folder"),

@@ -34,7 +34,7 @@ def blocks(args: argparse.Namespace) -> int:
         summary_line,
         times_of,
     )
-    from ditbench.acceleration.caching.token_settings import refuse_stride, selector_class
+    from ditbench.acceleration.caching.token_settings import selector_class
     from ditbench.models.fused_rows import computed_by
     from ditbench.models.table import select
     from ditbench.profiling.probe import probe
@@ -52,9 +52,6 @@ def blocks(args: argparse.Namespace) -> int:
     if reason := missing_device(spec.device):
         raise ValueError(reason)
     selector_class(args.selector)
-    if not 1 <= args.query_stride <= 64:
-        raise ValueError(f"--query-stride: {args.query_stride} is not from 1 to 64")
-    refuse_stride("--query-stride", args.selector, args.query_stride)
     if args.out and len(models) != 1:
         raise ValueError(f"--out: it takes the times of one model, not of {len(models)}")
     if args.out:
@@ -77,9 +74,8 @@ def blocks(args: argparse.Namespace) -> int:
             subject = subject_of(model, spec.device, spec.dtype, args.batch_size)
             tell(f"{model.name}: blocks", 0, 1)
             times = times_of(
-                subject, args.batch_size, args.repeats, args.selector,
-                query_stride=args.query_stride, compiled=args.compile,
-            )  # fmt: skip
+                subject, args.batch_size, args.repeats, args.selector, compiled=args.compile
+            )
             if args.out:
                 times.write(args.out)
             schedules = schedules_of(subject, times, args.keep)
@@ -87,9 +83,8 @@ def blocks(args: argparse.Namespace) -> int:
             if args.whole and subject.whole:
                 tell(f"{model.name}: whole runs", 0, 1)
                 measured = run_schedules(
-                    subject, schedules, args.batch_size, args.repeats, args.selector,
-                    args.query_stride,
-                )  # fmt: skip
+                    subject, schedules, args.batch_size, args.repeats, args.selector
+                )
             timed += block_rows(times, ceilings)
             predicted += schedule_rows(subject, times, schedules, measured)
     device = {

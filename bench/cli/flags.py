@@ -326,7 +326,6 @@ def block_flags(blocks: argparse.ArgumentParser) -> None:
     for flag, default, about in (
         ("batch-size", 1, "samples of a call; a video counts as one here"),
         ("repeats", 10, "calls of which the least is taken"),
-        ("query-stride", 1, "rank by the attention of one query in N, as query_stride of methods"),
     ):
         blocks.add_argument(
             f"--{flag}", type=whole_number, default=default, metavar="N", help=about
@@ -337,11 +336,12 @@ def block_flags(blocks: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     blocks.add_argument("--selector", default="attention", help="what ranks tokens")
     rows_flag(blocks)
-    for flag, about in (
-        ("compile", "time the dense block by torch.compile too"),
-        ("whole", "of tiny models, run the schedules whole too"),
-    ):
-        blocks.add_argument(f"--{flag}", action="store_true", help=about)
+    blocks.add_argument(
+        "--compile", action="store_true", help="time the dense block by torch.compile too"
+    )
+    blocks.add_argument(
+        "--whole", action="store_true", help="of tiny models, run the schedules whole too"
+    )
     blocks.add_argument(
         "--out", type=Path, metavar="FILE.json",
         help="write the times of one model, for diffsparse(times=FILE.json)",

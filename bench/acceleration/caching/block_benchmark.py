@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ditbench.models.table import Model
 
 BLOCKS = 2
-"""Blocks of each list that are built of a full-size model: the last may be of another form."""
+"""Blocks of each list that are built of a full-size model: the last of a list may be of another
+form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +188,8 @@ def least_seconds(model: Model, batch: int, repeats: int, rate: float) -> float:
 
 
 def times_of(
-    subject: Subject, batch: int, repeats: int, selector: str, *, query_stride: int = 1,
-    compiled: bool = False,
-) -> Times:  # fmt: skip
+    subject: Subject, batch: int, repeats: int, selector: str, *, compiled: bool = False
+) -> Times:
     """Measured on the device that the pipeline is on; what computed rows is noted."""
     import torch
 
@@ -201,10 +201,9 @@ def times_of(
     about = {
         "model": subject.model.name, "device": str(transformer.device),
         "dtype": str(transformer.dtype).removeprefix("torch."), "batch": batch, "selector": selector,
-        "query_stride": query_stride, "repeats": repeats, "rows": rows,
+        "repeats": repeats, "rows": rows,
     }  # fmt: skip
-    probe = LevelProbe(selector, query_stride)
-    return measure(subject.pipe, subject.call, batch, probe, repeats, about, compiled=compiled)
+    return measure(subject.pipe, subject.call, batch, selector, repeats, about, compiled=compiled)
 
 
 def block_rows(times: Times, ceilings: Mapping[str, float | None]) -> list[dict[str, Any]]:
@@ -292,9 +291,10 @@ def schedule_rows(
 
 def run_schedules(
     subject: Subject, schedules: Mapping[str, NDArray[np.int64]], batch: int, repeats: int,
-    selector: str, query_stride: int = 1,
+    selector: str,
 ) -> dict[str, float]:  # fmt: skip
-    """Seconds of the transformer's calls by schedule (`dense`: of the model), least of `repeats` in turn."""
+    """Seconds of the transformer's calls in whole generations under each schedule: the least of
+    `repeats`, in turn. Of the un-accelerated model where it is `dense`."""
     import torch
 
     from ditbench.acceleration.caching.schedule import looked_at
@@ -306,7 +306,7 @@ def run_schedules(
     best: dict[str, float] = {}
 
     def one(name: str, chosen: NDArray[np.int64]) -> float:
-        probe, spent, began = LevelProbe(selector, query_stride), 0.0, 0.0
+        probe, spent, began = LevelProbe(selector), 0.0, 0.0
         keep = np.asarray(LEVELS)[chosen]
         looked = looked_at(keep, blocks)
         stack = Stack() if name == "dense" else Stack((probe,))

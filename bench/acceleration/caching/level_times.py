@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 class LevelProbe(Trainee):
     """Runs every sub-layer at the level that it is told, as DiffSparse does."""
 
-    def __init__(self, selector: str, query_stride: int = 1) -> None:
-        self.selector, self.query_stride = selector, query_stride
+    def __init__(self, selector: str) -> None:
+        self.selector = selector
         self.level: Callable[[int, int], float] = lambda step, index: 1.0
         """f(step, sub-layer) -> share of rows."""
         self.cache: Any = None
@@ -36,7 +35,6 @@ class LevelProbe(Trainee):
         from ditbench.models.family import family_of
 
         rules = DIFFSPARSE[family_of(pipeline.transformer).name]
-        rules = replace(rules, query_stride=self.query_stride)
         cache = self.cache = TokenCache(at, self.selector, rules)
 
         def dense(sublayer: Sublayer) -> bool:
@@ -86,7 +84,7 @@ def weights_in_time(path: str, transformer: Any, listed: Sequence[Sublayer]) -> 
 
 
 def measure(
-    pipe: Any, call: tuple[Any, Any], batch: int, probe: LevelProbe, repeats: int,
+    pipe: Any, call: tuple[Any, Any], batch: int, selector: str, repeats: int,
     about: Mapping[str, Any], *, compiled: bool = False,
 ) -> Times:  # fmt: skip
     """Times of the first block of each list, with the arguments it has in a call of the transformer;
@@ -98,7 +96,7 @@ def measure(
 
     from ditbench.method.stack import Stack
 
-    transformer = pipe.transformer
+    transformer, probe = pipe.transformer, LevelProbe(selector)
     with torch.inference_mode():
         given = block_calls(transformer, call)
         # copies, since what is timed beside them has its own forward
