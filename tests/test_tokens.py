@@ -20,7 +20,7 @@ from ditbench.method.generation import Now
 from ditbench.method.plugins import load_plugin
 from ditbench.method.stack import Stack
 from ditbench.models.sublayers import sublayers
-from ditbench.models.token_rows import SingleRun, put
+from ditbench.models.token_rows import SingleRun, put, take
 from ditbench.simulation.device import NAME, simulated
 from ditbench.testing import KINDS, check_method, tiny
 
@@ -468,6 +468,16 @@ def test_an_attention_map_in_pieces_gives_the_signals_of_the_whole(monkeypatch, 
             assert torch.allclose(torch.cat(some, 1), p)
 
 
+@pytest.mark.parametrize("limit", [1, 1 << 20])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_head_of_keys_is_what_all_queries_attend_to(monkeypatch, batch, limit):
+    q, k = torch.randn(2, 4, 7, 6), torch.randn(batch, 1, 8, 6)
+    expected = ((q @ k.transpose(-1, -2)) * 6**-0.5).softmax(-1).mean(1)
+    monkeypatch.setattr(attention_map, "MAP", limit)
+    monkeypatch.setattr(attention_map, "QUERIES", 2)
+    assert torch.allclose(torch.cat([*attention_map.maps_of(q, k, None)], 1), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("order", ["rows", "across", "every other"])
 def test_rows_are_put_where_they_belong(order, dtype):
@@ -489,6 +499,31 @@ def test_rows_are_put_where_they_belong(order, dtype):
     assert torch.equal(put(x, rows, value.transpose(1, 2).contiguous().transpose(1, 2)), want)
     written = put(x, rows, value, in_place=True)
     assert torch.equal(x, want) and written.data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("row", [[[6], [0]], [[0], [-1]]])
+def test_a_row_that_is_not_there_is_no_row_of_another_sample(row):
+    x = torch.zeros(2, 6, 4)
+    for in_place in (False, True):
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+            put(x, torch.tensor(row), torch.ones(2, 1, 4), in_place=in_place)
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        take(x, torch.tensor(row))
+    assert not x.any()
+
+
+def test_rows_of_another_dtype_are_refused_under_autocast_too():
+    x, rows = torch.zeros(1, 3, 2, dtype=torch.bfloat16), torch.tensor([[1]])
+    for in_place in (False, True):
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="dtype"):
+            put(x, rows, torch.ones(1, 1, 2), in_place=in_place)
+
+
+def test_rows_are_found_whatever_the_default_device_and_where_there_are_none():
+    x, rows, value = torch.zeros(2, 3, 2), torch.tensor([[1], [2]]), torch.ones(2, 1, 2)
+    with torch.device("meta"):
+        assert put(x, rows, value).sum() == 4 and take(x, rows).shape == value.shape
+    assert put(x[:, :0].clone(), rows[:, :0], value[:, :0]).shape == (2, 0, 2)
 
 
 def test_rows_that_are_put_have_gradients():

@@ -186,20 +186,20 @@ def _gathered(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _among_all(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows [B,K] of [B,N,D] as those of [B*N,D]: [B*K]."""
-    first = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1])[:, None]
-    return (rows + first).flatten()
+    """Rows [B,K] of [B,N,D] as those of [B*N,D]: [B*K]. Gathered, for that refuses a row below 0 or past
+    the last, which added up would be a row of another sample."""
+    every_row = torch.arange(x.shape[0] * x.shape[1], device=rows.device).view(x.shape[:2])
+    return every_row.gather(1, rows).flatten()
 
 
 def put(x: Tensor, rows: Tensor, value: Tensor, *, in_place: bool = False) -> Tensor:
     """A copy of `x` [B,N,D] whose `rows` [B,K] are `value` [B,K,D]; `in_place`: `x` itself, of which
     no more than those is written."""
     if x.device.type == "cpu" and x.is_contiguous():  # scatter also copies `x`, there and back
-        all_rows, at, given = x.view(-1, x.shape[-1]), _among_all(x, rows), value.flatten(0, 1)
-        if in_place:
-            all_rows.index_copy_(0, at, given)
-            return x
-        return all_rows.index_copy(0, at, given).view_as(x)
+        # in place either way: index_copy promotes under autocast, and what is kept would change its dtype
+        written = x if in_place else x.clone()
+        written.flatten(0, 1).index_copy_(0, _among_all(x, rows), value.flatten(0, 1))
+        return written
     at = rows.unsqueeze(-1).expand(-1, -1, x.shape[-1])
     return x.scatter_(1, at, value) if in_place else x.scatter(1, at, value)
 

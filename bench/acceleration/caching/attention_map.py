@@ -81,6 +81,7 @@ def in_pieces_of_heads(
 ) -> Iterator[Tensor]:
     """The same, of so many heads at a time."""
     _, heads, count, _ = q.shape
+    k = k.expand(-1, heads, -1, -1)  # one head of keys for all queries is what attention takes too
     # heads first: part of them lie together then, and no product copies the keys
     q, k = q.transpose(0, 1).contiguous(), k.transpose(0, 1).contiguous().transpose(-1, -2)
     if mask is not None:
