@@ -47,14 +47,30 @@ def pytest_xdist_auto_num_workers():
     return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) + 1
 
 
-@pytest.hookimpl(tryfirst=True)  # before fixtures of any scope
-def pytest_runtest_setup(item):
-    """What a test draws does not go by the tests that ran before it in the same process."""
+def seed():
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures of any scope
+def pytest_runtest_setup(item):
+    """What a test draws does not go by the tests that ran before it in the same process."""
+    seed()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef):
+    """Nor by whether it is the first to ask for a fixture of its module, which may draw too."""
+    if fixturedef.scope == "function":
+        return (yield)
+    seed()
+    try:
+        return (yield)
+    finally:
+        seed()
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
