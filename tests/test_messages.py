@@ -28,7 +28,7 @@ ALONE = "Several stacks or models are one word with commas, as in fora,int8"
 GRAMMAR = [
     # a command that is not there
     ("reprot runs/default", "no command 'reprot'; did you mean report", "ditbench COMMAND"),
-    ("diffspars", "no command 'diffspars'; the nearest of 23 names are", "ditbench COMMAND"),
+    ("diffspars", "no command 'diffspars'; the nearest of 24 names are", "ditbench COMMAND"),
     ("diffsparse", "no command 'diffsparse'; methods are given by a flag: --methods diffsparse", "ditbench COMMAND"),
     ("fora(interval=2)+int8", "a flag: --methods 'fora(interval=2)+int8'", "ditbench COMMAND"),
     ("flux-tiny", "models are given by a flag: --models flux-tiny", "ditbench COMMAND"),

@@ -98,15 +98,18 @@ def blocks(args: argparse.Namespace) -> int:
     return OK
 
 
-def warn_if_long(name: str, seconds: float, device: str) -> None:
-    """Say on stderr how long the blocks of a model take, where that is more than `LONG` seconds."""
+def warn_if_long(
+    name: str, seconds: float, device: str, what: str = "its blocks", shorter: str = "--repeats 1"
+) -> None:
+    """Say on stderr how long `what` of a model takes, where that is more than `LONG` seconds, and the
+    flag that makes it `shorter`."""
     if seconds < LONG:
         return
     minutes = max(1, round(seconds / 60))
     other = ", --device cuda times a GPU" if device == "cpu" else ""
     print(
-        f"ditbench: {name}: its blocks take at least {minutes} min on {device}, by the product just "
-        f"timed; --repeats 1 takes fewer calls{other}",
+        f"ditbench: {name}: {what} take at least {minutes} min on {device}, by the product just "
+        f"timed; {shorter} takes fewer calls{other}",
         file=sys.stderr,
     )
 

@@ -18,6 +18,7 @@ from ditbench.cli.ending import run, stopped_by_signals, tell
 from ditbench.cli.estimating import estimate
 from ditbench.cli.parser import GATE, OK, SOME_FAILED, STOPPED, parsers
 from ditbench.cli.planning import begun_cells, check_runnable, spec_of, tell_plan, unjudged
+from ditbench.cli.speed import speed
 from ditbench.cli.usage import check_command, check_given, check_left_over, usage_line
 
 
@@ -268,11 +269,11 @@ def _show(
 
 
 COMMANDS = {
-    "run": _run, "plan": _plan, "count": preparing.count, "estimate": estimate,
-    "blocks": blocks,
-    "prepare": preparing.prepare, "convert": preparing.convert, "match": preparing.match, "stack": _stack, "score": _score,
-    "report": _report, "recommend": asking.recommend, "compare": asking.compare,
-    "reproduce": asking.reproduce, "publish": sharing.publish, "pull": sharing.pull,
-    "merge": sharing.merge, "leaderboard": sharing.leaderboard, "verify": sharing.verify,
-    "reference": _reference, "list": _list, "check": preparing.check, "doctor": _doctor,
+    "run": _run, "plan": _plan, "count": preparing.count, "estimate": estimate, "blocks": blocks,
+    "speed": speed, "prepare": preparing.prepare, "convert": preparing.convert,
+    "match": preparing.match, "stack": _stack, "score": _score, "report": _report,
+    "recommend": asking.recommend, "compare": asking.compare, "reproduce": asking.reproduce,
+    "publish": sharing.publish, "pull": sharing.pull, "merge": sharing.merge,
+    "leaderboard": sharing.leaderboard, "verify": sharing.verify, "reference": _reference,
+    "list": _list, "check": preparing.check, "doctor": _doctor,
 }  # fmt: skip

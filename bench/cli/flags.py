@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ditbench.cli.usage import decimal_number, whole_number
+from ditbench.cli.usage import whole_number
 from ditbench.records.settings import CHOICES, DEFAULTS
 from ditbench.runner.spec import DTYPE_NAMES, DTYPES, Spec, read_toml
 
@@ -311,38 +311,3 @@ def sharing_flags(commands: Mapping[str, argparse.ArgumentParser]) -> None:
         ("leaderboard", "folder for the page"),
     ):
         commands[name].add_argument("--out", type=Path, required=True, metavar="DIR", help=about)
-
-
-def block_flags(blocks: argparse.ArgumentParser) -> None:
-    """The flags of `blocks`."""
-    blocks.add_argument(
-        "--models",
-        action=Joined,
-        default="tiny",
-        help="names or groups (tiny, small, full), comma separated",
-    )
-    blocks.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    blocks.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    for flag, default, about in (
-        ("batch-size", 1, "samples of a call; a video counts as one here"),
-        ("repeats", 10, "calls of which the least is taken"),
-    ):
-        blocks.add_argument(
-            f"--{flag}", type=whole_number, default=default, metavar="N", help=about
-        )
-    blocks.add_argument(
-        "--keep", type=decimal_number, default=0.46, metavar="SHARE",
-        help="share that the schedules spend, of multiply-accumulates or of time",
-    )  # fmt: skip
-    blocks.add_argument("--selector", default="attention", help="what ranks tokens")
-    rows_flag(blocks)
-    blocks.add_argument(
-        "--compile", action="store_true", help="time the dense block by torch.compile too"
-    )
-    blocks.add_argument(
-        "--whole", action="store_true", help="of tiny models, run the schedules whole too"
-    )
-    blocks.add_argument(
-        "--out", type=Path, metavar="FILE.json",
-        help="write the times of one model, for diffsparse(times=FILE.json)",
-    )  # fmt: skip

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ditbench.cli.flags import (
     Joined,
-    block_flags,
     memory_flags,
     plugin_flag,
     prepare_flags,
@@ -19,6 +18,7 @@ from ditbench.cli.flags import (
     sharing_flags,
     workload_flags,
 )
+from ditbench.cli.timing_flags import block_flags, speed_flags
 from ditbench.cli.usage import Parser, decimal_number, whole_number
 
 OK, GATE, USAGE, SOME_FAILED, STOPPED, BUG = 0, 1, 2, 3, 4, 5
@@ -115,6 +115,12 @@ def parsers(
 
     blocks = command("blocks", "time blocks of full size on a device: dense, in part and reused")
     block_flags(blocks)
+
+    speed = command(
+        "speed",
+        "time the sampler loops of stacks in turn: what of the FLOPs saved arrives as seconds",
+    )
+    speed_flags(speed)
 
     prepare = command("prepare", "train or calibrate what a method needs beforehand")
     prepare.add_argument(

@@ -4,7 +4,7 @@ whole schedules would take by these times."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,28 +57,22 @@ class Subject:
 def subject_of(model: Model, device: str, dtype: str, batch: int) -> Subject:
     """A tiny model with its weights; of a full-size one a transformer of `BLOCKS` random blocks of
     each kind, at the width and the number of tokens that it has. ValueError as `load`."""
-    import torch
-
-    from ditbench.models.architecture import build
+    from ditbench.models.encoderless import build_encoderless, call_encoderless
     from ditbench.models.loading import load
+    from ditbench.models.requests import call_arguments, make_requests
     from ditbench.models.sublayers import call_sizes
-    from ditbench.quiet import quiet
 
     if not device.startswith("cuda"):
         keep_freed_memory()
     sampling, of = sampling_of(model), _listed(model)
     if whole := model.group == "tiny":
         pipe = load(model, weights="bundled", device=device, dtype=dtype)
+        arguments = call_arguments(model, sampling, make_requests(model, num=batch, seed=0))
     else:
-        layers = of.parts["transformer"]
-        counts = [key for key in layers if key in ("num_layers", "num_single_layers")]
-        few = {f"transformer.{key}": min(BLOCKS, layers[key]) for key in counts}
-        with quiet():
-            pipe = build(
-                model, device=device, dtype=getattr(torch, dtype),
-                parts=("transformer", "vae", "scheduler"), changes=of.sizes | few,
-            )  # fmt: skip
-    call = _captured(pipe, _arguments(model, pipe, sampling, batch, device, dtype, whole))
+        pipe = build_encoderless(model, device, dtype, BLOCKS)
+        two = replace(sampling, steps=max(2, sampling.steps))
+        arguments = call_encoderless(model, pipe, two, batch)
+    call = _captured(pipe, arguments)
     _, _, text = call_sizes(pipe.transformer, *call, of.grid)
     return Subject(
         model=model, pipe=pipe, sampling=sampling, call=call, whole=whole,
@@ -91,10 +85,6 @@ def subject_of(model: Model, device: str, dtype: str, batch: int) -> Subject:
 class _Listed:
     """The whole model's sub-layers at its own size, without weights."""
 
-    parts: Mapping[str, Any]
-    """As `describe` has them."""
-    sizes: dict[str, Any]
-    """What of that goes by the size of the samples."""
     grid: tuple[int, int, int]
     sublayers: Sequence[Sublayer]
     lists: tuple[str, ...]
@@ -103,49 +93,19 @@ class _Listed:
 
 def _listed(model: Model) -> _Listed:
     from ditbench.models.architecture import build, describe
+    from ditbench.models.encoderless import changes_of
     from ditbench.models.sublayers import sublayers
     from ditbench.quiet import quiet
 
     family, sampling, parts = family_named(model.family), sampling_of(model), describe(model)
-    sizes = dict(family.resize(model.name, parts, sampling))
     with quiet():
-        meta = build(model, device="meta", parts=("transformer",), changes=sizes).transformer
+        meta = build(
+            model, device="meta", parts=("transformer",), changes=changes_of(model)
+        ).transformer
     listed = sublayers(meta)
     return _Listed(
-        parts=parts, sizes=sizes, grid=family.grid(model.name, parts, sampling),
-        sublayers=listed, lists=tuple(lists_of(meta, listed)),
+        grid=family.grid(model.name, parts, sampling), sublayers=listed, lists=tuple(lists_of(meta, listed)),
     )  # fmt: skip
-
-
-def _arguments(
-    model: Model, pipe: Any, sampling: Sampling, batch: int, device: str, dtype: str, whole: bool
-) -> dict[str, Any]:
-    """Call arguments of the pipeline: requests, or where there is no text encoder random
-    embeddings."""
-    import torch
-
-    from ditbench.models.requests import call_arguments, make_requests
-
-    if whole:
-        return call_arguments(model, sampling, make_requests(model, num=batch, seed=0))
-
-    def some(*shape: int) -> Any:
-        if len(shape) == 1:  # a mask, all of it text; or a pooled embedding
-            return torch.ones(1, *shape, device=device, dtype=getattr(torch, dtype))
-        return torch.randn(1, *shape, device=device, dtype=getattr(torch, dtype))
-
-    call = family_named(model.family).meta_call(sampling, pipe.transformer.config, some)
-
-    def several(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.repeat(batch, *[1] * (value.dim() - 1))
-        return value * batch if isinstance(value, list) else value
-
-    return {
-        "num_inference_steps": max(2, sampling.steps),
-        "guidance_scale": sampling.guidance,
-        **{key: several(value) for key, value in call.items()},
-    }
 
 
 class _Called(Exception):
