@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ditbench.cli import preparing, sharing
-from ditbench.cli import queries as asking
+from ditbench.cli import preparing, queries, sharing
 from ditbench.cli.blocks import blocks
 from ditbench.cli.ending import run, stopped_by_signals, tell
 from ditbench.cli.estimating import estimate
@@ -217,7 +216,7 @@ def _report(args: argparse.Namespace) -> int:
 
     load_plugins(args.plugin)
     if args.only == "pairs":
-        return asking.pairs(args)
+        return queries.pairs(args)
     return _tell_report(args.runs, args.out, args.json, None)
 
 
@@ -272,7 +271,7 @@ COMMANDS = {
     "run": _run, "plan": _plan, "count": preparing.count, "estimate": estimate, "blocks": blocks,
     "speed": speed, "prepare": preparing.prepare, "convert": preparing.convert,
     "match": preparing.match, "stack": _stack, "score": _score, "report": _report,
-    "recommend": asking.recommend, "compare": asking.compare, "reproduce": asking.reproduce,
+    "recommend": queries.recommend, "compare": queries.compare, "reproduce": queries.reproduce,
     "publish": sharing.publish, "pull": sharing.pull, "merge": sharing.merge,
     "leaderboard": sharing.leaderboard, "verify": sharing.verify, "reference": _reference,
     "list": _list, "check": preparing.check, "doctor": _doctor,
