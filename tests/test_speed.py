@@ -164,13 +164,25 @@ class Counted:
     flops = 7
 
 
-def test_a_transformer_larger_than_the_memory_is_refused(monkeypatch, capsys):
+def test_a_transformer_larger_than_the_memory_is_refused_and_no_other(
+    monkeypatch, tmp_path, capsys
+):
+    small = short("dit-xl-2-256")
     monkeypatch.setattr("ditbench.records.environment.memory_bytes", lambda: 20_000_000_000)
-    assert main(["speed", "--models", "flux-1-dev", "--dtype", "bfloat16", "--rounds", "1"]) == 2
-    error = capsys.readouterr().err
-    assert (
-        "its transformer has 23.8 GB of weights in bfloat16, and this machine has 20.0 GB" in error
-    )
+    monkeypatch.setattr("ditbench.models.table.select", lambda _: [small, *select("flux-1-dev")])
+    file = tmp_path / "speed.json"
+    flags = ["--models", "full", "--dtype", "bfloat16", "--rounds", "1", "--threads", "1"]
+    assert main(["speed", *flags, "--out", str(file)]) == 0
+    sentence = "its transformer has 23.8 GB of weights in bfloat16, and this machine has 20.0 GB"
+    assert sentence in " ".join(capsys.readouterr().out.split())
+    document = json.loads(file.read_text())
+    assert [row["status"] for row in document["rows"]] == ["ok", "refused"]
+    assert sentence in document["rows"][1]["reason"]
+    assert document["environment"]["threads"] == 1 and document["environment"]["processor"]
+    assert document["settings"] == {
+        "dtype": "bfloat16", "batch": 1, "rounds": 1, "depth": None, "steps": None,
+        "row_kernels": "auto",
+    }  # fmt: skip
 
 
 def test_loops_that_take_minutes_are_announced(monkeypatch, capsys):
@@ -200,6 +212,7 @@ def test_loops_that_take_minutes_are_announced(monkeypatch, capsys):
         ("--models flux-9", "no model 'flux-9'; did you mean flux-"),
         ("--methods fara", "no method 'fara'; did you mean fora"),
         ("--against fara", "no method 'fara'; did you mean fora"),
+        ("--out nowhere/at.json", "--out: there is no folder nowhere to write at.json to"),
         ("--dtype int3", "'int3' is none of float32, bfloat16, float16"),
     ],
 )  # fmt: skip

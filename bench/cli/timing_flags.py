@@ -68,4 +68,8 @@ def speed_flags(speed: argparse.ArgumentParser) -> None:
     ):
         speed.add_argument(f"--{flag}", type=whole_number, default=default, metavar="N", help=about)
     rows_flag(speed)
+    speed.add_argument(
+        "--out", type=Path, metavar="FILE.json",
+        help="write the rows, and the environment they were measured in (default: none)",
+    )  # fmt: skip
     plugin_flag(speed)

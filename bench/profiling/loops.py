@@ -52,22 +52,25 @@ def time_loops(
     """The stacks timed `rounds` times, each in turn; a loop that counts FLOPs goes before, and in a
     stack that compiles as many loops as it compiles in, at the beginning of each round.
 
-    `depth`: blocks of each list of a full-size model. ValueError where the model cannot be built; what
-    goes wrong under a stack is its `reason`.
+    `depth`: blocks of each list of a full-size model. What goes wrong under a stack is its `reason`,
+    as is, of all, why the model cannot be built.
     """
     import torch
 
     from ditbench.models.encoderless import build_encoderless
     from ditbench.models.loading import load
-    from ditbench.quiet import quiet
 
-    weights = weights_of(model)
-    if weights == "random":
-        pipe = build_encoderless(model, device, dtype, depth)
-    else:
-        pipe = load(model, weights=weights, device=device, dtype=dtype)
     loops = [Loop(stack) for stack in stacks]
-    with quiet(), torch.inference_mode():
+    try:
+        if weights_of(model) == "random":
+            pipe = build_encoderless(model, device, dtype, depth)
+        else:
+            pipe = load(model, weights=weights_of(model), device=device, dtype=dtype)
+    except ValueError as error:
+        for loop in loops:
+            loop.status, loop.reason = "refused", first_line(error)
+        return loops
+    with torch.inference_mode():
         for loop in loops:
             with _noted(loop):
                 _check(model, loop, pipe)

@@ -2,7 +2,7 @@
 
 glibc gives memory at the top of its heap back to the system when enough of it is free, and maps large
 blocks anew each time. Every page of the next tensor is then made by the kernel when it is first
-written: an activation of 2 MB takes twice as long. Whether that happens depends on what lies behind
+written: an addition takes two to four times as long. Whether that happens depends on what lies behind
 the block, so that a method that keeps tensors from step to step may pay for it and the plain model not.
 """
 
@@ -12,9 +12,9 @@ import ctypes
 import os
 from typing import Any
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # malloc.h
 KEPT = {
-    MMAP_THRESHOLD: 32 << 20,  # the most that glibc takes
+    MMAP_MAX: 0,  # no block is mapped: a threshold is at most 32 MB, and activations may be larger
     TRIM_THRESHOLD: 2**31 - 1,
     TOP_PAD: 64 << 20,
 }
@@ -42,7 +42,7 @@ def give_back_freed_memory() -> None:
 
 def allocator() -> str:
     """What tensors on a CPU are allocated by, for a record; "" where it is as the system has it."""
-    return "glibc keeps freed memory" if _state["kept"] else ""
+    return "glibc keeps freed memory of any size" if _state["kept"] else ""
 
 
 def _library() -> Any:
