@@ -151,7 +151,7 @@ def test_what_compiles_compiles_before_it_is_timed(monkeypatch):
     monkeypatch.setattr(
         timing, "_seconds", lambda pipe, attached, *_: calls.append(len(attached.attachments)) or 1
     )
-    monkeypatch.setattr(timing, "count_generation", lambda _, call: call() and Counted())
+    monkeypatch.setattr(timing, "count_generation", lambda _, call, alike: call() and Counted())
     stacks = [Stack(), Stack.parse("compile(backend='eager')")]
     first = stacks[1].methods[0].first_calls
     time_loops(PIXART, stacks, **HERE)

@@ -17,6 +17,7 @@ from ditbench.method.stack import Stack
 from ditbench.models.family import family_of, grid_of
 from ditbench.models.sampling import Sampling, sampling_of
 from ditbench.profiling.counting import count_generation, count_model, first_line
+from ditbench.profiling.flops import alike_every_call
 from ditbench.profiling.latency import Clock
 
 if TYPE_CHECKING:
@@ -124,8 +125,9 @@ def _round(
             return _seconds(pipe, attached, sampling, arguments, batch, device)
 
         if first:
+            alike = alike_every_call(loop.stack)
             with attached.inspected():
-                loop.flops = count_generation(pipe, once).flops
+                loop.flops = count_generation(pipe, once, alike=alike).flops
         for _ in range(max((m.first_calls for m in loop.stack.compiling), default=0)):
             once()
         loop.seconds.append(once())
