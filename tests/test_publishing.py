@@ -415,7 +415,8 @@ def test_stacks_at_a_budget_are_set_against_one_of_them(tmp_path):
     with pytest.raises(ValueError, match=r"dit-tiny has no toca that saves 0\.54"):
         matched_table(section, "0.54", "toca")
     lines = against_table(section, "int8", "fewer_steps(share=0.5)").splitlines()
-    assert len(lines) == 4 and lines[2].startswith("| fewer_steps(share=0.5): alignment | ")
+    assert len(lines) == 5 and lines[2].startswith("| fewer_steps(share=0.5): alignment | ")
+    assert lines[4].startswith("| fewer_steps(share=0.5): perceptual | ")
     (row,) = [r for r in section.models["dit-tiny"] if r["stack"] == "int8"]
     whole = against_table(section, "none", "int8").splitlines()[2]
     assert f"{row['quality']['align.shapes_v1']['delta']['value']:+.3f} [" in whole

@@ -649,6 +649,16 @@ def test_a_rounded_change_is_never_minus_zero():
     assert wording.fixed(-0.0001, 3, signed=True) == "+0.000"
 
 
+def test_an_end_of_an_interval_says_whether_zero_is_inside():
+    def interval(low, high, **more):
+        return wording.interval({"value": 0.0, "low": low, "high": high}, 3, **more)
+
+    assert interval(-0.012, -0.0002, signed=True) == "[-0.012, -0.000]"
+    assert interval(-0.0002, 0.0002, signed=True) == "[-0.000, +0.000]"
+    assert interval(-0.0, 0.0, signed=True) == "[+0.000, +0.000]"
+    assert interval(-0.0002, 0.012) == "[0.000, 0.012]"
+
+
 def test_a_run_without_scores_has_a_report_that_says_why(tmp_path, capsys):
     run = write_run(tmp_path / "run", n=9, stacks=STACKS[:2])
     for path in (run / "scores").iterdir():

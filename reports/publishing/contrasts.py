@@ -196,8 +196,9 @@ def _mark(
 
 
 def against_table(section: Section, against: str, *stacks: str) -> str:
-    """Markdown of stacks minus the stack `against`, paired, with 95 % intervals: alignment, and
-    the Fréchet distance, which is better when lower. ValueError for a stack that was not run."""
+    """Markdown of stacks minus the stack `against`, paired, with 95 % intervals: alignment, the
+    Fréchet distance and, where a model has it, the perceptual distance to the un-accelerated samples,
+    which both are better when lower. ValueError for a stack that was not run."""
     contrasts, cells = Contrasts.of(section), {}
     for model, rows in section.models.items():
         by_stack = {row["stack"].replace(" ", ""): row for row in rows}  # as a marker names them
@@ -205,9 +206,12 @@ def against_table(section: Section, against: str, *stacks: str) -> str:
             raise ValueError(f"{model} was not run with {unknown[0]}")
         primary = primary_of(rows)
         for stack in stacks:
-            for metric, words in ((primary.score, "alignment"), (primary.distance, "Fréchet")):
+            for metric, words, places in (
+                (primary.score, "alignment", 3),
+                (primary.distance, "Fréchet", 0),
+                (metrics()[PERCEPTUAL], "perceptual", 3),
+            ):
                 change = contrasts.difference(metric, by_stack[stack], by_stack[against])
-                places = 3 if metric is primary.score else 0
                 cells[f"{stack}: {words}", model] = (
                     DASH if change is None else spoken(change.as_dict(), places, signed=True)
                 )

@@ -35,10 +35,14 @@ def fixed(value: float | None, places: int = 3, signed: bool = False) -> str:
 
 
 def interval(estimate: Interval | None, places: int = 3, signed: bool = False) -> str:
-    """`[low, high]`, or "" where the estimate carries no interval."""
+    """`[low, high]`, or "" where the estimate carries no interval. An end that rounds to zero keeps
+    its sign when `signed`, which says whether zero is inside."""
     if estimate is None or estimate["low"] is None or estimate["high"] is None:
         return ""
-    return f"[{fixed(estimate['low'], places, signed)}, {fixed(estimate['high'], places, signed)}]"
+    low, high = estimate["low"], estimate["high"]
+    if signed:
+        return f"[{low + 0.0:+.{places}f}, {high + 0.0:+.{places}f}]"
+    return f"[{fixed(low, places)}, {fixed(high, places)}]"
 
 
 def value(estimate: Interval | None, places: int = 3, signed: bool = False) -> str:

@@ -2,7 +2,8 @@
 
 B batch, N rows of a stream, K chosen rows, D width, H heads, d width of a head, M keys. Scores
 [B,N] have unit length over the tokens, so that what `token_cache.TokenCache` adds for waiting weighs the
-same whatever the selector (as in the code of arXiv:2410.05317). They are float32 whatever the
+same whatever the selector, but for those at random, which are from 0 to 1 (both as in the code of
+arXiv:2410.05317). They are float32 whatever the
 model's dtype: in bfloat16 thousands of tokens share a dozen scores, and ties decide.
 """
 
