@@ -18,23 +18,60 @@ from ditbench.profiling.loops import Loop, least_seconds, loop_rows, time_loops
 
 PIXART = replace(select("pixart-tiny")[0], steps=4)
 HERE = {"device": "cpu", "dtype": "float32", "batch": 2, "rounds": 2}
-FAILING = """
+PLUGIN = """
 from typing import Any
 
 from ditbench.method import Attachment, Stage, method
 
 
-@method("failing", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="none")
-class Failing:
-    \"\"\"Breaks down in its second generation.\"\"\"
+@method("leaving", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="none")
+class Leaving:
+    \"\"\"Leaves another forward behind.\"\"\"
 
     def attach(self, pipeline: Any, at: Attachment) -> None:
-        starts: list[int] = []
+        pipeline.transformer.transformer_blocks[0].forward = lambda hidden, *_, **__: hidden
 
+
+@method(
+    "lasting", family="cache", stage=Stage.WEIGHTS, claims={"weights"}, paper="none", reversible=False,
+)
+class Lasting:
+    \"\"\"Cannot be taken off.\"\"\"
+
+    def attach(self, pipeline: Any, at: Attachment) -> None:
+        del pipeline.transformer.transformer_blocks[1:]
+
+
+@method("spoiling", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="none")
+class Spoiling:
+    \"\"\"Makes what are no numbers.\"\"\"
+
+    def attach(self, pipeline: Any, at: Attachment) -> None:
+        for block in at.blocks:
+            at.reroute(block, lambda run, streams: tuple(float("nan") * x for x in run(streams)))
+
+
+@method("idling", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="none")
+class Idling:
+    \"\"\"Does nothing.\"\"\"
+
+    def attach(self, pipeline: Any, at: Attachment) -> None:
+        pass
+
+
+STARTS: list[int] = []
+
+
+@method("failing", family="cache", stage=Stage.SCHEDULE, claims={"block-schedule"}, paper="none")
+class Failing:
+    \"\"\"Breaks down in its fourth generation.\"\"\"
+
+    def attach(self, pipeline: Any, at: Attachment) -> None:
         def start() -> None:
-            starts.append(1)
-            if len(starts) == 2:
-                raise RuntimeError("out of luck")
+            STARTS.append(1)
+            at.count("starts")
+            if len(STARTS) == 4:
+                raise ValueError("out of luck")
 
         at.on_start(start)
 """
@@ -80,14 +117,16 @@ def test_a_compiled_stack_is_compared_with_what_compiles_alone():
 
 
 @pytest.mark.parametrize("status", ["refused", "failed"])
-def test_what_was_not_timed_wholly_has_no_time(status):
-    none = loop("none", 80, 4.0, 4.0)
-    lost = loop("fora", 40, 2.0, status=status, reason="it broke")
-    row = loop_rows(PIXART, [none, lost])[1]
+def test_what_was_not_timed_in_every_round_has_no_numbers(status):
+    none, lost = loop("none", 80, 4.0, 4.0), loop("fora", 40, 2.0)
+    lost.ends(status, "it broke")
+    row = loop_rows(PIXART, [none, lost], Stack.parse("fora"))[1]
     assert row["status"] == status and row["reason"] == "it broke"
-    assert all(row[k] is None for k in ("loop_s", "flops_ratio", "speedup", "realised"))
-    # nor is anything compared with a baseline that was not
-    assert loop_rows(PIXART, [lost, none])[1]["speedup"] is None
+    assert all(row[k] is None for k in ("gflop", "loop_s", "flops_ratio", "speedup", "realised"))
+    # nor is anything compared with it
+    _, second = loop_rows(PIXART, [lost, none])
+    assert second["speedup"] is None
+    assert loop_rows(PIXART, [none, lost], Stack.parse("fora"))[0]["against"] is None
 
 
 def test_loops_execute_the_flops_that_are_counted():
@@ -102,18 +141,78 @@ def test_loops_execute_the_flops_that_are_counted():
     assert diffsparse.status == "refused" and "run_bench.py prepare" in diffsparse.reason
 
 
-def test_a_stack_that_breaks_down_is_a_row_and_ends_no_other(tmp_path, capsys):
-    plugin = tmp_path / "failing.py"
-    plugin.write_text(FAILING)
-    flags = ["--models", "pixart-tiny", "--steps", "3", "--rounds", "1", "--plugin", str(plugin)]
-    assert main(["speed", *flags, "--methods", "failing,cudagraph,fora", "--json"]) == 3
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """A file of methods that misbehave."""
+    file = tmp_path_factory.mktemp("plugin") / "misbehaving.py"
+    file.write_text(PLUGIN)
+    return file
+
+
+def rows_of(capsys, plugin, methods, code, *flags):
+    flags = ["--models", "pixart-tiny", "--steps", "3", "--plugin", str(plugin), *flags]
+    assert main(["speed", *flags, "--methods", methods, "--json"]) == code
     out = capsys.readouterr().out
     rows = {row["stack"]: row for row in json.loads(out.splitlines()[-1])}
-    assert rows["failing"]["status"] == "failed"
-    assert rows["failing"]["reason"] == "RuntimeError: out of luck"
+    assert rows["none"]["status"] == "ok"
+    return rows, " ".join(out.split())
+
+
+def test_a_stack_that_breaks_down_is_a_row_and_ends_no_other(plugin, capsys):
+    # counted, warmed up and timed once; then it breaks down
+    rows, out = rows_of(capsys, plugin, "failing,cudagraph,fora", 3, "--rounds", "2")
+    assert rows["failing"]["status"] == "failed" and rows["failing"]["gflop"] is None
+    assert rows["failing"]["reason"] == "ValueError: out of luck"
     assert rows["cudagraph"]["status"] == "refused" and "CUDA" in rows["cudagraph"]["reason"]
-    assert rows["none"]["status"] == rows["fora"]["status"] == "ok"
-    assert "failing: failed: RuntimeError: out of luck" in " ".join(out.split())
+    assert rows["fora"]["status"] == "ok"
+    assert "failing: failed: ValueError: out of luck" in out
+    # what is refused is no failure
+    rows_of(capsys, plugin, "cudagraph,fora", 0, "--rounds", "1")
+
+
+def test_nothing_that_a_stack_leaves_reaches_another(plugin, capsys):
+    rows, _ = rows_of(capsys, plugin, "leaving,lasting,fora", 3, "--rounds", "2")
+    assert rows["leaving"]["status"] == "failed"
+    assert "left a changed transformer.transformer_blocks.0.forward" in rows["leaving"]["reason"]
+    assert rows["lasting"]["status"] == "refused"
+    assert "lasting: cannot be taken off again" in rows["lasting"]["reason"]
+    alone = count_model(replace(PIXART, steps=3), stack=Stack.parse("fora"))["flops"]
+    assert rows["fora"]["gflop"] == pytest.approx(alone / 1e9)
+
+
+def test_what_did_nothing_or_made_no_numbers_is_no_success(plugin, capsys):
+    rows, _ = rows_of(capsys, plugin, "idling,spoiling", 3, "--rounds", "1")
+    assert rows["idling"]["status"] == "inert" and rows["idling"]["speedup"]
+    assert rows["idling"]["reason"] == "idling changed nothing and counted no event"
+    assert rows["spoiling"]["status"] == "failed"
+    assert rows["spoiling"]["reason"] == "ValueError: the latents are not finite numbers"
+
+
+def test_methods_that_are_prepared_have_what_stands_for_them_at_full_size():
+    model = short("pixart-alpha-256")
+    none, diffsparse = time_loops(model, [Stack(), Stack.parse("diffsparse")], **HERE)
+    assert diffsparse.status == "ok" and diffsparse.flops < none.flops
+    assert str(diffsparse.stack) == "diffsparse(allocator='transferred')"
+    assert diffsparse.reason.startswith("in place of diffsparse, ")
+
+
+def test_the_text_of_full_size_models_does_not_go_by_the_order_of_stacks():
+    model = short("flux-1-dev")
+    stacks = [Stack.parse(text) for text in ("none", "lazy_queries", "top_tiles")]
+    flops = [
+        {str(one.stack): one.flops for one in time_loops(model, order, **(HERE | {"rounds": 1}))}
+        for order in (stacks, stacks[::-1])
+    ]
+    assert flops[0] == flops[1] and all(flops[0].values())
+
+
+def test_a_model_that_cannot_be_built_has_rows(monkeypatch):
+    def build(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("ditbench.models.encoderless.build_encoderless", build)
+    (none,) = time_loops(short("flux-1-dev"), [Stack()], **HERE)
+    assert none.status == "failed" and none.reason == "RuntimeError: out of memory"
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -155,7 +254,8 @@ def test_what_compiles_compiles_before_it_is_timed(monkeypatch):
     stacks = [Stack(), Stack.parse("compile(backend='eager')")]
     first = stacks[1].methods[0].first_calls
     time_loops(PIXART, stacks, **HERE)
-    assert calls == [0, 0, *[1] * (1 + first + 1), 0, *[1] * (first + 1)]
+    # counted, warmed up, timed; and a round later
+    assert calls == [0, 0, 0, *[1] * (1 + first + 1), 0, *[1] * (first + 1)]
 
 
 class Counted:
@@ -172,7 +272,7 @@ def test_a_transformer_larger_than_the_memory_is_refused_and_no_other(
     monkeypatch.setattr("ditbench.models.table.select", lambda _: [small, *select("flux-1-dev")])
     file = tmp_path / "speed.json"
     flags = ["--models", "full", "--dtype", "bfloat16", "--rounds", "1", "--threads", "1"]
-    assert main(["speed", *flags, "--out", str(file)]) == 0
+    assert main(["speed", *flags, "--out", str(file)]) == 3
     sentence = "its transformer has 23.8 GB of weights in bfloat16, and this machine has 20.0 GB"
     assert sentence in " ".join(capsys.readouterr().out.split())
     document = json.loads(file.read_text())
@@ -188,7 +288,7 @@ def test_a_transformer_larger_than_the_memory_is_refused_and_no_other(
 def test_loops_that_take_minutes_are_announced(monkeypatch, capsys):
     model = short("dit-xl-2-256")
     flops = count_model(model)["flops"]
-    assert least_seconds(model, 3, 2, 4, None, 10.0) == flops * 2 * 3 * 5 / 10
+    assert least_seconds(model, 3, 2, 4, None, 10.0) == flops * 2 * 3 * 6 / 10
     monkeypatch.setattr("ditbench.models.table.select", lambda _: [model])
     for rate, announced in ((1e15, False), (flops / 100, True), (None, False)):
         monkeypatch.setattr(
@@ -196,7 +296,7 @@ def test_loops_that_take_minutes_are_announced(monkeypatch, capsys):
         )
         assert main(["speed", "--models", "dit-xl-2-256", "--rounds", "1"]) == 0
         error = capsys.readouterr().err
-        assert ("all loops take at least 3 min on cpu" in error) == announced
+        assert ("all loops take at least 5 min on cpu" in error) == announced
         assert ("--rounds 1 takes fewer calls" in error) == announced
 
 
@@ -212,6 +312,7 @@ def test_loops_that_take_minutes_are_announced(monkeypatch, capsys):
         ("--models flux-9", "no model 'flux-9'; did you mean flux-"),
         ("--methods fara", "no method 'fara'; did you mean fora"),
         ("--against fara", "no method 'fara'; did you mean fora"),
+        ("--against=", "--against: nothing is given"),
         ("--out nowhere/at.json", "--out: there is no folder nowhere to write at.json to"),
         ("--dtype int3", "'int3' is none of float32, bfloat16, float16"),
     ],

@@ -44,6 +44,10 @@ def run(do: Callable[[], int], words: Sequence[str]) -> int:
     return code
 
 
+BEGIN_ANEW = {"blocks", "count", "estimate", "match", "speed"}
+"""Commands that keep nothing of what they have done."""
+
+
 def _code_of(error: BaseException, words: Sequence[str]) -> int:
     """Tell what is wrong, and give its exit code."""
     if isinstance(error, BrokenPipeError):  # `| head`: enough was seen
@@ -53,7 +57,9 @@ def _code_of(error: BaseException, words: Sequence[str]) -> int:
 
         number = error.number if isinstance(error, Stopped) else int(signal.SIGINT)
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-        tell(f"interrupted{by}; the same command goes on from here")
+        anew = bool(words) and words[0] in BEGIN_ANEW
+        after = "begins anew" if anew else "goes on from here"
+        tell(f"interrupted{by}; the same command {after}")
         return INTERRUPTED + number
     if isinstance(error, SystemExit):
         if error.code in (0, None) and {"-h", "--help", "--version"} & {*words}:

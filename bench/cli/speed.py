@@ -25,7 +25,8 @@ AT_LEAST_ONE = ("batch_size", "rounds", "depth", "threads", "steps")
 
 
 def speed(args: argparse.Namespace) -> int:
-    """Print the sampler loops' times; SOME_FAILED where a stack broke down or none could be timed."""
+    """Print the sampler loops' times; SOME_FAILED where a stack broke down or did nothing, or the
+    un-accelerated model could not be timed."""
     from ditbench.method.plugins import load_plugins
     from ditbench.method.stack import Stack
     from ditbench.models.fused_rows import computed_by
@@ -34,7 +35,7 @@ def speed(args: argparse.Namespace) -> int:
     from ditbench.quiet import quiet
     from ditbench.records.allocator import keep_freed_memory
     from ditbench.records.environment import describe
-    from ditbench.records.files import check_file, json_text
+    from ditbench.records.files import check_file, write_json
     from ditbench.reports.terminal.table import show_rows
     from ditbench.runner.plan import missing_device
     from ditbench.runner.progress import plain, progress
@@ -45,7 +46,8 @@ def speed(args: argparse.Namespace) -> int:
     if args.row_kernels is not None:
         asked["row_kernels"] = args.row_kernels
     spec, models = from_table(asked, Spec()), _models(args)
-    against = Stack.parse(args.against) if args.against else None
+    against = Stack.parse(args.against) if args.against is not None else None
+    against = against if against and against.methods else None  # all are compared with none
     stacks = _stacks(args.methods, against)
     if args.out:
         check_file(args.out)
@@ -58,6 +60,7 @@ def speed(args: argparse.Namespace) -> int:
         "steps": args.steps, "row_kernels": spec.row_kernels,
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
+    unwritten: OSError | None = None
     with ExitStack() as during:
         for inside in (_threads(args.threads), quiet(), computed_by(spec.row_kernels)):
             during.enter_context(inside)
@@ -73,11 +76,17 @@ def speed(args: argparse.Namespace) -> int:
             rows += loop_rows(model, loops, against)
             if args.out:  # after each model, so that a kill loses one
                 document = {"environment": here, "settings": settings, "rows": rows}
-                args.out.write_text(json_text(document) + "\n", encoding="utf-8")
+                try:
+                    write_json(args.out, document)
+                except OSError as error:  # the rows are still wanted
+                    unwritten = error
     caption = "\n".join(_lines(rows, models, here, settings))
     show_rows(rows, args.json, caption, hide=["status", "reason"])
+    if unwritten:
+        raise unwritten
     states = {row["status"] for row in rows}
-    return SOME_FAILED if "failed" in states or "ok" not in states else OK
+    untimed = any(row["stack"] == "none" and row["status"] != "ok" for row in rows)
+    return SOME_FAILED if untimed or states & {"failed", "inert"} else OK
 
 
 def _models(args: argparse.Namespace) -> list[Model]:
@@ -128,8 +137,9 @@ def _lines(
     if settings["depth"]:
         yield f"at most {settings['depth']} blocks of each list"
     for row in rows:
-        if row["status"] != "ok":
-            yield f"{row['model']} {row['stack']}: {row['status']}: {row['reason']}"
+        if row["reason"]:
+            state = "" if row["status"] == "ok" else f"{row['status']}: "
+            yield f"{row['model']} {row['stack']}: {state}{row['reason']}"
 
 
 @contextmanager

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from ditbench.models.table import Model
 
 
+SEED = 0
+"""Of the embeddings."""
+
+
 def changes_of(model: Model, depth: int | None = None) -> dict[str, Any]:
     """Sizes of the architecture (`part.key`) that go by the size of the samples, and by `depth`, the
     most blocks of each list (None: all)."""
@@ -56,16 +60,18 @@ def build_encoderless(model: Model, device: str, dtype: str, depth: int | None =
 
 
 def call_encoderless(model: Model, pipe: Any, sampling: Sampling, batch: int) -> dict[str, Any]:
-    """Arguments of the pipeline's call for `batch` samples, with random embeddings of text."""
+    """Arguments of the pipeline's call for `batch` samples, with random embeddings of text, which are
+    the same in every call, and of all samples."""
     import torch
 
     transformer = pipe.transformer
     at = {"device": transformer.device, "dtype": transformer.dtype}
+    random = torch.Generator(transformer.device).manual_seed(SEED)
 
     def some(*shape: int) -> Any:
         if len(shape) == 1:  # a mask, all of it text; or a pooled embedding
             return torch.ones(1, *shape, **at)
-        return torch.randn(1, *shape, **at)
+        return torch.randn(1, *shape, generator=random, **at)
 
     def several(value: Any) -> Any:
         if isinstance(value, torch.Tensor):

@@ -42,46 +42,63 @@ class Loop:
     seconds: list[float] = field(default_factory=list)
     """Of each round."""
     status: str = "ok"
-    """`ok`, `refused` where the stack cannot be used here, `failed` where it broke down."""
+    """`ok`, `inert` where its methods did nothing, `refused` where the stack cannot be used here,
+    `failed` where it broke down."""
     reason: str = ""
+    """Of another status; or what is to be known of a stack that was timed."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether it was, in every round."""
+        return self.status in ("ok", "inert") and bool(self.seconds)
+
+    def ends(self, status: str, reason: str) -> None:
+        """It is timed no further, and what was is not shown."""
+        self.status, self.reason, self.flops = status, reason, 0
+        self.seconds.clear()
 
 
 def time_loops(
     model: Model, stacks: Sequence[Stack], *, device: str, dtype: str, batch: int, rounds: int,
     depth: int | None = None, plugins: Sequence[str] = (), tell: Tell = lambda *_: None,
 ) -> list[Loop]:  # fmt: skip
-    """The stacks timed `rounds` times, each in turn; a loop that counts FLOPs goes before, and in a
-    stack that compiles as many loops as it compiles in, at the beginning of each round.
+    """The stacks timed `rounds` times, each in turn. In the first round a loop that counts FLOPs and
+    one that warms up go before; in a stack that compiles, as many as it compiles in, in every round.
 
-    `depth`: blocks of each list of a full-size model. What goes wrong under a stack is its `reason`,
-    as is, of all, why the model cannot be built.
+    Methods that would have to be prepared for a full-size model are replaced by what stands for them
+    (`Stack.instead`). `depth`: blocks of each list of a full-size model. What goes wrong under a stack
+    is its `reason`, as is, of all, why the model cannot be built. A stack that leaves something behind
+    fails, and the others go on with a pipeline built anew.
     """
     import torch
 
-    from ditbench.models.encoderless import build_encoderless
-    from ditbench.models.loading import load
-
-    loops = [Loop(stack) for stack in stacks]
+    loops = [Loop(stack.instead(model)) for stack in stacks]
+    for loop, stack in zip(loops, stacks, strict=True):
+        if loop.stack != stack:
+            loop.reason = f"in place of {stack}, which is prepared for smaller models only"
     try:
-        if weights_of(model) == "random":
-            pipe = build_encoderless(model, device, dtype, depth)
-        else:
-            pipe = load(model, weights=weights_of(model), device=device, dtype=dtype)
-    except ValueError as error:
+        bench = _Bench(model, device, dtype, batch, depth, tuple(plugins))
+    except Exception as error:
         for loop in loops:
-            loop.status, loop.reason = "refused", first_line(error)
+            loop.ends(*_wrong(error))
         return loops
     with torch.inference_mode():
         for loop in loops:
-            with _noted(loop):
-                _check(model, loop, pipe)
+            _check(bench, loop)
         for i in range(rounds):
             for n, loop in enumerate(loops):
-                if loop.status != "ok":
+                if loop.status not in ("ok", "inert"):
                     continue
                 tell(f"{model.name} {loop.stack}", i * len(loops) + n, rounds * len(loops))
-                with _noted(loop):
-                    _round(model, pipe, loop, device, batch, plugins, first=not i)
+                try:
+                    _round(bench, loop, first=not i)
+                except Exception as error:
+                    loop.ends("failed", f"{type(error).__name__}: {first_line(error)}")
+                if names := bench.left():
+                    loop.ends(
+                        "failed", f"taken off, it left a changed {', '.join(names[:3])} behind"
+                    )
+                    bench.build()
     return loops
 
 
@@ -90,47 +107,95 @@ def weights_of(model: Model) -> str:
     return "random" if model.group == "full" else "bundled"
 
 
-@contextmanager
-def _noted(loop: Loop) -> Iterator[None]:
-    """What goes wrong inside ends this stack and no other."""
+def _wrong(error: Exception) -> tuple[str, str]:
+    """Status and reason of what was not begun."""
+    if isinstance(error, ValueError):
+        return "refused", first_line(error)
+    return "failed", f"{type(error).__name__}: {first_line(error)}"
+
+
+class _Bench:
+    """A pipeline, and what every loop on it is called with."""
+
+    def __init__(
+        self, model: Model, device: str, dtype: str, batch: int, depth: int | None,
+        plugins: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        self.model, self.device, self.dtype = model, device, dtype
+        self.batch, self.depth, self.plugins = batch, depth, plugins
+        self.build()
+
+    def build(self) -> None:
+        """A pipeline that no stack was attached to."""
+        import torch
+
+        from ditbench.method.traces import Unchanged
+        from ditbench.models.encoderless import build_encoderless
+        from ditbench.models.loading import load
+
+        weights, model = weights_of(self.model), self.model
+        self.pipe: Any = None  # before there are two
+        with torch.inference_mode(False):  # or torch does not count what is written to weights
+            if weights == "random":
+                self.pipe = build_encoderless(model, self.device, self.dtype, self.depth)
+            else:
+                self.pipe = load(model, weights=weights, device=self.device, dtype=self.dtype)
+        with torch.inference_mode():  # as loops are run
+            self._unchanged = Unchanged(self.pipe)
+
+    def left(self) -> list[str]:
+        """What a stack left behind that was taken off again."""
+        return self._unchanged.left()
+
+    def prepared(self, stack: Stack) -> Mapping[str, Path]:
+        """Folders of what the stack needs; ValueError where it is not there."""
+        from ditbench.method.needs import resolve
+
+        found = resolve(self.model, stack, weights_of(self.model), self.plugins)
+        return {name: artifact.folder for name, artifact in found.items()}
+
+
+def _check(bench: _Bench, loop: Loop) -> None:
+    """Refuse a stack that cannot be used here, or not beside others."""
+    stack, model = loop.stack, bench.model
     try:
-        yield
-    except ValueError as error:
-        loop.status, loop.reason = "refused", first_line(error)
+        reason = next(iter(stack.problems(model.family)), None) or stack.refusal(bench.pipe)
+        lasting = [m.name for m in stack.methods if not m.traits.reversible]
+        if lasting and not reason:
+            reason = f"{lasting[0]}: cannot be taken off again, for which run has other processes"
+        sampling = stack.adapt(sampling_of(model))
+        unfit = ((m.name, m.unfit(sampling)) for m in stack.methods)
+        reason = reason or next((f"{name}: {why}" for name, why in unfit if why), None)
+        if reason:
+            raise ValueError(reason)
+        bench.prepared(stack)
     except Exception as error:
-        loop.status, loop.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+        loop.ends(*_wrong(error))
 
 
-def _check(model: Model, loop: Loop, pipe: Any) -> None:
-    problems = loop.stack.problems(model.family)
-    if reason := next(iter(problems), None) or loop.stack.refusal(pipe):
-        raise ValueError(reason)
-
-
-def _round(
-    model: Model, pipe: Any, loop: Loop, device: str, batch: int, plugins: Sequence[str], *,
-    first: bool,
-) -> None:  # fmt: skip
-    from ditbench.method.needs import resolve
-
-    prepared: Mapping[str, Path] = {
-        name: artifact.folder
-        for name, artifact in resolve(model, loop.stack, weights_of(model), plugins).items()
-    }
-    sampling = loop.stack.adapt(sampling_of(model))
-    arguments = _arguments(model, pipe, sampling, batch)
-    with loop.stack.attached(pipe, prepared) as attached, _not_decoding(pipe):
+def _round(bench: _Bench, loop: Loop, *, first: bool) -> None:
+    pipe, stack, model = bench.pipe, loop.stack, bench.model
+    sampling = stack.adapt(sampling_of(model))
+    arguments = _arguments(model, pipe, sampling, bench.batch)
+    with stack.attached(pipe, bench.prepared(stack)) as attached, _not_decoding(pipe) as decoded:
 
         def once() -> float:
-            return _seconds(pipe, attached, sampling, arguments, batch, device)
+            return _seconds(pipe, attached, sampling, arguments, bench.batch, bench.device)
 
         if first:
-            alike = alike_every_call(loop.stack)
+            alike = alike_every_call(stack)
             with attached.inspected():
                 loop.flops = count_generation(pipe, once, alike=alike).flops
-        for _ in range(max((m.first_calls for m in loop.stack.compiling), default=0)):
+        for _ in range(max([int(first), *(m.first_calls for m in stack.compiling)])):
             once()
         loop.seconds.append(once())
+        if idle := stack.idle(sampling_of(model), attached):
+            loop.status = "inert"
+            loop.reason = f"{' and '.join(idle)} changed nothing and counted no event"
+        if not decoded.finite:
+            if weights_of(model) != "random":
+                raise ValueError("the latents are not finite numbers")
+            loop.reason = "latents of random weights that are not finite numbers"
 
 
 def _arguments(model: Model, pipe: Any, sampling: Sampling, batch: int) -> dict[str, Any]:
@@ -172,18 +237,27 @@ def _seconds(
     return clock.between("begin", "end")
 
 
+class _Decoded:
+    """Whether the latents that came to the decoder were finite numbers."""
+
+    finite = True
+
+
 @contextmanager
-def _not_decoding(pipe: Any) -> Iterator[None]:
+def _not_decoding(pipe: Any) -> Iterator[_Decoded]:
     """Black pixels in place of what the decoder would make."""
     from diffusers.models.autoencoders.vae import DecoderOutput
 
+    decoded = _Decoded()
+
     def decode(latents: Any, return_dict: bool = True, **_: Any) -> Any:
+        decoded.finite = decoded.finite and bool(latents.isfinite().all())
         blank = latents.new_zeros(len(latents), 3, *[1] * (latents.ndim - 4), 8, 8)
         return DecoderOutput(sample=blank) if return_dict else (blank,)
 
     pipe.vae.decode = decode
     try:
-        yield
+        yield decoded
     finally:
         del pipe.vae.decode
 
@@ -200,11 +274,11 @@ def loop_rows(
     for loop in loops:
         other = against or loop.stack.compiled_alone()
         base = by_name.get(str(other)) if other is not None else None
-        compared = base is not None and base is not loop
+        compared = base is not None and base.timed and base is not loop and base is not loops[0]
         rows.append(
             {
                 "model": model.name, "stack": str(loop.stack), "gflop": loop.flops / 1e9 or None,
-                "loop_s": min(loop.seconds) if _whole(loop) else None,
+                "loop_s": min(loop.seconds) if loop.timed else None,
                 **_compared(loop, loops[0]),
                 "against": str(other) if compared else None,
                 **{
@@ -218,13 +292,9 @@ def loop_rows(
     return rows
 
 
-def _whole(loop: Loop | None) -> bool:
-    return loop is not None and loop.status == "ok" and bool(loop.seconds)
-
-
 def _compared(loop: Loop, base: Loop | None) -> dict[str, float | None]:
     names = ("flops_ratio", "speedup", "lowest", "highest", "realised")
-    if base is None or not _whole(base) or not _whole(loop):
+    if base is None or not (base.timed and loop.timed):
         return dict.fromkeys(names)
     ratios = [one / mine for one, mine in zip(base.seconds, loop.seconds, strict=True)]
     speedup = statistics.median(ratios)
@@ -242,4 +312,4 @@ def least_seconds(
 
     changes = changes_of(model, depth) if weights_of(model) == "random" else None
     flops = count_model(model, steps=sampling_of(model).steps, changes=changes)["flops"] or 0
-    return float(flops * batch * stacks * (rounds + 1) / rate)
+    return float(flops * batch * stacks * (rounds + 2) / rate)

@@ -12,9 +12,12 @@ import ctypes
 import os
 from typing import Any
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # malloc.h
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 KEPT = {
-    MMAP_MAX: 0,  # no block is mapped: a threshold is at most 32 MB, and activations may be larger
+    # the most that glibc takes. Tensors above 32 MB are mapped anew by each operation; without any
+    # mapping (M_MMAP_MAX 0) they are not, but blocks of many sizes then take several times the memory
+    # that is in use: torch wants blocks aligned, and what is cut off keeps freed ones apart
+    MMAP_THRESHOLD: 32 << 20,
     TRIM_THRESHOLD: 2**31 - 1,
     TOP_PAD: 64 << 20,
 }
@@ -42,7 +45,7 @@ def give_back_freed_memory() -> None:
 
 def allocator() -> str:
     """What tensors on a CPU are allocated by, for a record; "" where it is as the system has it."""
-    return "glibc keeps freed memory of any size" if _state["kept"] else ""
+    return "glibc keeps freed memory" if _state["kept"] else ""
 
 
 def _library() -> Any:

@@ -27,6 +27,7 @@ PACKAGES = (
 )
 VARIABLES = (
     *(
+        "GLIBC_TUNABLES",
         "OMP_NUM_THREADS",
         "MKL_NUM_THREADS",
         "KMP_AFFINITY",
