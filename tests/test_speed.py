@@ -91,7 +91,7 @@ def test_rows_say_what_share_of_the_saved_flops_arrives():
     none, fora = loop("none", 80, 4.0, 5.0, 4.5), loop("fora", 40, 2.5, 2.0, 3.0)
     rows = loop_rows(PIXART, [none, fora])
     assert rows[0] | {"model": "", "stack": ""} == {
-        "model": "", "stack": "", "gflop": 80e-9, "loop_s": 4.0, "flops_ratio": 1, "speedup": 1,
+        "model": "", "stack": "", "gflop": 80e-9, "loop_s": 4.0, "rounds_s": [4.0, 5.0, 4.5], "flops_ratio": 1, "speedup": 1,
         "lowest": 1, "highest": 1, "realised": 1, "against": None, "speedup_against": None,
         "realised_against": None, "status": "ok", "reason": "",
     }  # fmt: skip
@@ -109,6 +109,7 @@ def test_a_compiled_stack_is_compared_with_what_compiles_alone():
     assert rows[1]["against"] is None and rows[2]["against"] == "compile"
     assert rows[2]["speedup"] == 2 and rows[2]["speedup_against"] == 1.5
     assert rows[2]["realised_against"] == 0.75
+    assert rows[2]["lowest"] is None  # one round has no range
     # another baseline, for all stacks but itself
     other = loop("fora", 40, 2.5)
     rows = loop_rows(PIXART, [none, other, both], Stack.parse("fora"))
@@ -297,7 +298,7 @@ def test_loops_that_take_minutes_are_announced(monkeypatch, capsys):
         assert main(["speed", "--models", "dit-xl-2-256", "--rounds", "1"]) == 0
         error = capsys.readouterr().err
         assert ("all loops take at least 5 min on cpu" in error) == announced
-        assert ("--rounds 1 takes fewer calls" in error) == announced
+        assert ("--depth 2 or --steps 6 takes fewer calls" in error) == announced
 
 
 @pytest.mark.parametrize(

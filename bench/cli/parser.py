@@ -118,7 +118,7 @@ def parsers(
 
     speed = command(
         "speed",
-        "time the sampler loops of stacks in turn: what of the FLOPs saved arrives as seconds",
+        "time the sampler loops of stacks in turn, beside the FLOPs they execute",
     )
     speed_flags(speed)
 

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from ditbench.models.table import Model
 
 SAID = (
-    "{device}, {dtype}, batch {batch}, rounds {rounds}, all stacks in turn in each. loop_s: the sampler "
-    "loop, the least; speedup: median of the rounds' ratios to none, lowest and highest of them; "
-    "realised: speed-up over FLOPs ratio"
+    "{device}, {dtype}, batch {batch}, {steps}, rounds {rounds}, all stacks in turn in each. gflop: of the "
+    "loop and the batch, all guidance passes (FLOPs = 2 MACs); loop_s: the least of the rounds; speedup: "
+    "median of the rounds' ratios to none, lowest and highest of them; realised: speedup by flops_ratio"
 )
-AGAINST = "against: what is also compared with, in place of none"
+AGAINST = "against: a second baseline; speedup_against, realised_against: to that, where the others are to none"
 RANDOM = "random weights and text embeddings, which methods that decide by values decide by"
+SHALLOW = (
+    "at most {depth} block{s} of each list: the whole model's FLOPs ratios may be others (count)"
+)
 AT_LEAST_ONE = ("batch_size", "rounds", "depth", "threads", "steps")
 
 
@@ -81,7 +84,7 @@ def speed(args: argparse.Namespace) -> int:
                 except OSError as error:  # the rows are still wanted
                     unwritten = error
     caption = "\n".join(_lines(rows, models, here, settings))
-    show_rows(rows, args.json, caption, hide=["status", "reason"])
+    show_rows(rows, args.json, caption, hide=["status", "reason", "rounds_s"])
     if unwritten:
         raise unwritten
     states = {row["status"] for row in rows}
@@ -118,7 +121,9 @@ def _announce(model: Model, stacks: int, args: argparse.Namespace, rate: float |
 
     if rate and weights_of(model) == "random":
         seconds = least_seconds(model, stacks, args.batch_size, args.rounds, args.depth, rate)
-        warn_if_long(model.name, seconds, args.device, "all loops", "--rounds 1")
+        given = {"--depth 2": args.depth, "--steps 6": args.steps, "--rounds 1": args.rounds == 1}
+        fewer = " or ".join(flag for flag, there in given.items() if not there)
+        warn_if_long(model.name, seconds, args.device, "all loops", fewer or "another model")
 
 
 def _lines(
@@ -129,13 +134,16 @@ def _lines(
 
     on_cpu, threads = here["device"] == "cpu", here["threads"]
     many = f"{here['processor']}, {threads} thread{'' if threads == 1 else 's'}"
-    yield SAID.format(device=many if on_cpu else here["device"], **settings)
+    steps = f"steps {settings['steps'] or 'of the model'}"
+    device = many if on_cpu else here["device"]
+    yield SAID.format(device=device, **{**settings, "steps": steps})
     if any(row["against"] for row in rows):
         yield AGAINST
     if any(weights_of(model) == "random" for model in models):
         yield RANDOM
     if settings["depth"]:
-        yield f"at most {settings['depth']} blocks of each list"
+        depth = settings["depth"]
+        yield SHALLOW.format(depth=depth, s="" if depth == 1 else "s")
     for row in rows:
         if row["reason"]:
             state = "" if row["status"] == "ok" else f"{row['status']}: "

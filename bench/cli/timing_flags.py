@@ -55,7 +55,7 @@ def speed_flags(speed: argparse.ArgumentParser) -> None:
     speed.add_argument("--methods", action=Joined, help="stacks beside none, comma separated")
     speed.add_argument(
         "--against", metavar="STACK",
-        help="compare with this stack too (default: with what compiles in a stack, alone)",
+        help="a second baseline, beside none (default: what compiles in a stack, alone)",
     )  # fmt: skip
     speed.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     speed.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
@@ -70,6 +70,6 @@ def speed_flags(speed: argparse.ArgumentParser) -> None:
     rows_flag(speed)
     speed.add_argument(
         "--out", type=Path, metavar="FILE.json",
-        help="write the rows, and the environment they were measured in (default: none)",
+        help="write the rows and the environment, after each model (default: none)",
     )  # fmt: skip
     plugin_flag(speed)

@@ -279,6 +279,7 @@ def loop_rows(
             {
                 "model": model.name, "stack": str(loop.stack), "gflop": loop.flops / 1e9 or None,
                 "loop_s": min(loop.seconds) if loop.timed else None,
+                "rounds_s": list(loop.seconds),
                 **_compared(loop, loops[0]),
                 "against": str(other) if compared else None,
                 **{
@@ -299,7 +300,8 @@ def _compared(loop: Loop, base: Loop | None) -> dict[str, float | None]:
     ratios = [one / mine for one, mine in zip(base.seconds, loop.seconds, strict=True)]
     speedup = statistics.median(ratios)
     fewer = base.flops / loop.flops if loop.flops else None
-    values = (fewer, speedup, min(ratios), max(ratios), speedup / fewer if fewer else None)
+    ends = (min(ratios), max(ratios)) if len(ratios) > 1 else (None, None)
+    values = (fewer, speedup, *ends, speedup / fewer if fewer else None)
     return dict(zip(names, values, strict=True))
 
 
