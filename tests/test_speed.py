@@ -195,6 +195,8 @@ def test_methods_that_are_prepared_have_what_stands_for_them_at_full_size():
     assert diffsparse.status == "ok" and diffsparse.flops < none.flops
     assert str(diffsparse.stack) == "diffsparse(allocator='transferred')"
     assert diffsparse.reason.startswith("in place of diffsparse, ")
+    rows = loop_rows(model, [none, diffsparse], Stack.parse("diffsparse"))
+    assert rows[0]["against"] == "diffsparse(allocator='transferred')"
 
 
 def test_the_text_of_full_size_models_does_not_go_by_the_order_of_stacks():

@@ -1,4 +1,4 @@
-"""`speed`: how much of the FLOPs that stacks save arrives as seconds, at full width, without weights."""
+"""`speed`: the sampler loops of stacks timed in turn beside their FLOPs, at full width without weights."""
 
 from __future__ import annotations
 

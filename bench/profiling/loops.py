@@ -1,5 +1,4 @@
-"""The sampler loop of stacks timed in turn in one process, beside the FLOPs they execute (`speed`):
-what share of the FLOPs saved arrives as seconds.
+"""The sampler loop of stacks timed in turn in one process, beside the FLOPs they execute (`speed`).
 
 Text is encoded beforehand (or is random, for full-size models) and nothing is decoded: a loop is all
 from the first call of the transformer to the decoder.
@@ -135,6 +134,7 @@ class _Bench:
 
         weights, model = weights_of(self.model), self.model
         self.pipe: Any = None  # before there are two
+        self._unchanged: Any = None
         with torch.inference_mode(False):  # or torch does not count what is written to weights
             if weights == "random":
                 self.pipe = build_encoderless(model, self.device, self.dtype, self.depth)
@@ -145,14 +145,15 @@ class _Bench:
 
     def left(self) -> list[str]:
         """What a stack left behind that was taken off again."""
-        return self._unchanged.left()
+        names: list[str] = self._unchanged.left()
+        return names
 
     def prepared(self, stack: Stack) -> Mapping[str, Path]:
         """Folders of what the stack needs; ValueError where it is not there."""
         from ditbench.method.needs import resolve
 
-        found = resolve(self.model, stack, weights_of(self.model), self.plugins)
-        return {name: artifact.folder for name, artifact in found.items()}
+        artifacts = resolve(self.model, stack, weights_of(self.model), self.plugins)
+        return {name: artifact.folder for name, artifact in artifacts.items()}
 
 
 def _check(bench: _Bench, loop: Loop) -> None:
@@ -273,7 +274,7 @@ def loop_rows(
     rows = []
     for loop in loops:
         other = against or loop.stack.compiled_alone()
-        base = by_name.get(str(other)) if other is not None else None
+        base = None if other is None else by_name.get(str(other.instead(model)))
         compared = base is not None and base.timed and base is not loop and base is not loops[0]
         rows.append(
             {
@@ -281,7 +282,7 @@ def loop_rows(
                 "loop_s": min(loop.seconds) if loop.timed else None,
                 "rounds_s": list(loop.seconds),
                 **_compared(loop, loops[0]),
-                "against": str(other) if compared else None,
+                "against": str(base.stack) if base is not None and compared else None,
                 **{
                     f"{name}_against": value
                     for name, value in _compared(loop, base if compared else None).items()
