@@ -102,6 +102,13 @@ def test_rows_say_what_share_of_the_saved_flops_arrives():
     assert rows[1]["realised"] == pytest.approx(0.8)
 
 
+def test_a_remark_is_made_once_and_takes_nothing_away():
+    one = loop("fora", 1, 1.0, reason="in place of that")
+    for _ in range(2):
+        one.remark("it is idle")
+    assert one.reason == "in place of that; it is idle"
+
+
 def test_a_compiled_stack_is_compared_with_what_compiles_alone():
     none, alone = loop("none", 80, 4.0), loop("compile", 80, 3.0)
     both = loop("fora+compile", 40, 2.0)

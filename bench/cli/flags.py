@@ -244,6 +244,19 @@ def memory_flags(command: argparse.ArgumentParser) -> None:
         )
 
 
+def models_flag(command: argparse.ArgumentParser, default: str) -> None:
+    """Models of the table, of commands that need no run."""
+    command.add_argument(
+        "--models", action=Joined, default=default,
+        help="names or groups (tiny, small, full), comma separated",
+    )  # fmt: skip
+
+
+def methods_flag(command: argparse.ArgumentParser) -> None:
+    """Stacks, of the same."""
+    command.add_argument("--methods", action=Joined, help="stacks beside none, comma separated")
+
+
 def rows_flag(command: argparse.ArgumentParser) -> None:
     """What computes some rows of a sub-layer."""
     command.add_argument(

@@ -10,6 +10,8 @@ from pathlib import Path
 from ditbench.cli.flags import (
     Joined,
     memory_flags,
+    methods_flag,
+    models_flag,
     plugin_flag,
     prepare_flags,
     reference_flag,
@@ -65,13 +67,8 @@ def parsers(
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
     count = command("count", "count FLOPs over the real sampler loop, without weights")
-    count.add_argument(
-        "--models",
-        action=Joined,
-        default="full",
-        help="names or groups (tiny, small, full), comma separated",
-    )
-    count.add_argument("--methods", action=Joined, help="stacks beside none, comma separated")
+    models_flag(count, "full")
+    methods_flag(count)
     count.add_argument(
         "--convention",
         default="flops",
@@ -86,13 +83,8 @@ def parsers(
     estimate = command(
         "estimate", "say what models need of a GPU at full size, simulated: memory, time, batch"
     )
-    estimate.add_argument(
-        "--models",
-        action=Joined,
-        default="full",
-        help="names or groups (tiny, small, full), comma separated",
-    )
-    estimate.add_argument("--methods", action=Joined, help="stacks beside none, comma separated")
+    models_flag(estimate, "full")
+    methods_flag(estimate)
     estimate.add_argument(
         "--gpu", default="h100", help="h100, h200, a100, l20, rtx4090 or a FILE.toml of your own"
     )

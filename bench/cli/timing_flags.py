@@ -5,18 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ditbench.cli.flags import Joined, plugin_flag, rows_flag
+from ditbench.cli.flags import methods_flag, models_flag, plugin_flag, rows_flag
 from ditbench.cli.usage import decimal_number, whole_number
 
 
 def block_flags(blocks: argparse.ArgumentParser) -> None:
     """The flags of `blocks`."""
-    blocks.add_argument(
-        "--models",
-        action=Joined,
-        default="tiny",
-        help="names or groups (tiny, small, full), comma separated",
-    )
+    models_flag(blocks, "tiny")
     blocks.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     blocks.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     for flag, default, about in (
@@ -46,13 +41,8 @@ def block_flags(blocks: argparse.ArgumentParser) -> None:
 
 def speed_flags(speed: argparse.ArgumentParser) -> None:
     """The flags of `speed`."""
-    speed.add_argument(
-        "--models",
-        action=Joined,
-        default="tiny",
-        help="names or groups (tiny, small, full), comma separated",
-    )
-    speed.add_argument("--methods", action=Joined, help="stacks beside none, comma separated")
+    models_flag(speed, "tiny")
+    methods_flag(speed)
     speed.add_argument(
         "--against", metavar="STACK",
         help="a second baseline, beside none (default: what compiles in a stack, alone)",

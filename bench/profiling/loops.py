@@ -51,6 +51,11 @@ class Loop:
         """Whether it was, in every round."""
         return self.status in ("ok", "inert") and bool(self.seconds)
 
+    def remark(self, text: str) -> None:
+        """Add to the reason what is not there yet."""
+        if text not in self.reason:
+            self.reason = f"{self.reason}; {text}" if self.reason else text
+
     def ends(self, status: str, reason: str) -> None:
         """It is timed no further, and what was is not shown."""
         self.status, self.reason, self.flops = status, reason, 0
@@ -192,11 +197,11 @@ def _round(bench: _Bench, loop: Loop, *, first: bool) -> None:
         loop.seconds.append(once())
         if idle := stack.idle(sampling_of(model), attached):
             loop.status = "inert"
-            loop.reason = f"{' and '.join(idle)} changed nothing and counted no event"
+            loop.remark(f"{' and '.join(idle)} changed nothing and counted no event")
         if not decoded.finite:
             if weights_of(model) != "random":
                 raise ValueError("the latents are not finite numbers")
-            loop.reason = "latents of random weights that are not finite numbers"
+            loop.remark("latents of random weights that are not finite numbers")
 
 
 def _arguments(model: Model, pipe: Any, sampling: Sampling, batch: int) -> dict[str, Any]:
